@@ -1,0 +1,97 @@
+"""Looks at what `jaxasa demo` left in a folder; exits with 1 and a line at the first fault."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jaxasa.hf import load
+
+# The report of even a small run holds figures; an empty page would be shorter.
+REPORT_BYTES = 20_000
+SYSTEMS = ("sft", "grpo", "question_only", "mono", "chance")
+LEVELS = ("L1", "L2", "L3")
+
+
+def expect(condition: bool, what: str) -> None:
+    print(f"{'ok  ' if condition else 'FAIL'} {what}")
+    if not condition:
+        sys.exit(1)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def check_results(work: Path) -> dict:
+    results = json.loads((work / "results.json").read_text())
+    expect(
+        {"benchmark", "systems", "seconds", "peak_memory_gb"} <= set(results),
+        "results.json has benchmark, systems, seconds, peak_memory_gb",
+    )
+    levels = results["benchmark"]["levels"]
+    expect(
+        sum(levels[level] for level in LEVELS) == results["benchmark"]["items"],
+        f"levels {levels} add up to {results['benchmark']['items']} items",
+    )
+    expect(set(SYSTEMS) <= set(results["systems"]), f"systems {', '.join(SYSTEMS)} are scored")
+    for name, scores in results["systems"].items():
+        for level in ("overall", *LEVELS):
+            a = scores[level]
+            expect(
+                0 <= a["low"] <= a["accuracy"] <= a["high"] <= 1,
+                f"{name} {level}: {a['low']:.3f} <= {a['accuracy']:.3f} <= {a['high']:.3f}",
+            )
+    steps = {step: s for step, s in results["seconds"].items() if step != "total"}
+    total = results["seconds"]["total"]
+    expect(
+        len(steps) >= 5 and abs(sum(steps.values()) - total) < 1,
+        f"seconds of {len(steps)} steps add up to {total:.0f}",
+    )
+    memory = results["peak_memory_gb"]
+    expect(0.1 < memory < 8, f"peak memory is {memory:.2f} GB, below 8")
+    return results
+
+
+def check_benchmark(work: Path, results: dict) -> None:
+    items = lines(work / "benchmark" / "metadata.jsonl")
+    expect(len(items) == results["benchmark"]["items"], f"metadata.jsonl holds {len(items)} items")
+    expect(
+        all((work / "benchmark" / item["file_name"]).is_file() for item in items),
+        "every item's audio file is there",
+    )
+    expect(
+        all(len(set(item["options"])) == 4 and item["answer"] in "ABCD" for item in items),
+        "every item has four different options and a letter",
+    )
+    ids = {item["id"] for item in items}
+    found = sorted(work.rglob("predictions*.jsonl"))
+    expect(len(found) > 0, f"{len(found)} predictions files are there")
+    for path in found:
+        expect({p["id"] for p in lines(path)} == ids, f"{path.name} answers every item")
+
+
+def check_report(work: Path) -> None:
+    text = (work / "report" / "index.html").read_text()
+    expect(len(text) > REPORT_BYTES, f"report/index.html has {len(text)} characters")
+    expect("question" in text and "mono" in text.lower(), "the report names the controls")
+
+
+def check_export(work: Path) -> None:
+    params, meta, tokenizer = load.load(work / "export")
+    count = sum(array.size for array in load.flat(params).values())
+    expect(count > 100_000, f"export/ loads: {count:,} parameters")
+    expect(tokenizer.is_file() and len(meta["classes"]) > 1, f"{len(meta['classes'])} classes")
+    stage = meta["stage"]
+    trained, _, _ = load.load(work / "checkpoints" / stage)
+    merged = load.flat(load.merge(trained, meta["model"]))
+    same = all(np.array_equal(a, merged[path]) for path, a in load.flat(params).items())
+    expect(same and len(merged) == len(load.flat(params)), f"export/ equals checkpoints/{stage}")
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    check_export(folder)
+    check_report(folder)
+    check_benchmark(folder, check_results(folder))

@@ -1,0 +1,168 @@
+"""A trained model that answers questions: for `jaxasa ask`, and for the benchmark."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxasa import config
+from jaxasa.acoustics import foa
+from jaxasa.config import ConfigError
+from jaxasa.data import features, foa_file, records, tokens, words
+from jaxasa.data.questions import LETTERS
+from jaxasa.data.tokens import Text
+from jaxasa.hf import load
+from jaxasa.models import sample
+from jaxasa.models.asa import ASA, Params
+
+HEARING = ("full", "mono", "none")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Weights, tokenizer and classes. digest: changes with the weights."""
+
+    asa: ASA
+    params: Params
+    text: Text
+    classes: Sequence[str]
+    seconds: float
+    digest: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Model":
+        """Reads an export folder or `checkpoints/<stage>`; ConfigError where it is neither."""
+        params, meta, tokenizer = load.load(path)
+        model = config.model_from_dict(meta["model"])
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(params):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return cls(
+            ASA(model),
+            jax.tree.map(jnp.asarray, params),
+            Text.load(tokenizer),
+            tuple(meta["classes"]),
+            meta["seconds"],
+            digest.hexdigest()[:16],
+        )
+
+    def respond(
+        self,
+        audio: np.ndarray,
+        questions: Sequence[str],
+        options: Sequence[Sequence[str] | None],
+        hearing: str = "full",
+    ) -> list[str]:
+        """Replies to one question a scene: int16 audio [B, N, 4] -> texts with thought and answer.
+
+        options: four to each question, or None for an open one.
+        hearing: "full", "mono" (W only) or "none" (the question alone).
+        """
+        config.check(hearing in HEARING, "hearing", hearing, ", ".join(HEARING))
+        places = self.asa.audio_tokens(audio.shape[1])
+        rows = [
+            tokens.prompt_ids(
+                self.text,
+                0 if hearing == "none" else places,
+                tokens.question_text(question, choice),
+            )
+            for question, choice in zip(questions, options, strict=True)
+        ]
+        length = places + self.asa.model.prompt_tokens
+        prompts = tokens.pad_left(rows, length, self.text.pad)
+        if hearing == "mono":
+            audio = audio * np.array([1, 0, 0, 0], audio.dtype)
+        made = self._generate(self.params, audio, prompts)
+        return [self.text.decode(row) for row in np.asarray(made)]
+
+    @partial(jax.jit, static_argnums=0)
+    def _generate(self, params: Params, audio: jax.Array, prompts: jax.Array) -> jax.Array:
+        placed, _ = self.asa.project(params, self.asa.listen(params, audio))
+        made = sample.generate(
+            self.asa,
+            params,
+            prompts,
+            placed,
+            jax.random.key(0),
+            max_new=self.asa.model.reply_tokens,
+            pad=self.text.pad,
+            eos=self.text.eos,
+            audio_id=self.text.audio,
+            adapted="lora" in params,
+        )
+        return made.ids[:, 0]
+
+    def sources(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
+        """What the slots of the spatial encoder hold for a clip int16 [N, 4], likeliest first.
+
+        Each has class, azimuth and elevation (degrees), distance (m), presence (probability).
+        """
+        slots = self._slots(self.params, audio[None])
+        presence = jax.nn.sigmoid(slots.presence[0])
+        labels = np.asarray(slots.label[0])[:, : len(self.classes)].argmax(-1)
+        found = []
+        for s in np.argsort(-np.asarray(presence)):
+            if presence[s] < threshold:
+                continue
+            azimuth, elevation = foa.direction(np.asarray(slots.direction[0, s]))
+            found.append(
+                {
+                    "class": self.classes[labels[s]],
+                    "azimuth": round(float(azimuth), 1),
+                    "elevation": round(float(elevation), 1),
+                    "distance": round(float(np.exp(slots.log_distance[0, s])), 2),
+                    "presence": round(float(presence[s]), 3),
+                }
+            )
+        return found
+
+    @partial(jax.jit, static_argnums=0)
+    def _slots(self, params: Params, audio: jax.Array):
+        return self.asa.listen(params, audio).heard.slots
+
+
+def ask(
+    checkpoint: str | Path,
+    audio_path: str | Path,
+    question: str,
+    options: Sequence[str] | None = None,
+) -> dict:
+    """{"question", "answer", "thought", "reply", "sources"} for a FOA recording.
+
+    The clip is cut, or padded with silence, to the length that the model was trained on. With
+    four `options` the answer is one of them.
+    """
+    audio = foa_file.read(audio_path)
+    model = Model.load(checkpoint)
+    audio = records.to_int16(_fit(audio, round(model.seconds * features.RATE)))
+    reply = model.respond(audio[None], [words.plain(question)], [options])[0]
+    return {
+        "question": question,
+        "answer": _answer(reply, options),
+        "thought": _between(reply, tokens.THINK, tokens.END_THINK),
+        "reply": reply,
+        "sources": model.sources(audio),
+    }
+
+
+def _fit(audio: np.ndarray, length: int) -> np.ndarray:
+    """[N, 4] -> [length, 4], within full scale."""
+    audio = np.pad(audio[:length], ((0, max(0, length - len(audio))), (0, 0)))
+    return audio / max(1.0, float(np.abs(audio).max()))
+
+
+def _between(reply: str, opening: str, closing: str) -> str:
+    return reply.partition(opening)[2].partition(closing)[0].strip()
+
+
+def _answer(reply: str, options: Sequence[str] | None) -> str:
+    """The text between the answer's tags; an option's letter becomes its text."""
+    found = _between(reply, tokens.ANSWER, tokens.END_ANSWER)
+    if options is not None and found in LETTERS and found:
+        return options[LETTERS.index(found)]
+    return found or reply

@@ -1,0 +1,393 @@
+"""Every option of jaxasa, as frozen dataclasses that gin files build.
+
+`Run` is the root: each command reads one `Run` and takes the parts that it needs. Fields
+without a default must be bound in a gin file. gin checks no types, so `__post_init__`
+does, and a bad value is a one-line `ConfigError` that names the field, the value and
+what was expected.
+
+Units: metres, seconds, hertz, degrees, dB.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+STAGES = ("text", "spatial", "align", "sft", "grpo")
+
+
+class ConfigError(ValueError):
+    """A setting or an input that the user must mend: one line, exit code 2."""
+
+
+def check(condition: bool, field: str, value, expected: str) -> None:
+    """Raises ConfigError naming `field` (`Class.field`), its `value` and what was `expected`."""
+    if not condition:
+        raise ConfigError(f"{field} is {value!r}, expected {expected}")
+
+
+def _check_range(owner, *fields: str, low: float) -> None:
+    for name in fields:
+        value = getattr(owner, name)
+        ok = (
+            isinstance(value, (tuple, list))
+            and len(value) == 2
+            and all(isinstance(v, (int, float)) for v in value)
+            and low <= value[0] <= value[1]
+        )
+        where = f"{type(owner).__name__}.{name}"
+        check(ok, where, value, f"(low, high) with {low} <= low <= high")
+
+
+def _check_at_least(owner, low, *fields: str) -> None:
+    for name in fields:
+        value = getattr(owner, name)
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= low
+        check(ok, f"{type(owner).__name__}.{name}", value, f"a number of at least {low}")
+
+
+def _check_share(owner, *fields: str) -> None:
+    for name in fields:
+        value = getattr(owner, name)
+        ok = isinstance(value, (int, float)) and 0 <= value <= 1
+        check(ok, f"{type(owner).__name__}.{name}", value, "a share from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """The sound bank: mono recordings with a class and a take.
+
+    bank: "debian" (recordings in Debian packages), "procedural" (synthesised, nothing to
+        download), "folder:PATH" (a folder per class), "esc50:PATH", "fsd50k:PATH" or
+        "manifest:PATH" (a CSV file with the columns path, class, take).
+    classes: class name -> labels of the source that it gathers; empty takes every label.
+    min_takes: a class with fewer takes is left out, and named.
+    max_seconds: longer clips are cut.
+    splits: shares of the takes of each class given to train, dev and test.
+    """
+
+    bank: str
+    classes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    min_takes: int = 8
+    max_seconds: float = 4.0
+    splits: tuple[float, float, float] = (0.6, 0.15, 0.25)
+
+    def __post_init__(self):
+        kind = str(self.bank).partition(":")[0]
+        kinds = ("debian", "procedural", "folder", "esc50", "fsd50k", "manifest")
+        check(kind in kinds, "Sounds.bank", self.bank, "one of " + ", ".join(kinds))
+        _check_at_least(self, 3, "min_takes")
+        _check_at_least(self, 0.1, "max_seconds")
+        ok = len(self.splits) == 3 and all(s > 0 for s in self.splits)
+        ok = ok and abs(sum(self.splits) - 1) < 1e-6
+        check(ok, "Sounds.splits", self.splits, "three positive shares that sum to 1")
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Ranges from which scenes are drawn, and how many of each split are rendered.
+
+    seconds: length of a scene. sources: least and most sources. Rooms are shoeboxes of
+    length x width x height. rt60 is the nominal range; scenes are labelled with what is
+    measured. distance: source to listener. snr: diffuse ambient noise. gain: a source's own
+    level, independent of its distance. speed: playback rate of a clip, as augmentation.
+    """
+
+    train: int
+    dev: int
+    benchmark: int
+    seconds: float = 5.0
+    sources: tuple[int, int] = (1, 3)
+    length: tuple[float, float] = (4.0, 9.0)
+    width: tuple[float, float] = (3.5, 7.0)
+    height: tuple[float, float] = (2.4, 3.6)
+    rt60: tuple[float, float] = (0.15, 0.7)
+    distance: tuple[float, float] = (0.6, 4.0)
+    min_separation: float = 30.0
+    snr: tuple[float, float] = (20.0, 40.0)
+    gain: tuple[float, float] = (-6.0, 6.0)
+    speed: tuple[float, float] = (1.0, 1.0)
+    shard: int = 100
+    workers: int = 2
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "train", "dev", "benchmark", "shard", "workers")
+        _check_at_least(self, 0.5, "seconds")
+        _check_at_least(self, 0.0, "min_separation")
+        _check_range(self, "length", "width", "height", low=1.0)
+        _check_range(self, "sources", low=1)
+        _check_range(self, "rt60", low=0.05)
+        _check_range(self, "distance", low=0.05)
+        _check_range(self, "snr", "gain", low=-100.0)
+        _check_range(self, "speed", low=0.25)
+        check(self.sources[1] <= 8, "Scenes.sources", self.sources, "at most 8 sources")
+
+
+@dataclass(frozen=True)
+class Semantic:
+    """Whisper-shaped encoder of the W channel: log-mel, two convolutions, transformer."""
+
+    mels: int
+    width: int
+    heads: int
+    layers: int
+    max_seconds: float = 30.0
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "mels", "width", "heads", "layers")
+        check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
+
+
+@dataclass(frozen=True)
+class Spatial:
+    """Spatial encoder: features, conv stem over frequency, time layers, attractor slots.
+
+    features: "intensity" (log-mel of W and the active intensity vector in mel bands) or
+        "stft" (real and imaginary parts of W, Y, Z, X: 8 channels).
+    classes: outputs of the class head; a sound bank may have at most so many.
+    """
+
+    width: int
+    heads: int
+    layers: int
+    channels: tuple[int, ...]
+    features: str = "stft"
+    mels: int = 64
+    fft: int = 512
+    hop: int = 320
+    slots: int = 3
+    classes: int = 16
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "width", "heads", "layers", "mels", "fft", "hop", "slots")
+        _check_at_least(self, 1, "classes")
+        kinds = ("intensity", "stft")
+        check(self.features in kinds, "Spatial.features", self.features, " or ".join(kinds))
+        check(self.width % self.heads == 0, "Spatial.width", self.width, "a multiple of heads")
+
+
+@dataclass(frozen=True)
+class Projector:
+    """Dense hybrid projector (P2): one semantic, four spatial and one joint expert."""
+
+    hidden: int
+    expert: int
+    token_rate: float = 12.5
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "hidden", "expert")
+        _check_at_least(self, 0.1, "token_rate")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Qwen2-shaped decoder: grouped KV heads, RoPE, QKV bias, SwiGLU, tied embeddings."""
+
+    vocab: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    hidden: int
+    layers: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "vocab", "width", "heads", "kv_heads", "head_width", "hidden")
+        _check_at_least(self, 1, "layers")
+        ok = self.heads % self.kv_heads == 0
+        check(ok, "Decoder.heads", self.heads, "a multiple of kv_heads")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on the decoder's projections whose names match `targets`."""
+
+    rank: int = 8
+    alpha: float = 32.0
+    targets: str = r"(q|k|v|o|gate|up|down)"
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "rank")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The whole model: two encoders, projector, decoder, adapters.
+
+    prompt_tokens: room for a question besides the audio; reply_tokens: the longest reply.
+    """
+
+    semantic: Semantic
+    spatial: Spatial
+    projector: Projector
+    decoder: Decoder
+    lora: Lora
+    dtype: str = "float32"
+    prompt_tokens: int = 48
+    reply_tokens: int = 40
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "prompt_tokens", "reply_tokens")
+        kinds = ("float32", "bfloat16")
+        check(self.dtype in kinds, "Model.dtype", self.dtype, " or ".join(kinds))
+
+
+def model_from_dict(values: dict) -> Model:
+    """The inverse of `dataclasses.asdict`; ConfigError names a part or field that does not fit.
+
+    Lists, which JSON makes of tuples, become tuples again: a config is hashable.
+    """
+    parts = {
+        "semantic": Semantic,
+        "spatial": Spatial,
+        "projector": Projector,
+        "decoder": Decoder,
+        "lora": Lora,
+    }
+    try:
+        rest = {name: value for name, value in values.items() if name not in parts}
+        for name, part in parts.items():
+            fields = values[name].items()
+            rest[name] = part(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+        return Model(**rest)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"model config: {error}, expected the fields of config.Model") from None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices as (data, fsdp, tensor); -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        ok = all(isinstance(s, int) and (s > 0 or s == -1) for s in sizes)
+        ok = ok and sum(s == -1 for s in sizes) <= 1
+        check(ok, "Mesh", sizes, "positive sizes, at most one of them -1")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What every training stage has: length, batch, optimizer, which parts learn.
+
+    trainable: regular expressions on parameter paths ("decoder/.*"); what none matches is frozen.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    trainable: tuple[str, ...]
+    warmup: int = 20
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    save_every: int = 100
+    eval_every: int = 100
+    log_every: int = 10
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "steps", "batch", "save_every", "eval_every", "log_every")
+        _check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "clip")
+
+
+@dataclass(frozen=True)
+class TextStage(Stage):
+    """Stage 0, tiny only: the decoder learns copying, look-up and questions on written scenes."""
+
+    copy_share: float = 0.5
+    copy_until: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_share(self, "copy_share", "copy_until")
+
+
+@dataclass(frozen=True)
+class SpatialStage(Stage):
+    """Stage 1: slots, room and dense map of the spatial encoder; tags of the semantic one."""
+
+    mono_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class AlignStage(Stage):
+    """Stage 2: the projector learns captions under a frozen decoder."""
+
+    mono_share: float = 0.1
+
+
+@dataclass(frozen=True)
+class SftStage(Stage):
+    """Stage 3: questions. `questions` are asked of each scene, so a batch has batch x questions rows.
+
+    mono_share, no_audio_share: shares of scenes heard in W only, or not at all, so that the
+    controls meet nothing new. null_share: spatial path replaced by its learnt null.
+    """
+
+    questions: int = 8
+    mono_share: float = 0.1
+    no_audio_share: float = 0.1
+    null_share: float = 0.05
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_at_least(self, 1, "questions")
+        _check_share(self, "mono_share", "no_audio_share", "null_share")
+
+
+@dataclass(frozen=True)
+class GrpoStage(Stage):
+    """Stage 4: group-relative policy optimisation of the adapters (Dr. GRPO's loss)."""
+
+    group: int = 8
+    temperature: float = 1.0
+    clip_ratio: float = 0.2
+    answer_weight: float = 1.0
+    format_weight: float = 0.1
+    evidence_weight: float = 0.3
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_at_least(self, 2, "group")
+        _check_at_least(self, 1)
+        _check_at_least(self, 1e-3, "temperature", "clip_ratio")
+        _check_at_least(self, 0, "answer_weight", "format_weight", "evidence_weight")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The benchmark: items a level, and how a model answers them."""
+
+    l1: int = 385
+    l2: int = 279
+    l3: int = 336
+    batch: int = 128
+    bootstrap: int = 2000
+
+    def __post_init__(self):
+        _check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The root of every gin run file."""
+
+    name: str
+    stages: tuple[str, ...]
+    sounds: Sounds
+    scenes: Scenes
+    model: Model
+    mesh: Mesh
+    bench: Bench
+    text: TextStage
+    spatial: SpatialStage
+    align: AlignStage
+    sft: SftStage
+    grpo: GrpoStage
+    seed: int = 0
+
+    def __post_init__(self):
+        ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
+        check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))

@@ -1,0 +1,77 @@
+"""Audio features in JAX, on the device: Whisper's log-mel, STFT parts, intensity vectors.
+
+Letters: B batch, N samples, T frames, F frequency bins, M mel bands, C channels.
+Audio is 16 kHz; FOA channels are W, Y, Z, X (SN3D).
+"""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import librosa
+import numpy as np
+
+RATE = 16_000
+HOP = 160
+WINDOW = 400
+
+
+@cache
+def _hann(length: int) -> np.ndarray:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+@cache
+def mel_matrix(fft: int, mels: int) -> np.ndarray:
+    """Slaney mel filters `[fft / 2 + 1, mels]`, as Whisper's."""
+    return librosa.filters.mel(sr=RATE, n_fft=fft, n_mels=mels).T.astype(np.float32)
+
+
+def stft(audio: jax.Array, fft: int, hop: int) -> jax.Array:
+    """Centred, reflected, Hann: `[..., N] -> complex64 [..., 1 + N // hop, fft / 2 + 1]`."""
+    pad = [(0, 0)] * (audio.ndim - 1) + [(fft // 2, fft // 2)]
+    audio = jnp.pad(audio, pad, mode="reflect")
+    frames = 1 + (audio.shape[-1] - fft) // hop
+    index = np.arange(frames)[:, None] * hop + np.arange(fft)[None]
+    return jnp.fft.rfft(audio[..., index] * _hann(fft), axis=-1).astype(jnp.complex64)
+
+
+def log_mel(audio: jax.Array, mels: int) -> jax.Array:
+    """Whisper's features: `[B, N] -> [B, N // 160, mels]`.
+
+    log10 of mel power, floored 8 decades below the clip's peak, then (x + 4) / 4.
+    """
+    power = jnp.abs(stft(audio, WINDOW, HOP)[..., :-1, :]) ** 2
+    logs = jnp.log10(jnp.maximum(power @ mel_matrix(WINDOW, mels), 1e-10))
+    logs = jnp.maximum(logs, logs.max(axis=(-2, -1), keepdims=True) - 8.0)
+    return (logs + 4.0) / 4.0
+
+
+def foa_stft(audio: jax.Array, fft: int, hop: int) -> jax.Array:
+    """Real and imaginary parts of W, Y, Z, X: `[B, N, 4] -> [B, T, F, 8]`, compressed.
+
+    Magnitudes enter as |X|^0.3 with their phase, which keeps quiet bins visible.
+    """
+    spectra = jnp.moveaxis(stft(jnp.moveaxis(audio, -1, 1), fft, hop), 1, -1)
+    size = jnp.sqrt(jnp.real(spectra) ** 2 + jnp.imag(spectra) ** 2 + 1e-10)
+    spectra = spectra * size**-0.7
+    return jnp.concatenate([jnp.real(spectra), jnp.imag(spectra)], axis=-1)
+
+
+def intensity(audio: jax.Array, fft: int, hop: int, mels: int) -> jax.Array:
+    """Log-mel of W and what the sound field says of direction: `[B, N, 4] -> [B, T, M, 5]`.
+
+    Channels: log-mel power of W; active intensity Re(W* [X, Y, Z]) in mel bands over the
+    band's energy (|W|^2 + |Y|^2 + |Z|^2 + |X|^2) / 2, so a plane wave has length 1 (axes x, y,
+    z); and diffuseness 1 - |intensity| (DirAC, Pulkki 2007). A silent band has zero vectors.
+    """
+    spectra = stft(jnp.moveaxis(audio, -1, 1), fft, hop)
+    w, y, z, x = (spectra[:, c] for c in range(4))
+    mel = mel_matrix(fft, mels)
+    power = (jnp.abs(w) ** 2) @ mel
+    energy = (jnp.sum(jnp.abs(spectra) ** 2, axis=1) / 2) @ mel
+    active = [jnp.real(jnp.conj(w) * c) @ mel for c in (x, y, z)]
+    vector = jnp.stack(active, -1) / (energy + 1e-7)[..., None]
+    logs = (jnp.log10(power + 1e-7) + 4.0) / 4.0
+    diffuse = 1.0 - jnp.sqrt(jnp.sum(vector**2, -1) + 1e-12)
+    return jnp.concatenate([logs[..., None], vector, diffuse[..., None]], axis=-1)

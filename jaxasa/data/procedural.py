@@ -1,0 +1,291 @@
+"""Fourteen synthesised classes: the bank that needs no file and no network.
+
+A take draws the parameters of its source (pitch, material, rate), its two clips draw how it is
+played (length, timing, strength). Everything is a function of (seed, class, take, clip).
+Lengths are seconds, frequencies hertz, sampling 16 kHz.
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import scipy.signal
+
+from jaxasa.acoustics import keys
+from jaxasa.data.decode import RATE, Recording
+
+TAKES = 12
+CLIPS = 2
+
+Synth = Callable[[np.random.Generator, np.random.Generator], np.ndarray]
+
+
+def recordings(seed: int) -> list[Recording]:
+    """Lists 14 classes x 12 takes x 2 clips."""
+    return [
+        Recording(
+            name=f"{label}/{take:02d}-{clip}",
+            labels=(label,),
+            take=f"{label}/{take:02d}",
+            open=functools.partial(synthesise, label, take, clip, seed),
+        )
+        for label in CLASSES
+        for take in range(TAKES)
+        for clip in range(CLIPS)
+    ]
+
+
+def synthesise(label: str, take: int, clip: int, seed: int) -> np.ndarray:
+    """Returns float32 `[n]` at 16 kHz, peak 0.5."""
+    source = keys.rng(seed, "procedural", label, take)
+    playing = keys.rng(seed, "procedural", label, take, clip)
+    samples = CLASSES[label](source, playing)
+    return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
+
+
+def _time(seconds: float) -> np.ndarray:
+    return np.arange(int(seconds * RATE)) / RATE
+
+
+def _tone(frequency: np.ndarray, harmonics: np.ndarray) -> np.ndarray:
+    """Harmonics of a running frequency `[n]`; those above 7.5 kHz are left out."""
+    turn = np.exp(2j * np.pi * np.cumsum(frequency) / RATE)
+    out, harmonic = np.zeros(len(turn)), np.ones(len(turn), complex)
+    highest = frequency.max()
+    for k, gain in enumerate(harmonics, start=1):
+        harmonic *= turn
+        wave = gain * harmonic.imag
+        out += wave if k * highest < 7500 else wave * (k * frequency < 7500)
+    return out
+
+
+def _band(noise: np.ndarray, low: float, high: float, order: int = 2) -> np.ndarray:
+    sections = scipy.signal.butter(order, (low, high), "bandpass", fs=RATE, output="sos")
+    return scipy.signal.sosfilt(sections, noise)
+
+
+def _modes(seconds: float, frequencies, decays, gains) -> np.ndarray:
+    """A struck body: sum of decaying sines; decays are times to 1/e."""
+    t = _time(seconds)[:, None]
+    wave = np.exp(-t / np.asarray(decays)) * np.sin(2 * np.pi * np.asarray(frequencies) * t)
+    return wave @ np.asarray(gains)
+
+
+def _place(events: list[tuple[float, np.ndarray]]) -> np.ndarray:
+    """Sums (start, samples) pairs."""
+    length = max(int(start * RATE) + len(x) for start, x in events)
+    out = np.zeros(length)
+    for start, x in events:
+        at = int(start * RATE)
+        out[at : at + len(x)] += x
+    return out
+
+
+def _beats(clip: np.random.Generator, count: int, period: float, jitter: float) -> np.ndarray:
+    return np.arange(count) * period + clip.uniform(0, jitter * period, count)
+
+
+def _siren(take, clip):
+    low = take.uniform(350, 900)
+    high = low * take.uniform(1.3, 2.2)
+    rate = take.uniform(0.4, 3.0)
+    wail = take.random() < 0.5
+    harmonics = take.uniform(0.1, 1, 6) / np.arange(1, 7)
+    t = _time(clip.uniform(2.2, 3.6))
+    turn = np.sin(2 * np.pi * (rate * t + clip.random()))
+    turn = turn if wail else np.tanh(8 * turn)
+    return _tone(low + (high - low) * (turn + 1) / 2, harmonics)
+
+
+def _bell(take, clip):
+    pitch = take.uniform(350, 1600)
+    ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.6, 3.1]) * take.uniform(0.97, 1.03, 7)
+    decays = take.uniform(0.3, 1.2) / np.sqrt(ratios)
+    gains = take.uniform(0.2, 1, 7)
+    strike = clip.uniform(0.6, 1, 7) * gains
+    starts = _beats(clip, clip.integers(1, 4), take.uniform(0.5, 0.9), 0.05)
+    return _place([(s, _modes(1.8, pitch * ratios, decays, strike)) for s in starts])
+
+
+def _drum(take, clip):
+    pitch, drop = take.uniform(60, 220), take.uniform(1.2, 2.5)
+    decay, snare = take.uniform(0.06, 0.3), take.uniform(0, 0.8)
+    t = _time(0.6)
+    frequency = pitch * (1 + (drop - 1) * np.exp(-t / 0.03))
+    starts = _beats(clip, clip.integers(3, 7), take.uniform(0.2, 0.5), 0.1)
+    events = []
+    for start in starts:
+        skin = np.exp(-t / decay) * _tone(frequency, np.array([1, 0.4, 0.2]))
+        rattle = _band(clip.standard_normal(len(t)), 1500, 6500) * np.exp(-t / (decay * 0.7))
+        events.append((start, clip.uniform(0.6, 1) * (skin + snare * rattle)))
+    return _place(events)
+
+
+def _rain(take, clip):
+    seconds, density = clip.uniform(2.5, 3.8), take.uniform(60, 600)
+    low = take.uniform(300, 1500)
+    drops = np.zeros(int(seconds * RATE))
+    at = clip.integers(0, len(drops), int(density * seconds))
+    np.add.at(drops, at, clip.exponential(1, len(at)) * clip.choice((-1, 1), len(at)))
+    hiss = _band(clip.standard_normal(len(drops)), low, take.uniform(4500, 7500))
+    return _band(drops, low, 7500) * take.uniform(1, 4) + 0.08 * hiss
+
+
+def _bird(take, clip):
+    pitch, sweep = take.uniform(2000, 5000), take.uniform(-0.5, 0.6)
+    trill, depth = take.uniform(8, 45), take.uniform(0, 0.15)
+    length, harmonic = take.uniform(0.06, 0.35), take.uniform(0, 0.4)
+    events = []
+    for start in _beats(clip, clip.integers(4, 9), length + take.uniform(0.06, 0.25), 0.3):
+        t = _time(length * clip.uniform(0.8, 1.2))
+        x = t / t[-1]
+        bend = 1 + sweep * (x - 0.5) + depth * np.sin(2 * np.pi * trill * t)
+        note = _tone(pitch * clip.uniform(0.93, 1.07) * bend, np.array([1, harmonic]))
+        events.append((start, clip.uniform(0.5, 1) * np.sin(np.pi * x) ** 0.7 * note))
+    return _place(events)
+
+
+def _engine(take, clip):
+    speed, rough = take.uniform(25, 110), take.uniform(0.01, 0.06)
+    harmonics = take.uniform(0.1, 1, 40) * np.arange(1, 41) ** -take.uniform(0.5, 1.3)
+    noise, resonance = take.uniform(0.05, 0.4), take.uniform(200, 1500)
+    t = _time(clip.uniform(2.5, 3.8))
+    drift = np.cumsum(clip.standard_normal(len(t))) / np.sqrt(RATE)
+    rise = 1 + clip.uniform(-0.3, 0.5) * t / t[-1]
+    frequency = np.maximum(speed * rise * (1 + rough * drift), 10)
+    hum = _tone(frequency, harmonics)
+    hiss = _band(clip.standard_normal(len(t)), resonance * 0.5, resonance * 2)
+    firing = 0.6 + 0.4 * np.sin(2 * np.pi * np.cumsum(frequency) / RATE / 2)
+    return firing * (hum + noise * 4 * hiss)
+
+
+def _typing(take, clip):
+    body, decay = take.uniform(900, 3500, 3), take.uniform(0.004, 0.014, 3)
+    rate, click = take.uniform(5, 11), take.uniform(0.3, 1.5)
+    events = []
+    for start in _beats(clip, clip.integers(8, 20), 1 / rate, 0.7):
+        for delay, gain in ((0.0, 1.0), (clip.uniform(0.06, 0.1), 0.4)):
+            key = _modes(0.08, body * clip.uniform(0.85, 1.15), decay, (1, 0.7, 0.5))
+            burst = clip.standard_normal(len(key)) * np.exp(-_time(0.08) / 0.002)
+            events.append((start + delay, gain * clip.uniform(0.5, 1) * (key + click * burst)))
+    return _place(events)
+
+
+def _footsteps(take, clip):
+    low, high = take.uniform(60, 250), take.uniform(700, 3500)
+    heel, scrape = take.uniform(0.02, 0.06), take.uniform(0.05, 0.6)
+    events = []
+    for start in _beats(clip, clip.integers(4, 7), take.uniform(0.4, 0.65), 0.08):
+        t = _time(0.3)
+        noise = clip.standard_normal(len(t))
+        thump = _band(noise, low, low * 3) * np.exp(-t / heel) * 3
+        toe = _band(noise, high * 0.5, high * 1.5) * np.exp(-np.abs(t - 0.09) / 0.04)
+        events.append((start, clip.uniform(0.6, 1) * (thump + scrape * toe)))
+    return _place(events)
+
+
+def _fire(take, clip):
+    seconds, rate = clip.uniform(2.5, 3.8), take.uniform(8, 50)
+    roar = take.uniform(0.1, 0.6)
+    noise = clip.standard_normal(int(seconds * RATE))
+    bed = roar * _band(noise, 40, take.uniform(200, 700))
+    events = [(0.0, bed)]
+    for start in clip.uniform(0, seconds - 0.1, int(rate * seconds)):
+        t = _time(clip.uniform(0.004, 0.03))
+        centre = clip.uniform(1200, 5500)
+        snap = _band(clip.standard_normal(len(t)), centre * 0.6, centre * 1.3)
+        events.append((start, clip.exponential(0.7) * snap * np.exp(-t / (t[-1] / 4))))
+    return _place(events)
+
+
+def _strings(take, clip):
+    """Karplus-Strong (1983): a delay line of one period fed back through a two-tap average."""
+    open_string = take.uniform(82, 330)
+    damping, pick = take.uniform(0.990, 0.999), take.uniform(1500, 7000)
+    intervals = take.choice((0, 2, 3, 4, 5, 7, 9, 10, 12), 4)
+    low = scipy.signal.butter(1, pick, fs=RATE, output="sos")
+    events = []
+    for start in _beats(clip, clip.integers(3, 7), take.uniform(0.2, 0.5), 0.1):
+        pitch = open_string * 2 ** (clip.choice(intervals) / 12)
+        period = int(RATE / pitch - 0.5)
+        feedback = np.zeros(period + 2)
+        feedback[0], feedback[period], feedback[period + 1] = 1, -damping / 2, -damping / 2
+        pluck = np.zeros(int(1.4 * RATE))
+        pluck[:period] = scipy.signal.sosfilt(low, clip.uniform(-1, 1, period))
+        note = scipy.signal.lfilter((1,), feedback, pluck)
+        events.append((start, clip.uniform(0.6, 1) * note))
+    return _place(events)
+
+
+def _whistle(take, clip):
+    pitch, vibrato = take.uniform(900, 2400), take.uniform(4, 8)
+    depth, breath = take.uniform(0.002, 0.03), take.uniform(0.02, 0.2)
+    intervals = 2 ** (take.integers(-5, 8, 5) / 12)
+    events, start = [], 0.0
+    for _ in range(clip.integers(2, 5)):
+        t = _time(clip.uniform(0.35, 0.9))
+        bend = 1 + depth * np.sin(2 * np.pi * vibrato * t) + 0.1 * np.exp(-t / 0.04)
+        tone = _tone(pitch * clip.choice(intervals) * bend, np.array([1, 0.05]))
+        air = breath * _band(clip.standard_normal(len(t)), pitch * 0.8, pitch * 1.3)
+        rim = np.minimum(1, np.minimum(t, t[-1] - t) / 0.05)
+        events.append((start, rim * (tone + air)))
+        start += t[-1] + clip.uniform(0.02, 0.2)
+    return _place(events)
+
+
+def _dog(take, clip):
+    pitch, length = take.uniform(180, 650), take.uniform(0.12, 0.32)
+    formants = take.uniform((400, 1000, 2200), (900, 1900, 3500))
+    growl = take.uniform(0.1, 0.6)
+    events = []
+    for start in _beats(clip, clip.integers(2, 6), length + take.uniform(0.15, 0.5), 0.2):
+        t = _time(length * clip.uniform(0.85, 1.15))
+        x = t / t[-1]
+        bend = clip.uniform(0.9, 1.1) * (0.8 + 0.5 * np.sin(np.pi * x**0.7))
+        voice = _tone(pitch * bend, np.ones(20)) + growl * 8 * clip.standard_normal(len(t))
+        mouth = sum(_band(voice, f * 0.8, f * 1.25, 1) for f in formants)
+        events.append((start, clip.uniform(0.7, 1) * np.sin(np.pi * x) ** 0.5 * mouth))
+    return _place(events)
+
+
+def _alarm(take, clip):
+    first, ratio = take.uniform(700, 3000), take.choice((1.0, 1.26, 1.5))
+    on, off = take.uniform(0.06, 0.35), take.uniform(0.05, 0.3)
+    harmonics = np.where(np.arange(9) % 2 == 0, take.uniform(0, 1, 9), 0) / np.arange(1, 10)
+    harmonics[0] = 1
+    events = []
+    for k in range(int(clip.uniform(1.8, 3.2) / (on + off)) + 1):
+        t = _time(on)
+        rim = np.minimum(1, np.minimum(t, t[-1] - t) / 0.003)
+        frequency = np.full(len(t), first * (ratio if k % 2 else 1) * clip.uniform(0.998, 1.002))
+        events.append((k * (on + off), rim * _tone(frequency, harmonics)))
+    return _place(events)
+
+
+def _blast(take, clip):
+    low, decay = take.uniform(300, 2500), take.uniform(0.1, 0.7)
+    crack, rumble = take.uniform(0.2, 2), take.uniform(0.3, 1.5)
+    t = _time(min(4 * decay + 0.3, 2.5))
+    noise = clip.standard_normal(len(t))
+    body = _band(noise, 30, low) * np.exp(-t / decay)
+    snap = noise * np.exp(-t / 0.006)
+    tail = _band(clip.standard_normal(len(t)), 30, 200) * np.exp(-t / (1.5 * decay))
+    return body + crack * snap + rumble * tail * (1 - np.exp(-t / 0.05))
+
+
+CLASSES: dict[str, Synth] = {
+    "alarm": _alarm,
+    "bell": _bell,
+    "bird": _bird,
+    "blast": _blast,
+    "dog": _dog,
+    "drum": _drum,
+    "engine": _engine,
+    "fire": _fire,
+    "footsteps": _footsteps,
+    "rain": _rain,
+    "siren": _siren,
+    "strings": _strings,
+    "typing": _typing,
+    "whistle": _whistle,
+}

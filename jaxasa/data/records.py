@@ -1,0 +1,175 @@
+"""Rendered scenes on disk: ArrayRecord shards closed by a manifest.
+
+A record, little-endian:
+
+    bytes 0-3    b"JXA1"
+    bytes 4-7    uint32: bytes of JSON, a multiple of 4 (padded with spaces)
+    bytes 8-11   uint32: samples N
+    bytes 12-15  uint32: channels (4: W, Y, Z, X, SN3D)
+    then         JSON in UTF-8: the scene description
+    then         int16 [N, channels], a step being 1/32767 of full scale
+
+Shards are written `group_size:1,uncompressed` (the fastest to read at random) to a temporary
+name and renamed, so what has its final name is whole. manifest.json is written last: a
+data set without it is not complete.
+"""
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from jaxasa.config import ConfigError
+
+MAGIC = b"JXA1"
+SCALE = 32767
+MANIFEST = "manifest.json"
+_HEADER = struct.Struct("<4sIII")
+_READ = "readahead_buffer_size:0,max_parallelism:0"
+
+
+def to_int16(audio: np.ndarray) -> np.ndarray:
+    """Float audio in [-1, 1] as int16, rounded; raises `ValueError` beyond it or for NaN."""
+    if not np.abs(audio).max(initial=0.0) <= 1:
+        raise ValueError("audio is not finite or passes full scale")
+    return np.rint(audio * SCALE).astype("<i2")
+
+
+def to_float(audio: np.ndarray) -> np.ndarray:
+    """int16 audio of a record as float32 in [-1, 1]."""
+    return audio.astype(np.float32) / SCALE
+
+
+def encode(audio: np.ndarray, meta: dict) -> bytes:
+    """Packs int16 audio `[N, channels]` and a JSON-able dict into a record."""
+    if audio.dtype != np.int16 or audio.ndim != 2:
+        raise ValueError(f"audio is {audio.dtype} {audio.shape}, expected int16 [N, channels]")
+    text = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    return _HEADER.pack(MAGIC, len(text), *audio.shape) + text + audio.astype("<i2").tobytes()
+
+
+def decode(record: bytes) -> tuple[np.ndarray, dict]:
+    """Returns int16 `[N, channels]` (read-only) and the dict; raises `ValueError` if damaged."""
+    if len(record) < _HEADER.size or record[:4] != MAGIC:
+        raise ValueError("not a record of jaxasa")
+    _, length, samples, channels = _HEADER.unpack_from(record)
+    start = _HEADER.size + length
+    if len(record) != start + 2 * samples * channels:
+        raise ValueError("a record of the wrong length")
+    audio = np.frombuffer(record, "<i2", offset=start).reshape(samples, channels)
+    return audio, json.loads(record[_HEADER.size : start])
+
+
+def write_shard(path: Path, records: Iterable[tuple[np.ndarray, dict]]) -> dict:
+    """Writes (int16 `[N, channels]`, dict) pairs to `path`; returns its manifest entry."""
+    target = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = ArrayRecordWriter(str(target), "group_size:1,uncompressed")
+    count = 0
+    for audio, meta in records:
+        writer.write(encode(audio, meta))
+        count += 1
+    writer.close()
+    entry = _entry(target, path.name, count)
+    target.replace(path)
+    return entry
+
+
+def read_entry(path: Path, count: int) -> dict | None:
+    """The manifest entry of a shard written earlier; None if absent, damaged or not of `count`."""
+    if not path.is_file():
+        return None
+    try:
+        reader = ArrayRecordReader(str(path), _READ)
+        whole = reader.num_records() == count
+        for i in range(count if whole else 0):
+            decode(reader.read([i])[0])
+        reader.close()
+    except Exception:  # array_record raises what its C++ side sends: RuntimeError, IndexError
+        return None
+    return _entry(path, path.name, count) if whole else None
+
+
+def _entry(path: Path, name: str, count: int) -> dict:
+    with open(path, "rb") as data:
+        digest = hashlib.file_digest(data, "sha256").hexdigest()
+    return {"file": name, "count": count, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def write_manifest(folder: Path, meta: dict, shards: list[dict]) -> None:
+    """Closes a data set: `meta`, the total count, and one entry a shard."""
+    manifest = meta | {"count": sum(s["count"] for s in shards), "shards": shards}
+    target = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    target.write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
+    target.replace(folder / MANIFEST)
+
+
+class Records:
+    """A complete data set as a random-access sequence for grain.
+
+    `records[i]` is (int16 `[N, 4]`, scene description). Opening reads the manifest and checks
+    the size of each shard; shards open when first read. Threads may share it, and it pickles as
+    its folder. Raises `ConfigError` for a data set that is not complete or is damaged.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
+        try:
+            self.manifest: dict = json.loads((self.folder / MANIFEST).read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.folder}: no complete data set (no {MANIFEST})") from error
+        except ValueError as error:
+            raise ConfigError(f"{self.folder / MANIFEST}: damaged ({error})") from error
+        self._shards = self.manifest["shards"]
+        for shard in self._shards:
+            path = self.folder / shard["file"]
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["bytes"]:
+                raise ConfigError(f"{path} has {size} bytes, expected {shard['bytes']}")
+        self._ends = list(itertools.accumulate(s["count"] for s in self._shards))
+        self._readers: list[ArrayRecordReader | None] = [None] * len(self._shards)
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return (Records, (self.folder,))
+
+    def __repr__(self) -> str:
+        return f"Records({str(self.folder)!r})"
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, dict]:
+        index = index.__index__()
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = bisect.bisect_right(self._ends, index)
+        position = index - (self._ends[shard] - self._shards[shard]["count"])
+        try:
+            return decode(self._reader(shard).read([position])[0])
+        except (ValueError, RuntimeError, IndexError) as error:
+            path = self.folder / self._shards[shard]["file"]
+            raise ConfigError(f"{path}: record {position} is damaged ({error})") from error
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        with self._lock:
+            if self._readers[shard] is None:
+                path = str(self.folder / self._shards[shard]["file"])
+                # The default buffer of 1 MiB a shard is read in full for a record of 0.6 MB.
+                self._readers[shard] = ArrayRecordReader(path, _READ, file_reader_buffer_size=32768)
+            return self._readers[shard]
+
+    def verify(self) -> None:
+        """Reads every shard; raises `ConfigError` naming the first whose checksum is wrong."""
+        for shard in self._shards:
+            found = _entry(self.folder / shard["file"], shard["file"], shard["count"])
+            if found != shard:
+                raise ConfigError(f"{self.folder / shard['file']}: the checksum is wrong")

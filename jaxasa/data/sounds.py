@@ -1,0 +1,377 @@
+"""The sound bank: mono clips at 16 kHz with a class and a take, split by take.
+
+A bank is a folder: audio.i16 (all clips end to end, int16, little-endian, 1/32767 a step),
+bank.json (clips, splits, what was refused and why), credits.csv (packages and licences). The
+JSON file is written last: without it the bank is not complete and is built again.
+
+Clips under half a second (a key stroke, a step) are too short to find and name in a room: each
+is repeated with clips of its own take, with random gaps, to about 1.5 s.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxasa.acoustics import keys
+from jaxasa.acoustics.scenes import Clip
+from jaxasa.config import ConfigError, Sounds
+from jaxasa.data import corpora, debian, procedural, takes
+from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (what callers of build catch)
+from jaxasa.data.decode import RATE, Recording, Unusable, pieces, read
+from jaxasa.data.progress import progress
+
+FORMAT = 1
+SCALE = 32767
+SHORT, STRUNG = 0.5, 1.5
+# Takes of these banks are read from file names, so copies under other names are looked for.
+GUESSED_TAKES = ("debian", "folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """A clip while the bank is built; `start`, `count` are samples of the raw file."""
+
+    id: str
+    label: str
+    take: str
+    start: int
+    count: int
+    recording: Recording
+
+
+class Bank:
+    """A complete bank, opened with `Bank.load`; its audio is mapped when first asked for.
+
+    Attributes: folder, name, classes (sorted tuple), digest (sha256 of audio and splits),
+    report (refused clips by reason, takes and seconds per split and class, classes left out).
+    """
+
+    def __init__(self, folder: Path, meta: dict):
+        self.folder = folder
+        self.name: str = meta["name"]
+        self.classes: tuple[str, ...] = tuple(meta["classes"])
+        self.digest: str = meta["digest"]
+        self.report: dict = meta["report"]
+        self._key: str = meta["key"]
+        self._clips: dict[str, list[Clip]] = {split: [] for split in takes.SPLITS}
+        self._where: dict[str, tuple[int, int]] = {}
+        self._audio: np.ndarray | None = None
+        for row in meta["clips"]:
+            clip = Clip(row["id"], row["label"], row["take"], row["count"] / RATE)
+            self._clips[row["split"]].append(clip)
+            self._where[row["id"]] = (row["start"], row["count"])
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Bank":
+        """Opens the bank in `folder`; raises `ConfigError` when it is not complete."""
+        folder = Path(folder)
+        try:
+            meta = json.loads((folder / "bank.json").read_text("utf-8"))
+            size = (folder / "audio.i16").stat().st_size
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{folder}: not a complete sound bank ({error})") from error
+        if meta.get("format") != FORMAT or size != 2 * sum(c["count"] for c in meta["clips"]):
+            raise ConfigError(f"{folder}: a damaged sound bank, or one of another version")
+        return cls(folder, meta)
+
+    def __reduce__(self):
+        return (Bank.load, (self.folder,))
+
+    def clips(self, split: str) -> list[Clip]:
+        """The clips of "train", "dev" or "test"."""
+        return self._clips[split]
+
+    def audio(self, clip_id: str) -> np.ndarray:
+        """A clip as mono float32 `[n]` at 16 kHz."""
+        if self._audio is None:
+            self._audio = np.memmap(self.folder / "audio.i16", "<i2", mode="r")
+        start, count = self._where[clip_id]
+        return self._audio[start : start + count].astype(np.float32) / SCALE
+
+    def table(self) -> str:
+        """Takes, clips and seconds per class and split, then what was refused, as text."""
+        rows = [f"{'class':<12}" + "".join(f"{s + ' takes':>13}{'s':>6}" for s in takes.SPLITS)]
+        for label, splits in self.report["classes"].items():
+            cells = (f"{c['takes']:>13}{c['seconds']:>6.0f}" for c in splits.values())
+            rows.append(f"{label:<12}" + "".join(cells))
+        for label, count in self.report["left_out"].items():
+            rows.append(f"left out: {label} ({count} takes)")
+        for reason, count in self.report["reasons"].items():
+            rows.append(f"refused: {count} x {reason}")
+        return "\n".join([f"sound bank: {self.name}", *rows])
+
+
+def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
+    """Builds the bank of `sounds` in `folder`, or opens it if it is there for the same settings.
+
+    What does not decode, is silent, too short or heard before is refused, named and counted.
+    Raises `SoundsUnavailable` when the debian bank cannot be fetched, `ConfigError` for a bank
+    that is not there or leaves fewer than two classes.
+    """
+    folder = Path(folder)
+    key = _key(sounds, seed)
+    try:
+        bank = Bank.load(folder)
+        if bank._key == key:
+            return bank
+    except ConfigError:
+        pass
+    wanted = _classes_by_label(sounds)
+    recordings = _recordings(sounds, wanted, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bank.json").unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
+        raw_path = Path(work) / "raw.i16"
+        found, refused = _decode(recordings, wanted, sounds.max_seconds, raw_path)
+        if not found:
+            raise ConfigError(f"Sounds.bank {sounds.bank!r}: no usable recording")
+        raw = np.memmap(raw_path, "<i2", mode="r")
+        found = _one_class_per_take(found, refused)
+        if sounds.bank.partition(":")[0] in GUESSED_TAKES:
+            found = _merge_takes(found, raw)
+        found, split, left_out = _split(found, sounds, seed)
+        clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
+        del raw
+    _write_credits(found, folder)
+    meta = {
+        "format": FORMAT,
+        "name": {"debian": "debian recordings"}.get(sounds.bank, sounds.bank),
+        "key": key,
+        "classes": sorted({p.label for p in found}),
+        "digest": _digest(folder / "audio.i16", clips),
+        "report": {
+            "classes": _count(clips),
+            "left_out": left_out,
+            "reasons": dict(sorted(Counter(refused.values()).items())),
+            "refused": refused,
+        },
+        "clips": clips,
+    }
+    _replace(folder / "bank.json", json.dumps(meta, indent=1).encode())
+    return Bank.load(folder)
+
+
+def _key(sounds: Sounds, seed: int) -> str:
+    settings = [FORMAT, dataclasses.asdict(sounds), seed]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _classes_by_label(sounds: Sounds) -> dict[str, str]:
+    wanted: dict[str, str] = {}
+    for name, labels in sounds.classes.items():
+        for label in (labels,) if isinstance(labels, str) else labels:
+            if wanted.setdefault(label, name) != name:
+                raise ConfigError(
+                    f"Sounds.classes has {label!r} in {wanted[label]!r} and {name!r}, "
+                    "expected one class a label"
+                )
+    return wanted
+
+
+def _recordings(sounds: Sounds, wanted: dict[str, str], seed: int) -> list[Recording]:
+    kind, _, place = sounds.bank.partition(":")
+    if kind == "debian":
+        return debian.recordings(wanted, debian.cache_folder())
+    if kind == "procedural":
+        listed = procedural.recordings(seed)
+    else:
+        lister = {
+            "folder": corpora.folder,
+            "esc50": corpora.esc50,
+            "fsd50k": corpora.fsd50k,
+            "manifest": corpora.manifest,
+        }[kind]
+        listed = lister(Path(place).expanduser())
+    known = {label for recording in listed for label in recording.labels}
+    for label in wanted:
+        if label not in known:
+            raise ConfigError(
+                f"Sounds.classes has the label {label!r}, expected one of {sorted(known)}"
+            )
+    return listed
+
+
+def _decode(
+    recordings: Sequence[Recording], wanted: dict[str, str], max_seconds: float, path: Path
+) -> tuple[list[_Piece], dict[str, str]]:
+    """Decodes to a raw file; returns the pieces in it and {name: reason} of the refused."""
+    found: list[_Piece] = []
+    refused: dict[str, str] = {}
+    heard: dict[bytes, str] = {}
+    at = 0
+    with progress("sounds", len(recordings), "files") as advance, open(path, "wb") as raw:
+        for recording in recordings:
+            advance(1)
+            names = {wanted[x] for x in recording.labels if x in wanted}
+            names = names if wanted else {recording.labels[0]}
+            if not names:
+                continue
+            try:
+                if len(names) > 1:
+                    raise Unusable("labels of several classes")
+                parts = [
+                    np.rint(part * SCALE).astype("<i2")
+                    for part in pieces(read(recording.open()), max_seconds)
+                ]
+                mark = hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+                if mark in heard:
+                    raise Unusable("the same audio as another file")
+            except Unusable as reason:
+                refused[recording.name] = str(reason)
+                continue
+            heard[mark] = recording.name
+            for k, part in enumerate(parts):
+                name = recording.name if len(parts) == 1 else f"{recording.name}#{k}"
+                found.append(_Piece(name, *names, recording.take, at, len(part), recording))
+                raw.write(part.tobytes())
+                at += len(part)
+    return found, refused
+
+
+def _one_class_per_take(found: list[_Piece], refused: dict[str, str]) -> list[_Piece]:
+    # Classes are split apart from each other, so a take in two of them could reach two splits.
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for piece in found:
+        counts[piece.take][piece.label] += 1
+    home = {take: min(c, key=lambda label: (-c[label], label)) for take, c in counts.items()}
+    for piece in found:
+        if piece.label != home[piece.take]:
+            refused[piece.id] = "its take is in another class"
+    return [piece for piece in found if piece.label == home[piece.take]]
+
+
+def _merge_takes(found: list[_Piece], raw: np.ndarray) -> list[_Piece]:
+    merged = []
+    for label in sorted({piece.label for piece in found}):
+        mine = [piece for piece in found if piece.label == label]
+        audio = [raw[p.start : p.start + p.count].astype(np.float32) for p in mine]
+        names = takes.merge([piece.take for piece in mine], audio)
+        merged += [dataclasses.replace(p, take=name) for p, name in zip(mine, names, strict=True)]
+    return merged
+
+
+def _split(
+    found: list[_Piece], sounds: Sounds, seed: int
+) -> tuple[list[_Piece], dict[str, str], dict[str, int]]:
+    """Returns the pieces kept, {take: split}, and {class: takes} of the classes left out."""
+    by_class: dict[str, set[str]] = defaultdict(set)
+    for piece in found:
+        by_class[piece.label].add(piece.take)
+    left_out = {c: 0 for c in sounds.classes if c not in by_class}
+    left_out |= {c: len(t) for c, t in by_class.items() if len(t) < sounds.min_takes}
+    kept = sorted(set(by_class) - set(left_out))
+    if len(kept) < 2:
+        raise ConfigError(
+            f"Sounds.bank {sounds.bank!r}: {len(kept)} classes have Sounds.min_takes "
+            f"{sounds.min_takes} takes, expected at least 2 (left out: {left_out})"
+        )
+    split: dict[str, str] = {}
+    for label in kept:
+        split |= takes.assign(by_class[label], sounds.splits, label, seed)
+    pieces_kept = sorted((p for p in found if p.label in kept), key=lambda p: (p.label, p.id))
+    return pieces_kept, split, dict(sorted(left_out.items()))
+
+
+def _write_audio(
+    found: list[_Piece],
+    split: dict[str, str],
+    raw: np.ndarray,
+    folder: Path,
+    seed: int,
+    max_seconds: float,
+) -> list[dict]:
+    short: dict[str, list[_Piece]] = defaultdict(list)
+    for piece in found:
+        if piece.count < SHORT * RATE:
+            short[piece.take].append(piece)
+    rows, at = [], 0
+    target = folder / f".audio.{os.getpid()}.tmp"
+    with open(target, "wb") as out:
+        for piece in found:
+            samples = raw[piece.start : piece.start + piece.count]
+            if piece in short[piece.take]:
+                others = [raw[p.start : p.start + p.count] for p in short[piece.take]]
+                samples = string(samples, others, keys.rng(seed, "string", piece.id), max_seconds)
+            out.write(samples.tobytes())
+            rows.append(
+                {
+                    "id": piece.id,
+                    "label": piece.label,
+                    "take": piece.take,
+                    "split": split[piece.take],
+                    "start": at,
+                    "count": len(samples),
+                }
+            )
+            at += len(samples)
+    target.replace(folder / "audio.i16")
+    return rows
+
+
+def string(
+    first: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator, max_seconds: float
+) -> np.ndarray:
+    """Repeats a short clip int16 `[n]` with `others` of its take, to about 1.5 s.
+
+    Gaps are 80 to 300 ms; repetitions are up to 3 dB softer. Never longer than `max_seconds`.
+    """
+    parts, length = [first], len(first)
+    while length < min(STRUNG, max_seconds) * RATE:
+        gap = np.zeros(int(rng.uniform(0.08, 0.3) * RATE), "<i2")
+        gain = 10 ** (-rng.uniform(0, 3) / 20)
+        again = (others[rng.integers(len(others))] * gain).astype("<i2")
+        length += len(gap) + len(again)
+        if length > max_seconds * RATE:
+            break
+        parts += [gap, again]
+    return np.concatenate(parts)
+
+
+def _count(clips: list[dict]) -> dict[str, dict[str, dict]]:
+    table: dict[str, dict[str, dict]] = {}
+    for label in sorted({row["label"] for row in clips}):
+        table[label] = {}
+        for split in takes.SPLITS:
+            mine = [row for row in clips if (row["label"], row["split"]) == (label, split)]
+            table[label][split] = {
+                "takes": len({row["take"] for row in mine}),
+                "clips": len(mine),
+                "seconds": round(sum(row["count"] for row in mine) / RATE, 1),
+            }
+    return table
+
+
+def _digest(audio: Path, clips: list[dict]) -> str:
+    with open(audio, "rb") as data:
+        digest = hashlib.file_digest(data, "sha256")
+    digest.update(json.dumps(clips, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _write_credits(found: list[_Piece], folder: Path) -> None:
+    credited = {p.recording.name: p for p in found if p.recording.package}
+    if not credited:
+        return
+    target = folder / f".credits.{os.getpid()}.tmp"
+    with open(target, "w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(("package", "licence", "member", "class"))
+        for name, piece in credited.items():
+            package = piece.recording.package
+            member = name.removeprefix(f"{package}:")
+            writer.writerow((package, piece.recording.licence, member, piece.label))
+    target.replace(folder / "credits.csv")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    target = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target.write_bytes(content)
+    target.replace(path)

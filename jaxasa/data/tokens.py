@@ -1,0 +1,139 @@
+"""Text to token ids: a small byte-level BPE for the tiny model, prompts, completions, batches.
+
+A prompt is `[audio] question options`: `<AcousticTokens>` stands once for each audio token,
+and the model puts the projector's output there. In stage 0 a written scene stands in its
+place. A completion is `<think>trace</think><answer>B</answer><eos>`.
+
+Prompts are padded on the left and completions on the right, so that every row of a batch
+begins to answer in the same column and all shapes are static.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from jaxasa.config import ConfigError
+from jaxasa.data.questions import LETTERS, Question
+
+PAD, EOS, AUDIO = "<pad>", "<eos>", "<AcousticTokens>"
+THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
+SPECIAL = (PAD, EOS, AUDIO, THINK, END_THINK, ANSWER, END_ANSWER)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A tokenizer with the ids that the model needs. Pad is 0 in the tiny tokenizer."""
+
+    tokenizer: Tokenizer
+    pad: int
+    eos: int
+    audio: int
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Text":
+        """Reads a `tokenizer.json`; raises ConfigError where a special token is missing."""
+        if not Path(path).is_file():
+            raise ConfigError(f"{path}: no such file, expected a tokenizer.json")
+        return cls.of(Tokenizer.from_file(str(path)))
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> "Text":
+        ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+        missing = [name for name, i in ids.items() if i is None]
+        if missing:
+            raise ConfigError(f"tokenizer lacks the tokens {missing}")
+        return cls(tokenizer, ids[PAD], ids[EOS], ids[AUDIO])
+
+    @property
+    def size(self) -> int:
+        return self.tokenizer.get_vocab_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text up to the end of sequence; the tags of thought and answer stay in it."""
+        ids = list(ids)
+        ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
+        return self.tokenizer.decode([i for i in ids if i != self.pad], skip_special_tokens=False)
+
+
+def train(texts: Sequence[str], vocab: int) -> Text:
+    """Byte-level BPE on `texts`, at most `vocab` entries; words may join hyphens but not blanks."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?[\w\-]+| ?[^\w\s]|\s"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Text.of(tokenizer)
+
+
+def question_text(question: str, options: Sequence[str] | None) -> str:
+    """The question and its options, a line each: the option, then its letter; None: no options.
+
+    In this order the letter is what follows the option's text, so a decoder that has learnt to
+    copy finds the letter of the answer that its thought has named.
+    """
+    if options is None:
+        return f" {question}\n"
+    lines = [f"\n {option} {letter}" for letter, option in zip(LETTERS, options, strict=True)]
+    return f" {question}{''.join(lines)}\n"
+
+
+def reply_text(question: Question, thought: bool = True, is_open: bool = False) -> str:
+    """The completion that SFT teaches; without `thought` the trace is empty.
+
+    The thought ends with the answer's text and its letter. An open question was asked without
+    options: its answer is a text.
+    """
+    answer = question.answer_text if is_open else question.answer
+    trace = f" {question.trace}" if thought else ""
+    if thought and not is_open:
+        trace += f" {question.answer}"
+    return f"{THINK}{trace}{END_THINK}{ANSWER}{answer}{END_ANSWER}{EOS}"
+
+
+def caption_text(caption: str) -> str:
+    """The completion that stage 2 teaches: a trace that is not followed by an answer."""
+    return f"{THINK} {caption}{END_THINK}{EOS}"
+
+
+def prompt_ids(text: Text, audio_tokens: int, words: str) -> list[int]:
+    """Ids of a prompt with `audio_tokens` places for audio before the `words`."""
+    return [text.audio] * audio_tokens + text.encode(words)
+
+
+def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> np.ndarray:
+    """int32 [len(rows), length], ids at the right; raises ConfigError for a longer row."""
+    out = np.full((len(rows), length), pad, np.int32)
+    for i, row in enumerate(rows):
+        _check_length(row, length, "prompt")
+        out[i, length - len(row) :] = row
+    return out
+
+
+def pad_right(rows: Sequence[Sequence[int]], length: int, pad: int) -> np.ndarray:
+    """int32 [len(rows), length], ids at the left; raises ConfigError for a longer row."""
+    out = np.full((len(rows), length), pad, np.int32)
+    for i, row in enumerate(rows):
+        _check_length(row, length, "completion")
+        out[i, : len(row)] = row
+    return out
+
+
+def _check_length(row: Sequence[int], length: int, what: str) -> None:
+    if len(row) > length:
+        raise ConfigError(f"a {what} of {len(row)} tokens, expected at most {length}")

@@ -1,0 +1,86 @@
+"""The words for a scene: sectors, distances, captions, and claims read back from text.
+
+A caption names each source in order of arrival by class, bearing and distance:
+`bird left near , engine back-right far .` Captions are what stage 2 learns to say, the first
+part of every reasoning trace, and what the evidence reward reads.
+
+Bearings are eight sectors of 45 degrees, named from the listener's seat; azimuth is
+counter-clockwise with front at 0 and left at +90 degrees.
+"""
+
+import re
+from collections.abc import Sequence
+
+SECTORS = (
+    "front",
+    "front-left",
+    "left",
+    "back-left",
+    "back",
+    "back-right",
+    "right",
+    "front-right",
+)
+SECTOR_WIDTH = 360.0 / len(SECTORS)
+NEAR = 1.6
+DISTANCES = ("near", "far")
+
+
+def sector(azimuth: float) -> str:
+    """The name of the sector of 45 degrees around `azimuth` (degrees)."""
+    return SECTORS[round(azimuth / SECTOR_WIDTH) % len(SECTORS)]
+
+
+def sector_margin(azimuth: float) -> float:
+    """Degrees from `azimuth` to the nearest boundary between two sectors, 0 to 22.5."""
+    offset = azimuth / SECTOR_WIDTH
+    return SECTOR_WIDTH * (0.5 - abs(offset - round(offset)))
+
+
+def distance(metres: float) -> str:
+    """ "near" below 1.6 m, else "far"."""
+    return DISTANCES[metres >= NEAR]
+
+
+def caption(scene: dict) -> str:
+    """One clause a source, in order of arrival."""
+    clauses = [
+        f"{s['class']} {sector(s['azimuth'])} {distance(s['distance'])}" for s in scene["sources"]
+    ]
+    return " , ".join(clauses) + " ."
+
+
+def written(scene: dict, rng) -> str:
+    """The scene as text for stage 0: a caption whose clauses have their words in any order."""
+    clauses = []
+    for s in scene["sources"]:
+        parts = [s["class"], sector(s["azimuth"]), distance(s["distance"])]
+        clauses.append(" ".join(parts[i] for i in rng.permutation(3)))
+    return " , ".join(clauses) + " ."
+
+
+def plain(text: str) -> str:
+    """A user's question in the words of the trained ones: lower case, punctuation apart."""
+    return " ".join(re.sub(r"([?.,:])", r" \1 ", text.lower()).split())
+
+
+def claims(text: str, classes: Sequence[str]) -> list[dict]:
+    """The claims of a caption: one {"class", "sector", "distance"} for each class named in `text`.
+
+    A clause may lack its bearing or its distance (None then). Reading stops at the first full
+    stop, so that the steps of a derivation are not counted as evidence twice.
+    """
+    found = []
+    for clause in text.split(".")[0].split(","):
+        words = clause.split()
+        named = [w for w in words if w in classes]
+        if len(named) != 1:
+            continue
+        found.append(
+            {
+                "class": named[0],
+                "sector": next((w for w in words if w in SECTORS), None),
+                "distance": next((w for w in words if w in DISTANCES), None),
+            }
+        )
+    return found

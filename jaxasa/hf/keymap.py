@@ -1,0 +1,223 @@
+"""Our parameter paths and the names of an exported file: one table, read both ways.
+
+A row pairs a path of ours with a name in the file. Decoder rows are those of Qwen2ForCausalLM,
+semantic rows those of Whisper's encoder in transformers. `{n}` is the layer: our layers
+are one array with a leading axis [L, ...], the file has one tensor a layer. `{x}` is a number
+that both sides share. The LSTM cells keep one matrix a gate: i, f, g, o from the input (ii, if,
+ig, io) and from the state (hi, hf, hg, ho).
+
+The layouts differ as follows:
+    "same"    the array as it is
+    "linear"  [in, out] here, [out, in] in the file
+    "conv1d"  [K, in, out] here, [out, in, K] in the file
+    "conv2d"  [KH, KW, in, out] here, [out, in, KH, KW] in the file
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxasa.config import ConfigError
+
+# Axes of the file's layout in terms of ours; the inverse is its argsort.
+_AXES = {"linear": (1, 0), "conv1d": (2, 1, 0), "conv2d": (3, 2, 0, 1)}
+
+
+class Row(NamedTuple):
+    ours: str
+    theirs: str
+    layout: str = "same"
+
+
+def _linear(ours: str, theirs: str, bias: bool = True) -> tuple[Row, ...]:
+    rows = (Row(f"{ours}/kernel", f"{theirs}.weight", "linear"),)
+    return (*rows, Row(f"{ours}/bias", f"{theirs}.bias")) if bias else rows
+
+
+def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
+    return (Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias"))
+
+
+def _conv(ours: str, theirs: str, layout: str) -> tuple[Row, ...]:
+    return (
+        Row(f"{ours}/kernel", f"{theirs}.weight", layout),
+        Row(f"{ours}/bias", f"{theirs}.bias"),
+    )
+
+
+def _transformer(ours: str, theirs: str) -> tuple[Row, ...]:
+    """models/layers.py's blocks as layers of WhisperEncoder."""
+    a, b = f"{ours}/layers", f"{theirs}.layers.{{n}}"
+    return (
+        *_linear(f"{a}/attention/q", f"{b}.self_attn.q_proj"),
+        *_linear(f"{a}/attention/k", f"{b}.self_attn.k_proj", bias=False),
+        *_linear(f"{a}/attention/v", f"{b}.self_attn.v_proj"),
+        *_linear(f"{a}/attention/o", f"{b}.self_attn.out_proj"),
+        *_linear(f"{a}/up", f"{b}.fc1"),
+        *_linear(f"{a}/down", f"{b}.fc2"),
+        *_norm(f"{a}/norm1", f"{b}.self_attn_layer_norm"),
+        *_norm(f"{a}/norm2", f"{b}.final_layer_norm"),
+    )
+
+
+DECODER: tuple[Row, ...] = (
+    Row("decoder/embedding/embedding", "model.embed_tokens.weight"),
+    *_linear("decoder/layers/q", "model.layers.{n}.self_attn.q_proj"),
+    *_linear("decoder/layers/k", "model.layers.{n}.self_attn.k_proj"),
+    *_linear("decoder/layers/v", "model.layers.{n}.self_attn.v_proj"),
+    *_linear("decoder/layers/o", "model.layers.{n}.self_attn.o_proj", bias=False),
+    *_linear("decoder/layers/gate", "model.layers.{n}.mlp.gate_proj", bias=False),
+    *_linear("decoder/layers/up", "model.layers.{n}.mlp.up_proj", bias=False),
+    *_linear("decoder/layers/down", "model.layers.{n}.mlp.down_proj", bias=False),
+    Row("decoder/layers/norm1/scale", "model.layers.{n}.input_layernorm.weight"),
+    Row("decoder/layers/norm2/scale", "model.layers.{n}.post_attention_layernorm.weight"),
+    Row("decoder/norm/scale", "model.norm.weight"),
+)
+
+SEMANTIC: tuple[Row, ...] = (
+    *_conv("semantic/conv1", "audio_tower.conv1", "conv1d"),
+    *_conv("semantic/conv2", "audio_tower.conv2", "conv1d"),
+    *_transformer("semantic/blocks", "audio_tower"),
+    *_norm("semantic/norm", "audio_tower.layer_norm"),
+)
+
+SPATIAL: tuple[Row, ...] = (
+    *_conv("spatial/stem{x}", "spatial_encoder.stem.{x}.conv", "conv2d"),
+    *_norm("spatial/stem_norm{x}", "spatial_encoder.stem.{x}.norm"),
+    *_linear("spatial/stem_out", "spatial_encoder.stem_out"),
+    *_transformer("spatial/blocks", "spatial_encoder"),
+    *_norm("spatial/norm", "spatial_encoder.layer_norm"),
+    Row("spatial/slots", "spatial_encoder.attractors.slots"),
+    *(
+        row
+        for cell in ("reader", "writer")
+        for gate in "ifgo"
+        for row in (
+            *_linear(
+                f"spatial/{cell}/i{gate}", f"spatial_encoder.attractors.{cell}.i{gate}", False
+            ),
+            *_linear(f"spatial/{cell}/h{gate}", f"spatial_encoder.attractors.{cell}.h{gate}"),
+        )
+    ),
+    Row("spatial/activity_bias", "spatial_encoder.heads.activity_bias"),
+    *(
+        row
+        for name in (
+            *("activity_keys", "slot_dense", "slot_attractor", "slot_hidden", "bands"),
+            *("residual", "presence", "label", "distance", "room_hidden", "room"),
+        )
+        for row in _linear(f"spatial/{name}", f"spatial_encoder.heads.{name}")
+    ),
+)
+
+PROJECTOR: tuple[Row, ...] = (
+    *(
+        row
+        for expert in ("semantic", "direction", "distance", "reverberation", "count", "joint")
+        for part in ("in", "out")
+        for row in _linear(f"projector/{expert}_{part}", f"projector.experts.{expert}.{part}")
+    ),
+    *(
+        row
+        for expert in ("semantic", "direction", "distance", "reverberation", "count")
+        for row in _linear(f"projector/{expert}_head", f"projector.experts.{expert}.head")
+    ),
+    *_norm("projector/norm", "projector.norm"),
+    *_linear("projector/bottleneck", "projector.bottleneck"),
+    *_linear("projector/out", "projector.out"),
+    Row("projector/null", "projector.null"),
+)
+
+TABLE: tuple[Row, ...] = (*DECODER, *SEMANTIC, *SPATIAL, *PROJECTOR)
+
+
+def _pattern(template: str) -> re.Pattern:
+    parts = re.split(r"(\{n\}|\{x\})", template)
+    groups = {"{n}": r"(?P<n>0|[1-9]\d*)", "{x}": r"(?P<x>0|[1-9]\d*)"}
+    return re.compile("".join(groups.get(part, re.escape(part)) for part in parts))
+
+
+_OURS = [(_pattern(row.ours), row) for row in TABLE]
+_THEIRS = [(_pattern(row.theirs), row) for row in TABLE]
+
+
+def _find(table: list, name: str) -> tuple[Row, dict[str, str]] | None:
+    """The first row that `name` fits wholly, and what its fields stand for."""
+    for pattern, row in table:
+        match = pattern.fullmatch(name)
+        if match:
+            return row, match.groupdict()
+    return None
+
+
+def _convert(array: np.ndarray, layout: str, back: bool, name: str) -> np.ndarray:
+    if layout == "same":
+        # Not ascontiguousarray, which turns a scalar into a vector.
+        return np.asarray(array, order="C")
+    axes = _AXES[layout]
+    if array.ndim != len(axes):
+        raise ConfigError(f"{name}: {array.ndim} axes, expected {len(axes)} ({layout})")
+    return np.asarray(array.transpose(np.argsort(axes) if back else axes), order="C")
+
+
+def to_file(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Names and arrays of the file for a flat dict {our path: array}.
+
+    Raises ConfigError listing paths without a row.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    unknown = []
+    for path, array in params.items():
+        found = _find(_OURS, path)
+        if found is None:
+            unknown.append(path)
+            continue
+        row, fields = found
+        if "{n}" in row.theirs:
+            for n, layer in enumerate(array):
+                name = row.theirs.format(n=n, **fields)
+                tensors[name] = _convert(np.asarray(layer), row.layout, False, path)
+        else:
+            tensors[row.theirs.format(**fields)] = _convert(
+                np.asarray(array), row.layout, False, path
+            )
+    if unknown:
+        raise ConfigError("hf/keymap.py has no row for parameters " + ", ".join(sorted(unknown)))
+    return tensors
+
+
+def from_file(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The flat dict {our path: array} for the names and arrays of a file; inverse of `to_file`.
+
+    Raises ConfigError listing names without a row, layers that are missing, or layers whose
+    shapes differ.
+    """
+    params: dict[str, np.ndarray] = {}
+    layers: dict[str, dict[int, np.ndarray]] = {}
+    problems = []
+    for name, tensor in tensors.items():
+        found = _find(_THEIRS, name)
+        if found is None:
+            problems.append(f"surplus {name}")
+            continue
+        row, fields = found
+        index = fields.pop("n", None)
+        path = row.ours.format(**fields)
+        array = _convert(tensor, row.layout, True, name)
+        if index is None:
+            params[path] = array
+        else:
+            layers.setdefault(path, {})[int(index)] = array
+    for path, stack in layers.items():
+        absent = sorted(set(range(max(stack) + 1)) - set(stack))
+        if absent:
+            problems.append(f"missing layers {absent} of {path}")
+        elif len({array.shape for array in stack.values()}) > 1:
+            problems.append(f"layers of different shapes in {path}")
+        else:
+            params[path] = np.stack([stack[n] for n in range(len(stack))])
+    if problems:
+        raise ConfigError("; ".join(sorted(problems)))
+    return params

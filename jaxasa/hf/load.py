@@ -1,0 +1,159 @@
+"""Reads a model back: an exported folder or a training checkpoint, through one function.
+
+Both give the same three things: parameters as a nested dict of numpy arrays, `meta` (stage,
+classes, seconds, model), and the tokenizer's file. An exported folder has no adapters, since
+they are merged into the decoder; `merge` does the same to a checkpoint's parameters.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxasa import checkpoint, config, optim
+from jaxasa.config import ConfigError
+from jaxasa.hf import keymap
+from jaxasa.models import asa
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+MODEL_TYPE = "jaxasa"
+_META = ("stage", "classes", "seconds", "model", "tokenizer")
+
+
+def load(folder: str | Path) -> tuple[dict, dict, Path]:
+    """(params, meta, path of tokenizer.json) of an export folder or of `checkpoints/<stage>`.
+
+    meta: {"stage", "classes", "seconds", "model" (see `config.model_from_dict`), "tokenizer"}.
+    Raises ConfigError, one line, for a folder that is neither, truncated or missing files,
+    tensors that are missing, surplus, of another shape or not finite.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder)
+    is_export = (folder / CONFIG).is_file()
+    params = _read_weights(folder, meta) if is_export else checkpoint.load(folder)[0]
+    tokenizer = folder / Path(meta["tokenizer"]).name
+    if not tokenizer.is_file():
+        raise ConfigError(f"{tokenizer}: no such file, expected the model's tokenizer")
+    return params, meta, tokenizer
+
+
+def read_meta(folder: str | Path) -> dict:
+    """`meta` alone, without the weights. Raises ConfigError as `load` does."""
+    folder = Path(folder)
+    path = folder / CONFIG
+    if path.is_file():
+        meta = _read_json(path)
+        kind = meta.get("model_type")
+        if kind != MODEL_TYPE:
+            raise ConfigError(f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}")
+    elif (folder / "meta.json").is_file():
+        path = folder / "meta.json"
+        meta = _read_json(path)
+    else:
+        raise ConfigError(
+            f"{folder}: neither {CONFIG} nor meta.json is there, "
+            "expected an export folder or WORKDIR/checkpoints/STAGE"
+        )
+    lacking = [key for key in _META if key not in meta]
+    if lacking:
+        raise ConfigError(f"{path} lacks {', '.join(lacking)}")
+    return meta
+
+
+def flat(params: Mapping) -> dict[str, np.ndarray]:
+    """{"decoder/layers/q/kernel": array, ...} of nested parameters."""
+    return {path: np.asarray(leaf) for path, leaf in optim.flatten(params).items()}
+
+
+def merge(params: Mapping, model: Mapping) -> dict:
+    """Parameters without "lora": kernel + (alpha / rank) a b (arXiv:2106.09685, section 4.1).
+
+    a [L, in, r], b [L, r, out], kernel [L, in, out]; sums in float32, the kernel's type kept.
+    `model` is meta["model"]. Parameters that have no adapters come back as they are.
+    """
+    leaves = flat(params)
+    scale = model["lora"]["alpha"] / model["lora"]["rank"]
+    merged = {path: leaf for path, leaf in leaves.items() if not path.startswith("lora/")}
+    for path, a in leaves.items():
+        if not path.startswith("lora/") or not path.endswith("/a"):
+            continue
+        target = "decoder/" + path.removeprefix("lora/").removesuffix("a") + "kernel"
+        if target not in merged:
+            raise ConfigError(f"{path}: no parameter {target} to merge it into")
+        b = leaves[path.removesuffix("a") + "b"]
+        kernel = merged[target]
+        delta = np.float32(scale) * (a.astype(np.float32) @ b.astype(np.float32))
+        merged[target] = (kernel.astype(np.float32) + delta).astype(kernel.dtype)
+    return optim.merge({}, merged)
+
+
+@functools.cache  # tracing takes a second
+def expected_shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of all parameters of `model` but the adapters; computes no array."""
+    made = jax.eval_shape(asa.ASA(model).init, jax.random.key(0))
+    leaves = optim.flatten(made)
+    return {path: leaf.shape for path, leaf in leaves.items() if not path.startswith("lora/")}
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def _read_weights(folder: Path, meta: Mapping) -> dict:
+    tensors: dict[str, np.ndarray] = {}
+    for path, names in _shards(folder).items():
+        tensors.update(_read_shard(path, names))
+    expected = expected_shapes(config.model_from_dict(meta["model"]))
+    try:
+        params = keymap.from_file(tensors)
+    except ConfigError as error:
+        raise ConfigError(f"{folder}: {error}") from None
+    _check(folder, params, expected)
+    return optim.merge({}, params)
+
+
+def _shards(folder: Path) -> dict[Path, set[str] | None]:
+    """Weight files, and the tensors that the index says each holds (None: no index)."""
+    if not (folder / INDEX).is_file():
+        return {folder / WEIGHTS: None}
+    shards: dict[Path, set[str] | None] = {}
+    by_file: dict[str, set[str]] = {}
+    for name, file in _read_json(folder / INDEX).get("weight_map", {}).items():
+        by_file.setdefault(Path(file).name, set()).add(name)
+    shards.update({folder / file: names for file, names in sorted(by_file.items())})
+    return shards
+
+
+def _read_shard(path: Path, names: set[str] | None) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, expected weights")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path}: truncated or damaged: {error}") from None
+    if names is not None and names != set(tensors):
+        odd = ", ".join(sorted(names ^ set(tensors)))
+        raise ConfigError(f"{path}: its tensors differ from {INDEX}: {odd}")
+    return tensors
+
+
+def _check(folder: Path, params: Mapping[str, np.ndarray], expected: Mapping[str, tuple]) -> None:
+    """Raises ConfigError that lists what is missing, surplus, of another shape or not finite."""
+    faults = [f"missing {path}" for path in sorted(set(expected) - set(params))]
+    faults += [f"surplus {path}" for path in sorted(set(params) - set(expected))]
+    for path in sorted(set(params) & set(expected)):
+        array = params[path]
+        if array.shape != expected[path]:
+            faults.append(f"{path} is {list(array.shape)}, expected {list(expected[path])}")
+        elif not np.isfinite(array.astype(np.float32)).all():
+            faults.append(f"{path} has NaN or infinite values")
+    if faults:
+        raise ConfigError(f"{folder}: {'; '.join(faults)}")

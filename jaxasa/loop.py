@@ -1,0 +1,194 @@
+"""The training loop, the same for every stage.
+
+A task is what a stage gives:
+    name                     "sft"
+    batches                  iterator with get_state() -> JSON-able dict, set_state(dict)
+    step(state, batch, key)  -> (state with step + 1, {"loss": [], ...}); runs on the host
+    evaluate(params)         -> {name: number} or None
+"""
+
+import contextlib
+import functools
+import math
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxasa import checkpoint, config, metrics
+from jaxasa.config import ConfigError
+from jaxasa.state import State
+
+
+class Batches(Protocol):
+    """Batches without end, and where among them the reader stands."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __next__(self) -> Any: ...
+    def get_state(self) -> Mapping: ...
+    def set_state(self, state: Mapping) -> None: ...
+
+
+class Task(Protocol):
+    """What the loop asks of a stage."""
+
+    name: str
+    batches: Batches
+
+    def step(self, state: State, batch: Any, key: jax.Array) -> tuple[State, Mapping[str, Any]]: ...
+    def evaluate(self, params: Mapping) -> Mapping[str, float] | None: ...
+
+
+class Preempted(Exception):
+    """Asked to stop: the state is saved, the stage unfinished (exit code 75)."""
+
+
+def train(
+    task: Task,
+    state: State,
+    stage: config.Stage,
+    *,
+    folder: str | Path,
+    logs: str | Path,
+    meta: Mapping,
+    config_text: str,
+    seed: int,
+) -> State:
+    """Trains from the latest checkpoint in `folder`, else from `state`; returns the last state.
+
+    Saves, evaluates and records as `stage` says, and at the last step. Step i uses a key made
+    of (seed, task.name, i), so a resumed run equals an uninterrupted one. Raises ConfigError
+    for a checkpoint of another config and for a loss that is not finite, Preempted after
+    SIGTERM or SIGINT, once saved.
+    """
+    with checkpoint.Store(folder) as store:
+        saved = store.latest()
+        if saved is not None:
+            state, data_state = store.restore(state, meta)
+            task.batches.set_state(data_state)
+        step = int(state.step)
+        if step >= stage.steps:
+            return state
+
+        keys = _keys(seed, task.name, state.step.sharding)
+        window = _Window(task.name, step)
+        with metrics.Writer(task.name, logs, step, stage.steps) as writer, _Stop() as stop:
+            while step < stage.steps:
+                # Drawn after saving, so that a saved data state is that of the saved step.
+                with window.waiting():
+                    batch = next(task.batches)
+                state, values = task.step(state, batch, keys(step))
+                step += 1
+                window.add(values)
+                writer.advance(step)
+
+                is_last = step == stage.steps
+                is_stopped = stop.asked(step)
+                is_saving = is_last or is_stopped or step % stage.save_every == 0
+                is_evaluating = is_last or (not is_stopped and step % stage.eval_every == 0)
+                if step % stage.log_every == 0 or is_saving or is_evaluating:
+                    writer.write(step, window.close())
+                # Before saving: a step that has a checkpoint has all of its records too.
+                if is_evaluating:
+                    found = task.evaluate(state.params)
+                    if found:
+                        writer.write(step, {f"eval/{k}": v for k, v in found.items()})
+                if is_saving:
+                    store.save(step, state, task.batches.get_state(), meta, config_text)
+                if is_evaluating or is_saving:
+                    window.restart()
+                if is_stopped and not is_last:
+                    raise Preempted(f"{task.name}: stopped and saved at step {step}")
+    return state
+
+
+@functools.cache
+def _keys(seed: int, name: str, sharding: jax.sharding.Sharding) -> Callable[[int], jax.Array]:
+    """Step -> random key, on every device of the state, so that no step has to move it."""
+
+    def key(step) -> jax.Array:
+        purpose = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        return jax.random.fold_in(purpose, step)
+
+    return jax.jit(key, out_shardings=sharding)
+
+
+class _Window:
+    """Steps since the last record: their metrics, the time they took, the wait for data."""
+
+    def __init__(self, name: str, step: int):
+        self._name, self._step = name, step
+        self._values: list[Mapping[str, Any]] = []
+        self.restart()
+
+    def restart(self) -> None:
+        self._began, self._waited = time.monotonic(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        # Kept on the device, so that the host runs ahead of it until the window closes.
+        self._values.append(values)
+
+    def close(self) -> dict[str, float]:
+        """Means over the window; ConfigError naming the step of a loss that is not finite."""
+        rows = jax.device_get(self._values)
+        for row in rows:
+            self._step += 1
+            loss = float(row["loss"])
+            if not math.isfinite(loss):
+                raise ConfigError(
+                    f"{self._name}: loss is {loss} at step {self._step}, expected a finite "
+                    "number: lower learning_rate or clip; the last checkpoint is kept"
+                )
+        spent = max(time.monotonic() - self._began, 1e-9)
+        means = {}
+        for name in {name: None for row in rows for name in row}:
+            found = [float(row[name]) for row in rows if name in row]
+            means[name] = math.fsum(found) / len(found)
+        means["steps_per_s"] = len(rows) / spent
+        means["data_wait"] = self._waited / spent
+        self._values.clear()
+        self.restart()
+        return means
+
+
+class _Stop:
+    """Turns the first SIGTERM or SIGINT into a request; a second one acts at once."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self):
+        self._is_asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        # With several processes, jax's own SIGTERM handler agrees on one step among them.
+        in_main = threading.current_thread() is threading.main_thread()
+        if jax.process_count() == 1 and in_main:
+            self._before = {s: signal.signal(s, self._ask) for s in self._SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _ask(self, *_) -> None:
+        self._is_asked = True
+        self.__exit__()
+
+    def asked(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._is_asked

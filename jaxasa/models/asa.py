@@ -1,0 +1,142 @@
+"""The whole model: semantic and spatial encoders, dense hybrid projector, decoder.
+
+Parameters are a plain dict {"semantic", "spatial", "projector", "decoder", "lora"}; the
+functions here are pure. `lora` may be left out: then the decoder answers as its base model,
+which is how the reference policy of stage 4 is the same weights with adapters off.
+
+Letters: B batch, N samples, A audio tokens, T tokens, D width.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxasa import config
+from jaxasa.data import features
+from jaxasa.models.decoder import Cache, Decoder
+from jaxasa.models.layers import resample_time
+from jaxasa.models.projector import Experts, Projector
+from jaxasa.models.semantic import Semantic
+from jaxasa.models.spatial import Heard, Spatial
+
+Params = dict
+SCALE = 1.0 / 32767.0
+
+
+class Audio(NamedTuple):
+    """What the encoders make of a scene: semantic and dense [B, A, .] at token rate, Heard."""
+
+    semantic: jax.Array
+    dense: jax.Array
+    heard: Heard
+
+
+@dataclass(frozen=True)
+class ASA:
+    """The modules of one model config, and the functions that compose them."""
+
+    model: config.Model
+
+    @cached_property
+    def dtype(self):
+        return jnp.dtype(self.model.dtype)
+
+    @cached_property
+    def semantic(self) -> Semantic:
+        return Semantic(self.model.semantic, self.dtype)
+
+    @cached_property
+    def spatial(self) -> Spatial:
+        return Spatial(self.model.spatial, self.dtype)
+
+    @cached_property
+    def projector(self) -> Projector:
+        m = self.model
+        return Projector(m.projector, m.spatial.classes, m.decoder.width, self.dtype)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return Decoder(self.model.decoder, self.model.lora, self.dtype)
+
+    def audio_tokens(self, samples: int) -> int:
+        """How many places a clip of `samples` takes in a prompt."""
+        return max(1, round(samples / features.RATE * self.model.projector.token_rate))
+
+    def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
+        """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
+        keys = jax.random.split(key, 5)
+        m = self.model
+        audio = jnp.zeros((1, int(seconds * features.RATE), 4))
+        mels = features.log_mel(audio[..., 0], m.semantic.mels)
+        semantic = jnp.zeros((1, 1, m.semantic.width))
+        dense = jnp.zeros((1, 1, m.spatial.width))
+        x = jnp.zeros((1, 2, m.decoder.width))
+        decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
+        layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
+        null = jnp.zeros((m.spatial.width,))
+        return {
+            "semantic": self.semantic.init(keys[0], mels)["params"],
+            "spatial": self.spatial.init(keys[1], audio)["params"],
+            "projector": self.projector.init(keys[2], semantic, dense)["params"] | {"null": null},
+            "decoder": decoder | layers["params"],
+            "lora": layers["lora"],
+        }
+
+    def listen(self, params: Params, audio: jax.Array, hidden: jax.Array | None = None) -> Audio:
+        """audio [B, N, 4], int16 or float -> both encoders' views at token rate.
+
+        hidden: bool [B, frames, M], what of the log-mel the semantic encoder must do without.
+        """
+        if audio.dtype == jnp.int16:
+            audio = audio.astype(jnp.float32) * SCALE
+        mels = features.log_mel(audio[..., 0], self.model.semantic.mels)
+        if hidden is not None:
+            mels = jnp.where(hidden, mels.mean(axis=(1, 2), keepdims=True), mels)
+        semantic = self.semantic.apply({"params": params["semantic"]}, mels)
+        heard = self.spatial.apply({"params": params["spatial"]}, audio)
+        count = self.audio_tokens(audio.shape[1])
+        return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
+
+    def project(
+        self, params: Params, audio: Audio, nulled: jax.Array | None = None
+    ) -> tuple[jax.Array, Experts]:
+        """Audio tokens [B, A, D]. Where nulled [B] is true the learnt null stands for the map."""
+        weights = dict(params["projector"])
+        null = weights.pop("null").astype(self.dtype)
+        dense = audio.dense
+        if nulled is not None:
+            dense = jnp.where(nulled[:, None, None], null, dense)
+        return self.projector.apply({"params": weights}, audio.semantic, dense)
+
+    def _variables(self, params: Params, adapted: bool) -> dict:
+        variables = {"params": params["decoder"]}
+        return variables | {"lora": params["lora"]} if adapted else variables
+
+    def embed(self, params: Params, ids: jax.Array, tokens: jax.Array | None, audio_id: int):
+        """ids [B, T] -> [B, T, D], with audio `tokens` [B, A, D] at the places of `audio_id`."""
+        x = self.decoder.apply({"params": params["decoder"]}, ids, method="embed")
+        if tokens is None:
+            return x
+        here = ids == audio_id
+        index = jnp.clip(jnp.cumsum(here, 1) - 1, 0, tokens.shape[1] - 1)
+        placed = jnp.take_along_axis(tokens, index[..., None], axis=1)
+        return jnp.where(here[..., None], placed.astype(x.dtype), x)
+
+    def hidden(self, params: Params, x: jax.Array, valid: jax.Array, adapted: bool = True):
+        """x [B, T, D], valid [B, T] -> hidden [B, T, D] and keys and values of the prompt."""
+        return self.decoder.apply(self._variables(params, adapted), x, valid)
+
+    def table(self, params: Params) -> jax.Array:
+        """The tied embedding [V, D] in compute dtype, for `lm.token_logps`."""
+        return params["decoder"]["embedding"]["embedding"].astype(self.dtype)
+
+    def decode(self, params: Params, x, cache: Cache, positions, prompt_mask, step, adapted=True):
+        """One token a row: x [B, 1, D] -> logits [B, V], Cache."""
+        variables = self._variables(params, adapted)
+        hidden, cache = self.decoder.apply(
+            variables, x, cache, positions, prompt_mask, step, method="decode"
+        )
+        return (hidden[:, 0] @ self.table(params).T).astype(jnp.float32), cache

@@ -1,0 +1,191 @@
+"""Decoder language model in the shape of Qwen2: RMSNorm, grouped KV heads, RoPE, SwiGLU.
+
+Layers are scanned: parameters carry a leading layer axis. Low-rank adapters (LoRA,
+arXiv:2106.09685) are a collection of their own, `lora`: the base model is `apply` without
+it, the policy `apply` with it.
+
+Letters: B batch, T query time, S cache slots, D width, N heads, K KV heads, H head width,
+F hidden, V vocabulary, L layers, P prompts, G completions of one prompt (B = P x G).
+"""
+
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxasa import config
+
+MASKED = -1e9
+
+
+def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
+    """Rotary positions (arXiv:2104.09864), halves rotated as in Qwen2: x [B, T, N, H], [B, T]."""
+    half = x.shape[-1] // 2
+    rates = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * rates
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = x[..., :half], x[..., half:]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Cache(NamedTuple):
+    """Keys and values of P prompts, stored once each, and of their G completions.
+
+    prompt_k, prompt_v: [L, P, S, K, H]; k, v: [L, P, G, C, K, H] for up to C new tokens.
+    """
+
+    prompt_k: jax.Array
+    prompt_v: jax.Array
+    k: jax.Array
+    v: jax.Array
+
+
+class Projection(nn.Module):
+    """Dense layer, plus `alpha / rank * x a b` where adapters are given."""
+
+    features: int
+    lora: config.Lora
+    use_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
+        y = x @ kernel.astype(self.dtype)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        adapted = re.fullmatch(self.lora.targets, self.name) is not None
+        if adapted and (self.is_initializing() or self.has_variable("lora", "a")):
+            a = self.variable("lora", "a", self._start_a, x.shape[-1]).value
+            b = self.variable("lora", "b", jnp.zeros, (self.lora.rank, self.features)).value
+            scale = self.lora.alpha / self.lora.rank
+            y += scale * ((x @ a.astype(self.dtype)) @ b.astype(self.dtype))
+        return y
+
+    def _start_a(self, features: int) -> jax.Array:
+        shape = (features, self.lora.rank)
+        return nn.initializers.he_uniform()(self.make_rng("params"), shape)
+
+
+class Block(nn.Module):
+    """One layer. Over whole sequences, or one token a row against a `Cache`."""
+
+    decoder: config.Decoder
+    lora: config.Lora
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        d = self.decoder
+        kv_width = d.kv_heads * d.head_width
+        proj = lambda width, bias=False: Projection(width, self.lora, bias, self.dtype)  # noqa: E731
+        self.q = proj(d.heads * d.head_width, True)
+        self.k = proj(kv_width, True)
+        self.v = proj(kv_width, True)
+        self.o = proj(d.width)
+        self.gate, self.up, self.down = proj(d.hidden), proj(d.hidden), proj(d.width)
+        self.norm1 = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
+        self.norm2 = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
+
+    def _qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        d = self.decoder
+        h = self.norm1(x)
+        q = self.q(h).reshape(*h.shape[:-1], d.heads, d.head_width)
+        k = self.k(h).reshape(*h.shape[:-1], d.kv_heads, d.head_width)
+        v = self.v(h).reshape(*h.shape[:-1], d.kv_heads, d.head_width)
+        return rope(q, positions, d.rope_theta), rope(k, positions, d.rope_theta), v
+
+    def _finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        x = x + self.o(mixed.reshape(*x.shape[:-1], -1))
+        h = self.norm2(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array):
+        """x [B, T, D], mask [B, 1, T, T] -> x, (k, v) each [B, T, K, H]."""
+        q, k, v = self._qkv(x, positions)
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return self._finish(x, mixed), (k, v)
+
+    def decode(self, x, cache: Cache, positions, prompt_mask, step):
+        """x [B, 1, D], one layer's cache -> x and the completions' (k, v) with the new token.
+
+        Attention over the prompt is one product for the G completions that share it.
+        """
+        d = self.decoder
+        p, g = cache.k.shape[:2]
+        q, k, v = self._qkv(x, positions)
+        shape = (p, g, 1, d.kv_heads, d.head_width)
+        own_k = jax.lax.dynamic_update_slice_in_dim(cache.k, k.reshape(shape), step, axis=2)
+        own_v = jax.lax.dynamic_update_slice_in_dim(cache.v, v.reshape(shape), step, axis=2)
+        q = q.reshape(p, g, d.kv_heads, d.heads // d.kv_heads, d.head_width) * d.head_width**-0.5
+        by_prompt = jnp.einsum("pgkrh,pskh->pgkrs", q, cache.prompt_k).astype(jnp.float32)
+        by_own = jnp.einsum("pgkrh,pgckh->pgkrc", q, own_k).astype(jnp.float32)
+        by_prompt = jnp.where(prompt_mask[:, None, None, None, :], by_prompt, MASKED)
+        by_own = jnp.where(jnp.arange(own_k.shape[2]) <= step, by_own, MASKED)
+        weights = jax.nn.softmax(jnp.concatenate([by_prompt, by_own], -1), -1).astype(x.dtype)
+        slots = cache.prompt_k.shape[1]
+        mixed = jnp.einsum("pgkrs,pskh->pgkrh", weights[..., :slots], cache.prompt_v)
+        mixed += jnp.einsum("pgkrc,pgckh->pgkrh", weights[..., slots:], own_v)
+        return self._finish(x, mixed.reshape(*x.shape[:-1], -1)), (own_k, own_v)
+
+
+class Decoder(nn.Module):
+    """Embeddings in, hidden states out; `embed` and `logits` share the embedding table."""
+
+    decoder: config.Decoder
+    lora: config.Lora
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        d = self.decoder
+        self.embedding = nn.Embed(d.vocab, d.width, embedding_init=nn.initializers.normal(0.02))
+        self.layers = Block(d, self.lora, self.dtype)
+        self.norm = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
+
+    def _scan(self, body, x, inputs):
+        scanned = nn.scan(
+            body,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            length=self.decoder.layers,
+        )
+        return scanned(self.layers, x, inputs)
+
+    def embed(self, ids: jax.Array) -> jax.Array:
+        """ids [B, T] -> [B, T, D]."""
+        return self.embedding(ids).astype(self.dtype)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [..., D] -> float32 [..., V]."""
+        table = self.embedding.embedding.astype(self.dtype)
+        return (hidden @ table.T).astype(jnp.float32)
+
+    def __call__(self, x: jax.Array, valid: jax.Array):
+        """x [B, T, D], valid [B, T] (False at padding) -> hidden [B, T, D], k and v [L, B, T, K, H].
+
+        Causal; positions count the valid tokens, so padding on the left changes nothing.
+        """
+        positions = position_ids(valid)
+        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
+        # A padded query sees itself, so that no row of the softmax is empty.
+        mask = causal & (valid[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
+        x, (k, v) = self._scan(
+            lambda block, x, _: block(x, positions, mask[:, None]), x, None
+        )
+        return self.norm(x), k, v
+
+    def decode(self, x: jax.Array, cache: Cache, positions, prompt_mask, step):
+        """x [B, 1, D], positions [B, 1], prompt_mask [P, S], step -> hidden [B, 1, D], Cache."""
+
+        def body(block, x, layer: Cache):
+            return block.decode(x, layer, positions, prompt_mask, step)
+
+        x, (k, v) = self._scan(body, x, cache)
+        return self.norm(x), cache._replace(k=k, v=v)
+
+
+def position_ids(valid: jax.Array) -> jax.Array:
+    """valid [B, T] -> the index of each token among the valid ones, 0 at leading padding."""
+    return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)

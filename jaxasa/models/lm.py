@@ -1,0 +1,27 @@
+"""Log-probabilities of completions, without ever holding [B, T, V]."""
+
+import jax
+import jax.numpy as jnp
+
+
+def token_logps(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, temperature: float = 1.0, rows: int = 16
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target and whether it is the likeliest token.
+
+    hidden [B, T, D], table [V, D] (the tied embedding), targets int [B, T] -> float32 [B, T],
+    bool [B, T]. The logits exist for `rows` rows of the batch at a time, forward and backward.
+    """
+
+    def chunk(args):
+        h, y = args
+        logits = (h @ table.T).astype(jnp.float32) / temperature
+        chosen = jnp.take_along_axis(logits, y[..., None], -1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, -1), logits.argmax(-1) == y
+
+    batch = hidden.shape[0]
+    if batch <= rows or batch % rows:
+        return jax.checkpoint(chunk)((hidden, targets))
+    split = lambda x: x.reshape(batch // rows, rows, *x.shape[1:])  # noqa: E731
+    logps, hits = jax.lax.map(jax.checkpoint(chunk), (split(hidden), split(targets)))
+    return logps.reshape(targets.shape), hits.reshape(targets.shape)

@@ -1,0 +1,108 @@
+"""The curriculum: text (tiny only), spatial, align, sft, grpo. `train` runs one of them.
+
+Each stage is a file with `task(context) -> common.Task`: its batches, its step, its evaluation.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import jax
+
+from jaxasa import checkpoint, config, loop, mesh, state
+from jaxasa.config import ConfigError
+from jaxasa.data import pipeline, tokens
+from jaxasa.data.records import Records
+from jaxasa.data.sounds import Bank
+from jaxasa.models.asa import ASA
+from jaxasa.stages import align, grpo, sft, spatial, text
+from jaxasa.stages.common import Context
+
+TASKS = {
+    "text": text.task,
+    "spatial": spatial.task,
+    "align": align.task,
+    "sft": sft.task,
+    "grpo": grpo.task,
+}
+
+
+def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) -> state.State:
+    """Trains `stage` in `workdir`, from its own checkpoint or else from the stage before's.
+
+    Raises ConfigError where the sounds, scenes or checkpoints that it builds on are missing.
+    """
+    folder = Path(workdir)
+    options: config.Stage = getattr(run, stage)
+    bank = Bank.load(folder / "sounds")
+    most = run.model.spatial.classes
+    if len(bank.classes) > most:
+        raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
+    needs_scenes = stage != "text"
+    context = Context(
+        run=run,
+        stage=options,
+        asa=ASA(run.model),
+        mesh=mesh.make(run.mesh),
+        text=_tokenizer(run, bank, folder),
+        classes=bank.classes,
+        clips=bank.clips("train"),
+        train=Records(folder / "scenes" / "train") if needs_scenes else None,
+        dev=Records(folder / "scenes" / "dev") if needs_scenes else None,
+    )
+    out = folder / "checkpoints" / stage
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
+    meta = {
+        "stage": stage,
+        "classes": list(bank.classes),
+        "seconds": run.scenes.seconds,
+        "sounds": bank.name,
+        "model": dataclasses.asdict(run.model),
+        "tokenizer": "tokenizer.json",
+    }
+    with jax.set_mesh(context.mesh):
+        start = state.create(_params_before(run, stage, folder, context), options, context.mesh)
+        return loop.train(
+            TASKS[stage](context),
+            start,
+            options,
+            folder=out,
+            logs=folder / "logs" / stage,
+            meta=meta,
+            config_text=config_text,
+            seed=run.seed,
+        )
+
+
+def _tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
+    """Reads DIR/tokenizer.json, or trains it on texts about the bank's classes."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        texts = pipeline.corpus(run.scenes, bank.clips("train"), bank.classes, run.seed)
+        made = tokens.train(list(texts), run.model.decoder.vocab)
+        draft = path.with_name(".tokenizer.json.part")
+        made.tokenizer.save(str(draft))
+        draft.replace(path)
+    text = tokens.Text.load(path)
+    if text.size > run.model.decoder.vocab:
+        raise ConfigError(
+            f"Decoder.vocab is {run.model.decoder.vocab}, expected at least {text.size} ({path})"
+        )
+    return text
+
+
+def _params_before(run: config.Run, stage: str, folder: Path, context: Context) -> dict:
+    """Parameters of the stage before in `run.stages`, or fresh ones for the first."""
+    index = run.stages.index(stage)
+    if index == 0:
+        key = jax.random.key(run.seed)
+        return jax.device_get(jax.jit(lambda k: context.asa.init(k, run.scenes.seconds))(key))
+    before = run.stages[index - 1]
+    source = folder / "checkpoints" / before
+    if not source.is_dir():
+        raise ConfigError(f"{source}: no such folder, expected stage {before} before {stage}")
+    params, meta = checkpoint.load(source)
+    if meta["classes"] != list(context.classes):
+        raise ConfigError(f"{source}: classes {meta['classes']}, expected {context.classes}")
+    return params

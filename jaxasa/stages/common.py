@@ -1,0 +1,129 @@
+"""What the stages share: their context, hearing on the device, the gradient step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxasa import config, optim, sharding
+from jaxasa.acoustics.scenes import Clip
+from jaxasa.data.records import Records
+from jaxasa.data.tokens import Text
+from jaxasa.models import lm
+from jaxasa.models.asa import ASA, SCALE, Params
+from jaxasa.state import State
+
+EVAL_SCENES = 64
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage builds its task from. train, dev: None in stage 0."""
+
+    run: config.Run
+    stage: Any
+    asa: ASA
+    mesh: Mesh
+    text: Text
+    classes: Sequence[str]
+    clips: Sequence[Clip]
+    train: Records | None
+    dev: Records | None
+
+    @property
+    def audio_tokens(self) -> int:
+        return self.asa.audio_tokens(round(self.run.scenes.seconds * 16_000))
+
+
+@dataclass
+class Task:
+    """What the loop asks of a stage (see loop.py)."""
+
+    name: str
+    batches: Any
+    step: Callable[[State, Any, jax.Array], tuple[State, Mapping[str, Any]]]
+    evaluate: Callable[[Params], Mapping[str, float] | None]
+
+
+def hear(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """int16 audio [B, N, 4] as float, the field turned by `yaw` (degrees), only W where `mono`.
+
+    Turning by psi maps X to X cos psi - Y sin psi and Y to X sin psi + Y cos psi: exact in FOA.
+    """
+    w, y, z, x = jnp.moveaxis(batch["audio"].astype(jnp.float32) * SCALE, -1, 0)
+    angle = jnp.radians(batch["yaw"])[:, None]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    turned = jnp.stack([x * sin + y * cos, z, x * cos - y * sin], -1)
+    turned = jnp.where(batch["mono"][:, None, None], 0.0, turned)
+    return jnp.concatenate([w[..., None], turned], -1)
+
+
+def reply_loss(
+    asa: ASA, params: Params, prompt, reply, tokens, text: Text, adapted: bool, answer_weight=1.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Mean negative log-likelihood of reply tokens [R, C] after prompts [R, P], and hit rates.
+
+    tokens [R, A, D]: audio, or None. The letter, one token of some thirty, weighs `answer_weight`.
+    """
+    ids = jnp.concatenate([prompt, reply], 1)[:, :-1]
+    x = asa.embed(params, ids, tokens, text.audio)
+    hidden, *_ = asa.hidden(params, x, ids != text.pad, adapted)
+    logps, hits = lm.token_logps(hidden[:, prompt.shape[1] - 1 :], asa.table(params), reply)
+    counted = (reply != text.pad).astype(jnp.float32)
+    opening = text.tokenizer.token_to_id("<answer>")
+    is_letter = jnp.pad(reply[:, :-1] == opening, ((0, 0), (1, 0)))
+    weights = counted * jnp.where(is_letter, answer_weight, 1.0)
+    letters = jnp.maximum(is_letter.sum(), 1)
+    return -(weights * logps).sum() / weights.sum(), {
+        "token_accuracy": (hits * counted).sum() / counted.sum(),
+        "letter_accuracy": (hits & is_letter).sum() / letters,
+    }
+
+
+def gradient_step(context: Context, loss: Callable) -> Callable:
+    """loss(params, batch, key) -> (scalar, metrics); returns the loop's step(state, batch, key).
+
+    Gradients are taken with respect to what the stage trains, and nothing else.
+    """
+    optimizer = optim.make(context.stage)
+
+    def update(state: State, batch, key) -> tuple[State, dict]:
+        trainable, frozen = optim.split(state.params, context.stage.trainable)
+
+        def of(trainable):
+            return loss(optim.merge(trainable, frozen), batch, key)
+
+        (value, metrics), grads = jax.value_and_grad(of, has_aux=True)(trainable)
+        changes, opt_state = optimizer.update(grads, state.opt_state, trainable)
+        trainable = optax.apply_updates(trainable, changes)
+        params = optim.merge(trainable, frozen)
+        metrics = {"loss": value, "gradient_norm": optax.global_norm(grads)} | metrics
+        return dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state
+        ), metrics
+
+    jitted = jax.jit(update, donate_argnums=0)
+
+    def step(state: State, batch, key) -> tuple[State, Mapping]:
+        placed = sharding.place_batch(batch, context.mesh)
+        with jax.transfer_guard("disallow"):
+            return jitted(state, placed, key)
+
+    return step
+
+
+def evaluation(context: Context, measure: Callable, batch: Mapping[str, np.ndarray]) -> Callable:
+    """measure(params, batch) -> dict of scalars, jitted, on one fixed batch."""
+    placed = sharding.place_batch(batch, context.mesh)
+    jitted = jax.jit(measure)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        return {name: float(value) for name, value in jitted(params, placed).items()}
+
+    return evaluate

@@ -1,0 +1,175 @@
+"""Stage 1 (`spatial`): the spatial encoder's slots, room and dense map; tags of the semantic one.
+
+Slots are matched to sources once for the whole clip (permutation-invariant: Hungarian
+assignment on presence, class and activity-weighted direction), without a gradient through
+the assignment. The projector's experts learn their auxiliary targets at token rate.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxasa.data import pipeline
+from jaxasa.models.projector import Experts
+from jaxasa.models.spatial import Heard, Slots
+from jaxasa.stages import common
+
+Batch = Mapping[str, jax.Array]
+
+
+def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
+    """Share of each frame in which a source is heard: span [..., 2] (seconds) -> [..., T]."""
+    edges = jnp.linspace(0.0, seconds, frames + 1)
+    low = jnp.maximum(edges[:-1], span[..., :1])
+    high = jnp.minimum(edges[1:], span[..., 1:])
+    return jnp.clip((high - low) * frames / seconds, 0.0, 1.0)
+
+
+def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
+    """Slot of each source, int [B, S]: least cost of presence, class, direction and activity."""
+    heard = batch["present"][:, None, :]
+    presence = optax.sigmoid_binary_cross_entropy(slots.presence[..., None], heard)
+    label = -jnp.take_along_axis(
+        jax.nn.log_softmax(slots.label), batch["label"][:, None, :], axis=-1
+    )
+    # Direction of slot i, weighted by the activity of source j.
+    weights = active / (active.sum(-1, keepdims=True) + 1e-6)
+    direction = jnp.einsum("bitc,bjt->bijc", slots.direction_in_time, weights)
+    away = 1.0 - jnp.einsum("bijc,bjc->bij", direction, batch["direction"])
+    logits = slots.activity[:, :, None, :]
+    timing = optax.sigmoid_binary_cross_entropy(logits, active[:, None]).mean(-1)
+    cost = presence + heard * (label + away * (1.0 - batch["mono"][:, None, None]) + 2.0 * timing)
+
+    def assign(cost):
+        rows, columns = optax.assignment.hungarian_algorithm(cost)
+        return jnp.zeros(cost.shape[0], rows.dtype).at[columns].set(rows)
+
+    return jax.vmap(assign)(jax.lax.stop_gradient(cost))
+
+
+def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
+    """Losses of the matched slots and of the room, each a mean; direction only where it is heard."""
+    slots = heard.slots
+    active = activity(batch["span"], slots.activity.shape[-1], seconds)
+    order = match(slots, batch, active)
+    pick = lambda x: jnp.take_along_axis(  # noqa: E731
+        x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1
+    )
+    slots = Slots(*(pick(x) for x in slots))
+    present = batch["present"]
+    spatial = present * (1.0 - batch["mono"][:, None])
+    mean = lambda x, w: (x * w).sum() / jnp.maximum(w.sum(), 1.0)  # noqa: E731
+    weights = active * spatial[..., None]
+    cosine = jnp.einsum("bstc,bsc->bst", slots.direction_in_time, batch["direction"])
+    label = optax.softmax_cross_entropy_with_integer_labels(slots.label, batch["label"])
+    timing = optax.sigmoid_binary_cross_entropy(slots.activity, active).mean(-1)
+    room = jnp.stack(heard.room, -1)
+    losses = {
+        "presence": optax.sigmoid_binary_cross_entropy(slots.presence, present).mean(),
+        "label": mean(label, present),
+        "activity": mean(timing, present),
+        "direction": mean(1.0 - cosine, weights),
+        "distance": mean(jnp.abs(slots.log_distance - batch["log_distance"]), present),
+        "room": jnp.abs(room - batch["room"]).mean(),
+    }
+    found = jnp.einsum("bstc,bst->bsc", slots.direction_in_time, active)
+    found = found / (jnp.linalg.norm(found, axis=-1, keepdims=True) + 1e-6)
+    angle = jnp.degrees(jnp.arccos(jnp.clip((found * batch["direction"]).sum(-1), -1, 1)))
+    measured = losses | {
+        "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present),
+        "doa_median": jnp.nanmedian(jnp.where(spatial > 0, angle, jnp.nan)),
+    }
+    total = (
+        losses["presence"]
+        + losses["label"]
+        + losses["activity"]
+        + 2.0 * losses["direction"]
+        + 0.5 * losses["distance"]
+        + 0.5 * losses["room"]
+    )
+    return total, measured
+
+
+def expert_loss(experts: Experts, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
+    """Auxiliary losses of the projector's experts at token rate, targets bound to classes."""
+    classes = experts.tags.shape[-1]
+    active = activity(batch["span"], experts.tags.shape[1], seconds) * batch["present"][..., None]
+    names = jax.nn.one_hot(batch["label"], classes)
+    tags = jnp.einsum("bst,bsc->btc", active, names)
+    where = jnp.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"])
+    far = jnp.einsum("bsc,bs->bc", names * batch["present"][..., None], batch["log_distance"])
+    spatial = (1.0 - batch["mono"])[:, None, None]
+    # Most of the targets are zero: what is heard weighs more.
+    weights = (1.0 + 4.0 * tags) * spatial
+    error = jnp.square(experts.direction - where).sum(-1)
+    room = batch["room"][:, None, jnp.array([0, 2])]
+    losses = {
+        "tags": optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean(),
+        "class_direction": (error * weights).mean(),
+        "class_distance": (jnp.abs(experts.log_distance - far[:, None]) * tags).sum()
+        / jnp.maximum(tags.sum(), 1.0),
+        "reverberation": jnp.abs(experts.reverberation - room).mean(),
+        "active_count": jnp.abs(experts.count - active.sum(1)).mean(),
+    }
+    total = (
+        8.0 * losses["tags"]
+        + 8.0 * losses["class_direction"]
+        + 0.5 * losses["class_distance"]
+        + 0.5 * losses["reverberation"]
+        + 0.5 * losses["active_count"]
+    )
+    guess = experts.tags.mean(1)
+    clip = (tags.max(1) > 0.2).astype(jnp.float32)
+    precise = (guess[..., None, :] < guess[..., :, None]).sum(-1) >= classes - clip.sum(-1)[:, None]
+    return total, losses | {"tag_recall": (precise * clip).sum() / jnp.maximum(clip.sum(), 1.0)}
+
+
+def mel_mask(key: jax.Array, batch: int, frames: int, mels: int) -> jax.Array:
+    """SpecAugment (arXiv:1904.08779): two bands of frequency and two of time hidden, bool."""
+    keys = jax.random.split(key, 4)
+
+    def bands(key, size, widest):
+        start_key, width_key = jax.random.split(key)
+        start = jax.random.randint(start_key, (batch, 1), 0, size)
+        width = jax.random.randint(width_key, (batch, 1), 0, widest + 1)
+        place = jnp.arange(size)[None]
+        return (place >= start) & (place < start + width)
+
+    rows = bands(keys[0], frames, frames // 8) | bands(keys[1], frames, frames // 8)
+    columns = bands(keys[2], mels, mels // 6) | bands(keys[3], mels, mels // 6)
+    return rows[:, :, None] | columns[:, None, :]
+
+
+def task(context: common.Context) -> common.Task:
+    """Both encoders and the experts' heads, on scenes turned by random yaws."""
+    run, stage, asa = context.run, context.stage, context.asa
+    seconds, slots = run.scenes.seconds, run.model.spatial.slots
+
+    def heard(params, batch, hidden=None):
+        audio = asa.listen(params, common.hear(batch), hidden)
+        _, experts = asa.project(params, audio)
+        by_slot, measured = slot_loss(audio.heard, batch, seconds)
+        by_expert, more = expert_loss(experts, batch, seconds)
+        return by_slot + by_expert, measured | more
+
+    def loss(params, batch, key):
+        size, samples = batch["audio"].shape[:2]
+        hidden = mel_mask(key, size, samples // 160, run.model.semantic.mels)
+        return heard(params, batch, hidden)
+
+    def measure(params, batch):
+        value, measured = heard(params, batch)
+        return {"loss": value} | measured
+
+    make = pipeline.Targets(context.classes, slots, stage.mono_share, augment=True)
+    plain = pipeline.Targets(context.classes, slots, 0.0, augment=False)
+    count = 2 * common.EVAL_SCENES
+    batch = pipeline.fixed(context.dev, plain, run.seed, "spatial/dev", count)
+    return common.Task(
+        "spatial",
+        pipeline.Batches(context.train, make, run.seed, "spatial", stage.batch),
+        common.gradient_step(context, loss),
+        common.evaluation(context, measure, batch),
+    )

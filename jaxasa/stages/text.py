@@ -1,0 +1,35 @@
+"""Stage 0 (`text`), for models without a pretrained decoder: language about written scenes."""
+
+import dataclasses
+
+from jaxasa.data import pipeline
+from jaxasa.data.pipeline import Texts, Written
+from jaxasa.stages import common
+
+ANSWER_WEIGHT = 4.0
+
+
+def task(context: common.Context) -> common.Task:
+    """Copying, look-up, captions and questions; the letter weighs four times a word."""
+    run, stage, asa, text = context.run, context.stage, context.asa, context.text
+    total = stage.steps * stage.batch
+
+    def loss(params, batch, key):
+        reply, prompt = batch["reply"], batch["prompt"]
+        return common.reply_loss(asa, params, prompt, reply, None, text, False, ANSWER_WEIGHT)
+
+    def measure(params, batch):
+        value, hits = loss(params, batch, None)
+        return {"loss": value} | hits
+
+    make = Texts(stage, run.model, text, context.classes, total)
+    source = Written(run.scenes, context.clips, run.seed, "text", total)
+    without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
+    held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)
+    batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))
+    return common.Task(
+        "text",
+        pipeline.Batches(source, make, run.seed, "text", stage.batch, shuffle=False),
+        common.gradient_step(context, loss),
+        common.evaluation(context, measure, batch),
+    )

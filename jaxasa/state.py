@@ -1,0 +1,45 @@
+"""What a training step carries along, as one pytree."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxasa import config, optim, sharding
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """step: int32 [], steps done. params: nested dict, all of the model, learning or not.
+
+    opt_state: optax state over the flat dict {path: array} of the trainable parameters.
+    """
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+
+
+def create(
+    params: Mapping,
+    stage: config.Stage,
+    mesh: Mesh,
+    rules: sharding.Rules = sharding.RULES,
+) -> State:
+    """State at step 0 that lies on `mesh` by `rules`; `params` hold numpy or jax arrays.
+
+    Raises ConfigError as `optim.split` and `sharding.params_sharding` do.
+    """
+    shardings = sharding.params_sharding(params, mesh, rules)
+    whole = NamedSharding(mesh, PartitionSpec())
+    # Only values of plain dicts: flax may give other mappings.
+    placed = sharding.place(optim.merge(optim.flatten(params), {}), shardings)
+    trainable, _ = optim.split(placed, stage.trainable)
+    start = optim.make(stage).init
+    lies = sharding.state_sharding(jax.eval_shape(start, trainable), shardings)
+    opt_state = jax.jit(start, out_shardings=lies)(trainable)
+    return State(sharding.place(np.int32(0), whole), placed, opt_state)

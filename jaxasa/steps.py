@@ -1,0 +1,99 @@
+"""The steps of the main job, each on a work folder that the one before it has filled.
+
+DIR/config.gin            the resolved config
+DIR/sounds/               the sound bank
+DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
+DIR/checkpoints/STAGE/    what a stage has trained
+DIR/logs/STAGE/           its metrics
+DIR/benchmark/            the suite; predictions/ and results.json beside it
+DIR/dev/                  the same three for the development suite
+DIR/report/  DIR/export/
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jaxasa import ask, config, stages
+from jaxasa.bench import controls, report, suite
+from jaxasa.bench import run as bench_run
+from jaxasa.config import ConfigError
+from jaxasa.data import simulate, sounds
+from jaxasa.hf import export, load
+
+SPLITS = ("train", "dev", "benchmark")
+
+
+def sound_bank(run: config.Run, folder: Path) -> sounds.Bank:
+    """Builds DIR/sounds; where recordings cannot be had, the procedural bank, and says so."""
+    where = folder / "sounds"
+    try:
+        return sounds.build(run.sounds, where, run.seed)
+    except sounds.SoundsUnavailable as error:
+        print(f"{error}; using the procedural bank instead", file=sys.stderr)
+        synthetic = dataclasses.replace(run.sounds, bank="procedural", classes={})
+        return sounds.build(synthetic, where, run.seed)
+
+
+def scenes(run: config.Run, folder: Path, split: str) -> None:
+    """Renders DIR/scenes/SPLIT from DIR/sounds."""
+    count = getattr(run.scenes, split)
+    out = folder / "scenes" / split
+    simulate.simulate(run.scenes, folder / "sounds", split, out, run.seed, count)
+
+
+def train(run: config.Run, folder: Path, stage: str, text: str) -> None:
+    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was."""
+    stages.train(run, stage, folder, text)
+
+
+def suite_of(folder: Path, split: str) -> Path:
+    """Folder of the suite of "benchmark" or "dev"; results.json lies beside it."""
+    return (folder / "dev" if split == "dev" else folder) / "benchmark"
+
+
+def build_suite(run: config.Run, folder: Path, split: str) -> Sequence[suite.Item]:
+    """Chooses the items of a suite from DIR/scenes/SPLIT."""
+    return suite.build(
+        run, folder / "sounds", folder / "scenes" / split, suite_of(folder, split), split
+    )
+
+
+def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = None) -> dict:
+    """Answers the suite with every trained checkpoint and its controls; returns the results.
+
+    model: a checkpoint or export folder to answer in place of DIR/checkpoints.
+    """
+    where = suite_of(folder, split)
+    models: Mapping[str, Path]
+    if model is not None:
+        models = {load.read_meta(model)["stage"]: model}
+    else:
+        models = {
+            stage: folder / "checkpoints" / stage
+            for stage in ("sft", "grpo")
+            if (folder / "checkpoints" / stage).is_dir()
+        }
+    systems = controls.systems(list(models))
+    if not systems:
+        raise ConfigError(
+            f"{model or folder / 'checkpoints'}: expected a model after stage sft or grpo"
+        )
+    loaded = {stage: ask.Model.load(path) for stage, path in models.items()}
+    responders = {name: loaded[system.stage] for name, system in systems.items()}
+    marks = {name: loaded[system.stage].digest for name, system in systems.items()}
+    return bench_run.run(responders, where, where.parent, run.bench, marks)
+
+
+def write_report(folder: Path, split: str) -> Path:
+    """DIR/report/index.html from results.json and the predictions."""
+    where = suite_of(folder, split).parent
+    if not (where / "results.json").is_file():
+        raise ConfigError(f"{where / 'results.json'}: no such file, expected one of `bench run`")
+    return report.write(where)
+
+
+def write_export(run: config.Run, folder: Path) -> Path:
+    """DIR/export from the checkpoint of the last stage."""
+    return export.export(folder / "checkpoints" / run.stages[-1], folder / "export")

@@ -1,0 +1,66 @@
+"""A run's folder: which configuration made it, and a check that the next step uses the same.
+
+Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds,
+one kind of scene and one seed. `config.gin` in it says which.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from jaxasa import config, gin_io
+from jaxasa.config import ConfigError
+
+# What every step depends on; a stage's own options matter once it has a checkpoint.
+SHARED = ("seed", "sounds", "scenes", "model")
+# Options that change how fast or how visibly a step works, not what it makes.
+_HARMLESS = ("workers", "batch@bench", "save_every", "eval_every", "log_every")
+
+
+def claim(folder: str | Path, run: config.Run, text: str, parts: Collection[str] = SHARED) -> Path:
+    """Makes `folder` the work folder of `run`, whose resolved gin `text` goes to config.gin.
+
+    Raises ConfigError, naming the fields that differ, where the folder was made with other
+    values of `parts` (fields of config.Run).
+    """
+    folder = Path(folder)
+    path = folder / "config.gin"
+    if path.is_file():
+        before, _ = gin_io.load([str(path)])
+        differing = [
+            line
+            for part in parts
+            for line in differences(getattr(before, part), getattr(run, part), part)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{folder} was made with another config: {'; '.join(differing)}; "
+                "expected the same values, or another --workdir"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise ConfigError(f"--workdir {folder}: cannot write there: {error.strerror}") from None
+    return folder
+
+
+def differences(before, now, name: str) -> list[str]:
+    """Lines "model.decoder.width was 64, is 128" for each field in which two values differ."""
+    if dataclasses.is_dataclass(before) and type(before) is type(now):
+        lines = []
+        for field in dataclasses.fields(before):
+            if field.name in _HARMLESS or f"{field.name}@{name}" in _HARMLESS:
+                continue
+            values = getattr(before, field.name), getattr(now, field.name)
+            lines += differences(*values, f"{name}.{field.name}")
+        return lines
+    return [] if before == now else [f"{name} was {before!r}, is {now!r}"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes through a temporary name, so that a file is whole or not there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

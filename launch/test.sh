@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The tests: makes .venv if needed, then lint, format, types, pytest.
+#   bash launch/test.sh                     everything
+#   bash launch/test.sh tests/hf -k merge   arguments go to pytest
+set -euo pipefail
+source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
+
+make_environment test
+cd "$root"
+export PATH=$venv/bin:$PATH
+ruff check .
+ruff format --check .
+mypy
+exec pytest -q "$@"

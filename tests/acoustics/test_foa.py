@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxasa.acoustics import foa
+from jaxasa.config import ConfigError
+
+AZIMUTH = st.floats(-360, 360)
+ELEVATION = st.floats(-90, 90)
+
+
+@pytest.mark.parametrize(
+    "azimuth, elevation, gains",
+    [
+        (0, 0, [1, 0, 0, 1]),
+        (90, 0, [1, 1, 0, 0]),
+        (180, 0, [1, 0, 0, -1]),
+        (-90, 0, [1, -1, 0, 0]),
+        (0, 90, [1, 0, 1, 0]),
+        (30, 60, [1, 0.25, 3**0.5 / 2, 3**0.5 / 4]),
+    ],
+)
+def test_encode_follows_ambix(azimuth, elevation, gains):
+    np.testing.assert_allclose(foa.encode(azimuth, elevation), gains, atol=1e-12)
+
+
+@given(AZIMUTH, ELEVATION, st.floats(-720, 720))
+def test_rotation_moves_azimuth_and_nothing_else(azimuth, elevation, yaw):
+    turned = foa.rotate(foa.encode(azimuth, elevation), yaw)
+    np.testing.assert_allclose(turned, foa.encode(azimuth + yaw, elevation), atol=1e-5)
+
+
+@given(st.floats(-1e4, 1e4))
+def test_wrap_is_in_range_and_the_same_angle(azimuth):
+    wrapped = foa.wrap(azimuth)
+    assert -180 < wrapped <= 180
+    turns = (wrapped - azimuth) / 360
+    assert abs(turns - round(turns)) < 1e-9
+
+
+def test_wrap_of_the_back():
+    assert foa.wrap(-180.0) == 180.0
+    assert foa.wrap(180.0) == 180.0
+    assert foa.wrap(np.nextafter(180.0, 181.0)) <= 180.0
+    np.testing.assert_allclose(foa.wrap(np.array([190.0, -190.0, 540.0])), [-170, 170, 180])
+
+
+@given(st.floats(-179, 179), st.floats(-89, 89))
+def test_intensity_points_to_the_source(azimuth, elevation):
+    carrier = np.random.default_rng(0).standard_normal(64)
+    signal = carrier[:, None] * foa.encode(azimuth, elevation)
+    np.testing.assert_allclose(
+        foa.direction(foa.intensity(signal)), (azimuth, elevation), atol=1e-6
+    )
+
+
+def test_fuma_and_n3d_are_converted():
+    w, y, z, x = foa.encode(30.0, 20.0)
+    fuma = np.array([w / 2**0.5, x, y, z])
+    n3d = np.array([w, y * 3**0.5, z * 3**0.5, x * 3**0.5])
+    np.testing.assert_allclose(foa.from_convention(fuma, "fuma"), [w, y, z, x])
+    np.testing.assert_allclose(foa.from_convention(n3d, "n3d"), [w, y, z, x])
+    with pytest.raises(ConfigError, match="acn"):
+        foa.from_convention(n3d, "acn")
+    with pytest.raises(ConfigError, match="channels is 3"):
+        foa.from_convention(n3d[:3], "n3d")

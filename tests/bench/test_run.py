@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+
+from jaxasa import config
+from jaxasa.bench import run, suite
+from jaxasa.config import ConfigError
+
+BENCH = config.Bench(batch=16, bootstrap=200)
+NAMES = ("sft", "grpo", "question_only", "mono", "question_only_sft", "mono_sft")
+
+
+def chance_without_audio(item, hearing):
+    """Right with full hearing; W only fails where direction matters; nothing gets a quarter."""
+    number = int(item.id[-3:])
+    return (hearing == "none" and number % 4 > 0) or (hearing == "mono" and item.direction)
+
+
+@pytest.fixture
+def done(small, oracle, tmp_path):
+    responder = oracle(small.items, chance_without_audio)
+    results = run.run(dict.fromkeys(NAMES, responder), small.folder, tmp_path, BENCH)
+    return results, responder, tmp_path
+
+
+def test_results_hold_systems_and_paired_differences(done, small):
+    results, _, out = done
+    assert json.loads((out / "results.json").read_text()) == results
+    systems = results["systems"]
+    assert set(systems) == {*NAMES, "chance"}
+    assert systems["grpo"]["overall"]["accuracy"] == 1.0 and systems["grpo"]["L2"]["items"] == 12
+    assert set(systems["grpo"]["L1"]) == {"accuracy", "low", "high", "items"}
+    assert systems["mono"]["direction"]["yes"]["accuracy"] == 0.0
+    assert systems["mono"]["direction"]["no"]["accuracy"] == 1.0
+    assert systems["chance"]["overall"]["accuracy"] == 0.25
+    lead = results["paired"]["grpo"]["mono"]
+    share = np.mean([i.direction for i in small.items])
+    assert lead["against"] == "mono" and lead["overall"]["difference"] == pytest.approx(share)
+    assert results["paired"]["sft"]["mono"]["against"] == "mono_sft"
+    assert lead["direction/no"]["difference"] == 0.0
+    facts = results["benchmark"]
+    assert facts["items"] == 44 and facts["levels"] == {"L1": 20, "L2": 12, "L3": 12}
+    assert facts["sounds"] == "made-up sounds" and facts["takes"]["test"]["sound15"] == 4
+
+
+def test_what_each_system_hears(done, small, oracle):
+    _, responder, _ = done
+    assert {shape for shape, *_ in responder.calls} == {(16, 800, 4)}
+    heard = {(hearing, sounds) for _, _, hearing, sounds in responder.calls}
+    assert heard == {("full", True), ("mono", True), ("none", False)}
+    assert {kind for _, kind, *_ in responder.calls} == {np.dtype(np.int16)}
+    assert len(responder.calls) == 6 * 3
+
+
+def test_audio_meets_its_own_question(small):
+    by_key = {(i.question, i.options): i.audio() for i in small.items}
+
+    class Checks:
+        def respond(self, audio, questions, options, hearing):
+            for one, q, four in zip(audio, questions, options, strict=True):
+                assert np.array_equal(one, by_key[q, tuple(four)])
+            return ["A"] * len(questions)
+
+    answers = run.answer(Checks(), small.items, "full", 10, "checks")
+    assert [a["id"] for a in answers] == [i.id for i in small.items]
+
+
+def test_answers_are_kept_until_weights_or_suite_change(done, small, oracle):
+    _, _, out = done
+
+    def calls(marks=None):
+        responder = oracle(small.items)
+        run.run({"sft": responder, "mono": responder}, small.folder, out, BENCH, marks)
+        return [hearing for _, _, hearing, _ in responder.calls]
+
+    assert calls() == []
+    assert calls({"sft": "step 200"}) == ["full"] * 3
+    assert calls({"sft": "step 200"}) == []
+    path = out / "predictions" / "mono.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert calls({"sft": "step 200"}) == ["mono"] * 3
+
+
+def test_results_keep_what_others_wrote(done, small, oracle):
+    results, _, out = done
+    path = out / "results.json"
+    path.write_text(json.dumps(results | {"seconds": {"sft": 3.0}, "peak_memory_gb": 2.5}))
+    found = run.run({"sft": oracle(small.items)}, small.folder, out, BENCH)
+    assert found["seconds"] == {"sft": 3.0} and found["peak_memory_gb"] == 2.5
+    assert set(found["systems"]) == {*NAMES, "chance"} and "grpo" in found["paired"]
+    # Scores on another suite are not comparable, and go.
+    changed = json.loads(path.read_text())
+    changed["benchmark"]["sha256"] = "another"
+    path.write_text(json.dumps(changed))
+    found = run.run({"sft": oracle(small.items)}, small.folder, out, BENCH)
+    assert set(found["systems"]) == {"sft", "chance"} and found["seconds"] == {"sft": 3.0}
+
+
+def test_an_interrupted_system_leaves_nothing_half_written(small, tmp_path):
+    class Breaks:
+        def respond(self, *_):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run({"sft": Breaks()}, small.folder, tmp_path, BENCH)
+    assert list(tmp_path.rglob("*.jsonl")) == []
+
+
+def test_refusals(small, oracle, tmp_path):
+    with pytest.raises(ConfigError, match=r"systems is \['gtp'\], expected names out of sft"):
+        run.run({"gtp": oracle(small.items)}, small.folder, tmp_path, BENCH)
+    with pytest.raises(ConfigError, match="metadata.jsonl: cannot be read"):
+        run.run({}, tmp_path, tmp_path, BENCH)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(ConfigError, match="results.json: is not JSON"):
+        run.run({"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
+
+
+def test_all_right_or_constant_answers(small, tmp_path):
+    class Constant:
+        def respond(self, audio, questions, options, hearing):
+            return ["<answer>C</answer>"] * len(questions)
+
+    found = run.run({"sft": Constant()}, small.folder, tmp_path, BENCH)["systems"]["sft"]
+    # 44 items and balanced letters: exactly a quarter.
+    assert found["overall"]["accuracy"] == 0.25 and found["parsing"]["strict"] == 1.0
+    assert len(suite.load(small.folder)) == found["overall"]["items"]

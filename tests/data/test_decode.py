@@ -1,0 +1,114 @@
+import io
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasa.data.decode import LOUDNESS, RATE, Unusable, pieces, read
+
+
+def tone(seconds, frequency=440.0, rate=RATE):
+    return np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)
+
+
+def test_read_mixes_down_and_resamples(tmp_path):
+    x = tone(1, rate=44100)
+    soundfile.write(tmp_path / "a.wav", np.stack([0.8 * x, 0 * x], 1), 44100, subtype="FLOAT")
+    got = read(tmp_path / "a.wav")
+    assert got.dtype == np.float32 and got.shape == (RATE,)
+    assert np.abs(got - 0.4 * tone(1))[200:-200].max() < 2e-3
+
+
+def test_read_takes_bytes_of_a_file():
+    out = io.BytesIO()
+    soundfile.write(out, tone(0.5) * 0.5, RATE, format="FLAC")
+    assert np.abs(read(out.getvalue()) - 0.5 * tone(0.5)).max() < 1e-4
+
+
+@pytest.mark.parametrize("content", [b"RIFF not a sound", b"", None])
+def test_unreadable_files_say_so(tmp_path, content):
+    path = tmp_path / "bad.wav"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Unusable, match="unreadable"):
+        read(path)
+
+
+def test_what_libsndfile_cannot_read_goes_to_the_system_decoders(tmp_path, monkeypatch):
+    stereo = np.stack([tone(0.5), 0 * tone(0.5)]).astype(np.float32)
+
+    def load(path, sr, mono, dtype):
+        if path.name == "bad.m4a":
+            raise EOFError
+        return stereo, RATE
+
+    monkeypatch.setitem(sys.modules, "librosa", SimpleNamespace(load=load))
+    for name in ("good.m4a", "bad.m4a"):
+        (tmp_path / name).write_bytes(b"an AAC stream")
+    np.testing.assert_allclose(read(tmp_path / "good.m4a"), 0.5 * stereo[0])
+    with pytest.raises(Unusable, match="unreadable"):
+        read(tmp_path / "bad.m4a")
+
+
+def test_empty_and_not_finite_are_refused(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
+    with pytest.raises(Unusable, match="empty"):
+        read(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "nan.wav", np.full(9000, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(Unusable, match="finite"):
+        read(tmp_path / "nan.wav")
+
+
+def test_silence_around_and_dc_are_removed():
+    x = np.concatenate([np.zeros(8000), 0.5 * tone(1), np.zeros(8000)]) + 0.2
+    (clip,) = pieces(x.astype(np.float32), 4.0)
+    # An offset that starts with the file rings for some frames in the high-pass.
+    assert RATE <= len(clip) <= RATE + 0.35 * RATE
+    assert abs(clip.mean()) < 2e-3
+
+
+def test_quiet_onset_is_not_shifted():
+    x = np.concatenate([np.zeros(8000), 0.5 * tone(1), np.zeros(8000)]).astype(np.float32)
+    (clip,) = pieces(x, 4.0)
+    assert abs(len(clip) - RATE) <= 320
+
+
+@pytest.mark.parametrize("gain", [1e-3, 0.05, 1.0])
+def test_active_frames_have_one_loudness(gain):
+    x = np.concatenate([tone(0.5), np.zeros(RATE), tone(0.5)]).astype(np.float32)
+    (clip,) = pieces(gain * x, 4.0)
+    rms = np.sqrt(np.mean(np.concatenate([clip[400:7600], clip[-7600:-400]]) ** 2))
+    assert 20 * np.log10(rms) == pytest.approx(LOUDNESS, abs=0.5)
+
+
+def test_peak_is_limited():
+    x = 0.02 * np.random.default_rng(0).standard_normal(RATE)
+    x[4000::4000] = 1.0
+    (clip,) = pieces(x.astype(np.float32), 4.0)
+    assert 0.9 < np.abs(clip).max() <= 0.9501
+
+
+def test_long_recordings_give_at_most_six_clips_from_all_over():
+    rng = np.random.default_rng(0)
+    sections = [tone(1, 200 + 100 * k) + 0.01 * rng.standard_normal(RATE) for k in range(20)]
+    clips = pieces(np.concatenate(sections).astype(np.float32), 1.0)
+    assert len(clips) == 6
+    pitches = [np.abs(np.fft.rfft(clip, RATE)).argmax() for clip in clips]
+    assert abs(pitches[0] - 200) < 5 and abs(pitches[-1] - 2100) < 5
+    assert all(len(clip) <= RATE for clip in clips)
+
+
+def test_a_short_rest_is_not_a_clip_of_its_own():
+    x = tone(4.5).astype(np.float32)
+    assert [len(c) for c in pieces(x, 4.0)] == [4 * RATE]
+    assert len(pieces(tone(5.5).astype(np.float32), 4.0)) == 2
+
+
+@pytest.mark.parametrize(
+    "x, reason", [(np.zeros(RATE), "silent"), (np.zeros(0), "silent"), (tone(0.1), "0.15")]
+)
+def test_silent_and_short_are_refused(x, reason):
+    with pytest.raises(Unusable, match=reason):
+        pieces(x.astype(np.float32), 4.0)

@@ -1,0 +1,139 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxasa import config
+from jaxasa.acoustics import render, scenes
+from jaxasa.config import ConfigError
+from jaxasa.data import procedural, records, sounds
+from jaxasa.data.simulate import simulate
+
+SCENES = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=3)
+ONE_WORKER = dataclasses.replace(SCENES, workers=1)
+COUNT = 26
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bank")
+    with pytest.MonkeyPatch.context() as patch:
+        keep = ("alarm", "blast", "drum", "typing")
+        classes = {name: procedural.CLASSES[name] for name in keep}
+        patch.setattr(procedural, "CLASSES", classes)
+        patch.setattr(procedural, "CLIPS", 1)
+        return sounds.build(config.Sounds("procedural"), folder, 0)
+
+
+@pytest.fixture(scope="module")
+def whole(bank, tmp_path_factory):
+    return simulate(SCENES, bank.folder, "train", tmp_path_factory.mktemp("whole"), 7, COUNT)
+
+
+def files(folder):
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+
+
+def test_records_are_the_scenes_drawn_and_rendered(bank, whole):
+    assert len(whole) == COUNT and [s["count"] for s in whole.manifest["shards"]] == [3] * 8 + [2]
+    assert whole.manifest["bank"] == "procedural"
+    for index in (0, COUNT - 1):
+        spec = scenes.draw(SCENES, bank.clips("train"), 7, "train", index)
+        audio, scene = render.render(spec, bank.audio)
+        got, meta = whole[index]
+        assert meta == scene and meta["id"] == f"train/{index:06d}"
+        assert np.abs(records.to_float(got) - audio).max() < 2e-4 and got.shape == (24_000, 4)
+
+
+def test_a_complete_set_is_opened_and_another_is_refused(bank, whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()}
+    assert len(simulate(SCENES, bank.folder, "train", whole.folder, 7, COUNT)) == COUNT
+    assert {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()} == before
+    for split, seed, count in (("dev", 7, COUNT), ("train", 8, COUNT), ("train", 7, 9)):
+        with pytest.raises(ConfigError, match="other settings"):
+            simulate(SCENES, bank.folder, split, whole.folder, seed, count)
+    (whole.folder / "manifest.json").rename(whole.folder / "kept")
+    with pytest.raises(ConfigError, match="other settings"):
+        simulate(SCENES, bank.folder, "train", whole.folder, 8, COUNT)
+    (whole.folder / "kept").rename(whole.folder / "manifest.json")
+
+
+def test_one_worker_makes_missing_and_damaged_shards_the_same(bank, whole, tmp_path):
+    contents = files(whole.folder)
+    shards = sorted(name for name in contents if name != "manifest.json")
+    (tmp_path / shards[0]).write_bytes(contents[shards[0]])
+    (tmp_path / shards[1]).write_bytes(contents[shards[1]][:-5000])
+    (tmp_path / f".{shards[2]}.99.tmp").write_bytes(b"half")
+    untouched = (tmp_path / shards[0]).stat().st_mtime_ns
+    simulate(ONE_WORKER, bank.folder, "train", tmp_path, 7, COUNT)
+    assert files(tmp_path) == contents
+    assert (tmp_path / shards[0]).stat().st_mtime_ns == untouched
+
+
+# Dies as by `kill -9` or a lost machine when the first shard is reported.
+SCRIPT = """
+import contextlib, os, signal, sys
+from jaxasa import config
+from jaxasa.data import simulate
+
+@contextlib.contextmanager
+def progress(*_):
+    yield lambda count: os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    simulate.progress = progress
+    scenes = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=3)
+    simulate.simulate(scenes, sys.argv[1], "train", sys.argv[2], 7, int(sys.argv[3]))
+"""
+
+
+def test_a_killed_run_leaves_no_workers_and_resumes_to_the_same_files(bank, whole, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    folder = tmp_path / "killed"
+    command = [sys.executable, script, bank.folder, folder, str(COUNT)]
+    run = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, start_new_session=True)
+    assert run.wait(120) == -signal.SIGKILL
+    end = time.monotonic() + 30
+    while _group_lives(run.pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _group_lives(run.pid)
+    made = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.array_record")}
+    assert made and not (folder / "manifest.json").exists()
+    simulate(ONE_WORKER, bank.folder, "train", folder, 7, COUNT)
+    assert files(folder) == files(whole.folder)
+    assert all((folder / name).stat().st_mtime_ns == made[name] for name in made)
+
+
+def _group_lives(group):
+    """Whether a process of the group runs (a zombie that nobody reaps does not)."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, found = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(found) == group and state != "Z":
+            return True
+    return False
+
+
+def test_the_benchmark_hears_test_takes_only(bank, whole, tmp_path):
+    data = simulate(ONE_WORKER, bank.folder, "benchmark", tmp_path, 7, 6)
+    heard = {s["take"] for k in range(6) for s in data[k][1]["sources"]}
+    assert heard <= {c.take for c in bank.clips("test")}
+    trained = {s["take"] for k in range(COUNT) for s in whole[k][1]["sources"]}
+    assert trained <= {c.take for c in bank.clips("train")}
+
+
+def test_bad_arguments_are_refused(bank, tmp_path):
+    with pytest.raises(ConfigError, match="'test'"):
+        simulate(SCENES, bank.folder, "test", tmp_path, 0, 3)
+    with pytest.raises(ConfigError, match="sound bank"):
+        simulate(SCENES, tmp_path, "train", tmp_path / "out", 0, 3)

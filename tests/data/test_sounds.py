@@ -1,0 +1,238 @@
+import csv
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasa import config
+from jaxasa.config import ConfigError
+from jaxasa.data import debian, sounds
+from jaxasa.data.decode import RATE, Recording
+from jaxasa.data.sounds import Bank, SoundsUnavailable, build
+
+TAKES = 8
+
+
+def noise(seconds, *key):
+    return 0.1 * np.random.default_rng(key).standard_normal(int(seconds * RATE))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "corpus"
+    for c, label in enumerate(("dog", "key", "rain")):
+        for take in range(TAKES):
+            path = root / label / str(take)
+            path.mkdir(parents=True)
+            for clip in range(2):
+                seconds = 0.3 if label == "key" else 0.7
+                soundfile.write(path / f"{clip}.wav", noise(seconds, c, take, clip), RATE)
+    return root
+
+
+def settings(root, **changes):
+    return config.Sounds(**({"bank": f"folder:{root}", "min_takes": 6} | changes))
+
+
+def takes_of(bank):
+    return {s: {(c.label, c.take) for c in bank.clips(s)} for s in ("train", "dev", "test")}
+
+
+def test_no_take_in_two_splits_and_every_class_in_each(folder, tmp_path):
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    takes = takes_of(bank)
+    assert bank.classes == ("dog", "key", "rain")
+    assert {s: len(t) for s, t in takes.items()} == {"train": 15, "dev": 3, "test": 6}
+    assert len(set.union(*takes.values())) == 24
+    assert all({label for label, _ in t} == set(bank.classes) for t in takes.values())
+
+
+def test_audio_is_the_recording_and_ids_are_unique(folder, tmp_path):
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    clips = [c for s in ("train", "dev", "test") for c in bank.clips(s)]
+    assert len({c.id for c in clips}) == len(clips) == 48
+    for clip in clips:
+        got = bank.audio(clip.id)
+        assert got.dtype == np.float32 and len(got) == round(clip.seconds * RATE)
+        want, _ = soundfile.read(folder / clip.id)
+        length = min(len(got), len(want), 4800)
+        assert np.corrcoef(got[:length], want[:length])[0, 1] > 0.95
+
+
+def test_short_clips_repeat_their_own_take_only(folder, tmp_path):
+    bank = build(settings(folder, min_takes=3), tmp_path / "bank", 0)
+    for clip in bank.clips("test"):
+        if clip.label != "key":
+            assert clip.seconds == pytest.approx(0.7, abs=0.03)
+            continue
+        assert 1.5 <= clip.seconds < 2.2
+        got = bank.audio(clip.id)
+        own = [soundfile.read(p)[0] for p in (folder / clip.take).iterdir()]
+        other = [
+            soundfile.read(p)[0] for p in folder.glob("key/*/*") if p.parent.name not in clip.take
+        ]
+
+        gaps = re.findall(rb"\x01{1200,}", (got == 0).astype(np.uint8).tobytes())
+        assert 2 <= len(gaps) <= 4  # of at least 75 ms, between 3 to 5 clips
+        likeness = [max(_likeness(got, x) for x in group) for group in (own, other)]
+        assert likeness[0] > 0.3 > likeness[1]
+
+
+def _likeness(got, x):
+    return np.abs(np.correlate(got, x)).max() / np.linalg.norm(x) / np.linalg.norm(got)
+
+
+def test_strung_clips_stay_under_max_seconds(folder, tmp_path):
+    bank = build(settings(folder, max_seconds=0.9), tmp_path / "bank", 0)
+    assert max(c.seconds for c in bank.clips("train")) <= 0.9
+
+
+def test_bad_files_are_named_and_counted(folder, tmp_path):
+    (folder / "dog/0/bad.wav").write_bytes(b"RIFF no")
+    soundfile.write(folder / "dog/0/silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(folder / "dog/1/short.wav", noise(0.1, 9), RATE)
+    (folder / "rain/6/copy.wav").write_bytes((folder / "rain/5/0.wav").read_bytes())
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    assert bank.report["refused"] == {
+        "dog/0/bad.wav": "unreadable",
+        "dog/0/silent.wav": "silent",
+        "dog/1/short.wav": "shorter than 0.15 s",
+        "rain/6/copy.wav": "the same audio as another file",
+    }
+    assert "refused: 1 x silent" in bank.table()
+    assert len([c for s in ("train", "dev", "test") for c in bank.clips(s)]) == 48
+
+
+def test_a_filtered_copy_under_another_take_joins_it(folder, tmp_path):
+    samples, rate = soundfile.read(folder / "rain/5/0.wav")
+    soundfile.write(folder / "rain/6/again.wav", 0.5 * samples[200:], rate)
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    takes = {c.id: c.take for s in ("train", "dev", "test") for c in bank.clips(s)}
+    assert takes["rain/6/0.wav"] == takes["rain/5/0.wav"] == takes["rain/6/again.wav"]
+
+
+def test_classes_with_few_takes_are_left_out_and_named(folder, tmp_path):
+    soundfile.write(folder / "dog/0/x.wav", noise(1, 3), RATE)
+    (folder / "bell").mkdir()
+    soundfile.write(folder / "bell/x.wav", noise(1, 4), RATE)
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    assert bank.report["left_out"] == {"bell": 1} and "bell" not in bank.classes
+    assert "left out: bell (1 takes)" in bank.table()
+    with pytest.raises(ConfigError, match="min_takes"):
+        build(settings(folder, min_takes=9), tmp_path / "other", 0)
+
+
+def test_labels_gather_in_classes(folder, tmp_path):
+    classes = {"water": ("rain", "dog"), "typing": ("key",)}
+    bank = build(settings(folder, classes=classes), tmp_path / "bank", 0)
+    assert bank.classes == ("typing", "water")
+    assert bank.report["classes"]["water"]["test"]["takes"] == 4
+    with pytest.raises(ConfigError, match="'kay'"):
+        build(settings(folder, classes={"a": ("kay",)}), tmp_path / "bank", 0)
+    with pytest.raises(ConfigError, match="'key'"):
+        build(settings(folder, classes={"a": ("key",), "b": ("key",)}), tmp_path / "bank", 0)
+
+
+def test_a_take_in_two_classes_stays_in_one(tmp_path):
+    lines = ["path,class,take"]
+    for k in range(8):
+        for label in ("dog", "cat"):
+            name = f"{label}{k}.wav"
+            soundfile.write(tmp_path / name, noise(0.6, k, len(lines)), RATE)
+            lines.append(f"{name},{label},{label}{k if k else ''}")
+    soundfile.write(tmp_path / "both.wav", noise(0.6, 77), RATE)
+    lines.append("both.wav,cat,dog3")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    bank = build(
+        config.Sounds(f"manifest:{tmp_path / 'list.csv'}", min_takes=4), tmp_path / "bank", 0
+    )
+    everything = [(s, c.label, c.take) for s in ("train", "dev", "test") for c in bank.clips(s)]
+    assert {label for _, label, take in everything if take == "dog3"} in ({"cat"}, {"dog"})
+    assert "its take is in another class" in bank.report["reasons"]
+
+
+def test_same_settings_reuse_others_rebuild(folder, tmp_path, monkeypatch):
+    first = build(settings(folder), tmp_path / "bank", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(sounds, "_decode", None)
+        assert build(settings(folder), tmp_path / "bank", 0).digest == first.digest
+    assert build(settings(folder), tmp_path / "other", 0).digest == first.digest
+    assert build(settings(folder), tmp_path / "bank", 1).digest != first.digest
+    assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == ["audio.i16", "bank.json"]
+
+
+def test_more_files_of_a_known_take_move_nothing(folder, tmp_path):
+    before = takes_of(build(settings(folder), tmp_path / "bank", 0))
+    soundfile.write(folder / "dog/0/more.wav", noise(1, 5), RATE)
+    assert takes_of(build(settings(folder), tmp_path / "new", 0)) == before
+
+
+def test_bank_is_light_to_pickle(folder, tmp_path):
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    clip = bank.clips("dev")[0]
+    bank.audio(clip.id)
+    data = pickle.dumps(bank)
+    assert len(data) < 500
+    np.testing.assert_array_equal(pickle.loads(data).audio(clip.id), bank.audio(clip.id))
+
+
+def test_incomplete_and_damaged_banks_are_refused_and_rebuilt(folder, tmp_path):
+    with pytest.raises(ConfigError, match="not a complete sound bank"):
+        Bank.load(tmp_path / "bank")
+    digest = build(settings(folder), tmp_path / "bank", 0).digest
+    audio = tmp_path / "bank/audio.i16"
+    audio.write_bytes(audio.read_bytes()[:-2])
+    with pytest.raises(ConfigError, match="damaged"):
+        Bank.load(tmp_path / "bank")
+    assert build(settings(folder), tmp_path / "bank", 0).digest == digest
+
+
+def test_long_recordings_give_several_clips_of_one_take(folder, tmp_path):
+    soundfile.write(folder / "dog/3/long.wav", noise(40, 8), RATE)
+    bank = build(settings(folder, max_seconds=2.0), tmp_path / "bank", 0)
+    mine = [c for s in ("train", "dev", "test") for c in bank.clips(s) if "long" in c.id]
+    assert [c.id for c in mine] == [f"dog/3/long.wav#{k}" for k in range(6)]
+    assert {c.take for c in mine} == {"dog/3"}
+
+
+def test_debian_credits_and_failure(tmp_path, monkeypatch):
+    def listed(labels, folder):
+        return [
+            Recording(
+                f"pack:{label}{k}.ogg",
+                (label,),
+                f"pack/{label}{k}",
+                lambda k=k, c=c: noise(0.6, c, k).astype(np.float32),
+                "pack",
+                "GPL-2+",
+            )
+            for c, label in enumerate(labels)
+            for k in range(8)
+        ]
+
+    monkeypatch.setattr(debian, "recordings", listed)
+    wanted = config.Sounds("debian", classes={"door": ("Door",), "drum": ("Drum",)})
+    bank = build(wanted, tmp_path / "bank", 0)
+    assert bank.name == "debian recordings" and bank.classes == ("door", "drum")
+    rows = list(csv.DictReader(open(tmp_path / "bank/credits.csv")))
+    assert len(rows) == 16
+    assert rows[0] == {
+        "package": "pack", "licence": "GPL-2+", "member": "Door0.ogg", "class": "door"
+    }  # fmt: skip
+
+    def unavailable(labels, folder):
+        raise SoundsUnavailable("no network")
+
+    monkeypatch.setattr(debian, "recordings", unavailable)
+    with pytest.raises(SoundsUnavailable):
+        build(wanted, tmp_path / "other", 0)
+    assert not (tmp_path / "other/bank.json").exists()
+
+
+def test_report_is_plain_json(folder, tmp_path):
+    bank = build(settings(folder), tmp_path / "bank", 0)
+    assert json.loads(json.dumps(bank.report)) == bank.report
+    assert bank.report["classes"]["dog"]["train"]["clips"] == 10

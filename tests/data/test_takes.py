@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxasa.data.takes import SPLITS, assign, merge
+
+SHARES = (0.6, 0.15, 0.25)
+names = st.sets(st.text(min_size=1, max_size=6), min_size=3, max_size=60)
+
+
+def sizes(split):
+    return [sum(s == name for s in split.values()) for name in SPLITS]
+
+
+@given(names, st.integers(0, 5))
+def test_each_split_gets_its_share(takes, seed):
+    split = assign(takes, SHARES, "dog", seed)
+    train, dev, test = sizes(split)
+    n = len(takes)
+    assert set(split) == takes and train + dev + test == n
+    assert test == max(1, int(0.25 * n + 0.5)) and dev == max(1, int(0.15 * n + 0.5))
+    assert train >= 1
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.49, 0.49), (0.98, 0.01, 0.01), (0.01, 0.98, 0.01)])
+@pytest.mark.parametrize("n", [3, 4, 8, 50])
+def test_no_split_is_empty_under_extreme_shares(shares, n):
+    assert min(sizes(assign({str(k) for k in range(n)}, shares, "a", 0))) >= 1
+
+
+@given(names, st.text(min_size=7, max_size=9), st.randoms())
+def test_order_does_not_matter_and_a_new_take_moves_at_most_three(takes, extra, random):
+    before = assign(takes, SHARES, "dog", 0)
+    shuffled = sorted(takes)
+    random.shuffle(shuffled)
+    assert assign(shuffled, SHARES, "dog", 0) == before
+    after = assign(takes | {extra}, SHARES, "dog", 0)
+    assert sum(after[t] != before[t] for t in takes) <= 3
+
+
+def test_seed_and_class_enter():
+    takes = {str(k) for k in range(40)}
+    first = assign(takes, SHARES, "dog", 0)
+    assert first != assign(takes, SHARES, "dog", 1)
+    assert first != assign(takes, SHARES, "cat", 0)
+
+
+def test_copies_under_other_names_are_one_take():
+    rng = np.random.default_rng(0)
+    clips = [rng.standard_normal(n).astype(np.float32) for n in (4000, 6000, 5000, 3000)]
+    softer = 0.3 * np.concatenate([np.zeros(700), clips[1]]) + 0.1 * rng.standard_normal(6700)
+    upside_down = -clips[0][300:]
+    all_clips = [*clips, softer.astype(np.float32), upside_down]
+    got = merge(["a", "b", "c", "a", "d", "e"], all_clips)
+    assert got == ["a", "b", "c", "a", "b", "a"]
+
+
+def test_sounds_of_one_spectrum_are_not_copies():
+    rng = np.random.default_rng(1)
+    shape = np.hanning(4000)
+    clips = [(shape * rng.standard_normal(4000)).astype(np.float32) for _ in range(5)]
+    assert merge(list("abcde"), clips) == list("abcde")

@@ -1,0 +1,262 @@
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxasa import checkpoint, config, optim, state
+from jaxasa.config import ConfigError
+from jaxasa.data import tokens
+from jaxasa.hf import export, keymap, load
+from jaxasa.models import asa
+
+MODEL = config.Model(
+    semantic=config.Semantic(mels=16, width=8, heads=2, layers=2),
+    spatial=config.Spatial(width=8, heads=2, layers=2, channels=(4, 4, 6), mels=16, classes=5),
+    projector=config.Projector(hidden=12, expert=6),
+    decoder=config.Decoder(
+        vocab=300, width=16, heads=2, kv_heads=1, head_width=6, hidden=20, layers=3
+    ),
+    lora=config.Lora(rank=2, alpha=6.0),
+)
+META = {
+    "stage": "sft",
+    "classes": ["bell", "dog"],
+    "seconds": 5.0,
+    "model": dataclasses.asdict(MODEL),
+    "tokenizer": "tokenizer.json",
+}
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters of MODEL, each array full of different numbers, adapters too."""
+    shapes = jax.eval_shape(asa.ASA(MODEL).init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: rng.normal(size=s.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def trained(params, tmp_path_factory):
+    """A folder such as checkpoints/sft."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "sft"
+    with checkpoint.Store(folder) as store:
+        store.save(3, state.State(np.int32(3), params, {}), {}, META, "")
+    text = tokens.train(["where is the dog", "front left"], 300)
+    text.tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    return export.export(trained, tmp_path_factory.mktemp("out") / "export")
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """An export to damage, and a function that rewrites its tensors."""
+    folder = shutil.copytree(exported, tmp_path / "export")
+
+    def change(edit):
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return folder, change
+
+
+def same(a: dict, b: dict) -> bool:
+    a, b = load.flat(a), load.flat(b)
+    return set(a) == set(b) and all(
+        a[p].dtype == b[p].dtype and a[p].shape == b[p].shape and (a[p] == b[p]).all() for p in a
+    )
+
+
+def test_table_covers_the_model_and_is_inverted(params):
+    leaves = {p: x for p, x in load.flat(params).items() if not p.startswith("lora/")}
+    tensors = keymap.to_file(leaves)
+    assert sum(t.size for t in tensors.values()) == sum(x.size for x in leaves.values())
+    assert same(keymap.from_file(tensors), leaves)
+    # No row is left over: each describes some parameter of the model.
+    rows = {keymap._find(keymap._OURS, path)[0] for path in leaves}
+    assert rows == set(keymap.TABLE)
+    for one in ("ours", "theirs"):
+        names = [getattr(row, one) for row in keymap.TABLE]
+        assert len(set(names)) == len(names)
+
+
+def test_names_and_layouts_are_those_of_the_torch_models(params):
+    tensors = keymap.to_file({p: x for p, x in load.flat(params).items() if "lora" not in p})
+    q = params["decoder"]["layers"]["q"]["kernel"]
+    assert (tensors["model.layers.2.self_attn.q_proj.weight"] == q[2].T).all()
+    assert tensors["model.layers.0.mlp.down_proj.weight"].shape == (16, 20)
+    assert "model.layers.0.self_attn.o_proj.bias" not in tensors
+    conv = params["semantic"]["conv2"]["kernel"]
+    assert (tensors["audio_tower.conv2.weight"][:, 5, 1] == conv[1, 5]).all()
+    stem = params["spatial"]["stem1"]["kernel"]
+    found = tensors["spatial_encoder.stem.1.conv.weight"]
+    assert found.shape == (4, 4, 3, 3)
+    assert (found[:, 2, 0, 1] == stem[0, 1, 2]).all()
+    assert all(t.flags.c_contiguous for t in tensors.values())
+
+
+def test_unknown_names():
+    with pytest.raises(ConfigError, match="decoder/layers/w/kernel"):
+        keymap.to_file({"decoder/layers/w/kernel": np.zeros((1, 2, 2))})
+    with pytest.raises(ConfigError, match=r"surplus model\.layers\.0\.x"):
+        keymap.from_file({"model.layers.0.x": np.zeros(2)})
+    names = {f"model.layers.{n}.input_layernorm.weight": np.zeros(2) for n in (0, 2)}
+    with pytest.raises(ConfigError, match=r"missing layers \[1\]"):
+        keymap.from_file(names)
+
+
+def test_merge_is_the_adapted_model(params):
+    """Logits with adapters equal logits of the merged model without them."""
+    model = asa.ASA(MODEL)
+    merged = load.merge(params, META["model"])
+    assert "lora" not in merged
+    x = np.random.default_rng(1).normal(size=(1, 4, 16)).astype(np.float32)
+    valid = np.ones((1, 4), bool)
+    small = jax.tree.map(lambda a: a * 0.1, params)
+    hidden = jax.jit(model.hidden, static_argnames="adapted")
+    wanted, *_ = hidden(small, x, valid, adapted=True)
+    base, *_ = hidden({"decoder": small["decoder"]}, x, valid, adapted=False)
+    found, *_ = hidden(
+        {"decoder": load.merge(small, META["model"])["decoder"]}, x, valid, adapted=False
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert np.abs(base - wanted).max() > 1e-3
+    up, lora = params["decoder"]["layers"]["up"]["kernel"], params["lora"]["layers"]["up"]
+    formula = up[1] + 6.0 / 2 * lora["a"][1] @ lora["b"][1]
+    np.testing.assert_allclose(merged["decoder"]["layers"]["up"]["kernel"][1], formula, rtol=1e-4)
+
+
+def test_round_trip(params, trained, exported):
+    found, meta, tokenizer = load.load(exported)
+    assert same(found, load.merge(params, META["model"]))
+    for key in META:
+        assert meta[key] == json.loads(json.dumps(META))[key]
+    model = config.model_from_dict(meta["model"])
+    assert model == MODEL and hash(model) == hash(MODEL)
+    assert tokens.Text.load(tokenizer).encode("dog") == tokens.Text.load(
+        trained / "tokenizer.json"
+    ).encode("dog")
+    again, meta, _ = load.load(trained)
+    assert same(again, params)
+    assert meta["stage"] == "sft"
+
+
+def test_folder_holds_what_the_hub_expects(exported):
+    names = {p.name for p in exported.iterdir()}
+    assert names == {
+        *("model.safetensors", "config.json", "generation_config.json"),
+        *("tokenizer.json", "README.md"),
+    }
+    assert json.loads((exported / "config.json").read_text())["model_type"] == "jaxasa"
+    text = tokens.Text.load(exported / "tokenizer.json")
+    generation = json.loads((exported / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == text.eos
+    card = (exported / "README.md").read_text()
+    assert "bell, dog" in card and "W Y Z X" in card
+
+
+def test_shards(trained, exported, tmp_path):
+    out = export.export(trained, tmp_path / "out", shard_bytes=4000)
+    index = json.loads((out / load.INDEX).read_text())
+    files = sorted(out.glob("*.safetensors"))
+    assert len(files) > 2 and {f.name for f in files} == set(index["weight_map"].values())
+    largest = max(t.nbytes for f in files for t in load_file(f).values())
+    for file in files:
+        assert sum(t.nbytes for t in load_file(file).values()) <= max(4000, largest)
+    assert same(load.load(out)[0], load.load(exported)[0])
+    files[1].unlink()
+    with pytest.raises(ConfigError, match=files[1].name):
+        load.load(out)
+
+
+def test_export_replaces_an_export_and_nothing_else(trained, tmp_path):
+    out = tmp_path / "out"
+    export.export(trained, out)
+    (out / "old").write_text("")
+    export.export(trained, out)
+    assert not (out / "old").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("")
+    with pytest.raises(ConfigError, match="mine"):
+        export.export(trained, mine)
+    assert (mine / "thesis.txt").exists()
+
+
+def test_export_of_an_export_is_the_same(exported, tmp_path):
+    again = export.export(exported, tmp_path / "again")
+    assert same(load.load(again)[0], load.load(exported)[0])
+
+
+def test_truncated_file(copy):
+    folder, _ = copy
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="model.safetensors: truncated or damaged"):
+        load.load(folder)
+
+
+def test_missing_surplus_and_misshaped_tensors_are_all_listed(copy):
+    folder, change = copy
+
+    def edit(tensors):
+        del tensors["projector.null"]
+        for n in range(3):
+            tensors[f"model.layers.{n}.input_layernorm.weight"] = np.zeros(5, np.float32)
+
+    change(edit)
+    with pytest.raises(ConfigError) as error:
+        load.load(folder)
+    assert "missing projector/null" in str(error.value)
+    assert "decoder/layers/norm1/scale is [3, 5], expected [3, 16]" in str(error.value)
+    change(lambda tensors: tensors.update({"lm_head.weight": np.zeros(3, np.float32)}))
+    with pytest.raises(ConfigError, match=r"export: surplus lm_head\.weight"):
+        load.load(folder)
+
+
+def test_weights_that_are_not_finite(copy, trained, params, tmp_path):
+    folder, change = copy
+    change(lambda tensors: tensors["model.norm.weight"].__setitem__(3, np.nan))
+    with pytest.raises(ConfigError, match="decoder/norm/scale has NaN"):
+        load.load(folder)
+    leaves = load.flat(params)
+    leaves["projector/null"] = np.full_like(leaves["projector/null"], np.inf)
+    bad = tmp_path / "bad"
+    with checkpoint.Store(bad) as store:
+        store.save(1, state.State(np.int32(1), optim.merge({}, leaves), {}), {}, META, "")
+    shutil.copy(trained / "tokenizer.json", bad)
+    with pytest.raises(ConfigError, match="projector/null"):
+        export.export(bad, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_that_hold_no_model(copy, tmp_path):
+    with pytest.raises(ConfigError, match="expected an export folder or WORKDIR/checkpoints"):
+        load.load(tmp_path / "none")
+    folder, _ = copy
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match="tokenizer.json: no such file"):
+        load.load(folder)
+    facts = json.loads((folder / "config.json").read_text())
+    del facts["classes"]
+    (folder / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"config\.json lacks classes"):
+        load.load(folder)
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ConfigError, match="'qwen2'"):
+        load.load(folder)
+
+
+def test_model_config_with_wrong_fields():
+    with pytest.raises(ConfigError, match="model config: .*depth"):
+        config.model_from_dict({**META["model"], "decoder": {"depth": 3}})
+    with pytest.raises(ConfigError, match="model config: .*lora"):
+        config.model_from_dict({k: v for k, v in META["model"].items() if k != "lora"})

@@ -1,0 +1,136 @@
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from jaxasa import checkpoint, config, mesh, state
+from jaxasa.config import ConfigError
+
+STAGE = config.Stage(steps=10, batch=8, learning_rate=0.1, trainable=("lora/.*",), warmup=1)
+META = {"stage": "sft", "classes": ("dog", "bell"), "model": {"decoder": {"width": 8}}}
+RULES = (
+    (r"decoder/embed", ("vocab", "width")),
+    (r"lora/.*", None),
+)
+
+
+def params(width=8):
+    rng = np.random.default_rng(0)
+    return {
+        "decoder": {"embed": rng.normal(size=(16, width)).astype(ml_dtypes.bfloat16)},
+        # From jax, since device arrays placed whole on every device once could not be saved.
+        "lora": {"a": jnp.asarray(rng.normal(size=(width, 2)), jnp.float32)},
+    }
+
+
+def make(fill=None, sizes=(2, 2, 2), devices=None, width=8):
+    devices = mesh.make(config.Mesh(*sizes), devices)
+    made = state.create(params(width), STAGE, devices, RULES)
+    return made if fill is None else jax.tree.map(lambda x: x + jnp.asarray(fill, x.dtype), made)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "sft"
+    with checkpoint.Store(folder, keep=2) as store:
+        assert store.latest() is None
+        for step in (1, 2, 3):
+            store.save(step, make(step), {"at": step}, META, "text\n")
+        assert store.latest() == 3
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "sft")
+
+
+def equal(one, two):
+    return all(
+        a.dtype == b.dtype and np.array_equal(np.asarray(a), np.asarray(b))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
+
+
+def test_the_last_two_stay(folder):
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["2", "3"]
+    assert (folder / "config.gin").read_text() == "text\n"
+    assert json.loads((folder / "meta.json").read_text())["model"] == META["model"]
+
+
+@pytest.mark.parametrize("sizes, count", [((2, 2, 2), 8), ((1, 4, 1), 4), ((1, 1, 1), 1)])
+def test_restores_exactly_on_any_mesh(folder, sizes, count):
+    template = make(sizes=sizes, devices=jax.devices()[:count])
+    with checkpoint.Store(folder) as store:
+        restored, data = store.restore(template, META)
+        assert store.meta()["classes"] == ["dog", "bell"]
+    assert equal(restored, make(3)) and data == {"at": 3}
+    assert jax.tree.structure(restored) == jax.tree.structure(template)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
+        lambda x: x.sharding, template
+    )
+
+
+def test_load_gives_numpy_without_a_mesh(folder):
+    found, meta = checkpoint.load(folder)
+    assert {type(x) for x in jax.tree.leaves(found)} == {np.ndarray}
+    assert equal(found, make(3).params) and meta == json.loads(json.dumps(META))
+    with pytest.raises(ConfigError, match="whole checkpoint"):
+        checkpoint.load(folder / "nowhere")
+
+
+def halve(path, how):
+    if how == "empty":
+        path.mkdir()
+        return
+    name = path.name if how != "temporary" else f"{path.name}.orbax-checkpoint-tmp-1"
+    shutil.copytree(path.parent / "3", path.parent / name)
+    if how == "no commit":
+        (path / "_CHECKPOINT_METADATA").unlink()
+    if how == "no state":
+        shutil.rmtree(path / "state")
+
+
+@pytest.mark.parametrize("how", ["empty", "temporary", "no commit", "no state"])
+def test_half_written_steps_are_ignored(folder, how):
+    halve(folder / "9", how)
+    found, _ = checkpoint.load(folder)
+    assert equal(found, make(3).params)
+    with checkpoint.Store(folder) as store:
+        assert store.latest() == 3
+        restored, _ = store.restore(make(), META)
+        assert int(restored.step) == 3
+        store.save(9, make(9), {"at": 9}, META, "text\n")
+    assert equal(checkpoint.load(folder)[0], make(9).params)
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["3", "9"]
+
+
+def test_another_config_is_refused_with_the_differing_values(folder):
+    other = META | {"model": {"decoder": {"width": 16}, "new": 1}, "classes": ("dog",)}
+    with checkpoint.Store(folder) as store, pytest.raises(ConfigError) as error:
+        store.restore(make(), other)
+    for words in (
+        "another model config",
+        "decoder.width was 8, is 16",
+        "new was None, is 1",
+        "classes was ['dog', 'bell'], is ['dog']",
+    ):
+        assert words in str(error.value)
+    assert "stage" not in str(error.value).split(":", 1)[1]
+
+
+def test_other_shapes_and_corrupt_files_are_named(folder):
+    with checkpoint.Store(folder) as store:
+        with pytest.raises(ConfigError, match=r"params.lora.a has shape \(8, 2\) there, \(4, 2\)"):
+            store.restore(make(width=4), META)
+        for path in (folder / "3" / "state").rglob("d/*"):
+            path.write_bytes(b"x" * 10)
+        with pytest.raises(ConfigError, match="3: checkpoint cannot be read") as error:
+            store.restore(make(), META)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="3: checkpoint cannot be read"):
+        checkpoint.load(folder)

@@ -1,0 +1,198 @@
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasa import cli, loop, steps
+from jaxasa.config import ConfigError
+
+SMOKE = ["--gin_file", "gin/run/smoke.gin"]
+VERBS = [
+    *(["sounds"], ["simulate"], ["train"], ["ask"], ["export"], ["demo"]),
+    *(["bench", part] for part in ("build", "run", "score", "report")),
+]
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one command."""
+    code = cli.main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def fails(capsys, *argv) -> str:
+    """The one line on stderr of a command that must fail with code 2."""
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert err.startswith("jaxasa: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.fixture
+def train_raises(monkeypatch):
+    def set_error(error: BaseException):
+        def train(*_):
+            raise error
+
+        monkeypatch.setattr(steps, "train", train)
+
+    return set_error
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_says_what_is_read_and_written(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*verb, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nReads " in text and "\nWrites " in text
+    assert f"  jaxasa {' '.join(verb)} " in text
+
+
+def test_examples_in_help_parse():
+    """Each example is a command that its own parser takes."""
+    import shlex
+
+    from jaxasa import gin_io
+
+    def leaves(parser):
+        inner = [a for a in parser._actions if hasattr(a, "choices") and a.dest == "==SUPPRESS=="]
+        for action in inner:
+            for sub in action.choices.values():
+                yield from leaves(sub)
+        if not inner:
+            yield parser
+
+    parsers = list(leaves(cli.parser()))
+    assert len(parsers) == len(VERBS)
+    for parser in parsers:
+        example = shlex.split(parser.epilog.split("\n")[1])
+        rest, _ = gin_io.split_gin(example[1:])
+        assert cli.parser().parse_args(rest).verb is parser.get_default("verb")
+
+
+def test_unknown_gin_name(capsys, tmp_path):
+    line = fails(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Decoder.widht=8")
+    assert "widht" in line and "width" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_gin_file(capsys, tmp_path):
+    assert "smok.gin" in fails(capsys, "demo", "--workdir", tmp_path, "--gin_file", "smok.gin")
+
+
+def test_gin_arguments_where_none_are_read(capsys, tmp_path):
+    line = fails(capsys, "export", tmp_path, tmp_path / "out", "--gin.Run.seed=3")
+    assert "reads no gin file" in line
+
+
+def test_workdir_of_another_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "train", lambda *_: None)
+    train = ["train", "sft", "--workdir", tmp_path, *SMOKE]
+    assert run(capsys, *train)[0] == 0
+    assert run(capsys, *train)[0] == 0
+    line = fails(capsys, *train, "--gin.Decoder.layers=7", "--gin.Run.seed=5")
+    assert "model.decoder.layers was" in line and "is 7" in line
+    assert "seed was" in line and "sounds" not in line
+    # How many steps to train is no property of the folder.
+    assert run(capsys, *train, "--gin.SftStage.steps=7")[0] == 0
+
+
+def test_workdir_keeps_its_config(capsys, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(steps, "train", lambda run, *_: seen.append(run.seed))
+    assert run(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Run.seed=77")[0] == 0
+    assert run(capsys, "train", "sft", "--workdir", tmp_path)[0] == 0
+    assert seen == [77, 77]
+
+
+def test_workdir_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, "train", "sft", "--workdir", tmp_path / "file" / "x", *SMOKE)
+    assert str(tmp_path / "file") in line
+
+
+def test_missing_inputs(capsys, tmp_path):
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, np.ones((16_000, 4)) * 0.1, 16_000)
+    line = fails(capsys, "ask", tmp_path / "none", audio, "Where is the dog?")
+    assert str(tmp_path / "none") in line
+    assert "none" in fails(capsys, "export", tmp_path / "none", tmp_path / "out")
+    assert "none" in fails(capsys, "bench", "score", tmp_path / "none", tmp_path / "p.jsonl")
+    assert str(tmp_path) in fails(capsys, "bench", "report", "--workdir", tmp_path)
+    assert "sounds" in fails(
+        capsys, "simulate", "--split", "train", "--workdir", tmp_path / "w", *SMOKE
+    )
+    assert str(tmp_path) in fails(capsys, "bench", "run", "--workdir", tmp_path / "w", *SMOKE)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (np.ones((16_000, 2)), "2 channels"),
+        (np.full((16_000, 4), np.nan), "not finite"),
+        (np.ones((0, 4)), "empty"),
+    ],
+    ids=["stereo", "nan", "empty"],
+)
+def test_audio_that_cannot_be_used(capsys, tmp_path, samples, words):
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, samples, 16_000, subtype="FLOAT")
+    line = fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
+    assert str(audio) in line and words in line
+
+
+def test_audio_that_is_none(capsys, tmp_path):
+    audio = tmp_path / "a.wav"
+    assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
+    audio.write_text("no audio")
+    assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
+
+
+def test_json_is_what_the_verb_found(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "train", lambda *_: None)
+    out = tmp_path / "out.json"
+    code, _, _ = run(capsys, "train", "sft", "--workdir", tmp_path / "w", *SMOKE, "--json", out)
+    assert code == 0
+    assert json.loads(out.read_text())["checkpoint"] == str(tmp_path / "w" / "checkpoints" / "sft")
+    line = fails(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--json", "/no/such/f.json")
+    assert "/no/such" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("two\nlines"), 2, "jaxasa: two lines\n"),
+        (loop.Preempted("sft: stopped and saved at step 7"), 75, "saved at step 7"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
+    ],
+)
+def test_exit_codes(capsys, tmp_path, train_raises, error, code, words):
+    train_raises(error)
+    found, _, err = run(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE)
+    assert found == code and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "No such file", "z")])
+def test_a_bug_is_not_hidden(tmp_path, train_raises, error):
+    train_raises(error)
+    with pytest.raises(type(error)):
+        cli.main(["train", "sft", "--workdir", str(tmp_path), *SMOKE])
+
+
+def test_sigterm_outside_training(tmp_path):
+    """What a step has done stays, so the code is the one that launchers start again."""
+    code = (
+        "import os, signal, sys\n"
+        "from jaxasa import cli\n"
+        "cli.simulate = lambda options: os.kill(os.getpid(), signal.SIGTERM) or {}\n"
+        f"sys.exit(cli.main(['simulate', '--workdir', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 75 and done.stderr.count("\n") == 1
+    assert signal.getsignal(signal.SIGTERM) != cli._stop

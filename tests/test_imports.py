@@ -1,0 +1,131 @@
+"""The shape of the package: who imports whom, which library stays where, how long files are."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxasa"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A room imports from its own level or from below. Files at the top of the package are named.
+LEVELS = {
+    "config": 0,
+    "gin_io": 1,
+    "acoustics": 1,
+    "mesh": 1,
+    "sharding": 1,
+    "optim": 1,
+    "metrics": 1,
+    "state": 1,
+    "workdir": 1,
+    "checkpoint": 3,
+    "loop": 3,
+    "data": 2,
+    "models": 3,
+    "hf": 4,
+    "ask": 5,
+    "stages": 5,
+    "bench": 5,
+    "steps": 6,
+    "demo": 7,
+    "cli": 8,
+}
+# Rooms of one level that stay apart.
+APART = {("stages", "bench"), ("bench", "stages"), ("loop", "models"), ("loop", "data")}
+ONLY_IN = {"gin": ("gin_io.py",), "flax": ("models/",), "orbax": ("checkpoint.py",)}
+BANNED = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def imports(path: Path) -> list[str]:
+    """Dotted names that a file imports; `from a import b` counts as a.b."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_files_were_found():
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_imports_point_downward(path):
+    here = room(path)
+    if here == "__init__":
+        return
+    assert here in LEVELS, f"{here} has no level in this test"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "jaxasa" and len(parts) > 1 and parts[1] != here:
+            assert LEVELS[parts[1]] <= LEVELS[here], f"{path} imports {name}"
+            assert (here, parts[1]) not in APART, f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_libraries_stay_where_they_belong(path):
+    short = path.relative_to(PACKAGE).as_posix()
+    tops = {name.split(".")[0] for name in imports(path)}
+    assert not tops & BANNED, f"{short} imports {tops & BANNED}"
+    for library, places in ONLY_IN.items():
+        if library in tops:
+            assert short.startswith(places), f"{short} imports {library}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(PACKAGE).as_posix())
+def test_no_eval_no_exec_no_pickled_arrays(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), f"{path}:{node.lineno}"
+            for keyword in node.keywords:
+                assert keyword.arg != "allow_pickle", f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=lambda p: p.name
+)
+def test_files_are_rooms_of_at_most_500_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_every_library_is_declared():
+    """What the package imports is in pyproject.toml, and nothing is there for no reason."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    cut = str.maketrans("<>=[;~! ", "\n" * 8)
+    declared = {
+        d.translate(cut).split("\n")[0].lower().replace("_", "-") for d in project["dependencies"]
+    }
+    used = {name.split(".")[0] for path in FILES for name in imports(path)}
+    used -= {"jaxasa", *sys.stdlib_module_names}
+    owners = packages_distributions()
+    for name in sorted(used):
+        names = {o.lower().replace("_", "-") for o in owners[name]}
+        # Namespace packages (orbax) have several owners.
+        assert names & declared, f"{name} ({names}) is imported and not declared"
+    provided = {o.lower().replace("_", "-") for name in used for o in owners[name]}
+    assert declared <= provided, f"declared, never imported: {declared - provided}"
+
+
+def test_help_does_not_start_jax():
+    """`--help` answers at once: the command line imports no heavy library before a verb runs."""
+    code = (
+        "import sys, jaxasa.cli\n"
+        "heavy = {'jax', 'flax', 'grain', 'orbax', 'librosa', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

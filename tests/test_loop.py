@@ -1,0 +1,249 @@
+"""Run as a script, this file trains the same task in a process that a test may kill."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxasa import config, loop, mesh, metrics, optim, sharding, state
+from jaxasa.config import ConfigError
+
+STAGE = config.Stage(
+    steps=12,
+    batch=8,
+    learning_rate=0.1,
+    trainable=("projector/.*",),
+    warmup=2,
+    save_every=3,
+    eval_every=6,
+    log_every=2,
+)
+META = {"stage": "simulated", "model": {"width": 4}}
+
+
+class Batches:
+    """Batch i is a function of i alone; the state is the number drawn."""
+
+    def __init__(self):
+        self.index = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rng = np.random.default_rng([7, self.index])
+        self.index += 1
+        x = rng.normal(size=(8, 4)).astype(np.float32)
+        return {"x": x, "y": x @ (np.arange(12, dtype="f4").reshape(4, 3) / 12)}
+
+    def get_state(self):
+        return {"index": self.index}
+
+    def set_state(self, saved):
+        self.index = saved["index"]
+
+
+# Donated as in the stages: a save that goes on must not see later steps in its buffers.
+@functools.partial(jax.jit, donate_argnums=0)
+def update(old, batch, key):
+    trainable, frozen = optim.split(old.params, STAGE.trainable)
+
+    def loss(flat):
+        out = optim.merge(flat, frozen)["projector"]["out"]
+        noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+        return jnp.mean(((batch["x"] + noise) @ out["kernel"] + out["bias"] - batch["y"]) ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(trainable)
+    updates, opt_state = optim.make(STAGE).update(gradient, old.opt_state, trainable)
+    moved = optim.merge(optax.apply_updates(trainable, updates), frozen)
+    return state.State(old.step + 1, moved, opt_state), {"loss": value}
+
+
+class SimulatedTask:
+    """A linear model with noise from the loop's key, so that a wrong key shows."""
+
+    name = "simulated"
+
+    def __init__(self, act=None, mesh_=None):
+        self.batches = Batches()
+        self.mesh = mesh_ or mesh.make(config.Mesh())
+        self.act, self.steps = act or (lambda step: None), 0
+
+    def step(self, old, batch, key):
+        self.steps += 1
+        self.act(self.batches.index)
+        placed = sharding.place_batch(batch, self.mesh)
+        with jax.transfer_guard("disallow"):
+            return update(old, placed, key)
+
+    def evaluate(self, params):
+        return {"norm": float(jnp.sum(params["projector"]["out"]["kernel"] ** 2))}
+
+
+@functools.cache
+def start(mesh_=None):
+    params = {
+        "projector": {"out": {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, "f4")}},
+        "semantic": {"conv1": {"bias": np.ones(2, np.float32)}},
+    }
+    return state.create(params, STAGE, mesh_ or mesh.make(config.Mesh()))
+
+
+def train(folder, task=None, meta=META, seed=0, mesh_=None):
+    return loop.train(
+        task or SimulatedTask(),
+        jax.tree.map(jnp.copy, start(mesh_)),
+        STAGE,
+        folder=folder / "checkpoint",
+        logs=folder / "logs",
+        meta=meta,
+        config_text="text\n",
+        seed=seed,
+    )
+
+
+def records(folder, drop=("steps_per_s", "data_wait")):
+    lines = (folder / "logs" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+
+
+def equal(one, two):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return train(folder), folder
+
+
+def test_trains_records_and_keeps_frozen_parameters(whole):
+    final, folder = whole
+    assert int(final.step) == STAGE.steps
+    rows = records(folder)
+    losses = {r["step"]: r["loss"] for r in rows if "loss" in r}
+    assert sorted(losses) == [2, 3, 4, 6, 8, 9, 10, 12] and losses[12] < losses[2]
+    assert [r["step"] for r in rows if "eval/norm" in r] == [6, 12]
+    norm = float(np.sum(np.asarray(final.params["projector"]["out"]["kernel"]) ** 2))
+    assert rows[-1] == {"step": 12, "eval/norm": pytest.approx(norm)} and norm > 0.5
+    assert np.array_equal(final.params["semantic"]["conv1"]["bias"], np.ones(2))
+    timed = records(folder, drop=())[0]
+    assert timed["steps_per_s"] > 0 and 0 <= timed["data_wait"] <= 1
+    assert list((folder / "logs").glob("events.out.tfevents.*"))
+
+
+def test_seed_and_name_change_the_noise(whole, tmp_path):
+    assert not equal(whole[0].params, train(tmp_path, seed=1).params)
+
+
+class Crash(Exception):
+    pass
+
+
+def test_resume_after_a_crash_is_bitwise_equal(whole, tmp_path):
+    def crash(step):
+        if step == 8:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path, SimulatedTask(act=crash))
+    task = SimulatedTask()
+    assert equal(train(tmp_path, task), whole[0])
+    assert task.steps == 6 and records(tmp_path) == records(whole[1])
+
+
+def test_resume_after_sigkill_is_bitwise_equal(whole, tmp_path):
+    script = [sys.executable, __file__, str(tmp_path), "9"]
+    path = os.pathsep.join(
+        [str(Path(config.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
+    killed = subprocess.run(script, env={**os.environ, "PYTHONPATH": path}, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    task = SimulatedTask()
+    assert equal(train(tmp_path, task), whole[0])
+    assert 4 <= task.steps < STAGE.steps and records(tmp_path) == records(whole[1])
+
+
+def test_a_finished_folder_returns_at_once(whole):
+    task = SimulatedTask()
+    assert equal(train(whole[1], task), whole[0]) and task.steps == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_raises_preempted(whole, tmp_path, number):
+    before = signal.getsignal(number)
+
+    def ask(step):
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(loop.Preempted, match="step 5"):
+        train(tmp_path, SimulatedTask(act=ask))
+    assert signal.getsignal(number) is before
+    task = SimulatedTask()
+    assert equal(train(tmp_path, task), whole[0]) and task.steps == STAGE.steps - 5
+
+
+def test_nan_stops_with_the_step_and_is_not_saved(tmp_path):
+    class Broken(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            return new, {"loss": values["loss"] * (jnp.nan if self.steps == 8 else 1.0)}
+
+    with pytest.raises(ConfigError, match="simulated: loss is nan at step 8") as error:
+        train(tmp_path, Broken())
+    assert "\n" not in str(error.value)
+    task = SimulatedTask()
+    train(tmp_path, task)
+    assert task.steps == STAGE.steps - 6
+
+
+def test_another_model_config_is_refused(whole):
+    with pytest.raises(ConfigError, match="another model config: width was 4, is 8"):
+        train(whole[1], meta=META | {"model": {"width": 8}})
+
+
+def test_one_device_equals_eight(whole, tmp_path):
+    single = mesh.make(config.Mesh(), jax.devices()[:1])
+    found = train(tmp_path, SimulatedTask(mesh_=single), mesh_=single)
+    kernel = found.params["projector"]["out"]["kernel"]
+    np.testing.assert_allclose(kernel, whole[0].params["projector"]["out"]["kernel"], rtol=1e-4)
+
+
+def test_lines_beyond_the_step_and_torn_lines_go():
+    text = '{"step": 1}\n{"step": 3}\n{"step": 2}\n{"ste'
+    assert metrics.kept(text, 2) == ['{"step": 1}\n', '{"step": 2}\n']
+
+
+def test_no_number_is_null_in_json(tmp_path):
+    with metrics.Writer("x", tmp_path, 0, 5) as writer:
+        writer.write(1, {"a": float("nan"), "b": np.float32(2)})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": 2.0}
+
+
+def main(folder: Path, at: int) -> None:
+    def kill(step):
+        if step == at:
+            # The save of step 6 goes on beside training; give it time, so that it can be whole.
+            deadline = time.monotonic() + 20
+            while not (folder / "checkpoint" / "6").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(folder, SimulatedTask(act=kill))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    main(Path(sys.argv[1]), int(sys.argv[2]))
