@@ -12,7 +12,6 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.acoustics import foa
-from jaxasa.config import ConfigError
 from jaxasa.data import features, foa_file, records, tokens, words
 from jaxasa.data.questions import LETTERS
 from jaxasa.data.tokens import Text

@@ -215,6 +215,8 @@ class Model:
     """The whole model: two encoders, projector, decoder, adapters.
 
     prompt_tokens: room for a question besides the audio; reply_tokens: the longest reply.
+    unroll: layers compiled side by side in each turn of the scan over layers: 1 compiles fastest,
+        and all of them run twice as fast on a CPU, where XLA works in a loop with less threads.
     """
 
     semantic: Semantic
@@ -225,9 +227,10 @@ class Model:
     dtype: str = "float32"
     prompt_tokens: int = 48
     reply_tokens: int = 40
+    unroll: int = 1
 
     def __post_init__(self):
-        _check_at_least(self, 1, "prompt_tokens", "reply_tokens")
+        _check_at_least(self, 1, "prompt_tokens", "reply_tokens", "unroll")
         kinds = ("float32", "bfloat16")
         check(self.dtype in kinds, "Model.dtype", self.dtype, " or ".join(kinds))
 
@@ -320,7 +323,7 @@ class AlignStage(Stage):
 
 @dataclass(frozen=True)
 class SftStage(Stage):
-    """Stage 3: questions. `questions` are asked of each scene, so a batch has batch x questions rows.
+    """Stage 3: `questions` of each scene, so a batch has batch x questions rows.
 
     mono_share, no_audio_share: shares of scenes heard in W only, or not at all, so that the
     controls meet nothing new. null_share: spatial path replaced by its learnt null.

@@ -5,11 +5,13 @@ step took is added up over interruptions in `steps.json` of the work folder:
     {"sft": {"seconds": 183.2, "done": true}, ..., "peak_memory_gb": 2.1}
 """
 
+import contextlib
+import fcntl
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,6 +102,11 @@ def demo(run: config.Run, folder: str | Path, text: str) -> dict:
     begun = [name for name in run.stages if (folder / "checkpoints" / name).is_dir()]
     scored = ["bench"] if (folder / "results.json").is_file() else []
     workdir.claim(folder, run, text, (*workdir.SHARED, *begun, *scored))
+    with _alone(folder):
+        return _work(run, folder, text)
+
+
+def _work(run: config.Run, folder: Path, text: str) -> dict:
     console = Console()
     todo = plan(run, folder, text)
     log = _Log(folder / "steps.json", run.scenes.workers)
@@ -118,6 +125,17 @@ def demo(run: config.Run, folder: str | Path, text: str) -> dict:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     _summary(console, folder, results, run.stages[-1])
     return results
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Holds a lock: two runs in one folder would write the same steps at once."""
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another `jaxasa demo` is at work in it") from None
+        yield
 
 
 class _Log:

@@ -103,7 +103,8 @@ def train(
                     store.save(step, state, task.batches.get_state(), meta, config_text)
                 if is_evaluating or is_saving:
                     window.restart()
-                if is_stopped and not is_last:
+                # The last step's evaluation and save take a while: asked again, not to be missed.
+                if is_stopped or (is_last and stop.asked(step)):
                     raise Preempted(f"{task.name}: stopped and saved at step {step}")
     return state
 

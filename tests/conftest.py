@@ -4,10 +4,92 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import types  # noqa: E402
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("jaxasa", deadline=None)
 hypothesis.settings.load_profile("jaxasa")
+
+CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
+
+
+@pytest.fixture(scope="session")
+def described():
+    """`described(count, sources=(1, 3), seed=0)`: descriptions of scenes of eight classes."""
+    from jaxasa import config
+    from jaxasa.acoustics import scenes
+
+    clips = [scenes.Clip(f"{c}/{t}", c, f"{c}-{t}", 1.0) for c in CLASSES for t in range(2)]
+
+    def make(count, sources=(1, 3), seed=0):
+        ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=3.0, sources=sources)
+        drawn = (scenes.draw(ranges, clips, seed, "test", i) for i in range(count))
+        return [scenes.describe(spec) for spec in drawn]
+
+    make.clips = clips
+    return make
+
+
+@pytest.fixture(scope="session")
+def text(described):
+    """A tokenizer of at most 480 entries that knows the words of the scenes."""
+    from jaxasa.data import pipeline, questions, tokens, words
+
+    rng, texts = np.random.default_rng(0), [pipeline.CAPTION_PROMPT, " ".join(CLASSES)]
+    for scene in described(250):
+        texts.append(words.caption(scene))
+        for level in questions.LEVELS:
+            asked = questions.ask(scene, CLASSES, rng, level)
+            if asked is not None:
+                texts.append(tokens.question_text(asked.question, asked.options))
+                texts.append(tokens.reply_text(asked))
+    return tokens.train(texts, 480)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A model of a few thousand weights: `model` (config), `asa`, and `params`, all of them random.
+
+    `params` are numpy arrays of sizes that keep activations near 1, the adapters' too.
+    """
+    from jaxasa import config
+    from jaxasa.models.asa import ASA
+
+    model = config.Model(
+        semantic=config.Semantic(mels=16, width=16, heads=2, layers=2),
+        spatial=config.Spatial(
+            width=16, heads=2, layers=1, channels=(4, 4), features="intensity", mels=16, classes=8
+        ),
+        projector=config.Projector(hidden=16, expert=8, token_rate=4.0),
+        decoder=config.Decoder(
+            vocab=480, width=32, heads=4, kv_heads=2, head_width=8, hidden=48, layers=2
+        ),
+        lora=config.Lora(rank=2, alpha=6.0),
+        prompt_tokens=64,
+        reply_tokens=64,
+    )
+    rng = np.random.default_rng(0)
+
+    def fill(keys, shape):
+        name = keys[-1].key
+        noise = rng.normal(size=shape.shape)
+        if name == "scale":
+            noise = 1 + 0.1 * noise
+        elif name in ("bias", "activity_bias"):
+            noise = 0.1 * noise
+        elif name != "embedding" and noise.ndim > 1:
+            # The leading axis of scanned layers is no input; of a convolution's it is.
+            inputs = shape.shape[1:-1] if any(k.key == "layers" for k in keys) else shape.shape[:-1]
+            noise = noise / np.prod(inputs) ** 0.5
+        return (0.5 * noise if name == "embedding" else noise).astype(np.float32)
+
+    asa = ASA(model)
+    shapes = jax.eval_shape(asa.init, jax.random.key(0))
+    params = jax.tree_util.tree_map_with_path(fill, shapes)
+    return types.SimpleNamespace(model=model, asa=asa, params=params, classes=CLASSES)

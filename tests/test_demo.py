@@ -151,6 +151,16 @@ def test_damaged_step_log(fake, tmp_path):
         job(tmp_path)
 
 
+def test_two_runs_in_one_folder(fake, tmp_path, monkeypatch):
+    def again(*_):
+        with pytest.raises(ConfigError, match="another `jaxasa demo` is at work"):
+            job(tmp_path)
+
+    monkeypatch.setattr(steps, "scenes", again)
+    job(tmp_path)
+    assert fake.calls == [name for name in ALL if not name.startswith("scenes")]
+
+
 def test_write_text_leaves_nothing_else(tmp_path):
     workdir.write_text(tmp_path / "a", "one")
     workdir.write_text(tmp_path / "a", "two")

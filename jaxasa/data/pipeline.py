@@ -92,9 +92,7 @@ def _asked(scene: dict, classes: Sequence[str], rng) -> questions.Question:
             return found
 
 
-def _exchange(
-    asked: questions.Question, is_open: bool, thought: bool = True
-) -> tuple[str, str]:
+def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) -> tuple[str, str]:
     """(prompt, reply); an open question comes without options."""
     prompt = tokens.question_text(asked.question, None if is_open else asked.options)
     return prompt, tokens.reply_text(asked, thought, is_open)
@@ -248,9 +246,7 @@ class Asked:
         asked = [_asked(scene, self.classes, rng) for _ in range(self.count)]
         unheard = rng.random() < self.no_audio_share
         places = 0 if unheard else self.audio_tokens
-        pairs = [
-            _exchange(q, rng.random() < self.open_share, thought=not unheard) for q in asked
-        ]
+        pairs = [_exchange(q, rng.random() < self.open_share, thought=not unheard) for q in asked]
         prompts = [tokens.prompt_ids(self.text, places, prompt) for prompt, _ in pairs]
         replies = [self.text.encode(reply) for _, reply in pairs]
         length = self.audio_tokens + self.model.prompt_tokens

@@ -138,9 +138,7 @@ def azimuth(scene: dict, classes: Sequence[str], rng) -> Draft | None:
     source = _pick(rng, scene["sources"])
     if not _clear(source["azimuth"]):
         return None
-    question = _say(
-        rng, "where is the {c} ?", "from where does the {c} come ?", c=source["class"]
-    )
+    question = _say(rng, "where is the {c} ?", "from where does the {c} come ?", c=source["class"])
     return Draft(question, words.sector(source["azimuth"]), _sector_options(rng))
 
 

@@ -46,11 +46,11 @@ class ASA:
 
     @cached_property
     def semantic(self) -> Semantic:
-        return Semantic(self.model.semantic, self.dtype)
+        return Semantic(self.model.semantic, self.model.unroll, self.dtype)
 
     @cached_property
     def spatial(self) -> Spatial:
-        return Spatial(self.model.spatial, self.dtype)
+        return Spatial(self.model.spatial, self.model.unroll, self.dtype)
 
     @cached_property
     def projector(self) -> Projector:
@@ -59,7 +59,7 @@ class ASA:
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder(self.model.decoder, self.model.lora, self.dtype)
+        return Decoder(self.model.decoder, self.model.lora, self.model.unroll, self.dtype)
 
     def audio_tokens(self, samples: int) -> int:
         """How many places a clip of `samples` takes in a prompt."""

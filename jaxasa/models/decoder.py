@@ -136,6 +136,7 @@ class Decoder(nn.Module):
 
     decoder: config.Decoder
     lora: config.Lora
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -150,6 +151,7 @@ class Decoder(nn.Module):
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             length=self.decoder.layers,
+            unroll=self.unroll,
         )
         return scanned(self.layers, x, inputs)
 
@@ -163,17 +165,16 @@ class Decoder(nn.Module):
         return (hidden @ table.T).astype(jnp.float32)
 
     def __call__(self, x: jax.Array, valid: jax.Array):
-        """x [B, T, D], valid [B, T] (False at padding) -> hidden [B, T, D], k and v [L, B, T, K, H].
+        """x [B, T, D], valid [B, T] -> hidden [B, T, D], keys and values [L, B, T, K, H].
 
-        Causal; positions count the valid tokens, so padding on the left changes nothing.
+        valid is False at padding. Causal; positions count the valid tokens, so padding on the
+        left changes nothing.
         """
         positions = position_ids(valid)
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         # A padded query sees itself, so that no row of the softmax is empty.
         mask = causal & (valid[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
-        x, (k, v) = self._scan(
-            lambda block, x, _: block(x, positions, mask[:, None]), x, None
-        )
+        x, (k, v) = self._scan(lambda block, x, _: block(x, positions, mask[:, None]), x, None)
         return self.norm(x), k, v
 
     def decode(self, x: jax.Array, cache: Cache, positions, prompt_mask, step):

@@ -54,6 +54,7 @@ class Blocks(nn.Module):
 
     heads: int
     layers: int
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -66,6 +67,7 @@ class Blocks(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.layers,
+            unroll=self.unroll,
         )
         x, _ = scanned(Block(self.heads, self.dtype, name="layers"), x, None)
         return x

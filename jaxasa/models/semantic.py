@@ -17,6 +17,7 @@ class Semantic(nn.Module):
     """log-mel [B, 2T, M] -> [B, T, D], 50 frames a second."""
 
     semantic: config.Semantic
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -31,5 +32,5 @@ class Semantic(nn.Module):
         if x.shape[1] > limit:
             raise ValueError(f"{x.shape[1]} frames, expected at most {limit}")
         x = x + sinusoids(limit, s.width)[: x.shape[1]].astype(self.dtype)
-        x = Blocks(s.heads, s.layers, self.dtype, name="blocks")(x)
+        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)

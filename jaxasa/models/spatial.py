@@ -38,7 +38,7 @@ class Slots(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Estimates for the room, [B] each: log RT60 (s), log volume (m3), mean DRR (dB / 10), count."""
+    """Estimates for the room, [B] each: log RT60 (s), log volume (m3), DRR / 10 (dB), count."""
 
     log_rt60: jax.Array
     log_volume: jax.Array
@@ -62,6 +62,7 @@ class Spatial(nn.Module):
     """FOA [B, N, 4] -> Heard."""
 
     spatial: config.Spatial
+    unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -87,7 +88,7 @@ class Spatial(nn.Module):
             x = nn.Conv(channels, (3, 3), stride, dtype=self.dtype, name=f"stem{i}")(x)
             x = jax.nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"stem_norm{i}")(x))
         x = nn.Dense(s.width, dtype=self.dtype, name="stem_out")(x.reshape(*x.shape[:2], -1))
-        x = Blocks(s.heads, s.layers, self.dtype, name="blocks")(x)
+        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
 
     def _attractors(self, dense: jax.Array) -> jax.Array:

@@ -50,7 +50,7 @@ def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
 
 
 def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
-    """Losses of the matched slots and of the room, each a mean; direction only where it is heard."""
+    """Losses of the matched slots and of the room; direction counts only where it is heard."""
     slots = heard.slots
     active = activity(batch["span"], slots.activity.shape[-1], seconds)
     order = match(slots, batch, active)

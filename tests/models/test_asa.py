@@ -1,0 +1,117 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxasa import config, optim
+from jaxasa.models.asa import ASA
+from jaxasa.models.layers import resample_time
+
+AUDIO = 2
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """int16 [2, 1 s, 4]."""
+    return np.random.default_rng(0).integers(-9000, 9000, (2, 16_000, 4)).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def heard(tiny, clip):
+    return jax.jit(tiny.asa.listen)(tiny.params, clip)
+
+
+def test_fresh_parameters_fit_the_modules_and_adapters_start_at_zero(tiny):
+    fresh = optim.flatten(jax.jit(tiny.asa.init)(jax.random.key(0)))
+    assert {p: x.shape for p, x in fresh.items()} == {
+        p: x.shape for p, x in optim.flatten(tiny.params).items()
+    }
+    adapters = {p: x for p, x in fresh.items() if p.startswith("lora/")}
+    assert len(adapters) == 14
+    for path, leaf in adapters.items():
+        assert (np.abs(leaf).max() == 0) == path.endswith("/b")
+    kernel = np.asarray(fresh["decoder/layers/up/kernel"])
+    assert 0.015 < kernel.std() < 0.025
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+    assert all(x.dtype == np.float32 for x in fresh.values())
+
+
+def test_how_many_places_audio_takes(tiny, heard):
+    assert [tiny.asa.audio_tokens(n) for n in (80_000, 16_000, 100)] == [20, 4, 1]
+    projector = dataclasses.replace(tiny.model.projector, token_rate=12.5)
+    assert ASA(dataclasses.replace(tiny.model, projector=projector)).audio_tokens(160_000) == 125
+    assert heard.semantic.shape == heard.dense.shape == (2, 4, 16)
+    # Both encoders' tokens are means over quarters of a second.
+    np.testing.assert_allclose(heard.dense, resample_time(heard.heard.dense, 4), atol=1e-5)
+
+
+def test_int16_is_full_scale_at_32767(tiny, clip, heard):
+    found = jax.jit(tiny.asa.listen)(tiny.params, (clip / 32767).astype(np.float32))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(heard), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_what_is_hidden_of_the_log_mel_is_not_heard(tiny, clip, heard):
+    hidden = np.zeros((2, 100, 16), bool)
+    hidden[0] = True
+    listen = jax.jit(tiny.asa.listen)
+    found = listen(tiny.params, clip, hidden)
+    np.testing.assert_allclose(found.semantic[1], heard.semantic[1], atol=1e-5)
+    np.testing.assert_allclose(found.dense, heard.dense, atol=1e-5)
+    assert np.abs(found.semantic[0] - heard.semantic[0]).max() > 0.05
+    # All hidden, only its mean is left: the clip's own order in time is gone.
+    back = listen(tiny.params, clip[:, ::-1], hidden)
+    np.testing.assert_allclose(back.semantic[0], found.semantic[0], atol=1e-3)
+
+
+def test_the_learnt_null_replaces_the_dense_map(tiny, heard):
+    project = jax.jit(tiny.asa.project)
+    tokens, _ = project(tiny.params, heard)
+    mixed, experts = project(tiny.params, heard, np.array([True, False]))
+    np.testing.assert_allclose(mixed[1], tokens[1], atol=1e-5)
+    assert np.abs(mixed[0] - tokens[0]).max() > 0.05
+    null = np.broadcast_to(tiny.params["projector"]["null"], heard.dense.shape)
+    expected, _ = project(tiny.params, heard._replace(dense=null))
+    np.testing.assert_allclose(mixed[0], expected[0], atol=1e-5)
+    assert np.ptp(experts.direction[0], axis=0).max() < 1e-6
+
+
+def test_the_kth_audio_token_takes_the_kth_place(tiny):
+    ids = np.array([[0, AUDIO, AUDIO, 9, AUDIO, 8], [0, 0, 9, AUDIO, AUDIO, AUDIO], [5] * 6])
+    tokens = np.random.default_rng(0).normal(size=(3, 3, 32)).astype(np.float32)
+    found = np.asarray(tiny.asa.embed(tiny.params, ids, tokens, AUDIO))
+    words = tiny.params["decoder"]["embedding"]["embedding"]
+    for row in range(3):
+        places = np.flatnonzero(ids[row] == AUDIO)
+        np.testing.assert_array_equal(found[row, places], tokens[row, : len(places)])
+    rest = ids != AUDIO
+    np.testing.assert_array_equal(found[rest], words[ids[rest]])
+    np.testing.assert_array_equal(tiny.asa.embed(tiny.params, ids, None, AUDIO), words[ids])
+
+
+@given(st.integers(1, 60), st.integers(1, 60))
+@settings(max_examples=20)
+def test_resampling_time_keeps_means(frames, length):
+    x = np.random.default_rng(frames).normal(size=(2, frames, 3)).astype(np.float32)
+    found = np.asarray(resample_time(x, length))
+    assert found.shape == (2, length, 3)
+    np.testing.assert_allclose(found.mean(1), x.mean(1), atol=1e-5)
+    assert found.max() <= x.max() + 1e-5 and found.min() >= x.min() - 1e-5
+
+
+def test_resampling_time_means_over_spans():
+    x = np.arange(12, dtype=np.float32)[None, :, None]
+    np.testing.assert_allclose(resample_time(x, 3)[0, :, 0], [1.5, 5.5, 9.5])
+    np.testing.assert_allclose(resample_time(x[:, :5], 2)[0, :, 0], [0.8, 3.2], atol=1e-6)
+
+
+def test_bfloat16_reaches_the_tokens(tiny, clip):
+    asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
+    made = jax.eval_shape(lambda p, a: asa.project(p, asa.listen(p, a))[0], tiny.params, clip)
+    assert made.dtype == jax.numpy.bfloat16
+    assert asa.table(tiny.params).dtype == jax.numpy.bfloat16
+    with pytest.raises(config.ConfigError, match="Model.dtype is 'float8'"):
+        dataclasses.replace(tiny.model, dtype="float8")

@@ -1,0 +1,194 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxasa.models import lm, sample
+
+PAD, AUDIO, NEW = 0, 2, 10
+LENGTHS = (9, 5, 7)
+TEMPERATURE = 0.7
+
+
+def padded_prompts():
+    """int32 [3, 9], padded on the left; three places for audio where the prompt begins."""
+    ids = np.random.default_rng(1).integers(3, 480, (3, 9)).astype(np.int32)
+    for row, length in zip(ids, LENGTHS, strict=True):
+        row[: 9 - length] = PAD
+        row[9 - length : 12 - length] = AUDIO
+    return ids
+
+
+def audio_tokens():
+    return np.random.default_rng(2).normal(size=(3, 3, 32)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def forward(tiny):
+    """Logits [B, T, V] of ids [B, T] in one pass, with or without adapters."""
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def run(params, ids, valid, adapted=True, tokens=None):
+        x = tiny.asa.embed(params, ids, tokens, AUDIO)
+        hidden, *_ = tiny.asa.hidden(params, x, valid, adapted)
+        return hidden @ tiny.asa.table(params).T
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def generate(tiny):
+    @functools.partial(jax.jit, static_argnums=(3, 4, 5))
+    def run(params, prompts, tokens, group, temperature, new, key, eos):
+        options = dict(group=group, max_new=new, temperature=temperature)
+        return sample.generate(
+            tiny.asa, params, prompts, tokens, key, pad=PAD, eos=eos, audio_id=AUDIO, **options
+        )
+
+    return run
+
+
+def test_logits_are_those_of_qwen2(tiny, forward):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from jaxasa.hf import keymap, load
+
+    d = tiny.model.decoder
+    settings = transformers.Qwen2Config(
+        vocab_size=d.vocab,
+        hidden_size=d.width,
+        intermediate_size=d.hidden,
+        num_hidden_layers=d.layers,
+        num_attention_heads=d.heads,
+        num_key_value_heads=d.kv_heads,
+        head_dim=d.head_width,
+        rms_norm_eps=d.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": d.rope_theta},
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+    )
+    twin = transformers.Qwen2ForCausalLM(settings).eval()
+    leaves = load.flat({"decoder": tiny.params["decoder"]})
+    tensors = {name: torch.tensor(t) for name, t in keymap.to_file(leaves).items()}
+    missing, surplus = twin.load_state_dict(tensors, strict=False)
+    assert missing == ["lm_head.weight"] and not surplus
+    twin.tie_weights()
+
+    ids = padded_prompts()
+    valid = ids != PAD
+    with torch.no_grad():
+        expected = twin(
+            input_ids=torch.tensor(ids).long(),
+            attention_mask=torch.tensor(valid).long(),
+            position_ids=torch.tensor(np.maximum(np.cumsum(valid, 1) - 1, 0)),
+        ).logits.numpy()
+    found = np.asarray(forward(tiny.params, ids, valid, False))
+    assert expected[valid].std() > 0.5
+    np.testing.assert_allclose(found[valid], expected[valid], atol=1e-4)
+
+
+def test_later_tokens_and_padding_change_nothing(tiny, forward):
+    ids = padded_prompts()
+    valid = ids != PAD
+    before = np.asarray(forward(tiny.params, ids, valid))
+    other = np.where(valid, ids, 77)
+    other[:, -1] = 78
+    after = np.asarray(forward(tiny.params, other, valid))
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_allclose(after[row, -length:-1], before[row, -length:-1], atol=1e-5)
+        assert np.abs(after[row, -1] - before[row, -1]).max() > 0.1
+    # The row of five tokens without its four places of padding, and with.
+    short = np.asarray(forward(tiny.params, ids[1:2, 4:], valid[1:2, 4:]))
+    np.testing.assert_allclose(short[0], before[1, 4:], atol=1e-5)
+
+
+def test_adapters_are_off_at_zero_and_else_add_a_b(tiny, forward):
+    ids = padded_prompts()
+    valid = ids != PAD
+    base = np.asarray(forward(tiny.params, ids, valid, False))
+    layers = tiny.params["lora"]["layers"]
+    zero = {n: {"a": x["a"], "b": np.zeros_like(x["b"])} for n, x in layers.items()}
+    off = forward(tiny.params | {"lora": {"layers": zero}}, ids, valid)
+    np.testing.assert_array_equal(np.asarray(off), base)
+
+    on = np.asarray(forward(tiny.params, ids, valid))
+    assert np.abs(on - base)[valid].max() > 0.1
+    assert set(layers) == {"q", "k", "v", "o", "gate", "up", "down"}
+    scale = tiny.model.lora.alpha / tiny.model.lora.rank
+    decoder = dict(tiny.params["decoder"])
+    decoder["layers"] = decoder["layers"] | {
+        name: decoder["layers"][name]
+        | {"kernel": decoder["layers"][name]["kernel"] + scale * x["a"] @ x["b"]}
+        for name, x in layers.items()
+    }
+    merged = forward(tiny.params | {"decoder": decoder}, ids, valid, False)
+    np.testing.assert_allclose(np.asarray(merged)[valid], on[valid], atol=1e-3)
+
+
+def in_one_pass(tiny, made, group):
+    """Hidden states [B, C, D] of prompts and completions in one pass, where each was chosen."""
+    prompts = np.repeat(padded_prompts(), group, axis=0)
+    ids, mask = (np.asarray(x).reshape(3 * group, -1) for x in (made.ids, made.mask))
+    valid = np.concatenate([prompts != PAD, mask], 1)
+    tokens = np.repeat(audio_tokens(), group, axis=0)
+    # Sampled places for audio are mere words: only the prompt's hold audio.
+    x = jnp.concatenate(
+        [
+            tiny.asa.embed(tiny.params, prompts, tokens, AUDIO),
+            tiny.asa.embed(tiny.params, ids, None, AUDIO),
+        ],
+        axis=1,
+    )
+    hidden, *_ = jax.jit(tiny.asa.hidden)(tiny.params, x, valid)
+    return hidden[:, prompts.shape[1] - 1 : -1], ids, mask
+
+
+def test_greedy_decode_with_a_cache_equals_the_full_forward(tiny, generate):
+    key = jax.random.key(0)
+    made = generate(tiny.params, padded_prompts(), audio_tokens(), 2, 0.0, NEW, key, -1)
+    assert made.ids.shape == made.logps.shape == made.mask.shape == (3, 2, NEW)
+    assert np.asarray(made.mask).all()
+    hidden, ids, _ = in_one_pass(tiny, made, 2)
+    logps = np.asarray(jax.nn.log_softmax(hidden @ tiny.asa.table(tiny.params).T))
+    assert (logps.argmax(-1) == ids).all() and len(np.unique(ids)) > 5
+    chosen = np.take_along_axis(logps, ids[..., None], -1)[..., 0]
+    np.testing.assert_allclose(np.asarray(made.logps).reshape(6, -1), chosen, atol=1e-4)
+
+
+def test_samples_differ_and_say_their_log_probabilities(tiny, generate):
+    arguments = (tiny.params, padded_prompts(), audio_tokens(), 4, TEMPERATURE, NEW)
+    free = generate(*arguments, jax.random.key(3), -1)
+    assert len({tuple(row) for row in np.asarray(free.ids).reshape(12, NEW)}) == 12
+    other = generate(*arguments, jax.random.key(4), -1)
+    assert (np.asarray(free.ids) != np.asarray(other.ids)).mean() > 0.3
+
+    # What the second prompt's first completion says fourth ends it there.
+    eos = int(free.ids[1, 0, 3])
+    made = generate(*arguments, jax.random.key(3), eos)
+    ids, mask = np.asarray(made.ids), np.asarray(made.mask)
+    first = np.where((ids == eos).any(-1), (ids == eos).argmax(-1), NEW - 1)
+    assert first[1, 0] <= 3 and mask.any(-1).all()
+    np.testing.assert_array_equal(mask, np.arange(NEW) <= first[..., None])
+    assert (ids[~mask] == PAD).all() and (np.asarray(made.logps)[~mask] == 0).all()
+    np.testing.assert_array_equal(ids[mask], np.asarray(free.ids)[mask])
+
+    hidden, flat, mask = in_one_pass(tiny, made, 4)
+    found, _ = lm.token_logps(hidden, tiny.asa.table(tiny.params), flat, TEMPERATURE)
+    said = np.asarray(made.logps).reshape(12, NEW)
+    np.testing.assert_allclose(said[mask], np.asarray(found)[mask], atol=1e-4)
+
+
+def test_samples_come_from_the_tempered_distribution(tiny, forward, generate):
+    prompts, count = padded_prompts()[:1], 3000
+    key = jax.random.key(5)
+    made = generate(tiny.params, prompts, None, count, TEMPERATURE, 1, key, -1)
+    logits = np.asarray(forward(tiny.params, prompts, prompts != PAD))[0, -1]
+    logps = np.asarray(jax.nn.log_softmax(logits / TEMPERATURE))
+    p = np.exp(logps)
+    ids = np.asarray(made.ids)[0, :, 0]
+    mean, spread = (p * logps).sum(), np.sqrt((p * logps**2).sum() - (p * logps).sum() ** 2)
+    assert abs(logps[ids].mean() - mean) < 5 * spread / count**0.5
+    top = p.argmax()
+    assert abs((ids == top).mean() - p[top]) < 5 * (p[top] / count) ** 0.5

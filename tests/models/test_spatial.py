@@ -1,0 +1,74 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import foa
+from jaxasa.models.spatial import Spatial
+
+SAMPLES = 16_000
+
+
+@pytest.fixture(scope="module")
+def audio():
+    """int16-like floats [2, N, 4]: noise from two places, one a clip."""
+    noise = 0.1 * np.random.default_rng(0).normal(size=(2, SAMPLES, 1))
+    return (noise * foa.encode([[130.0], [-20.0]], [[10.0], [-30.0]])).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def hear(tiny):
+    return jax.jit(lambda params, audio: tiny.asa.spatial.apply({"params": params}, audio))
+
+
+def test_a_second_is_25_frames_and_three_slots(tiny, hear, audio):
+    dense, slots, room = hear(tiny.params["spatial"], audio)
+    assert dense.shape == (2, 25, 16)
+    assert slots.presence.shape == slots.log_distance.shape == (2, 3)
+    assert slots.label.shape == (2, 3, 8)
+    assert slots.activity.shape == (2, 3, 25)
+    assert slots.direction_in_time.shape == (2, 3, 25, 3) and slots.direction.shape == (2, 3, 3)
+    assert all(value.shape == (2,) for value in room)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((dense, slots, room)))
+    lengths = np.linalg.norm(slots.direction_in_time, axis=-1)
+    np.testing.assert_allclose(lengths, 1.0, atol=1e-3)
+    weights = np.asarray(jax.nn.softmax(slots.activity, -1))
+    mean = (weights[..., None] * slots.direction_in_time).sum(2)
+    np.testing.assert_allclose(slots.direction, mean, atol=1e-5)
+
+
+def test_slots_hear_different_things(tiny, hear, audio):
+    _, slots, _ = hear(tiny.params["spatial"], audio)
+    assert np.abs(np.diff(slots.label, axis=1)).max(-1).min() > 0.01
+    assert np.abs(np.diff(slots.activity, axis=1)).max(-1).min() > 0.01
+
+
+def test_without_the_residual_every_slot_points_at_a_plane_wave(tiny, hear, audio):
+    still = jax.tree.map(np.zeros_like, tiny.params["spatial"]["residual"])
+    _, slots, _ = hear(tiny.params["spatial"] | {"residual": still}, audio)
+    azimuth, elevation = foa.direction(np.asarray(slots.direction_in_time))
+    for row, (a, e) in enumerate(((130.0, 10.0), (-20.0, -30.0))):
+        np.testing.assert_allclose(azimuth[row], a, atol=0.5)
+        np.testing.assert_allclose(elevation[row], e, atol=0.5)
+
+
+def test_the_residual_is_bounded(tiny, hear, audio):
+    wild = {"kernel": np.zeros((16, 3), "f4"), "bias": np.array([-9.0, 9.0, 9.0], "f4")}
+    _, slots, _ = hear(tiny.params["spatial"] | {"residual": wild}, audio)
+    for row, (a, e) in enumerate(((130.0, 10.0), (-20.0, -30.0))):
+        aim = foa.encode(a, e)[[3, 1, 2]] + 0.3 * np.array([-1, 1, 1])
+        aim = np.broadcast_to(aim / np.linalg.norm(aim), (3, 25, 3))
+        np.testing.assert_allclose(slots.direction_in_time[row], aim, atol=1e-2)
+
+
+def test_features_may_be_spectra(tiny):
+    spatial = Spatial(dataclasses.replace(tiny.model.spatial, features="stft"))
+    made = jax.eval_shape(
+        lambda key, x: spatial.init_with_output(key, x),
+        jax.random.key(0),
+        np.zeros((1, SAMPLES, 4), np.float32),
+    )
+    (dense, slots, _), variables = made
+    assert variables["params"]["stem0"]["kernel"].shape == (3, 3, 8, 4)
+    assert dense.shape == (1, 25, 16) and slots.direction_in_time.shape == (1, 3, 25, 3)
