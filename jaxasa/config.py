@@ -9,6 +9,7 @@ Units: metres, seconds, hertz, degrees, dB.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 STAGES = ("text", "spatial", "align", "sft", "grpo")
@@ -142,13 +143,15 @@ class Spatial:
 
     features: "intensity" (log-mel of W and the active intensity vector in mel bands) or
         "stft" (real and imaginary parts of W, Y, Z, X: 8 channels).
+    stem: patches merged one after another, each (channels, frames, bands): so many outputs for
+        each patch of so many frames and bands.
     classes: outputs of the class head; a sound bank may have at most so many.
     """
 
     width: int
     heads: int
     layers: int
-    channels: tuple[int, ...]
+    stem: tuple[tuple[int, int, int], ...]
     features: str = "stft"
     mels: int = 64
     fft: int = 512
@@ -162,6 +165,15 @@ class Spatial:
         kinds = ("intensity", "stft")
         check(self.features in kinds, "Spatial.features", self.features, " or ".join(kinds))
         check(self.width % self.heads == 0, "Spatial.width", self.width, "a multiple of heads")
+        ok = len(self.stem) > 0 and all(
+            len(row) == 3 and all(isinstance(n, int) and n > 0 for n in row) for row in self.stem
+        )
+        check(ok, "Spatial.stem", self.stem, "rows of (channels, frames, bands)")
+
+    @property
+    def frames_per_step(self) -> int:
+        """Feature frames to one frame of the dense map."""
+        return math.prod(frames for _, frames, _ in self.stem)
 
 
 @dataclass(frozen=True)
@@ -235,6 +247,10 @@ class Model:
         check(self.dtype in kinds, "Model.dtype", self.dtype, " or ".join(kinds))
 
 
+def _tuples(value):
+    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
 def model_from_dict(values: dict) -> Model:
     """The inverse of `dataclasses.asdict`; ConfigError names a part or field that does not fit.
 
@@ -250,8 +266,7 @@ def model_from_dict(values: dict) -> Model:
     try:
         rest = {name: value for name, value in values.items() if name not in parts}
         for name, part in parts.items():
-            fields = values[name].items()
-            rest[name] = part(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+            rest[name] = part(**{k: _tuples(v) for k, v in values[name].items()})
         return Model(**rest)
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"model config: {error}, expected the fields of config.Model") from None

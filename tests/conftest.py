@@ -64,7 +64,7 @@ def tiny():
     model = config.Model(
         semantic=config.Semantic(mels=16, width=16, heads=2, layers=2),
         spatial=config.Spatial(
-            width=16, heads=2, layers=1, channels=(4, 4), features="intensity", mels=16, classes=8
+            width=16, heads=2, layers=1, stem=((4, 2, 4),), features="intensity", mels=16, classes=8
         ),
         projector=config.Projector(hidden=16, expert=8, token_rate=4.0),
         decoder=config.Decoder(
@@ -87,7 +87,7 @@ def tiny():
             # The leading axis of scanned layers is no input; of a convolution's it is.
             inputs = shape.shape[1:-1] if any(k.key == "layers" for k in keys) else shape.shape[:-1]
             noise = noise / np.prod(inputs) ** 0.5
-        return (0.5 * noise if name == "embedding" else noise).astype(np.float32)
+        return (noise * {"embedding": 0.5, "b": 0.1}.get(name, 1.0)).astype(np.float32)
 
     asa = ASA(model)
     shapes = jax.eval_shape(asa.init, jax.random.key(0))

@@ -42,7 +42,7 @@ config.Spatial:
   width = 32
   heads = 2
   layers = 1
-  channels = (8, 16)
+  stem = ((8, 2, 4), (16, 1, 2))
 config.Projector:
   hidden = 16
   expert = 8

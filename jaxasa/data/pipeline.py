@@ -68,20 +68,24 @@ def fixed(source: Sequence, make: Callable, seed: int, purpose: str, count: int)
 
 
 class Written:
-    """Scenes that are never rendered, for stage 0: (index, description), drawn for `purpose`."""
+    """Scenes that are never rendered, for stage 0: (index, description), drawn for `purpose`.
+
+    Every 4,096 of them share their rooms and sources, and differ in how the listener is turned.
+    """
 
     def __init__(
         self, scenes: config.Scenes, clips: Sequence[Clip], seed: int, purpose: str, count: int
     ):
-        self._scenes, self._clips, self._seed = scenes, clips, seed
-        self._purpose, self._count = purpose, count
+        self._seed, self._purpose, self._count = seed, purpose, count
+        drawn = range(min(count, 4096))
+        self._pool = [describe(draw(scenes, clips, seed, purpose, i)) for i in drawn]
 
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, index: int) -> tuple[int, dict]:
-        spec = draw(self._scenes, self._clips, self._seed, self._purpose, int(index))
-        return int(index), describe(spec)
+        yaw = keys.rng(self._seed, self._purpose, "yaw", int(index)).uniform(-180, 180)
+        return int(index), turn(self._pool[index % len(self._pool)], yaw)
 
 
 def _asked(scene: dict, classes: Sequence[str], rng) -> questions.Question:
@@ -95,12 +99,12 @@ def _asked(scene: dict, classes: Sequence[str], rng) -> questions.Question:
 def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) -> tuple[str, str]:
     """(prompt, reply); an open question comes without options."""
     prompt = tokens.question_text(asked.question, None if is_open else asked.options)
-    return prompt, tokens.reply_text(asked, thought, is_open)
+    return prompt, tokens.reply_text(asked, thought)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Stage 0: copying, look-up of options, captions and questions on written scenes.
+    """Stage 0: copying, captions and questions on written scenes.
 
     -> prompt [P], reply [C]. Drills fade out at `stage.copy_until` of the run to a tenth.
     """
@@ -109,21 +113,21 @@ class Texts:
     model: config.Model
     text: Text
     classes: Sequence[str]
+    audio_tokens: int
     total: int
 
     def __call__(self, element: tuple[int, dict], rng: np.random.Generator) -> Example:
         position, scene = element
         early = position < self.stage.copy_until * self.total
         drills = self.stage.copy_share if early else self.stage.copy_share / 5
-        chance = rng.random()
-        if chance < 0.6 * drills:
+        if rng.random() < drills:
             prompt, reply = self._copy(rng)
-        elif chance < drills:
-            prompt, reply = self._look_up(rng)
         else:
             prompt, reply = self._scene(scene, rng)
+        # A written scene takes the place of the audio.
+        length = self.audio_tokens + self.model.prompt_tokens
         return {
-            "prompt": tokens.pad_left([prompt], self.model.prompt_tokens, self.text.pad)[0],
+            "prompt": tokens.pad_left([prompt], length, self.text.pad)[0],
             "reply": tokens.pad_right([reply], self.model.reply_tokens, self.text.pad)[0],
         }
 
@@ -134,17 +138,6 @@ class Texts:
     def _copy(self, rng) -> tuple[list[int], list[int]]:
         ids = self._words(int(rng.integers(4, 20)), rng)
         return ids, [*ids, self.text.eos]
-
-    def _look_up(self, rng) -> tuple[list[int], list[int]]:
-        """Four options of random words; the thought names one, the answer is its letter."""
-        chosen = rng.permutation(np.arange(len(tokens.SPECIAL) + 256, self.text.size))[:4]
-        options = [self.text.decode([i]).strip() for i in chosen]
-        letter = int(rng.integers(4))
-        prompt = self.text.encode(tokens.question_text("", options))
-        asked = questions.Question(
-            "", "", "", tuple(options), questions.LETTERS[letter], f"so {options[letter]}", False
-        )
-        return prompt, self.text.encode(tokens.reply_text(asked))
 
     def _scene(self, scene: dict, rng) -> tuple[list[int], list[int]]:
         written = " " + words.written(scene, rng)
@@ -221,7 +214,7 @@ class Targets:
 class Asked:
     """Stages 3 and 4: a scene and `count` questions about it.
 
-    -> audio [N, 4], yaw, mono, nulled; prompt [Q, P], reply [Q, C], answer [Q] (0 to 3), level
+    -> audio [N, 4], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
     [Q] (0 to 2), and scene: the turned description as JSON-able columns for the evidence reward
     (label [S], azimuth [S], distance [S]; label -1 where there is no source).
 
@@ -257,7 +250,6 @@ class Asked:
             "nulled": np.bool_(rng.random() < self.null_share),
             "prompt": tokens.pad_left(prompts, length, self.text.pad),
             "reply": tokens.pad_right(replies, self.model.reply_tokens, self.text.pad),
-            "answer": np.array([questions.LETTERS.index(q.answer) for q in asked], np.int32),
             "level": np.array([questions.LEVELS.index(q.level) for q in asked], np.int32),
         } | self._columns(scene)
 

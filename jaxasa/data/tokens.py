@@ -2,7 +2,7 @@
 
 A prompt is `[audio] question options`: `<AcousticTokens>` stands once for each audio token,
 and the model puts the projector's output there. In stage 0 a written scene stands in its
-place. A completion is `<think>trace</think><answer>B</answer><eos>`.
+place. A completion is `<think>trace</think><answer> left</answer><eos>`.
 
 Prompts are padded on the left and completions on the right, so that every row of a batch
 begins to answer in the same column and all shapes are static.
@@ -31,6 +31,9 @@ class Text:
     pad: int
     eos: int
     audio: int
+    think: int
+    end_think: int
+    answer: int
 
     @classmethod
     def load(cls, path: str | Path) -> "Text":
@@ -45,7 +48,8 @@ class Text:
         missing = [name for name, i in ids.items() if i is None]
         if missing:
             raise ConfigError(f"tokenizer lacks the tokens {missing}")
-        return cls(tokenizer, ids[PAD], ids[EOS], ids[AUDIO])
+        names = (PAD, EOS, AUDIO, THINK, END_THINK, ANSWER)
+        return cls(tokenizer, *(ids[name] for name in names))
 
     @property
     def size(self) -> int:
@@ -82,28 +86,21 @@ def train(texts: Sequence[str], vocab: int) -> Text:
 
 
 def question_text(question: str, options: Sequence[str] | None) -> str:
-    """The question and its options, a line each: the option, then its letter; None: no options.
-
-    In this order the letter is what follows the option's text, so a decoder that has learnt to
-    copy finds the letter of the answer that its thought has named.
-    """
+    """The question and its options, a line each; None: an open question."""
     if options is None:
         return f" {question}\n"
-    lines = [f"\n {option} {letter}" for letter, option in zip(LETTERS, options, strict=True)]
+    lines = [f"\n{letter} {option}" for letter, option in zip(LETTERS, options, strict=True)]
     return f" {question}{''.join(lines)}\n"
 
 
-def reply_text(question: Question, thought: bool = True, is_open: bool = False) -> str:
+def reply_text(question: Question, thought: bool = True) -> str:
     """The completion that SFT teaches; without `thought` the trace is empty.
 
-    The thought ends with the answer's text and its letter. An open question was asked without
-    options: its answer is a text.
+    The answer is the text of the option: a decoder of half a million parameters learns which
+    text is right long before it learns which letter stands beside it.
     """
-    answer = question.answer_text if is_open else question.answer
     trace = f" {question.trace}" if thought else ""
-    if thought and not is_open:
-        trace += f" {question.answer}"
-    return f"{THINK}{trace}{END_THINK}{ANSWER}{answer}{END_ANSWER}{EOS}"
+    return f"{THINK}{trace}{END_THINK}{ANSWER} {question.answer_text}{END_ANSWER}{EOS}"
 
 
 def caption_text(caption: str) -> str:

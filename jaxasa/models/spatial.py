@@ -1,11 +1,11 @@
 """Spatial encoder: FOA features to a dense time map, attractor slots, and room estimates.
 
-A conv stem over frequency and time, transformer layers over time, then an LSTM
+A stem of patches over time and frequency, transformer layers over time, then an LSTM
 encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). A slot's
 direction is equivariant at its core: a weighted mean of the measured intensity vectors,
 weights by slot and mel band, plus a bounded learnt residual.
 
-Letters: B batch, T frames (25 a second), S slots, D width, M mel bands.
+Letters: B batch, T frames of the map, S slots, D width, M mel bands.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from jaxasa import config
 from jaxasa.data import features
 from jaxasa.models.layers import Blocks, resample_time
 
-SLOT_RATE = 5
+SLOT_STEPS = 2
 
 
 class Slots(NamedTuple):
@@ -58,6 +58,18 @@ def unit(v: jax.Array) -> jax.Array:
     return v / jnp.sqrt(jnp.sum(v**2, -1, keepdims=True) + 1e-6)
 
 
+def patches(x: jax.Array, frames: int, bands: int) -> jax.Array:
+    """[B, T, F, C] -> [B, T / frames, F / bands, frames x bands x C]; odd bands on top dropped.
+
+    A convolution whose stride is its kernel, as one product that every backend does fast.
+    """
+    batch, time, freq, channels = x.shape
+    x = x[:, :, : freq // bands * bands]
+    x = x.reshape(batch, time // frames, frames, freq // bands, bands, channels)
+    x = jnp.moveaxis(x, 2, 3)
+    return x.reshape(*x.shape[:3], -1)
+
+
 class Spatial(nn.Module):
     """FOA [B, N, 4] -> Heard."""
 
@@ -70,22 +82,25 @@ class Spatial(nn.Module):
         s = self.spatial
         vectors = features.intensity(audio, s.fft, s.hop, s.mels)
         x = vectors if s.features == "intensity" else features.foa_stft(audio, s.fft, s.hop)
-        # Two feature frames to one of the map; the odd one at the end of a centred STFT is dropped.
-        frames = x.shape[1] // 2
-        dense = self._dense(x[:, : 2 * frames].astype(self.dtype))
-        field = vectors[:, : 2 * frames, :, 1:4]
-        field = field.reshape(field.shape[0], frames, 2, s.mels, 3).mean(2)
+        # A centred STFT has one frame too many at the end; what fills no step is dropped.
+        merged = s.frames_per_step
+        frames = x.shape[1] // merged
+        dense = self._dense(x[:, : merged * frames].astype(self.dtype))
+        field = vectors[:, : merged * frames]
+        field = field.reshape(field.shape[0], frames, merged, s.mels, 5).mean(2)
         slots = self._slots(dense, field)
-        pooled = jnp.concatenate([dense.mean(1), dense.max(1)], -1)
+        # Not dense.max(1): its gradient is 0 / 0 where XLA rounds the maximum otherwise than dense.
+        peak = jnp.take_along_axis(dense, dense.argmax(1)[:, None], axis=1)[:, 0]
+        pooled = jnp.concatenate([dense.mean(1), peak], -1)
         hidden = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="room_hidden")(pooled))
         room = nn.Dense(4, name="room")(hidden)
         return Heard(dense, slots, Room(*jnp.moveaxis(room, -1, 0)))
 
     def _dense(self, x: jax.Array) -> jax.Array:
         s = self.spatial
-        for i, channels in enumerate(s.channels):
-            stride = (2, 2) if i == 1 else (1, 2)
-            x = nn.Conv(channels, (3, 3), stride, dtype=self.dtype, name=f"stem{i}")(x)
+        for i, (channels, frames, bands) in enumerate(s.stem):
+            x = patches(x, frames, bands)
+            x = nn.Dense(channels, dtype=self.dtype, name=f"stem{i}")(x)
             x = jax.nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"stem_norm{i}")(x))
         x = nn.Dense(s.width, dtype=self.dtype, name="stem_out")(x.reshape(*x.shape[:2], -1))
         x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x)
@@ -94,7 +109,7 @@ class Spatial(nn.Module):
     def _attractors(self, dense: jax.Array) -> jax.Array:
         """dense [B, T, D] -> [B, S, D]: an LSTM reads the map, another writes one a slot."""
         s = self.spatial
-        coarse = resample_time(dense, max(1, dense.shape[1] * SLOT_RATE // 25))
+        coarse = resample_time(dense, -(-dense.shape[1] // SLOT_STEPS))
         reader = nn.RNN(nn.OptimizedLSTMCell(s.width, name="reader"), return_carry=True)
         carry, _ = reader(coarse)
         writer = nn.RNN(nn.OptimizedLSTMCell(s.width, name="writer"))
@@ -103,6 +118,7 @@ class Spatial(nn.Module):
         return writer(start, initial_carry=carry)
 
     def _slots(self, dense: jax.Array, field: jax.Array) -> Slots:
+        """field [B, T, M, 5]: log power, intensity vector and diffuseness of each mel band."""
         s = self.spatial
         attractors = self._attractors(dense)
         keys = nn.Dense(s.width, dtype=self.dtype, name="activity_keys")(dense)
@@ -114,7 +130,10 @@ class Spatial(nn.Module):
         asked = nn.Dense(s.width, dtype=self.dtype, name="slot_attractor")(attractors)[:, :, None]
         hidden = jax.nn.gelu(seen + asked)
         bands = nn.Dense(s.mels, dtype=self.dtype, name="bands")(hidden)
-        measured = jnp.einsum("bstm,btmc->bstc", jax.nn.softmax(bands, -1), field)
+        # Loud bands with little diffuseness tell the direction; by how much is learnt.
+        trust = self.param("trust", lambda _: jnp.array([6.0, -3.0]))
+        bands += jnp.einsum("btmr,r->btm", field[..., jnp.array([0, 4])], trust)[:, None]
+        measured = jnp.einsum("bstm,btmc->bstc", jax.nn.softmax(bands, -1), field[..., 1:4])
         residual = nn.Dense(3, dtype=self.dtype, name="residual")(hidden)
         direction = unit(measured + 0.3 * jnp.tanh(residual))
         pooled = jnp.einsum("bst,bstd->bsd", weights, hidden)

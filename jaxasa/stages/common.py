@@ -69,20 +69,22 @@ def reply_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean negative log-likelihood of reply tokens [R, C] after prompts [R, P], and hit rates.
 
-    tokens [R, A, D]: audio, or None. The letter, one token of some thirty, weighs `answer_weight`.
+    tokens [R, A, D]: audio, or None. The word that ends the thought and the one that answers,
+    two of some thirty, weigh `answer_weight`.
     """
     ids = jnp.concatenate([prompt, reply], 1)[:, :-1]
     x = asa.embed(params, ids, tokens, text.audio)
     hidden, *_ = asa.hidden(params, x, ids != text.pad, adapted)
     logps, hits = lm.token_logps(hidden[:, prompt.shape[1] - 1 :], asa.table(params), reply)
     counted = (reply != text.pad).astype(jnp.float32)
-    opening = text.tokenizer.token_to_id("<answer>")
-    is_letter = jnp.pad(reply[:, :-1] == opening, ((0, 0), (1, 0)))
-    weights = counted * jnp.where(is_letter, answer_weight, 1.0)
-    letters = jnp.maximum(is_letter.sum(), 1)
+    answers = jnp.pad(reply[:, :-1] == text.answer, ((0, 0), (1, 0)))
+    # The thought ends with the answer: there it is found, and then only copied.
+    decides = jnp.pad(reply[:, 1:] == text.end_think, ((0, 0), (0, 1))) & (reply != text.think)
+    weights = counted * jnp.where(answers | decides, answer_weight, 1.0)
+    decided = jnp.maximum(decides.sum(), 1)
     return -(weights * logps).sum() / weights.sum(), {
         "token_accuracy": (hits * counted).sum() / counted.sum(),
-        "letter_accuracy": (hits & is_letter).sum() / letters,
+        "answer_accuracy": (hits & decides).sum() / decided,
     }
 
 

@@ -58,9 +58,11 @@ def task(context: common.Context) -> common.Task:
         tokens = jnp.repeat(tokens, batch["prompt"].shape[1] * repeats, axis=0)
         prompt = jnp.repeat(flat(batch["prompt"]), repeats, axis=0)
         ids, mask = flat(batch["ids"]), flat(batch["mask"])
-        whole = jnp.concatenate([prompt, ids], 1)[:, :-1]
-        valid = whole != text.pad
-        hidden, *_ = asa.hidden(params, asa.embed(params, whole, tokens, text.audio), valid)
+        # A pad or a place for audio that was sampled was a word like any other then, and is now.
+        asked_for = asa.embed(params, prompt, tokens, text.audio)
+        said = asa.embed(params, ids, None, text.audio)
+        valid = jnp.concatenate([prompt != text.pad, mask > 0], 1)[:, :-1]
+        hidden, *_ = asa.hidden(params, jnp.concatenate([asked_for, said], 1)[:, :-1], valid)
         logps, _ = lm.token_logps(
             hidden[:, prompt.shape[1] - 1 :], asa.table(params), ids, stage.temperature
         )
@@ -73,16 +75,16 @@ def task(context: common.Context) -> common.Task:
 
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
-        answers = np.asarray(batch["answer"]).reshape(-1)
-        per_scene = len(answers) // len(batch["source_label"])
+        replies = flat(np.asarray(batch["reply"]))
+        per_scene = len(replies) // len(batch["source_label"])
         rows = []
         for p, group in enumerate(ids):
             sources = _sources(batch, p // per_scene, context.classes)
-            letter = questions.LETTERS[answers[p]]
-            rows.append(
-                [rewards.total(stage, text.decode(c), letter, sources, context.classes)
-                 for c in group]
-            )  # fmt: skip
+            _, right = rewards.parse(text.decode(replies[p]))
+            judged = [
+                rewards.total(stage, text.decode(c), right, sources, context.classes) for c in group
+            ]
+            rows.append(judged)
         return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
 
     def step(state: State, batch, key) -> tuple[State, Mapping]:

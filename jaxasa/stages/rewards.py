@@ -10,23 +10,23 @@ from collections.abc import Sequence
 from jaxasa import config
 from jaxasa.data import words
 
-REPLY = re.compile(r"\s*<think>([^<>]*)</think>\s*<answer>\s*([ABCD])\s*</answer>\s*")
+REPLY = re.compile(r"\s*<think>([^<>]*)</think>\s*<answer>\s*([^<>]*?)\s*</answer>\s*")
 
 
 def parse(text: str) -> tuple[str, str] | None:
-    """(thought, letter) of a completion of exactly one thought and one answer, else None."""
+    """(thought, answer) of a completion of exactly one thought and one answer, else None."""
     found = REPLY.fullmatch(text)
     return (found[1], found[2]) if found else None
 
 
-def answer(text: str, letter: str) -> float:
-    """1 where a well-formed completion answers `letter`, else 0."""
+def answer(text: str, right: str) -> float:
+    """1 where a well-formed completion answers just the text `right`, else 0."""
     found = parse(text)
-    return float(found is not None and found[1] == letter)
+    return float(found is not None and found[1] == right)
 
 
 def well_formed(text: str) -> float:
-    """1 for exactly one `<think>` block followed by exactly one `<answer>` letter, else 0."""
+    """1 for exactly one `<think>` block followed by exactly one `<answer>` block, else 0."""
     return float(parse(text) is not None)
 
 
@@ -62,10 +62,14 @@ def _bearing(sector: str | None, azimuth: float) -> float:
 
 
 def total(
-    stage: config.GrpoStage, text: str, letter: str, sources: Sequence[dict], classes: Sequence[str]
+    stage: config.GrpoStage,
+    text: str,
+    right_answer: str,
+    sources: Sequence[dict],
+    classes: Sequence[str],
 ) -> dict[str, float]:
     """Each reward by name and their weighted "total"; evidence pays only with a right answer."""
-    right, form = answer(text, letter), well_formed(text)
+    right, form = answer(text, right_answer), well_formed(text)
     shown = evidence(text, sources, classes)
     return {
         "answer": right,

@@ -10,7 +10,7 @@ ANSWER_WEIGHT = 4.0
 
 
 def task(context: common.Context) -> common.Task:
-    """Copying, look-up, captions and questions; the letter weighs four times a word."""
+    """Copying, captions and questions; the word that answers weighs four times another."""
     run, stage, asa, text = context.run, context.stage, context.asa, context.text
     total = stage.steps * stage.batch
 
@@ -22,7 +22,7 @@ def task(context: common.Context) -> common.Task:
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
-    make = Texts(stage, run.model, text, context.classes, total)
+    make = Texts(stage, run.model, text, context.classes, context.audio_tokens, total)
     source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)

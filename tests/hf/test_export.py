@@ -15,7 +15,9 @@ from jaxasa.models import asa
 
 MODEL = config.Model(
     semantic=config.Semantic(mels=16, width=8, heads=2, layers=2),
-    spatial=config.Spatial(width=8, heads=2, layers=2, channels=(4, 4, 6), mels=16, classes=5),
+    spatial=config.Spatial(
+        width=8, heads=2, layers=2, stem=((4, 2, 2), (6, 1, 2)), mels=16, classes=5
+    ),
     projector=config.Projector(hidden=12, expert=6),
     decoder=config.Decoder(
         vocab=300, width=16, heads=2, kv_heads=1, head_width=6, hidden=20, layers=3

@@ -15,8 +15,9 @@ AUDIO = 2
 
 @pytest.fixture(scope="module")
 def clip():
-    """int16 [2, 1 s, 4]."""
-    return np.random.default_rng(0).integers(-9000, 9000, (2, 16_000, 4)).astype(np.int16)
+    """int16 [2, 1 s, 4]: noise that dies away."""
+    noise = np.random.default_rng(0).integers(-9000, 9000, (2, 16_000, 4))
+    return (noise * np.exp(-6 * np.linspace(0, 1, 16_000))[:, None]).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
@@ -24,19 +25,21 @@ def heard(tiny, clip):
     return jax.jit(tiny.asa.listen)(tiny.params, clip)
 
 
-def test_fresh_parameters_fit_the_modules_and_adapters_start_at_zero(tiny):
-    fresh = optim.flatten(jax.jit(tiny.asa.init)(jax.random.key(0)))
-    assert {p: x.shape for p, x in fresh.items()} == {
-        p: x.shape for p, x in optim.flatten(tiny.params).items()
-    }
+def test_fresh_adapters_start_at_zero(tiny):
+    def init(key):
+        made = tiny.asa.init(key)
+        return {"decoder": made["decoder"], "lora": made["lora"]}
+
+    fresh = optim.flatten(jax.jit(init)(jax.random.key(0)))
+    assert all(x.dtype == np.float32 for x in fresh.values())
     adapters = {p: x for p, x in fresh.items() if p.startswith("lora/")}
     assert len(adapters) == 14
     for path, leaf in adapters.items():
         assert (np.abs(leaf).max() == 0) == path.endswith("/b")
     kernel = np.asarray(fresh["decoder/layers/up/kernel"])
     assert 0.015 < kernel.std() < 0.025
+    # Layers of a scan do not begin alike.
     assert np.abs(kernel[0] - kernel[1]).max() > 0.01
-    assert all(x.dtype == np.float32 for x in fresh.values())
 
 
 def test_how_many_places_audio_takes(tiny, heard):
@@ -48,23 +51,19 @@ def test_how_many_places_audio_takes(tiny, heard):
     np.testing.assert_allclose(heard.dense, resample_time(heard.heard.dense, 4), atol=1e-5)
 
 
-def test_int16_is_full_scale_at_32767(tiny, clip, heard):
-    found = jax.jit(tiny.asa.listen)(tiny.params, (clip / 32767).astype(np.float32))
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(heard), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
-
-
-def test_what_is_hidden_of_the_log_mel_is_not_heard(tiny, clip, heard):
+def test_int16_is_full_scale_at_32767_and_hidden_log_mel_is_not_heard(tiny, clip, heard):
     hidden = np.zeros((2, 100, 16), bool)
     hidden[0] = True
     listen = jax.jit(tiny.asa.listen)
-    found = listen(tiny.params, clip, hidden)
-    np.testing.assert_allclose(found.semantic[1], heard.semantic[1], atol=1e-5)
-    np.testing.assert_allclose(found.dense, heard.dense, atol=1e-5)
+    audio = (clip / 32767).astype(np.float32)
+    found = listen(tiny.params, audio, hidden)
+    np.testing.assert_allclose(found.semantic[1], heard.semantic[1], atol=1e-4)
+    np.testing.assert_allclose(found.dense, heard.dense, atol=1e-4)
     assert np.abs(found.semantic[0] - heard.semantic[0]).max() > 0.05
-    # All hidden, only its mean is left: the clip's own order in time is gone.
-    back = listen(tiny.params, clip[:, ::-1], hidden)
-    np.testing.assert_allclose(back.semantic[0], found.semantic[0], atol=1e-3)
+    # Only the mean of what is hidden is left: the clip's order in time is gone.
+    back = listen(tiny.params, audio[:, ::-1], hidden)
+    np.testing.assert_allclose(back.semantic[0], found.semantic[0], atol=0.02)
+    assert np.abs(back.semantic[1] - found.semantic[1]).max() > 0.05
 
 
 def test_the_learnt_null_replaces_the_dense_map(tiny, heard):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxasa.acoustics import foa
-from jaxasa.models.spatial import Spatial
+from jaxasa.models.spatial import Spatial, patches
 
 SAMPLES = 16_000
 
@@ -62,13 +62,27 @@ def test_the_residual_is_bounded(tiny, hear, audio):
         np.testing.assert_allclose(slots.direction_in_time[row], aim, atol=1e-2)
 
 
+def test_patches_are_a_convolution_whose_stride_is_its_kernel():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 6, 9, 3)), rng.normal(size=(2, 4, 3, 5))
+    found = patches(x, 2, 4) @ kernel.reshape(-1, 5)
+    expected = jax.lax.conv_general_dilated(
+        x, kernel, (2, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    assert found.shape == (2, 3, 2, 5)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_features_may_be_spectra(tiny):
-    spatial = Spatial(dataclasses.replace(tiny.model.spatial, features="stft"))
+    stem = ((6, 2, 4), (4, 1, 8))
+    spatial = Spatial(dataclasses.replace(tiny.model.spatial, features="stft", stem=stem))
     made = jax.eval_shape(
         lambda key, x: spatial.init_with_output(key, x),
         jax.random.key(0),
         np.zeros((1, SAMPLES, 4), np.float32),
     )
     (dense, slots, _), variables = made
-    assert variables["params"]["stem0"]["kernel"].shape == (3, 3, 8, 4)
+    # 8 channels in patches of 2 frames by 4 bins; of the 257 bins 64 patches, then 8.
+    assert variables["params"]["stem0"]["kernel"].shape == (64, 6)
+    assert variables["params"]["stem_out"]["kernel"].shape == (32, 16)
     assert dense.shape == (1, 25, 16) and slots.direction_in_time.shape == (1, 3, 25, 3)

@@ -1,0 +1,239 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from jaxasa import config
+from jaxasa.acoustics import keys
+from jaxasa.config import ConfigError
+from jaxasa.data import pipeline, tokens, words
+from jaxasa.stages import rewards
+
+PLACES = 4
+
+
+@pytest.fixture(scope="module")
+def source(described):
+    """[(int16 audio [40, 4], description)], each audio different."""
+    rng = np.random.default_rng(0)
+    return [(rng.integers(-99, 99, (40, 4)).astype(np.int16), s) for s in described(24, (2, 3))]
+
+
+@pytest.fixture(scope="module")
+def asked(tiny, text):
+    def make(count=3, **options):
+        return pipeline.Asked(tiny.classes, tiny.model, text, PLACES, count, **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def targets(tiny):
+    return lambda **options: pipeline.Targets(tiny.classes, 2, 0.3, **options)
+
+
+def same(a, b):
+    return set(a) == set(b) and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def test_batches_go_on_without_end_each_pass_anew(source, targets):
+    made = take(pipeline.Batches(source, targets(augment=True), 0, "t", 8), 6)
+    first, second = (np.concatenate([b["audio"] for b in made[i : i + 3]]) for i in (0, 3))
+    order = lambda x: sorted(row.tobytes() for row in x)  # noqa: E731
+    assert order(first) == order(second) == order([audio for audio, _ in source])
+    assert not np.array_equal(first, second)
+    yaws = np.concatenate([b["yaw"] for b in made])
+    assert len(np.unique(yaws)) == 48
+    again = take(pipeline.Batches(source, targets(augment=True), 0, "t", 8), 6)
+    assert all(same(a, b) for a, b in zip(made, again, strict=True))
+    other = next(pipeline.Batches(source, targets(augment=True), 0, "u", 8))
+    assert not np.array_equal(other["yaw"], made[0]["yaw"])
+
+
+def test_several_processes_read_what_one_reads(source, asked, monkeypatch):
+    whole = take(pipeline.Batches(source, asked(), 5, "t", 8), 5)
+    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 2)
+    shares = []
+    for index in range(2):
+        monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
+        shares.append(take(pipeline.Batches(source, asked(), 5, "t", 8), 5))
+    for one, *parts in zip(whole, *shares, strict=True):
+        for name in one:
+            joined = np.stack([p[name] for p in parts], 1).reshape(one[name].shape)
+            np.testing.assert_array_equal(joined, one[name], err_msg=name)
+    with pytest.raises(ConfigError, match="batch is 7, expected a multiple of 2"):
+        pipeline.Batches(source, asked(), 5, "t", 7)
+
+
+def test_a_reader_goes_on_from_its_state(source, asked):
+    batches = pipeline.Batches(source, asked(), 1, "t", 8)
+    take(batches, 4)
+    saved = json.loads(json.dumps(batches.get_state()))
+    expected = take(batches, 3)
+    other = pipeline.Batches(source, asked(), 1, "t", 8)
+    next(other)
+    other.set_state(saved)
+    assert all(same(a, b) for a, b in zip(expected, take(other, 3), strict=True))
+
+
+def test_fixed_is_the_first_examples_in_order(source, targets):
+    made = pipeline.fixed(source, targets(augment=False), 0, "t", 5)
+    np.testing.assert_array_equal(made["audio"], [audio for audio, _ in source[:5]])
+    assert (made["yaw"] == 0).all() and len(made["mono"]) == 5
+    assert len(pipeline.fixed(source, targets(augment=False), 0, "t", 99)["yaw"]) == 24
+
+
+def test_targets_are_the_loudest_sources_turned_with_the_audio(tiny, source, targets):
+    for i, (audio, scene) in enumerate(source):
+        made = targets(augment=True)((audio, scene), keys.rng(0, "t", i))
+        np.testing.assert_array_equal(made["audio"], audio)
+        by_level = lambda s: s["level"] - 20 * np.log10(s["distance"])  # noqa: E731
+        loudest = sorted(scene["sources"], key=by_level, reverse=True)[:2]
+        assert [tiny.classes[k] for k in made["label"]] == [s["class"] for s in loudest]
+        azimuth, elevation = (np.radians([s[n] for s in loudest]) for n in ("azimuth", "elevation"))
+        azimuth = azimuth + np.radians(made["yaw"])
+        flat = np.cos(elevation)
+        expected = [np.cos(azimuth) * flat, np.sin(azimuth) * flat, np.sin(elevation)]
+        np.testing.assert_allclose(made["direction"].T, expected, atol=1e-5)
+        np.testing.assert_allclose(
+            np.exp(made["log_distance"]), [s["distance"] for s in loudest], 1e-5
+        )
+        np.testing.assert_allclose(made["span"], [[s["onset"], s["offset"]] for s in loudest], 1e-5)
+        assert (made["present"] == 1).all()
+        log_rt60, log_volume, drr, count = made["room"]
+        assert count == len(scene["sources"])
+        np.testing.assert_allclose(np.exp(log_rt60), scene["rt60"], rtol=1e-5)
+        np.testing.assert_allclose(np.exp(log_volume), scene["volume"], rtol=1e-5)
+        assert drr * 10 == pytest.approx(np.mean([s["drr"] for s in scene["sources"]]), rel=1e-4)
+
+
+def test_empty_slots_are_absent(tiny, described):
+    scene = described(1, (1, 1))[0]
+    made = pipeline.slot_targets(scene, tiny.classes, 3)
+    np.testing.assert_array_equal(made["present"], [1, 0, 0])
+    assert not made["span"][1:].any() and not made["direction"][1:].any()
+
+
+def test_captions_of_stage_2_are_of_the_turned_scene(tiny, text, source):
+    make = pipeline.Targets(tiny.classes, 3, 0.0, True, tiny.model, text, PLACES)
+    for i, element in enumerate(source):
+        made = make(element, keys.rng(0, "t", i))
+        prompt, reply = made["prompt"][0], made["reply"][0]
+        assert len(prompt) == PLACES + tiny.model.prompt_tokens
+        assert (prompt == text.audio).sum() == PLACES
+        assert text.decode(prompt).endswith(pipeline.CAPTION_PROMPT)
+        said = text.decode(reply)
+        azimuths = [s["azimuth"] + made["yaw"] for s in element[1]["sources"]]
+        found = [c["sector"] for c in words.claims(said.removeprefix("<think>"), tiny.classes)]
+        assert found == [words.sector(a) for a in azimuths]
+
+
+WHERE = re.compile(r"(?:> | )(?:where is the|from where does the) (\w+) (?:\?|come \?)$")
+
+
+def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, asked):
+    located = 0
+    for i, element in enumerate(source):
+        made = asked()(element, keys.rng(0, "t", i))
+        assert made["prompt"].shape == (3, PLACES + tiny.model.prompt_tokens)
+        assert made["reply"].shape == (3, tiny.model.reply_tokens)
+        assert ((made["prompt"] == text.audio).sum(1) == PLACES).all()
+        here = made["source_label"] >= 0
+        sources = [
+            {"class": tiny.classes[k], "azimuth": float(a), "distance": float(d)}
+            for k, a, d in zip(
+                *(made[f"source_{n}"][here] for n in ("label", "azimuth", "distance")), strict=True
+            )
+        ]
+        turned = [s["azimuth"] + made["yaw"] for s in element[1]["sources"]]
+        difference = np.array([s["azimuth"] for s in sources]) - turned
+        np.testing.assert_allclose((difference + 180) % 360 - 180, 0, atol=1e-3)
+        rows = (made[name] for name in ("prompt", "reply", "level"))
+        for prompt, reply, level in zip(*rows, strict=True):
+            said = text.decode(reply)
+            question, *options = text.decode(prompt).strip("\n").split("\n")
+            _, answer = rewards.parse(said)
+            assert [o[2:] for o in options].count(answer) == 1
+            place = WHERE.search(question)
+            if place:
+                azimuth = next(s["azimuth"] for s in sources if s["class"] == place[1])
+                assert answer == words.sector(azimuth)
+                located += 1
+            assert rewards.evidence(said, sources, tiny.classes) == 1
+            assert 0 <= level < 3
+        assert len({row.tobytes() for row in made["prompt"]}) > 1
+    assert located > 3
+
+
+def test_a_scene_heard_not_at_all_has_neither_places_nor_thought(text, source, asked):
+    made = asked(no_audio_share=1.0)(source[0], keys.rng(0, "t", 0))
+    assert not (made["prompt"] == text.audio).any()
+    for reply in made["reply"]:
+        assert text.decode(reply).startswith("<think></think><answer>")
+
+
+def test_shares_are_kept(source, asked):
+    make = asked(1, mono_share=0.3, null_share=0.2, no_audio_share=0.5, open_share=0.4)
+    made = [make(source[i % 24], keys.rng(0, "t", i)) for i in range(400)]
+    rate = lambda test: np.mean([test(m) for m in made])  # noqa: E731
+    assert rate(lambda m: m["mono"]) == pytest.approx(0.3, abs=0.08)
+    assert rate(lambda m: m["nulled"]) == pytest.approx(0.2, abs=0.08)
+    assert rate(lambda m: not (m["prompt"] == 2).any()) == pytest.approx(0.5, abs=0.08)
+    newline = asked(1).text.encode("\n")[0]
+    assert rate(lambda m: (m["prompt"] == newline).sum() == 1) == pytest.approx(0.4, abs=0.08)
+    still = asked(1, augment=False)(source[0], keys.rng(0, "t", 0))
+    assert still["yaw"] == 0 and not still["mono"] and not still["nulled"]
+
+
+def test_drills_copy_and_fade(tiny, text, described):
+    stage = config.TextStage(
+        steps=1, batch=1, learning_rate=0.0, trainable=(), copy_share=0.5, copy_until=0.5
+    )
+    make = pipeline.Texts(stage, tiny.model, text, tiny.classes, total=600)
+    scene = described(1, (2, 2))[0]
+    copies = []
+    for i in range(600):
+        made = make((i, scene), keys.rng(0, "t", i))
+        assert made["prompt"].shape == (64,) and made["reply"].shape == (64,)
+        prompt, reply = (list(x[x != text.pad]) for x in (made["prompt"], made["reply"]))
+        assert reply[-1] == text.eos and text.audio not in prompt
+        copies.append(reply[:-1] == prompt)
+        if not copies[-1]:
+            caption = text.decode(prompt).split(" .")[0]
+            told = text.decode(reply).removeprefix("<think>")
+            assert words.claims(caption, tiny.classes) == words.claims(told, tiny.classes)
+    assert np.mean(copies[:300]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(copies[300:]) == pytest.approx(0.1, abs=0.06)
+
+
+def test_written_scenes_are_drawn_from_the_seed(described):
+    ranges = config.Scenes(train=1, dev=1, benchmark=1)
+
+    def make(purpose, count=5):
+        return pipeline.Written(ranges, described.clips, 0, purpose, count)
+
+    one = make("text")
+    assert len(one) == 5 and one[3] == make("text")[3] and one[3][0] == 3
+    assert one[3][1]["sources"] != make("text/dev")[3][1]["sources"]
+    # Scenes come again, and are never turned the same way twice.
+    long = make("text", 4100)
+    first, again = long[2][1], long[2 + 4096][1]
+    assert first["room"] == again["room"]
+    moved = [a["azimuth"] - b["azimuth"] for a, b in zip(*(s["sources"] for s in (first, again)))]
+    assert np.ptp(np.mod(moved, 360)) < 1e-6 and abs(moved[0]) > 1e-3
+
+
+def test_corpus_teaches_every_word(described, tiny, monkeypatch):
+    written = pipeline.Written
+    monkeypatch.setattr(pipeline, "Written", lambda *args: written(*args[:-1], 150))
+    ranges = config.Scenes(train=1, dev=1, benchmark=1)
+    texts = list(pipeline.corpus(ranges, described.clips, tiny.classes, 0))
+    assert len(texts) == 450
+    trained = tokens.train(texts, 480)
+    for word in (*tiny.classes, *words.SECTORS, *words.DISTANCES):
+        assert len(trained.encode(f" {word}")) == 1, word

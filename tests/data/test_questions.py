@@ -1,0 +1,190 @@
+import re
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import scenes
+from jaxasa.data import questions, words
+
+CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
+TURNS = {"left": 90, "right": -90, "around": 180}
+
+
+@pytest.fixture(scope="module")
+def asked(described):
+    """[(scene, question)] of every task, each of many scenes."""
+    rng, found = np.random.default_rng(0), []
+    for scene in described(700):
+        for task in questions.LEVEL_OF:
+            question = questions.ask(scene, CLASSES, rng, task=task)
+            found += [(scene, question)] if question else []
+    return found
+
+
+def solve(scene, question):
+    """The answer that a reader of the scene gives to the question's words alone."""
+    named = [w for w in re.findall(r"[\w-]+", question.question)]
+    source = {s["class"]: s for s in scene["sources"]}
+    mentioned = [source[w] for w in named if w in source]
+    turned = {t: scenes.turn(scene, -a) for t, a in TURNS.items()}
+    where = lambda s: words.sector(s["azimuth"])  # noqa: E731
+    ordered = sorted(scene["sources"], key=lambda s: s["onset"])
+    nearest = min(scene["sources"], key=lambda s: s["distance"])
+
+    def one_at(place, view):
+        (found,) = [s["class"] for s in view["sources"] if where(s) == place]
+        return found
+
+    def count(side, view):
+        sign = 1 if side == "left" else -1
+        return str(sum(np.sin(np.radians(s["azimuth"])) * sign > 0 for s in view["sources"]))
+
+    match question.task:
+        case "heard":
+            (found,) = [o for o in question.options if o in source]
+            return found
+        case "first":
+            return ordered[-1 if "last" in named else 0]["class"]
+        case "azimuth":
+            return where(mentioned[0])
+        case "side_count":
+            return count("left" if "left" in named else "right", scene)
+        case "at":
+            return one_at(next(w for w in named if w in words.SECTORS), scene)
+        case "where_in_time":
+            return where(ordered[-1 if "last" in named else 0])
+        case "nearest":
+            return nearest["class"]
+        case "where_nearest":
+            return where(nearest)
+        case "turn":
+            view = turned[next(w for w in named if w in TURNS)]
+            return next(where(s) for s in view["sources"] if s["class"] == mentioned[0]["class"])
+        case "turn_at":
+            turn = named[named.index("turn") + 1]
+            place = next(w for w in named[named.index("turn") + 2 :] if w in words.SECTORS)
+            return one_at(place, turned[turn])
+        case "face":
+            view = scenes.turn(scene, -mentioned[0]["azimuth"])
+            return next(where(s) for s in view["sources"] if s["class"] == mentioned[1]["class"])
+        case "turn_count":
+            return count("left" if "left" in named else "right", turned["around"])
+
+
+def test_every_task_is_answered_as_the_scene_says(asked):
+    for scene, question in asked:
+        assert solve(scene, question) == question.answer_text, (question, scene)
+    assert min(Counter(q.task for _, q in asked).values()) >= 40
+    assert {q.task for _, q in asked} == {t for names in TASKS.values() for t in names}
+
+
+TASKS = {
+    "L1": ("heard", "first", "azimuth", "side_count"),
+    "L2": ("at", "where_in_time", "nearest", "where_nearest"),
+    "L3": ("turn", "turn_at", "face", "turn_count"),
+}
+
+
+def test_options_are_four_and_the_answer_is_one(asked):
+    for _, q in asked:
+        assert len(set(q.options)) == 4 and q.options.count(q.answer_text) == 1
+        assert q.options["ABCD".index(q.answer)] == q.answer_text
+        assert q.task in TASKS[q.level]
+        assert q.direction == (q.task not in ("heard", "first", "nearest"))
+
+
+def test_each_letter_is_right_equally_often(asked):
+    by_task = defaultdict(Counter)
+    for _, q in asked:
+        by_task[q.task][q.answer] += 1
+    total = sum(by_task.values(), Counter())
+    n = total.total()
+    assert n > 2500
+    for letter in "ABCD":
+        assert abs(total[letter] - n / 4) < 4 * (n * 3 / 16) ** 0.5
+    for task, letters in by_task.items():
+        n = letters.total()
+        for letter in "ABCD":
+            assert abs(letters[letter] - n / 4) < 4.5 * (n * 3 / 16) ** 0.5, task
+
+
+def test_a_question_does_not_give_its_answer_away(asked):
+    """Most of the wrong options are as likely answers of their task as the right one."""
+    answers = defaultdict(Counter)
+    shown = defaultdict(Counter)
+    for _, q in asked:
+        answers[q.task][q.answer_text] += 1
+        shown[q.task].update(q.options)
+    for task in ("azimuth", "where_in_time", "where_nearest", "turn"):
+        assert set(answers[task]) == set(words.SECTORS) == set(shown[task])
+        rates = [answers[task][o] / shown[task][o] for o in words.SECTORS]
+        assert max(rates) < 0.5
+    assert "front" not in shown["face"]
+
+
+def test_traces_begin_with_the_caption_and_end_with_the_answer(asked):
+    for scene, q in asked:
+        assert q.trace.startswith(words.caption(scene))
+        assert q.trace.endswith(f"so {q.answer_text}")
+        # A derivation's other steps are not claims about the scene.
+        assert len(words.claims(q.trace, CLASSES)) == len(scene["sources"])
+
+
+@pytest.mark.parametrize("yaw", [45.0, 90.0, -135.0, 180.0])
+def test_answers_turn_with_the_scene(described, yaw):
+    steps = round(yaw / 45)
+    checked = 0
+    for i, scene in enumerate(described(150)):
+        turned = scenes.turn(scene, yaw)
+        for task in ("azimuth", "turn", "face", "heard"):
+            before, after = (
+                questions.ask(s, CLASSES, np.random.default_rng(i), task=task)
+                for s in (scene, turned)
+            )
+            if before is None or after is None:
+                assert before is after is None
+                continue
+            assert before.question == after.question
+            if task in ("azimuth", "turn"):
+                place = words.SECTORS.index(before.answer_text)
+                assert after.answer_text == words.SECTORS[(place + steps) % 8]
+            else:
+                assert after.answer_text == before.answer_text
+            checked += 1
+    assert checked > 200
+
+
+def test_ambiguous_scenes_are_not_asked_about(described):
+    scene = described(1, (2, 2))[0]
+    one, two = scene["sources"]
+
+    def ask(task, first, second):
+        changed = {**scene, "sources": [{**one, **first}, {**two, **second}]}
+        found = [
+            questions.ask(changed, CLASSES, np.random.default_rng(i), task=task) for i in range(8)
+        ]
+        return any(q is not None for q in found)
+
+    edge, clear, apart = {"azimuth": 20.0}, {"azimuth": 90.0}, {"azimuth": -45.0}
+    assert ask("azimuth", clear, apart) and not ask("azimuth", edge, edge)
+    assert ask("at", clear, apart) and not ask("at", clear, clear)
+    assert ask("side_count", clear, apart) and not ask("side_count", clear, {"azimuth": -170.0})
+    assert ask("first", {"onset": 0.1}, {"onset": 0.5})
+    assert not ask("first", {"onset": 0.1}, {"onset": 0.3})
+    assert ask("nearest", {"distance": 1.0}, {"distance": 2.0})
+    assert not ask("nearest", {"distance": 1.5}, {"distance": 2.0})
+    assert ask("face", clear, apart) and not ask("face", clear, {"azimuth": 100.0})
+    alone = {**scene, "sources": [one]}
+    for task in ("first", "at", "nearest", "face", "turn_at"):
+        assert questions.ask(alone, CLASSES, np.random.default_rng(0), task=task) is None
+
+
+def test_levels_are_drawn_as_asked(described):
+    rng, scene = np.random.default_rng(0), described(1, (3, 3))[0]
+    for level, names in TASKS.items():
+        found = [questions.ask(scene, CLASSES, rng, level) for _ in range(40)]
+        assert {q.level for q in found if q} == {level}
+        assert {q.task for q in found if q} <= set(names)
+    mixed = Counter(q.level for q in (questions.ask(scene, CLASSES, rng) for _ in range(200)) if q)
+    assert set(mixed) == set(TASKS)

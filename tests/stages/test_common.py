@@ -1,0 +1,68 @@
+import jax
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxasa.acoustics import foa
+from jaxasa.data import tokens
+from jaxasa.stages import common
+
+hear = jax.jit(common.hear)
+
+
+@given(st.floats(-180, 180), st.floats(-90, 90), st.floats(-180, 180))
+@settings(max_examples=30)
+def test_turned_audio_is_a_source_at_azimuth_plus_yaw(azimuth, elevation, yaw):
+    noise = np.random.default_rng(0).integers(-30_000, 30_000, (2, 50, 1))
+    audio = np.rint(noise * foa.encode(azimuth, elevation)).astype(np.int16)
+    yaws = np.array([yaw, 0], np.float32)
+    found = np.asarray(hear({"audio": audio, "yaw": yaws, "mono": np.array([False, False])}))
+    assert found.dtype == np.float32
+    expected = noise / 32767 * foa.encode(np.array([[azimuth + yaw], [azimuth]]), elevation)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_mono_keeps_w_alone():
+    audio = np.random.default_rng(0).integers(-30_000, 30_000, (2, 50, 4)).astype(np.int16)
+    yaw, mono = np.array([30, 30], np.float32), np.array([True, False])
+    found = np.asarray(hear({"audio": audio, "yaw": yaw, "mono": mono}))
+    assert (found[0, :, 1:] == 0).all() and (found[1, :, 1:] != 0).mean() > 0.9
+    np.testing.assert_allclose(found[..., 0], audio[..., 0] / 32767, atol=1e-6)
+
+
+def test_reply_loss_is_the_weighted_mean_over_reply_tokens(tiny, text):
+    prompts = [text.encode(" where is the dog ?\n"), text.encode(" bell left ?\nA left\nB front")]
+    replies = [
+        text.encode("<think> dog left near . so left</think><answer> left</answer><eos>"),
+        text.encode("<think></think><answer> front</answer><eos>"),
+    ]
+    prompt, reply = tokens.pad_left(prompts, 20, text.pad), tokens.pad_right(replies, 24, text.pad)
+
+    @jax.jit
+    def found(prompt, reply):
+        return common.reply_loss(tiny.asa, tiny.params, prompt, reply, None, text, True, 4.0)
+
+    @jax.jit
+    def logits(ids):
+        x = tiny.asa.embed(tiny.params, ids, None, text.audio)
+        hidden, *_ = tiny.asa.hidden(tiny.params, x, np.ones(ids.shape, bool))
+        return hidden @ tiny.asa.table(tiny.params).T
+
+    # A row at a time without any padding, position by position.
+    total = weights = 0.0
+    hits, decided = [], []
+    for before, after in zip(prompts, replies, strict=True):
+        logps = np.asarray(jax.nn.log_softmax(logits(np.array([before + after]))))[0]
+        for k, target in enumerate(after):
+            said = logps[len(before) + k - 1]
+            hits.append(said.argmax() == target)
+            ends = after[k + 1 : k + 2] == [text.end_think] and target != text.think
+            decided += [hits[-1]] if ends else []
+            weight = 4.0 if ends or after[k - 1 : k] == [text.answer] else 1.0
+            total, weights = total - weight * said[target], weights + weight
+    # Two answers, and one thought that has an end.
+    assert weights == len(hits) + 3 * 3 and len(decided) == 1
+    value, measured = found(prompt, reply)
+    np.testing.assert_allclose(value, total / weights, rtol=1e-4)
+    np.testing.assert_allclose(measured["token_accuracy"], np.mean(hits), atol=1e-6)
+    np.testing.assert_allclose(measured["answer_accuracy"], np.mean(decided), atol=1e-6)

@@ -1,0 +1,202 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from jaxasa.models.projector import Experts
+from jaxasa.models.spatial import Heard, Room, Slots
+from jaxasa.stages import spatial
+
+B, S, T, CLASSES, SECONDS = 6, 3, 10, 5, 2.0
+SURE = 25.0
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Clips of one to three sources whose spans begin and end with a frame; the last in mono."""
+    rng = np.random.default_rng(0)
+    present = (np.arange(S) < np.array([1, 2, 3, 3, 2, 3])[:, None]).astype(np.float32)
+    direction = rng.normal(size=(B, S, 3))
+    direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+    starts = rng.integers(0, 5, (B, S))
+    span = np.stack([starts, starts + rng.integers(1, 6, (B, S))], -1) * (SECONDS / T)
+    keep = present[..., None]
+    return {
+        "present": present,
+        "label": np.array([rng.permutation(CLASSES)[:S] for _ in range(B)]) * present.astype(int),
+        "direction": (direction * keep).astype(np.float32),
+        "log_distance": (rng.normal(size=(B, S)) * present).astype(np.float32),
+        "span": (span * keep).astype(np.float32),
+        "room": rng.normal(size=(B, 4)).astype(np.float32),
+        "mono": np.arange(B) == B - 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def random_heard():
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    slots = Slots(
+        presence=draw(B, S),
+        label=draw(B, S, CLASSES),
+        activity=draw(B, S, T),
+        direction_in_time=draw(B, S, T, 3),
+        direction=draw(B, S, 3),
+        log_distance=draw(B, S),
+    )
+    return Heard(draw(B, T, 4), slots, Room(*draw(4, B)))
+
+
+def activity_of(batch):
+    frame = (np.arange(T) + 0.5) * SECONDS / T
+    on, off = batch["span"][..., :1], batch["span"][..., 1:]
+    return ((frame > on) & (frame < off)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def loss():
+    return jax.jit(lambda heard, batch: spatial.slot_loss(heard, batch, SECONDS))
+
+
+def shuffled(tree, orders):
+    """Every array [B, S, ...] with row b in the order orders[b]."""
+    rows = np.arange(B)[:, None]
+    return jax.tree.map(lambda x: x[rows, orders] if x.shape[:2] == (B, S) else x, tree)
+
+
+def test_activity_is_the_share_of_each_frame():
+    found = spatial.activity(np.array([[0.25, 1.1], [0.0, 0.0], [1.5, 9.0]]), 4, 2.0)
+    expected = [[0.5, 1.0, 0.2, 0.0], [0.0] * 4, [0.0, 0.0, 0.0, 1.0]]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_order_of_sources_and_of_slots_is_nothing(batch, random_heard, loss):
+    value, measured = loss(random_heard, batch)
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        orders = [np.array([rng.permutation(S) for _ in range(B)]) for _ in range(2)]
+        slots = shuffled(random_heard.slots, orders[0])
+        other, others = loss(random_heard._replace(slots=slots), shuffled(batch, orders[1]))
+        np.testing.assert_allclose(other, value, rtol=1e-5)
+        for name in measured:
+            np.testing.assert_allclose(others[name], measured[name], rtol=1e-4, err_msg=name)
+
+
+def perfect(batch):
+    heard = activity_of(batch)
+    slots = Slots(
+        presence=SURE * (2 * batch["present"] - 1),
+        label=SURE * np.eye(CLASSES, dtype=np.float32)[batch["label"]],
+        activity=SURE * (2 * heard - 1),
+        direction_in_time=np.repeat(batch["direction"][:, :, None], T, 2),
+        direction=batch["direction"],
+        log_distance=batch["log_distance"],
+    )
+    return Heard(np.zeros((B, T, 4), np.float32), slots, Room(*batch["room"].T))
+
+
+def test_perfect_predictions_cost_nothing_and_each_error_costs(batch, loss):
+    right = perfect(batch)
+    value, measured = loss(right, batch)
+    assert 0 <= value < 1e-3
+    assert measured["class_accuracy"] == 1 and measured["doa_median"] < 0.1
+    errors = {
+        "presence": {"presence": right.slots.presence * 0},
+        "label": {"label": np.roll(right.slots.label, 1, -1)},
+        "activity": {"activity": right.slots.activity * 0},
+        "direction": {"direction_in_time": -right.slots.direction_in_time},
+        "distance": {"log_distance": right.slots.log_distance + 1},
+    }
+    for name, change in errors.items():
+        wrong, parts = loss(right._replace(slots=right.slots._replace(**change)), batch)
+        assert wrong > value + 0.2 and parts[name] > 0.2, name
+    wrong, parts = loss(right._replace(room=Room(*(x + 1 for x in right.room))), batch)
+    np.testing.assert_allclose([parts["room"], wrong - value], [1.0, 0.5], atol=1e-3)
+
+
+def test_direction_is_learnt_only_where_it_is_heard(batch, random_heard):
+    @jax.jit
+    def slopes(vectors):
+        slots = random_heard.slots._replace(direction_in_time=vectors)
+        return spatial.slot_loss(random_heard._replace(slots=slots), batch, SECONDS)[0]
+
+    found = np.abs(jax.grad(slopes)(random_heard.slots.direction_in_time)).sum(-1)
+    assert (found[-1] == 0).all()
+    heard = np.array([activity_of(batch)[b].sum() for b in range(B - 1)])
+    np.testing.assert_array_equal((found[:-1] > 0).sum((1, 2)), heard)
+
+
+def costs(slots, batch):
+    """[B, slots, sources], a pair at a time."""
+    active = activity_of(batch)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    bce = lambda x, y: -(y * np.log(sigmoid(x)) + (1 - y) * np.log(sigmoid(-x)))  # noqa: E731
+    found = np.zeros((B, S, S))
+    for b, i, j in itertools.product(range(B), range(S), range(S)):
+        present = batch["present"][b, j]
+        found[b, i, j] = bce(slots.presence[b, i], present)
+        if present:
+            logits = slots.label[b, i]
+            found[b, i, j] += np.log(np.exp(logits).sum()) - logits[batch["label"][b, j]]
+            mean = slots.direction_in_time[b, i][active[b, j] > 0].mean(0)
+            found[b, i, j] += (1 - mean @ batch["direction"][b, j]) * (not batch["mono"][b])
+            found[b, i, j] += 2 * bce(slots.activity[b, i], active[b, j]).mean()
+    return found
+
+
+def test_matching_is_the_cheapest_of_all_permutations(batch, random_heard):
+    order = np.asarray(jax.jit(spatial.match)(random_heard.slots, batch, activity_of(batch)))
+    orders = list(itertools.permutations(range(S)))
+    used = set()
+    for cost, chosen in zip(costs(random_heard.slots, batch), order, strict=True):
+        total = lambda slots, c=cost: c[list(slots), range(S)].sum()  # noqa: E731
+        assert sorted(chosen) == list(range(S))
+        best = min(orders, key=total)
+        rows, columns = linear_sum_assignment(cost)
+        np.testing.assert_allclose(total(chosen), total(best), rtol=1e-4)
+        np.testing.assert_allclose(total(chosen), cost[rows, columns].sum(), rtol=1e-4)
+        used.add(tuple(chosen))
+    assert len(used) > 2
+
+
+def test_experts_learn_what_is_active_by_class(batch):
+    active = activity_of(batch) * batch["present"][..., None]
+    names = np.eye(CLASSES, dtype=np.float32)[batch["label"]]
+    tags = np.einsum("bst,bsc->btc", active, names)
+    far = np.einsum("bsc,bs,bs->bc", names, batch["present"], batch["log_distance"])
+    right = Experts(
+        tags=SURE * (2 * tags - 1),
+        direction=np.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"]),
+        log_distance=np.repeat(far[:, None], T, 1),
+        reverberation=np.repeat(batch["room"][:, None, [0, 2]], T, 1),
+        count=active.sum(1),
+    )
+    jitted = jax.jit(lambda experts, batch: spatial.expert_loss(experts, batch, SECONDS))
+    loss = lambda experts: jitted(experts, batch)  # noqa: E731
+    value, measured = loss(right)
+    assert 0 <= value < 1e-3 and measured["tag_recall"] == 1
+    for name, part in zip(
+        Experts._fields,
+        ("tags", "class_direction", "class_distance", "reverberation", "active_count"),
+        strict=True,
+    ):
+        field = getattr(right, name)
+        wrong, parts = loss(right._replace(**{name: np.roll(field, 1, 0) + 0.5}))
+        assert wrong > value + 0.05, name
+        assert [k for k, v in parts.items() if k != "tag_recall" and v > 0.01] == [part]
+    # In mono there is no direction to learn.
+    odd = right.direction.copy()
+    odd[-1] += 1
+    assert loss(right._replace(direction=odd))[0] == value
+
+
+def test_mel_mask_hides_bands_of_time_and_of_frequency():
+    mask = jax.jit(spatial.mel_mask, static_argnums=(1, 2, 3))
+    hidden = np.asarray(mask(jax.random.key(0), 200, 80, 48))
+    assert hidden.shape == (200, 80, 48)
+    rows, columns = hidden.all(2), hidden.all(1)
+    np.testing.assert_array_equal(hidden, rows[..., None] | columns[:, None])
+    assert rows.sum(1).max() <= 2 * (80 // 8) and columns.sum(1).max() <= 2 * (48 // 6)
+    assert 0.1 < hidden.mean() < 0.35 and len({x.tobytes() for x in rows}) > 150
