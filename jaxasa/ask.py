@@ -162,6 +162,6 @@ def _between(reply: str, opening: str, closing: str) -> str:
 def _answer(reply: str, options: Sequence[str] | None) -> str:
     """The text between the answer's tags; an option's letter becomes its text."""
     found = _between(reply, tokens.ANSWER, tokens.END_ANSWER)
-    if options is not None and found in LETTERS and found:
+    if options is not None and found in tuple(LETTERS):
         return options[LETTERS.index(found)]
     return found or reply

@@ -141,6 +141,7 @@ class Semantic:
 class Spatial:
     """Spatial encoder: features, conv stem over frequency, time layers, attractor slots.
 
+    layers: so many before and so many after measured directions join the map.
     features: "intensity" (log-mel of W and the active intensity vector in mel bands) or
         "stft" (real and imaginary parts of W, Y, Z, X: 8 channels).
     stem: patches merged one after another, each (channels, frames, bands): so many outputs for

@@ -22,7 +22,7 @@ import numpy as np
 from jaxasa.config import ConfigError
 
 # Axes of the file's layout in terms of ours; the inverse is its argsort.
-_AXES = {"linear": (1, 0), "conv1d": (2, 1, 0), "conv2d": (3, 2, 0, 1)}
+_AXES = {"linear": (1, 0), "conv1d": (2, 1, 0)}
 
 
 class Row(NamedTuple):
@@ -84,10 +84,16 @@ SEMANTIC: tuple[Row, ...] = (
 )
 
 SPATIAL: tuple[Row, ...] = (
-    *_conv("spatial/stem{x}", "spatial_encoder.stem.{x}.conv", "conv2d"),
+    *_linear("spatial/stem{x}", "spatial_encoder.stem.{x}.linear"),
     *_norm("spatial/stem_norm{x}", "spatial_encoder.stem.{x}.norm"),
     *_linear("spatial/stem_out", "spatial_encoder.stem_out"),
+    *_transformer("spatial/context", "spatial_encoder.context"),
     *_transformer("spatial/blocks", "spatial_encoder"),
+    *_linear("spatial/class_bands", "spatial_encoder.class_bands"),
+    Row("spatial/class_bands_trust", "spatial_encoder.class_bands_trust"),
+    *_linear("spatial/measured", "spatial_encoder.measured"),
+    *_linear("spatial/slot_bands", "spatial_encoder.heads.slot_bands"),
+    Row("spatial/slot_bands_trust", "spatial_encoder.heads.slot_bands_trust"),
     *_norm("spatial/norm", "spatial_encoder.layer_norm"),
     Row("spatial/slots", "spatial_encoder.attractors.slots"),
     *(

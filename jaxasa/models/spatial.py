@@ -3,7 +3,8 @@
 A stem of patches over time and frequency, transformer layers over time, then an LSTM
 encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). A slot's
 direction is equivariant at its core: a weighted mean of the measured intensity vectors,
-weights by slot and mel band, plus a bounded learnt residual.
+weights by slot and mel band, plus a bounded learnt residual. The dense map is given such
+means too, one a class, so that what reads the map finds directions in it.
 
 Letters: B batch, T frames of the map, S slots, D width, M mel bands.
 """
@@ -22,7 +23,7 @@ SLOT_STEPS = 2
 
 
 class Slots(NamedTuple):
-    """What each slot says. `direction` is a mean of unit vectors in time, not normalised.
+    """What each slot says. Directions are not normalised: their length says how clear they are.
 
     presence [B, S] and label [B, S, classes]: logits; activity [B, S, T]: logits;
     direction_in_time [B, S, T, 3] (x, y, z); direction [B, S, 3]; log_distance [B, S] (natural
@@ -55,7 +56,8 @@ class Heard(NamedTuple):
 
 
 def unit(v: jax.Array) -> jax.Array:
-    return v / jnp.sqrt(jnp.sum(v**2, -1, keepdims=True) + 1e-6)
+    """v [..., 3] at length 1, or shorter where it is nearly 0."""
+    return v / jnp.sqrt(jnp.sum(v**2, -1, keepdims=True) + 1e-8)
 
 
 def patches(x: jax.Array, frames: int, bands: int) -> jax.Array:
@@ -85,9 +87,9 @@ class Spatial(nn.Module):
         # A centred STFT has one frame too many at the end; what fills no step is dropped.
         merged = s.frames_per_step
         frames = x.shape[1] // merged
-        dense = self._dense(x[:, : merged * frames].astype(self.dtype))
         field = vectors[:, : merged * frames]
         field = field.reshape(field.shape[0], frames, merged, s.mels, 5).mean(2)
+        dense = self._dense(x[:, : merged * frames].astype(self.dtype), field)
         slots = self._slots(dense, field)
         # Not dense.max(1): its gradient is 0 / 0 where XLA rounds the maximum otherwise than dense.
         peak = jnp.take_along_axis(dense, dense.argmax(1)[:, None], axis=1)[:, 0]
@@ -96,15 +98,32 @@ class Spatial(nn.Module):
         room = nn.Dense(4, name="room")(hidden)
         return Heard(dense, slots, Room(*jnp.moveaxis(room, -1, 0)))
 
-    def _dense(self, x: jax.Array) -> jax.Array:
+    def _dense(self, x: jax.Array, field: jax.Array) -> jax.Array:
+        """x [B, frames, bands, C] features, field [B, T, M, 5] -> dense map [B, T, D]."""
         s = self.spatial
         for i, (channels, frames, bands) in enumerate(s.stem):
             x = patches(x, frames, bands)
             x = nn.Dense(channels, dtype=self.dtype, name=f"stem{i}")(x)
             x = jax.nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"stem_norm{i}")(x))
         x = nn.Dense(s.width, dtype=self.dtype, name="stem_out")(x.reshape(*x.shape[:2], -1))
+        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="context")(x)
+        # One head a class looks for the bands in which that class may be heard, and measures there.
+        gates = jax.nn.sigmoid(self._gates("class_bands", x, s.classes, field))
+        found = jnp.einsum("btsm,btmc->btsc", gates, field[..., 1:4]) / s.mels
+        found = jnp.concatenate([unit(found), found], -1).reshape(*x.shape[:2], -1)
+        x = x + nn.Dense(s.width, dtype=self.dtype, name="measured")(found.astype(self.dtype))
         x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+
+    def _gates(self, name: str, x: jax.Array, count: int, field: jax.Array) -> jax.Array:
+        """Logits [B, T, count, M] of which bands to measure in: learnt, and by their clarity."""
+        s = self.spatial
+        bands = nn.Dense(count * s.mels, dtype=self.dtype, name=name)(x)
+        bands = bands.reshape(*x.shape[:2], count, s.mels)
+        # Log power and diffuseness of a band say how far its direction can be trusted.
+        trust = self.param(f"{name}_trust", lambda _: jnp.array([0.0, -3.0]))
+        clarity = field[..., 0] * trust[0] + (field[..., 4] - 0.5) * trust[1]
+        return bands + clarity[:, :, None]
 
     def _attractors(self, dense: jax.Array) -> jax.Array:
         """dense [B, T, D] -> [B, S, D]: an LSTM reads the map, another writes one a slot."""
@@ -125,17 +144,19 @@ class Spatial(nn.Module):
         activity = jnp.einsum("btd,bsd->bst", keys, attractors) / s.width**0.5
         bias = self.param("activity_bias", nn.initializers.zeros, ())
         activity = (activity + bias).astype(jnp.float32)
-        weights = jax.nn.softmax(activity, -1)
+        weights = jax.nn.sigmoid(activity)
+        weights = weights / (weights.sum(-1, keepdims=True) + 1e-6)
         seen = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
         asked = nn.Dense(s.width, dtype=self.dtype, name="slot_attractor")(attractors)[:, :, None]
         hidden = jax.nn.gelu(seen + asked)
         bands = nn.Dense(s.mels, dtype=self.dtype, name="bands")(hidden)
-        # Loud bands with little diffuseness tell the direction; by how much is learnt.
-        trust = self.param("trust", lambda _: jnp.array([6.0, -3.0]))
-        bands += jnp.einsum("btmr,r->btm", field[..., jnp.array([0, 4])], trust)[:, None]
-        measured = jnp.einsum("bstm,btmc->bstc", jax.nn.softmax(bands, -1), field[..., 1:4])
-        residual = nn.Dense(3, dtype=self.dtype, name="residual")(hidden)
-        direction = unit(measured + 0.3 * jnp.tanh(residual))
+        common = self._gates("slot_bands", dense, 1, field)
+        gates = jax.nn.sigmoid(bands + jnp.moveaxis(common, 2, 1))
+        measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.mels
+        residual = jnp.tanh(nn.Dense(3, dtype=self.dtype, name="residual")(hidden))
+        direction = (
+            measured + 0.2 * jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True) * residual
+        )
         pooled = jnp.einsum("bst,bstd->bsd", weights, hidden)
         summary = jax.nn.gelu(
             nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(

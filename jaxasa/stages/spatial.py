@@ -13,7 +13,7 @@ import optax
 
 from jaxasa.data import pipeline
 from jaxasa.models.projector import Experts
-from jaxasa.models.spatial import Heard, Slots
+from jaxasa.models.spatial import Heard, Slots, unit
 from jaxasa.stages import common
 
 Batch = Mapping[str, jax.Array]
@@ -35,8 +35,7 @@ def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
         jax.nn.log_softmax(slots.label), batch["label"][:, None, :], axis=-1
     )
     # Direction of slot i, weighted by the activity of source j.
-    weights = active / (active.sum(-1, keepdims=True) + 1e-6)
-    direction = jnp.einsum("bitc,bjt->bijc", slots.direction_in_time, weights)
+    direction = unit(jnp.einsum("bitc,bjt->bijc", slots.direction_in_time, active))
     away = 1.0 - jnp.einsum("bijc,bjc->bij", direction, batch["direction"])
     logits = slots.activity[:, :, None, :]
     timing = optax.sigmoid_binary_cross_entropy(logits, active[:, None]).mean(-1)
@@ -61,8 +60,8 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
     present = batch["present"]
     spatial = present * (1.0 - batch["mono"][:, None])
     mean = lambda x, w: (x * w).sum() / jnp.maximum(w.sum(), 1.0)  # noqa: E731
-    weights = active * spatial[..., None]
-    cosine = jnp.einsum("bstc,bsc->bst", slots.direction_in_time, batch["direction"])
+    found = unit(jnp.einsum("bstc,bst->bsc", slots.direction_in_time, active))
+    cosine = (found * batch["direction"]).sum(-1)
     label = optax.softmax_cross_entropy_with_integer_labels(slots.label, batch["label"])
     timing = optax.sigmoid_binary_cross_entropy(slots.activity, active).mean(-1)
     room = jnp.stack(heard.room, -1)
@@ -70,13 +69,11 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
         "presence": optax.sigmoid_binary_cross_entropy(slots.presence, present).mean(),
         "label": mean(label, present),
         "activity": mean(timing, present),
-        "direction": mean(1.0 - cosine, weights),
+        "direction": mean(1.0 - cosine, spatial),
         "distance": mean(jnp.abs(slots.log_distance - batch["log_distance"]), present),
         "room": jnp.abs(room - batch["room"]).mean(),
     }
-    found = jnp.einsum("bstc,bst->bsc", slots.direction_in_time, active)
-    found = found / (jnp.linalg.norm(found, axis=-1, keepdims=True) + 1e-6)
-    angle = jnp.degrees(jnp.arccos(jnp.clip((found * batch["direction"]).sum(-1), -1, 1)))
+    angle = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
     measured = losses | {
         "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present),
         "doa_median": jnp.nanmedian(jnp.where(spatial > 0, angle, jnp.nan)),
@@ -85,7 +82,7 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
         losses["presence"]
         + losses["label"]
         + losses["activity"]
-        + 2.0 * losses["direction"]
+        + 3.0 * losses["direction"]
         + 0.5 * losses["distance"]
         + 0.5 * losses["room"]
     )

@@ -133,7 +133,9 @@ def test_captions_of_stage_2_are_of_the_turned_scene(tiny, text, source):
         assert found == [words.sector(a) for a in azimuths]
 
 
-WHERE = re.compile(r"(?:> | )(?:where is the|from where does the) (\w+) (?:\?|come \?)$")
+WHERE = re.compile(
+    r"(?:<AcousticTokens>)+ (?:where is the|from where does the) (\w+) (?:\?|come \?)"
+)
 
 
 def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, asked):
@@ -159,7 +161,7 @@ def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, ask
             question, *options = text.decode(prompt).strip("\n").split("\n")
             _, answer = rewards.parse(said)
             assert [o[2:] for o in options].count(answer) == 1
-            place = WHERE.search(question)
+            place = WHERE.fullmatch(question)
             if place:
                 azimuth = next(s["azimuth"] for s in sources if s["class"] == place[1])
                 assert answer == words.sector(azimuth)
@@ -194,12 +196,12 @@ def test_drills_copy_and_fade(tiny, text, described):
     stage = config.TextStage(
         steps=1, batch=1, learning_rate=0.0, trainable=(), copy_share=0.5, copy_until=0.5
     )
-    make = pipeline.Texts(stage, tiny.model, text, tiny.classes, total=600)
+    make = pipeline.Texts(stage, tiny.model, text, tiny.classes, PLACES, total=600)
     scene = described(1, (2, 2))[0]
     copies = []
     for i in range(600):
         made = make((i, scene), keys.rng(0, "t", i))
-        assert made["prompt"].shape == (64,) and made["reply"].shape == (64,)
+        assert made["prompt"].shape == (PLACES + 64,) and made["reply"].shape == (64,)
         prompt, reply = (list(x[x != text.pad]) for x in (made["prompt"], made["reply"]))
         assert reply[-1] == text.eos and text.audio not in prompt
         copies.append(reply[:-1] == prompt)

@@ -185,18 +185,22 @@ def test_experts_learn_what_is_active_by_class(batch):
         field = getattr(right, name)
         wrong, parts = loss(right._replace(**{name: np.roll(field, 1, 0) + 0.5}))
         assert wrong > value + 0.05, name
-        assert [k for k, v in parts.items() if k != "tag_recall" and v > 0.01] == [part]
+        large = {k for k, v in parts.items() if k != "tag_recall" and v > 0.01}
+        assert large - {"clip_tags"} == {part} and ("clip_tags" in large) == (name == "tags")
     # In mono there is no direction to learn.
     odd = right.direction.copy()
     odd[-1] += 1
     assert loss(right._replace(direction=odd))[0] == value
 
 
-def test_mel_mask_hides_bands_of_time_and_of_frequency():
+def test_mel_mask_hides_a_band_of_time_and_one_of_frequency():
     mask = jax.jit(spatial.mel_mask, static_argnums=(1, 2, 3))
     hidden = np.asarray(mask(jax.random.key(0), 200, 80, 48))
     assert hidden.shape == (200, 80, 48)
     rows, columns = hidden.all(2), hidden.all(1)
     np.testing.assert_array_equal(hidden, rows[..., None] | columns[:, None])
-    assert rows.sum(1).max() <= 2 * (80 // 8) and columns.sum(1).max() <= 2 * (48 // 6)
-    assert 0.1 < hidden.mean() < 0.35 and len({x.tobytes() for x in rows}) > 150
+    assert rows.sum(1).max() == 80 // 8 and columns.sum(1).max() == 48 // 6
+    for bands in (rows, columns):
+        starts = np.diff(bands.astype(int), axis=1, prepend=0) == 1
+        assert starts.sum(1).max() == 1 and (bands.sum(1) == 0).any()
+        assert len({x.tobytes() for x in bands}) > 100

@@ -1,0 +1,187 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasa import ask, checkpoint, state
+from jaxasa.acoustics import foa
+from jaxasa.config import ConfigError
+
+OPTIONS = ("left", "right", "front", "back")
+
+
+def save(path, tiny, text, bias):
+    """Writes `path` as a trained model's folder, with random weights and replies of 16 tokens.
+
+    Slots hold a source where `bias` is large.
+    """
+    meta = {
+        "stage": "sft",
+        "classes": list(tiny.classes[:5]),
+        "seconds": 0.5,
+        "model": dataclasses.asdict(dataclasses.replace(tiny.model, reply_tokens=16)),
+        "tokenizer": "tokenizer.json",
+    }
+    presence = tiny.params["spatial"]["presence"] | {"bias": np.full(1, bias, np.float32)}
+    params = tiny.params | {"spatial": tiny.params["spatial"] | {"presence": presence}}
+    with checkpoint.Store(path) as store:
+        store.save(1, state.State(np.int32(1), params, {}), {}, meta, "")
+    text.tokenizer.save(str(path / "tokenizer.json"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, text, tmp_path_factory):
+    return save(tmp_path_factory.mktemp("checkpoints") / "sft", tiny, text, 9.0)
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return ask.Model.load(folder)
+
+
+@pytest.fixture
+def record(tmp_path):
+    """`record(name, samples)` writes a WAV file at 16 kHz."""
+
+    def write(name, samples):
+        path = tmp_path / name
+        soundfile.write(path, samples.astype(np.float32), 16_000, subtype="FLOAT")
+        return path
+
+    return write
+
+
+def noise(seconds=1.0, channels=4):
+    rng = np.random.default_rng(0)
+    return 0.1 * rng.normal(size=(round(seconds * 16_000), channels))
+
+
+@pytest.fixture
+def loaded(model, monkeypatch):
+    """`ask.ask` of the model that is in memory, its functions compiled once."""
+    monkeypatch.setattr(ask.Model, "load", classmethod(lambda cls, path: model))
+    return lambda audio, *args: ask.ask("anywhere", audio, *args)
+
+
+def test_an_answer_is_json_with_what_the_slots_hold(tiny, loaded, record):
+    found = loaded(record("scene.wav", noise()), "Where is the Dog?", OPTIONS)
+    assert json.loads(json.dumps(found)) == found
+    assert list(found) == ["question", "answer", "thought", "reply", "sources"]
+    assert found["question"] == "Where is the Dog?" and found["reply"]
+    assert len(found["sources"]) == 3
+    for source in found["sources"]:
+        assert set(source) == {"class", "azimuth", "elevation", "distance", "presence"}
+        # The model has eight classes, and its sounds only five.
+        assert source["class"] in tiny.classes[:5]
+        assert -180 < source["azimuth"] <= 180 and -90 <= source["elevation"] <= 90
+        assert source["distance"] > 0 and 0.5 <= source["presence"] <= 1
+    presence = [s["presence"] for s in found["sources"]]
+    assert presence == sorted(presence, reverse=True)
+
+
+def test_sources_below_the_threshold_are_left_out(model):
+    clip = (noise(0.5) * 32767).astype(np.int16)
+    assert len(model.sources(clip)) == 3 and model.sources(clip, threshold=1.1) == []
+
+
+@pytest.mark.parametrize(
+    "reply, options, answer, thought",
+    [
+        ("<think> so it is</think><answer>C</answer>", OPTIONS, "front", "so it is"),
+        ("<think></think><answer> back</answer>", OPTIONS, "back", ""),
+        ("<think> x</think><answer> left</answer>", None, "left", "x"),
+        ("<think> x</think><answer>C</answer>", None, "C", "x"),
+        ("<think> x</think><answer>BC</answer>", OPTIONS, "BC", "x"),
+        ("what ?", OPTIONS, "what ?", ""),
+    ],
+)
+def test_a_letter_becomes_its_option(loaded, record, monkeypatch, reply, options, answer, thought):
+    asked = []
+
+    def respond(self, audio, questions, choices):
+        asked.append((audio.shape, audio.dtype, questions, choices))
+        return [reply]
+
+    monkeypatch.setattr(ask.Model, "respond", respond)
+    found = loaded(record("scene.wav", noise()), "Where is the dog?", options)
+    assert (found["answer"], found["thought"], found["reply"]) == (answer, thought, reply)
+    assert asked == [((1, 8000, 4), np.int16, ["where is the dog ?"], [options])]
+
+
+def test_clips_are_cut_padded_and_kept_within_full_scale(loaded, record, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        ask.Model, "respond", lambda self, audio, *_: heard.append(audio[0]) or ["x"]
+    )
+    short, long = noise(0.25), noise(1.0)
+    for name, samples in (("short", short), ("long", long), ("loud", 100 * long)):
+        loaded(record(f"{name}.wav", samples), "what ?")
+    assert all(x.shape == (8000, 4) for x in heard)
+    assert (heard[0][4000:] == 0).all()
+    np.testing.assert_allclose(heard[0][:4000] / 32767, short, atol=2e-5)
+    np.testing.assert_allclose(heard[1] / 32767, long[:8000], atol=2e-5)
+    # One gain for all channels: what they say of direction stays.
+    loud = heard[2].astype(float)
+    assert np.abs(loud).max() == 32767
+    np.testing.assert_allclose(
+        foa.direction(foa.intensity(loud)), foa.direction(foa.intensity(long[:8000])), atol=0.1
+    )
+
+
+def test_controls_hear_less(model):
+    clip = (noise(0.5) * 32767).astype(np.int16)[None]
+    other = (noise(1.0)[8000:] * 32767).astype(np.int16)[None]
+    turned = np.concatenate([clip[..., :1], other[..., 1:]], -1)
+    prompts = []
+
+    def generate(params, audio, prompt):
+        prompts.append((audio, prompt))
+        return np.full((1, 4), model.text.eos)
+
+    deaf = dataclasses.replace(model)
+    object.__setattr__(deaf, "_generate", generate)
+    for hearing in ("full", "mono", "none"):
+        for audio in (clip, turned):
+            deaf.respond(audio, ["what ?"], [OPTIONS], hearing)
+    places = [(p == model.text.audio).sum() for _, p in prompts]
+    assert places == [2, 2, 2, 2, 0, 0]
+    mono = [audio for audio, _ in prompts[2:4]]
+    np.testing.assert_array_equal(mono[0], mono[1])
+    assert (mono[0][..., 1:] == 0).all() and (mono[0][..., 0] == clip[..., 0]).all()
+    with pytest.raises(ConfigError, match="hearing is 'both', expected full, mono, none"):
+        model.respond(clip, ["what ?"], [None], "both")
+
+
+def test_files_that_are_no_recording(loaded, record, tmp_path):
+    broken = noise()
+    broken[5, 2] = np.nan
+    (tmp_path / "text.wav").write_text("no audio")
+    for path, why in (
+        (record("three.wav", noise(channels=3)), "3 channels, expected 4"),
+        (record("nan.wav", broken), "not finite"),
+        (record("empty.wav", noise(0)), "empty"),
+        (tmp_path / "text.wav", "unreadable"),
+        (tmp_path / "absent.wav", "no such file"),
+    ):
+        with pytest.raises(ConfigError, match=why) as error:
+            loaded(path, "where is the dog?")
+        assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_questions_that_are_too_long(loaded, record):
+    with pytest.raises(ConfigError, match="a prompt of .* tokens, expected at most"):
+        loaded(record("scene.wav", noise()), "where is the dog " * 40)
+
+
+def test_folders_that_are_no_model(record, tmp_path):
+    with pytest.raises(ConfigError, match="expected an export folder or WORKDIR/checkpoints"):
+        ask.ask(tmp_path, record("scene.wav", noise()), "what ?")
+
+
+def test_the_digest_is_of_the_weights(model, folder, tiny, text, tmp_path):
+    assert ask.Model.load(folder).digest == model.digest and len(model.digest) == 16
+    other = save(tmp_path / "sft", tiny, text, 9.5)
+    assert ask.Model.load(other).digest != model.digest
