@@ -313,8 +313,9 @@ def ask(
     draft = chosen(scene, classes, rng)
     if draft is None:
         return None
-    options = [draft.answer, *[o for o in draft.others if o != draft.answer][:3]]
-    options = tuple(options[i] for i in rng.permutation(4))
+    offered = [draft.answer, *[o for o in draft.others if o != draft.answer][:3]]
+    first, second, third, fourth = (offered[i] for i in rng.permutation(4))
+    options = (first, second, third, fourth)
     steps = f" {draft.steps}" if draft.steps else ""
     return Question(
         level=LEVEL_OF[chosen.__name__],

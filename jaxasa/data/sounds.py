@@ -228,9 +228,10 @@ def _decode(
                 refused[recording.name] = str(reason)
                 continue
             heard[mark] = recording.name
+            (label,) = names
             for k, part in enumerate(parts):
                 name = recording.name if len(parts) == 1 else f"{recording.name}#{k}"
-                found.append(_Piece(name, *names, recording.take, at, len(part), recording))
+                found.append(_Piece(name, label, recording.take, at, len(part), recording))
                 raw.write(part.tobytes())
                 at += len(part)
     return found, refused

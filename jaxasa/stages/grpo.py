@@ -80,7 +80,7 @@ def task(context: common.Context) -> common.Task:
         rows = []
         for p, group in enumerate(ids):
             sources = _sources(batch, p // per_scene, context.classes)
-            _, right = rewards.parse(text.decode(replies[p]))
+            right = rewards.answer_of(text.decode(replies[p]))
             judged = [
                 rewards.total(stage, text.decode(c), right, sources, context.classes) for c in group
             ]

@@ -19,6 +19,14 @@ def parse(text: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
+def answer_of(text: str) -> str:
+    """The answer of a well-formed completion; ValueError for another."""
+    found = parse(text)
+    if found is None:
+        raise ValueError(f"not a thought and an answer: {text!r}")
+    return found[1]
+
+
 def answer(text: str, right: str) -> float:
     """1 where a well-formed completion answers just the text `right`, else 0."""
     found = parse(text)

@@ -226,7 +226,8 @@ def test_written_scenes_are_drawn_from_the_seed(described):
     long = make("text", 4100)
     first, again = long[2][1], long[2 + 4096][1]
     assert first["room"] == again["room"]
-    moved = [a["azimuth"] - b["azimuth"] for a, b in zip(*(s["sources"] for s in (first, again)))]
+    pairs = zip(first["sources"], again["sources"], strict=True)
+    moved = [a["azimuth"] - b["azimuth"] for a, b in pairs]
     assert np.ptp(np.mod(moved, 360)) < 1e-6 and abs(moved[0]) > 1e-3
 
 
