@@ -47,8 +47,9 @@ def derive(scene, q):
         return place(sources[named[0]]["azimuth"])
     if q.task in ("side_count", "turn_count"):
         which = re.search(r"on the (left|right)", q.question)[1]
-        rest = [s for c, s in sources.items() if q.task == "side_count" or c != named[0]]
-        return str(sum(np.sin(np.radians(s["azimuth"])) * side[which] > 0 for s in rest))
+        facing = 180 if q.task == "turn_count" else 0
+        seen = [np.radians(s["azimuth"] - facing) for s in sources.values()]
+        return str(sum(np.sin(azimuth) * side[which] > 0 for azimuth in seen))
     turned = re.search(r"turn (left|right|around)", q.question)
     angle = TURN[turned[1]] if turned else 0
     if q.task == "face":
