@@ -11,4 +11,4 @@ export PATH=$venv/bin:$PATH
 ruff check .
 ruff format --check .
 mypy
-exec pytest -q "$@"
+exec pytest -q -n auto "$@"
