@@ -141,7 +141,8 @@ def costs(slots, batch):
             logits = slots.label[b, i]
             found[b, i, j] += np.log(np.exp(logits).sum()) - logits[batch["label"][b, j]]
             mean = slots.direction_in_time[b, i][active[b, j] > 0].mean(0)
-            found[b, i, j] += (1 - mean @ batch["direction"][b, j]) * (not batch["mono"][b])
+            cosine = mean @ batch["direction"][b, j] / np.linalg.norm(mean)
+            found[b, i, j] += (1 - cosine) * (not batch["mono"][b])
             found[b, i, j] += 2 * bce(slots.activity[b, i], active[b, j]).mean()
     return found
 
