@@ -313,7 +313,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class TextStage(Stage):
-    """Stage 0, tiny only: the decoder learns copying, look-up and questions on written scenes."""
+    """Stage 0, tiny only: the decoder learns copying, captions and questions on written scenes."""
 
     copy_share: float = 0.5
     copy_until: float = 0.5
