@@ -16,10 +16,11 @@ from jaxasa.data import features, foa_file, records, tokens, words
 from jaxasa.data.questions import LETTERS
 from jaxasa.data.tokens import Text
 from jaxasa.hf import load
-from jaxasa.models import sample
+from jaxasa.models import lm, sample
 from jaxasa.models.asa import ASA, Params
 
 HEARING = ("full", "mono", "none")
+CHOOSING = 16  # rows at a time whose options are weighed
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,8 @@ class Model:
     ) -> list[str]:
         """Replies to one question a scene: int16 audio [B, N, 4] -> texts with thought and answer.
 
-        options: four to each question, or None for an open one.
+        options: four to each question, or None for an open one. An answer that is none of the
+            options gives way to the one that the model finds likeliest after its thought.
         hearing: "full", "mono" (W only) or "none" (the question alone).
         """
         config.check(hearing in HEARING, "hearing", hearing, ", ".join(HEARING))
@@ -76,8 +78,55 @@ class Model:
         prompts = tokens.pad_left(rows, length, self.text.pad)
         if hearing == "mono":
             audio = audio * np.array([1, 0, 0, 0], audio.dtype)
-        made = self._generate(self.params, audio, prompts)
-        return [self.text.decode(row) for row in np.asarray(made)]
+        made = np.asarray(self._generate(self.params, audio, prompts))
+        replies = [self.text.decode(row) for row in made]
+        stray = [
+            i
+            for i, choice in enumerate(options)
+            if choice is not None and _answer(replies[i], choice) not in choice
+        ]
+        for start in range(0, len(stray), CHOOSING):
+            part = stray[start : start + CHOOSING]
+            chosen = self._choose(audio, prompts, made, options, part)
+            for i, reply in zip(part, chosen, strict=True):
+                replies[i] = reply
+        return replies
+
+    def _choose(self, audio, prompts, made, options, part: Sequence[int]) -> list[str]:
+        """Replies of the rows `part`: their thought, then the likeliest of their options."""
+        candidates = [
+            [self._with_answer(made[i], option) for option in options[i] or ()] for i in part
+        ]
+        # Few different shapes, so that few are compiled.
+        width = 16 * -(-max(len(c) for row in candidates for c in row) // 16)
+        rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
+        padded = [tokens.pad_right(c, width, self.text.pad) for c in candidates]
+        padded += [padded[-1]] * (CHOOSING - len(part))
+        found = self._likelihoods(self.params, audio[rows], prompts[rows], np.stack(padded))
+        best = np.asarray(found).argmax(-1)
+        return [self.text.decode(candidates[r][best[r]]) for r in range(len(part))]
+
+    def _with_answer(self, ids: np.ndarray, option: str) -> list[int]:
+        """A generated reply up to its answer, then `option` as the answer."""
+        text, row = self.text, ids.tolist()
+        for mark in (text.answer, text.eos):
+            row = row[: row.index(mark)] if mark in row else row
+        row += [] if text.end_think in row else [text.end_think]
+        return row + text.encode(tokens.answer_text(option))
+
+    @partial(jax.jit, static_argnums=0)
+    def _likelihoods(self, params: Params, audio, prompts, replies) -> jax.Array:
+        """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
+        placed, _ = self.asa.project(params, self.asa.listen(params, audio))
+        rows, four, length = replies.shape
+        replies = replies.reshape(rows * four, length)
+        ids = jnp.concatenate([jnp.repeat(prompts, four, 0), replies], 1)[:, :-1]
+        x = self.asa.embed(params, ids, jnp.repeat(placed, four, 0), self.text.audio)
+        hidden, *_ = self.asa.hidden(params, x, ids != self.text.pad, "lora" in params)
+        hidden = hidden[:, prompts.shape[1] - 1 :]
+        logps, _ = lm.token_logps(hidden, self.asa.table(params), replies)
+        is_answer = jnp.cumsum(replies == self.text.answer, 1) > 0
+        return (logps * (is_answer & (replies != self.text.pad))).sum(-1).reshape(rows, four)
 
     @partial(jax.jit, static_argnums=0)
     def _generate(self, params: Params, audio: jax.Array, prompts: jax.Array) -> jax.Array:

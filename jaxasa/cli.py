@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from jaxasa import allocator, gin_io, workdir
+from jaxasa import cpu, gin_io, workdir
 from jaxasa.config import STAGES, ConfigError, Run
 
 DEFAULT_GIN = "gin/run/demo.gin"
@@ -29,7 +29,7 @@ Result = dict | list
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code. A bug raises."""
     before = signal.signal(signal.SIGTERM, _stop)
-    allocator.keep_memory()
+    cpu.tune()
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except ConfigError as error:

@@ -8,6 +8,7 @@ import soundfile
 from jaxasa import ask, checkpoint, state
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
+from jaxasa.data import tokens
 
 OPTIONS = ("left", "right", "front", "back")
 
@@ -185,3 +186,34 @@ def test_the_digest_is_of_the_weights(model, folder, tiny, text, tmp_path):
     assert ask.Model.load(folder).digest == model.digest and len(model.digest) == 16
     other = save(tmp_path / "sft", tiny, text, 9.5)
     assert ask.Model.load(other).digest != model.digest
+
+
+def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model, text):
+    audio = (noise(0.5) * 32767).astype(np.int16)[None]
+    asked = "where is the dog ?"
+    free = model.respond(audio, [asked], [None])[0]
+    assert ask._answer(free, OPTIONS) not in OPTIONS  # random weights answer nothing of sense
+    reply = model.respond(audio, [asked], [OPTIONS])[0]
+
+    # The same by hand: each option in turn after the thought, dense softmax, word by word.
+    places = model.asa.audio_tokens(audio.shape[1])
+    prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
+    greedy = model._generate(
+        model.params, audio, tokens.pad_left([prompt], len(prompt) + 3, text.pad)
+    )
+    placed, _ = model.asa.project(model.params, model.asa.listen(model.params, audio))
+    scores = {}
+    for option in OPTIONS:
+        thought = text.decode(np.asarray(greedy)[0]).partition(tokens.ANSWER)[0]
+        thought += "" if tokens.END_THINK in thought else tokens.END_THINK
+        start = [*prompt, *text.encode(thought)]
+        ending = text.encode(f"{tokens.ANSWER} {option}{tokens.END_ANSWER}{tokens.EOS}")
+        ids = np.array([[*start, *ending]])
+        x = model.asa.embed(model.params, ids, placed, text.audio)
+        hidden, *_ = model.asa.hidden(model.params, x, np.ones_like(ids, bool))
+        logits = np.asarray(hidden @ model.asa.table(model.params).T, np.float64)[0]
+        logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        scores[option] = sum(logps[len(start) - 1 + n, t] for n, t in enumerate(ending))
+    best = max(scores, key=scores.get)
+    assert sorted(scores.values())[-1] - sorted(scores.values())[-2] > 1e-4
+    assert reply.endswith(f"{tokens.ANSWER} {best}{tokens.END_ANSWER}")

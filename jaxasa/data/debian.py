@@ -1,6 +1,6 @@
 """Recordings in Debian packages: fetched with apt-get, unpacked with dpkg, neither as root.
 
-`debian_sounds.csv` lists 723 labelled files in eight packages of Debian 12. Four kinds of
+`debian_sounds.csv` lists 951 labelled files in nine packages of Debian 12. Four kinds of
 containers hold them: plain files, a zip file, Qt resource files (rcc) and OpenTTD's
 sound catalogue (cat). Licences are GPL and Creative Commons: packages are fetched when a bank
 is built, and nothing of them is kept in this repository.

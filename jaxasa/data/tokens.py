@@ -100,7 +100,12 @@ def reply_text(question: Question, thought: bool = True) -> str:
     text is right long before it learns which letter stands beside it.
     """
     trace = f" {question.trace}" if thought else ""
-    return f"{THINK}{trace}{END_THINK}{ANSWER} {question.answer_text}{END_ANSWER}{EOS}"
+    return f"{THINK}{trace}{END_THINK}{answer_text(question.answer_text)}"
+
+
+def answer_text(answer: str) -> str:
+    """How a completion ends."""
+    return f"{ANSWER} {answer}{END_ANSWER}{EOS}"
 
 
 def caption_text(caption: str) -> str:
