@@ -13,7 +13,7 @@ gains whose squares sum to 1.
 
 Delays and gains are computed every HOP samples of emission, and between them u is linear in t:
 at speed v and distance d that errs by v^2 HOP^2 / (8 d) metres, at 2 m/s and 0.5 m 1/20000 of a
-sample. The signal at a fractional time u is read by a Farrow structure turned around: six
+sample. The signal at a fractional time u is read by a Farrow structure turned around: seven
 filtered copies of the dry signal, once for all images, then a polynomial in the fraction for
 each sample and image.
 
@@ -39,7 +39,8 @@ from jaxasa.acoustics import paths, rir, rooms
 
 HOP = 32  # samples between computed delays
 TAIL_STEP = 0.5  # metres that a source moves from one tail to the next
-_TAPS, _ORDER = 81, 6
+_TAPS, _ORDER = 81, 7
+_DRIFT = 0.2  # samples
 _CHUNK = 32  # hops: what they add to stays in the cache while all images pass
 _MARGIN = 64  # samples before and after the dry signal, for its interpolation; a multiple of HOP
 _RING = 1024  # samples that the filters of low bands ring on
@@ -49,8 +50,11 @@ _SAMPLES = rir.RATE / rooms.SPEED  # samples a metre
 
 @functools.cache
 def _readers() -> np.ndarray:
-    """Returns filters [6, 81]: a signal f samples later is sum_k f^k (filter_k * signal)."""
-    fraction = np.linspace(-0.5, 0.5, 129)
+    """Returns filters [7, 81]: a signal f samples later is sum_k f^k (filter_k * signal).
+
+    The fractions go a little beyond a half: the delay moves on while one offset serves.
+    """
+    fraction = np.linspace(-0.5 - _DRIFT / 2, 0.5 + _DRIFT / 2, 129)
     offset = np.arange(_TAPS) - _TAPS // 2 + fraction[:, None]
     target = np.sinc(offset) * (0.5 + 0.5 * np.cos(2 * np.pi * offset / (_TAPS + 1)))
     powers = np.vander(fraction, _ORDER, increasing=True)
@@ -87,36 +91,44 @@ def _place(points, low, high, first, signs, shifts, radius, fade, arrival, gains
 @numba.njit(cache=True, fastmath=True)
 def _read(out, copies, low, high, arrival, gains, reflection, air, values, encoded):
     """Adds one image to out [4, 7, n] for the hops low to high of the dry signal's copies."""
-    for m in range(high - low):
+    hops = high - low
+    for m in range(hops):
         before, after = arrival[m], arrival[m + 1]
-        start, end = int(math.ceil(before)), int(math.ceil(after))
-        end = min(end, out.shape[2])
-        start = max(start, 0)
-        if end <= start:
+        start = max(int(math.ceil(before)), 0)
+        count = min(int(math.ceil(after)), out.shape[2]) - start
+        if count <= 0:
             continue
-        count = end - start
         slope = HOP / (after - before)
-        for n in range(count):
-            into = (start + n - before) * slope
-            sample = int(into + 0.5)
-            f = np.float32(into - sample)
-            at = (low + m) * HOP + sample
-            value = copies[at, 5]
-            for order in range(4, -1, -1):
-                value = value * f + copies[at, order]
-            values[n] = value * np.float32(slope)
-        ramp, begun = np.float32(slope / HOP), np.float32((start - before) * slope / HOP)
+        into = (start - before) * slope  # samples of emission since the hop began
+        # While the delay moves by less than _DRIFT, one offset between the two clocks serves.
+        block = count
+        if abs(slope - 1) * count > _DRIFT:
+            block = int(_DRIFT / abs(slope - 1))
+        for first in range(0, count, block):
+            last = min(first + block, count)
+            offset = int(into + 0.5 * (first + last - 1) * (slope - 1) + 0.5)
+            f, step = np.float32(into - offset), np.float32(slope - 1)
+            at = (low + m) * HOP + offset
+            for n in range(first, last):
+                fraction = f + step * np.float32(n)
+                value = copies[_ORDER - 1, at + n]
+                for order in range(2, _ORDER + 1):
+                    value = value * fraction + copies[_ORDER - order, at + n]
+                values[n] = value
+        ramp, begun = np.float32(slope / HOP), np.float32(into / HOP)
         for c in range(4):
-            low_gain = np.float32(gains[c, m])
-            rise = np.float32(gains[c, m + 1]) - low_gain
+            # dt/du, the Doppler effect on levels, is the slope.
+            level = np.float32(gains[c, m] * slope)
+            rise = np.float32(gains[c, m + 1] * slope) - level
             row = encoded[c]
             for n in range(count):
-                row[n] = values[n] * (low_gain + rise * (begun + ramp * np.float32(n)))
-        distance = 0.5 * (gains[4, m] + gains[4, m + 1])
+                row[n] = values[n] * (level + rise * (begun + ramp * np.float32(n)))
+        # Air changes little along a chunk, and in between evenly enough.
+        share = (m + 0.5) / hops
         for b in range(out.shape[1]):
-            gain = np.float32(reflection[b] * math.exp(-0.5 * air[b] * distance))
+            gain = np.float32(reflection[b] * (air[0, b] * (1 - share) + air[1, b] * share))
             for c in range(4):
-                total, row = out[c, b, start:end], encoded[c]
+                total, row = out[c, b, start : start + count], encoded[c]
                 for n in range(count):
                     total[n] += gain * row[n]
 
@@ -125,6 +137,7 @@ def _read(out, copies, low, high, arrival, gains, reflection, air, values, encod
 def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, air):
     """Adds all images to out [4, 7, n]. x, y, z: of each axis [images, 3] sign, shift, hits."""
     arrival, gains = np.empty(_CHUNK + 1), np.empty((5, _CHUNK + 1))
+    ends = np.empty((2, len(air)))
     # A hop is heard stretched by v / c at most: twice its length is plenty.
     values, encoded = np.empty(2 * HOP, np.float32), np.empty((4, 2 * HOP), np.float32)
     signs, shifts = np.empty(3), np.empty(3)
@@ -142,7 +155,10 @@ def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, a
                         continue
                     where = (points, low, high, first, signs, shifts, radius, fade)
                     if _place(*where, arrival, gains):
-                        heard = (arrival, gains, gain, air)
+                        for b in range(len(air)):
+                            ends[0, b] = math.exp(-0.5 * air[b] * gains[4, 0])
+                            ends[1, b] = math.exp(-0.5 * air[b] * gains[4, high - low])
+                        heard = (arrival, gains, gain, ends)
                         _read(out, copies, low, high, *heard, values, encoded)
 
 
@@ -196,13 +212,13 @@ def early(
 
 
 def _copies(dry: np.ndarray, hops: int) -> np.ndarray:
-    """Returns the filtered copies [hops * HOP + 2, 6] of a signal with _MARGIN before it."""
+    """Returns the filtered copies [7, hops * HOP + 2] of a signal with _MARGIN before it."""
     padded = np.zeros(hops * HOP + 2, np.float32)
     padded[_MARGIN : _MARGIN + len(dry)] = dry
     # "same" is centred on the first argument, and takes its shape from there.
     repeated = np.broadcast_to(padded, (_ORDER, len(padded)))
     copies = scipy.signal.oaconvolve(repeated, _readers(), mode="same", axes=1)
-    return np.ascontiguousarray(copies.T, dtype=np.float32)
+    return np.ascontiguousarray(copies, dtype=np.float32)
 
 
 def tails(
@@ -214,15 +230,20 @@ def tails(
     so is a room's diffuse field at places half a metre apart (at 1 kHz, from 0.17 m on).
     """
     path = np.asarray(path, float)
-    way = np.interp((start + np.arange(len(dry))) / rir.RATE, path[:, 0], paths.travelled(path))
-    way -= way[0]
-    steps = max(round(way[-1] / TAIL_STEP), 1) if way[-1] > 0 else 0
-    position = way / way[-1] * steps if steps else way
-    # The furthest place: the tail of a response begins no earlier than the images' fade.
-    far = path[np.linalg.norm(path[:, 1:] - listener, axis=1).argmax(), 1:]
-    for k in range(steps + 1):
+    travelled = paths.travelled(path)
+    way = np.interp((start + np.arange(len(dry))) / rir.RATE, path[:, 0], travelled)
+    length = way[-1] - way[0]
+    steps = max(round(length / TAIL_STEP), 1) if length > 0 else 0
+    position = (way - way[0]) / length * steps if steps else np.zeros(len(dry))
+    marks = np.linspace(way[0], way[-1], steps + 1)
+    places = np.stack([np.interp(marks, travelled, path[:, c]) for c in (1, 2, 3)], axis=1)
+    if mixing_radius(path, room, listener) > rooms.mixing_time(room) * rooms.SPEED:
+        # Far in a flat room: no tail may begin earlier than the images' fade.
+        away = np.linalg.norm(path[:, 1:] - listener, axis=1)
+        places[:] = path[away.argmax(), 1:]
+    for k, place in enumerate(places):
         near = np.maximum(1 - np.abs(position - k), 0)
         part = dry * np.sin(np.pi / 2 * near).astype(np.float32)
         # Two responses of one place differ in their tails alone.
-        one, other = (rir.response(room, absorption, far, listener, rng) for _ in range(2))
+        one, other = (rir.response(room, absorption, place, listener, rng) for _ in range(2))
         yield part, (one - other) * np.float32(0.5**0.5)

@@ -115,7 +115,7 @@ def _mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response], full: boo
     power = _power(mixed[:, 0], scene["sources"])
     mixed += _noise(spec, length, power)
     if spec.turning:
-        _rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / RATE))
+        mixed = foa.rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / RATE))
     if spec.sensor_snr is not None:
         mixed += _sensor_noise(spec, spec.sensor_snr, length, power)
     peak = float(np.abs(mixed).max())
@@ -177,14 +177,6 @@ def _convolve(tracks, responses, length: int) -> np.ndarray:
     for block, spectrum in spectra.items():
         out[:, block * hop : block * hop + size] += scipy.fft.irfft(spectrum, size)
     return out[:, rir.LEAD : total]
-
-
-def _rotate(signal: np.ndarray, yaw: np.ndarray) -> None:
-    """Rotates the field of a signal [T, 4] by `yaw` [T] degrees about z, in place."""
-    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
-    y, x = signal[:, 1].copy(), signal[:, 3].copy()
-    signal[:, 1] = c * y + s * x
-    signal[:, 3] = c * x - s * y
 
 
 def _power(w: np.ndarray, sources: list[dict]) -> float:
