@@ -110,12 +110,19 @@ def compose(
             chosen, place.positions, delays, arrivals, lengths, gains, speeds, strict=True
         )
     ]
-    moved = [
-        _set_moving(scenes, place, source, keys.rng(seed, "motion", split, index, i))
-        for i, source in enumerate(sources)
-    ]
+    if scenes.moving:
+        sources = [
+            _set_moving(scenes, place, source, keys.rng(seed, "motion", split, index, i))
+            for i, source in enumerate(sources)
+        ]
     yaw = foa.wrap(rng.uniform(-180.0, 180.0))
-    sensor = keys.rng(seed, "sensor", split, index)
+    snr = float(rng.uniform(*scenes.snr))
+    turning: tuple[tuple[float, float], ...] = ()
+    if scenes.turning:
+        turning = _turning(scenes, yaw, keys.rng(seed, "turning", split, index))
+    sensor_snr = None
+    if scenes.sensor_snr:
+        sensor_snr = float(keys.rng(seed, "sensor", split, index).uniform(*scenes.sensor_snr))
     return SceneSpec(
         seed=seed,
         split=split,
@@ -126,10 +133,10 @@ def compose(
         rt60=place.rt60,
         listener=place.listener,
         yaw=yaw,
-        sources=tuple(moved),
-        snr=float(rng.uniform(*scenes.snr)),
-        turning=_turning(scenes, yaw, keys.rng(seed, "turning", split, index)),
-        sensor_snr=float(sensor.uniform(*scenes.sensor_snr)) if scenes.sensor_snr else None,
+        sources=tuple(sources),
+        snr=snr,
+        turning=turning,
+        sensor_snr=sensor_snr,
     )
 
 

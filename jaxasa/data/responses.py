@@ -12,9 +12,14 @@ Rounding errs by -98 dB of the response's peak. Response k is a function of (ran
 shards are written under temporary names and renamed, and the manifest, with their checksums,
 comes last: an interrupted bank goes on with the shards that are missing.
 
-    from jaxasa.data import responses
-    bank = responses.build(config.Scenes(..., responses=500, places=6), "bank", seed=0)
-    layout, heard = bank.read(room=17, places=[0, 3])
+    >>> import tempfile
+    >>> from jaxasa import config
+    >>> from jaxasa.data import responses
+    >>> ranges = config.Scenes(train=1, dev=1, benchmark=1, responses=2, places=3)
+    >>> bank = responses.build(ranges, tempfile.mkdtemp(), seed=0)
+    >>> layout, heard = bank.read(room=1, places=[0, 2])
+    >>> len(bank), len(layout.positions), heard[0].signal.shape[0]
+    (6, 2, 4)
 """
 
 import dataclasses

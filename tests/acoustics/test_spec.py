@@ -1,6 +1,7 @@
 """A spec on its way through JSON, and the errors of one that cannot be rendered."""
 
 import dataclasses
+import doctest
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jaxasa.acoustics import paths, scenes, spec
+from jaxasa.acoustics import motion, paths, render, scenes, spec
 from jaxasa.config import ConfigError, Scenes
 
 CLIPS = [
@@ -102,6 +103,12 @@ def test_a_field_made_nonsense_is_refused_in_one_line(scene, data):
     with pytest.raises(ConfigError) as error:
         spec.from_json(json.dumps(raw))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("module", [motion, paths, render, scenes, spec], ids=lambda m: m.__name__)
+def test_examples_of_the_docstrings_run(module):
+    done = doctest.testmod(module)
+    assert done.attempted >= 4 and done.failed == 0
 
 
 def _rounded(value):

@@ -1,6 +1,7 @@
 """The response bank as a writer, and the scenes mixed from it against `render`."""
 
 import dataclasses
+import doctest
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,11 @@ def whole(bank, small_shards):
 @pytest.fixture(scope="module")
 def mixed(bank, whole):
     return Mixed(RANGES, bank.folder, whole.folder, 7)
+
+
+def test_the_example_of_the_docstring_runs():
+    done = doctest.testmod(responses)
+    assert done.attempted >= 6 and done.failed == 0
 
 
 def files(folder):
