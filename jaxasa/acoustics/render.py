@@ -80,6 +80,7 @@ def mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response]) -> tuple[n
     Raises ConfigError for a source that moves: it has no one response.
     """
     validate(spec)
+    check(len(responses) == len(spec.sources), "responses", len(responses), "one for each source")
     for i, source in enumerate(spec.sources):
         where = f"SceneSpec.sources[{i}].trajectory"
         check(not source.trajectory, where, source.trajectory, "none, with a given response")

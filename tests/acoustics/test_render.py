@@ -186,6 +186,8 @@ def test_mix_is_render_with_the_responses_given():
     moving = _spec(_source(trajectory=((1.0, 3.0, 4.1, 1.5),)))
     with pytest.raises(ConfigError, match=r"sources\[0\].trajectory.*given response"):
         render.mix(moving, _noise_clip, responses[:1])
+    with pytest.raises(ConfigError, match="responses is 1"):
+        render.mix(spec, _noise_clip, responses[:1])
 
 
 def test_a_moving_scene_is_rendered_whole_and_alike_each_time():
