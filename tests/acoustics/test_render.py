@@ -107,22 +107,22 @@ def test_moving_and_turning_are_in_the_audio_as_they_are_described():
     assert 4 < turned < 16
 
 
-# Samples 3000, 8000, 13000, 18000 and 23000 of two anechoic scenes, as the version before
-# anything could move rendered them.
+# Samples 3000, 8000, 13000, 18000 and 23000 of two scenes without echoes or noise, as the
+# version before anything could move rendered them.
 GOLDEN = {
     0: [
-        [0.000128369, -2.67303e-05, 4.69824e-05, -1.97769e-05],
-        [-0.000102667, -5.48412e-05, 1.56006e-05, 6.53488e-05],
-        [-0.00208615, 0.0006593, -0.00122797, 0.00158664],
-        [-0.000501156, 0.000201583, -0.000517646, 0.000568129],
-        [-0.0156434, -0.0121971, 0.00651387, 0.00745519],
+        [-6.15678e-10, -1.64738e-10, -2.22583e-10, 5.16691e-10],
+        [-8.01277e-10, -5.03462e-11, -3.77089e-10, -3.21173e-10],
+        [-0.00212487, 0.000683227, -0.00120981, 0.00160767],
+        [-0.00064873, 0.000208591, -0.000369359, 0.000490829],
+        [-0.0157143, -0.012193, 0.00664465, 0.00735667],
     ],
     1: [
-        [-0.00139042, 1.8455e-05, 0.000167217, -0.000394499],
-        [-0.030904, 0.0251812, -0.0115217, 0.0147487],
-        [0.0150036, -0.0110054, 0.00645208, -0.00748682],
-        [0.00859505, -0.00858453, -0.000126789, -0.000212785],
-        [0.00854318, 0.00052539, -0.00290814, 0.0109361],
+        [-1.82696e-09, 2.01843e-10, 8.06204e-10, -1.19478e-10],
+        [-0.0318406, 0.0251983, -0.0124729, 0.014943],
+        [0.0140235, -0.0109501, 0.00673242, -0.00802288],
+        [0.00903319, -0.00755498, 0.000138866, -0.000283859],
+        [0.0088255, 0.000530063, -0.0029863, 0.0103188],
     ],
 }
 
@@ -136,7 +136,7 @@ def test_scenes_at_rest_sound_as_they_always_did(index):
     ]
     lengths = {clip.id: clip.seconds for clip in clips}
     spec = scenes.draw(ranges, clips, 5, "train", index)
-    spec = dataclasses.replace(spec, absorption=ANECHOIC)
+    spec = dataclasses.replace(spec, absorption=ANECHOIC, snr=150.0)
     found, scene = render.render(spec, lambda c: _noise_clip(c[4:], lengths[c]))
     assert scene["gain"] == render.LEVEL
     rms = np.sqrt(np.mean(found[:, 0] ** 2))
