@@ -108,8 +108,9 @@ def simulate(options: argparse.Namespace) -> Result:
     counts = {}
     for split in [options.split] if options.split else steps.SPLITS:
         steps.scenes(run, folder, split)
-        counts[split] = len(Records(folder / "scenes" / split))
-        print(f"{counts[split]} scenes in {folder / 'scenes' / split}")
+        out = steps.scenes_of(run, folder, split)
+        counts[split] = len(Records(out))
+        print(f"{counts[split]} {'responses' if out.name == 'responses' else 'scenes'} in {out}")
     return counts
 
 
@@ -218,7 +219,7 @@ def parser() -> argparse.ArgumentParser:
         simulate,
         "Renders first-order ambisonics scenes; goes on with the shards that are missing.",
         "Reads DIR/sounds.",
-        "DIR/scenes/{train,dev,benchmark}",
+        "DIR/scenes/{train,dev,benchmark}; DIR/responses for train, where Scenes.responses is set",
         "jaxasa simulate --workdir runs/mine --split train --gin.Scenes.train=500",
     )
     verb.add_argument("--split", choices=("train", "dev", "benchmark"), help="default: all three")

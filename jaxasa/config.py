@@ -31,7 +31,7 @@ def _check_range(owner, *fields: str, low: float) -> None:
         ok = (
             isinstance(value, (tuple, list))
             and len(value) == 2
-            and all(isinstance(v, (int, float)) for v in value)
+            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
             and low <= value[0] <= value[1]
         )
         where = f"{type(owner).__name__}.{name}"
@@ -90,6 +90,15 @@ class Scenes:
     length x width x height. rt60 is the nominal range; scenes are labelled with what is
     measured. distance: source to listener. snr: diffuse ambient noise. gain: a source's own
     level, independent of its distance. speed: playback rate of a clip, as augmentation.
+
+    overlap: share of a source that is still to come when the next starts, 0 (one after the
+        other) to 1 (all at once); () leaves onsets free, at least 0.4 s apart.
+    moving: share of sources that walk while they sound; pace: metres a second. They keep to
+        `distance`; min_separation holds where they start.
+    turning: share of scenes in which the listener turns; turn_rate: degrees a second.
+    sensor_snr: (low, high) of the white noise of the microphones; () for none.
+    responses: rooms in a bank of room responses from which the scenes of train are mixed while
+        training, and none are stored; places: source positions in each. 0 stores scenes.
     """
 
     train: int
@@ -106,6 +115,14 @@ class Scenes:
     snr: tuple[float, float] = (20.0, 40.0)
     gain: tuple[float, float] = (-6.0, 6.0)
     speed: tuple[float, float] = (1.0, 1.0)
+    overlap: tuple[float, ...] = ()
+    moving: float = 0.0
+    pace: tuple[float, float] = (0.3, 2.0)
+    turning: float = 0.0
+    turn_rate: tuple[float, float] = (10.0, 90.0)
+    sensor_snr: tuple[float, ...] = ()
+    responses: int = 0
+    places: int = 6
     shard: int = 100
     workers: int = 2
 
@@ -119,6 +136,21 @@ class Scenes:
         _check_range(self, "distance", low=0.05)
         _check_range(self, "snr", "gain", low=-100.0)
         _check_range(self, "speed", low=0.25)
+        _check_range(self, "pace", "turn_rate", low=0.0)
+        check(self.pace[1] <= 10, "Scenes.pace", self.pace, "at most 10 m/s")
+        if self.overlap:
+            _check_range(self, "overlap", low=0.0)
+            check(self.overlap[1] <= 1, "Scenes.overlap", self.overlap, "shares up to 1")
+        if self.sensor_snr:
+            _check_range(self, "sensor_snr", low=-100.0)
+        _check_share(self, "moving", "turning")
+        _check_at_least(self, 0, "responses")
+        check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
+        if self.responses:
+            most, expected = self.sources[1], "at least as many as Scenes.sources"
+            check(most <= self.places, "Scenes.places", self.places, f"{expected} ({most})")
+            expected = f"0.0, for scenes mixed from {self.responses} stored responses stand still"
+            check(self.moving == 0, "Scenes.moving", self.moving, expected)
         check(self.sources[1] <= 8, "Scenes.sources", self.sources, "at most 8 sources")
 
 

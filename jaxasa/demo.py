@@ -55,9 +55,9 @@ def plan(run: config.Run, folder: Path, text: str) -> list[Step]:
         found.append(
             Step(
                 f"scenes_{split}",
-                f"{getattr(run.scenes, split)} scenes ({split})",
+                _scenes_title(run, split),
                 partial(steps.scenes, run, folder, split),
-                folder / "scenes" / split / "manifest.json",
+                steps.scenes_of(run, folder, split) / "manifest.json",
             )
         )
     for stage in run.stages:
@@ -90,6 +90,12 @@ def plan(run: config.Run, folder: Path, text: str) -> list[Step]:
             folder / "report" / "index.html",
         ),
     ]
+
+
+def _scenes_title(run: config.Run, split: str) -> str:
+    if split == "train" and run.scenes.responses:
+        return f"{run.scenes.responses} rooms, to mix scenes from (train)"
+    return f"{getattr(run.scenes, split)} scenes ({split})"
 
 
 def demo(run: config.Run, folder: str | Path, text: str) -> dict:

@@ -3,6 +3,7 @@
 DIR/config.gin            the resolved config
 DIR/sounds/               the sound bank
 DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
+DIR/responses/            in place of scenes/train where Scenes.responses is set: to mix them from
 DIR/checkpoints/STAGE/    what a stage has trained
 DIR/logs/STAGE/           its metrics
 DIR/benchmark/            the suite; predictions/ and results.json beside it
@@ -19,7 +20,7 @@ from jaxasa import ask, config, stages
 from jaxasa.bench import controls, report, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
-from jaxasa.data import simulate, sounds
+from jaxasa.data import responses, simulate, sounds
 from jaxasa.hf import export, load
 
 SPLITS = ("train", "dev", "benchmark")
@@ -36,10 +37,19 @@ def sound_bank(run: config.Run, folder: Path) -> sounds.Bank:
         return sounds.build(synthetic, where, run.seed)
 
 
+def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
+    """Folder of the scenes of a split, or of the responses from which those of train are mixed."""
+    mixed = split == "train" and run.scenes.responses > 0
+    return folder / "responses" if mixed else folder / "scenes" / split
+
+
 def scenes(run: config.Run, folder: Path, split: str) -> None:
-    """Renders DIR/scenes/SPLIT from DIR/sounds."""
+    """Renders DIR/scenes/SPLIT from DIR/sounds, or DIR/responses from nothing."""
+    out = scenes_of(run, folder, split)
+    if out.name == "responses":
+        responses.build(run.scenes, out, run.seed)
+        return
     count = getattr(run.scenes, split)
-    out = folder / "scenes" / split
     simulate.simulate(run.scenes, folder / "sounds", split, out, run.seed, count)
 
 

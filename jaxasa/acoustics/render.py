@@ -1,13 +1,33 @@
-"""Scenes to sound: FOA in the listener's frame, with labels measured on the very responses."""
+"""Scenes to sound: FOA in the listener's frame, with labels measured on the very responses.
+
+    x(t) = R(yaw(t)) [ sum over sources (dry * response)(t) ] + diffuse noise + sensor noise
+
+A source at rest is convolved with its room response (rir). A moving one has its direct sound and
+early images delayed sample by sample, and tails that take turns (motion). The listener's turning
+is a rotation of the field in the room, exact at each sample. The diffuse noise has the
+covariance diag(1, 1/3, 1/3, 1/3) of an isotropic field in SN3D and turns with the room; that of
+the sensors is white, independent in each channel and turns with the listener.
+
+    >>> import numpy as np
+    >>> from jaxasa.acoustics import render, scenes
+    >>> from jaxasa.config import Scenes
+    >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.0)]
+    >>> ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
+    >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
+    >>> audio, description = render.render(spec, lambda clip: np.ones(16000, np.float32))
+    >>> audio.shape, description["sources"][0]["class"]
+    ((32000, 4), 'bell')
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
 import soxr
 
-from jaxasa.acoustics import foa, keys, rir, rooms
+from jaxasa.acoustics import foa, keys, motion, rir, rooms
 from jaxasa.acoustics.rir import RATE
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
 from jaxasa.config import check
@@ -16,41 +36,99 @@ LEVEL = 0.25  # gain from a clip, heard at 1 m, to the scene
 PEAK = 0.9
 _CUT = 0.01  # seconds of fade where a clip is cut
 
+Audio = Callable[[str], np.ndarray]
 
-def render(
-    spec: SceneSpec, audio: Callable[[str], np.ndarray], full: bool = False
-) -> tuple[np.ndarray, dict]:
+
+@dataclass(frozen=True)
+class Response:
+    """A room response [4, n] (see rir), and what is measured on it: DRR (dB), RT60 (s or NaN)."""
+
+    signal: np.ndarray
+    drr: float
+    rt60: float
+
+
+def measure(response: np.ndarray, distance: float) -> Response:
+    """Returns a response [4, n] of a source at `distance` (m) with its DRR and RT60."""
+    return Response(response, rir.drr(response, distance), rir.rt60(response))
+
+
+def render(spec: SceneSpec, audio: Audio, full: bool = False) -> tuple[np.ndarray, dict]:
     """Renders a scene to FOA [T, 4] float32 at 16 kHz, and returns its description.
 
     audio(clip id) gives 16 kHz mono float32. One gain, "gain" in the description, serves all
     scenes and channels, and is lowered only where the peak would pass 0.9: levels carry
-    information. "rt60" and "drr" are measured on the responses used; rt60 is the mean over the
-    sources, and stays nominal where no decay can be measured. The diffuse noise has the SNR on
-    W, against the mean power while sources sound. full=True follows all images (rir.response).
+    information. "rt60" and "drr" are measured on the responses used (of a moving source, that of
+    the place of its onset); rt60 is the mean over the sources, and stays nominal where no decay
+    can be measured. The noises have their SNR on W, against the mean power while sources
+    sound. full=True follows all images (rir.response).
     Raises ConfigError for a scene or clip that cannot be rendered.
     """
     validate(spec)
-    scene = describe(spec)
-    length = round(spec.seconds * RATE)
-    # In the order of the description, so that its entries and the responses match.
-    sources = sorted(spec.sources, key=lambda s: s.onset + _distance(spec, s) / rooms.SPEED)
-    tracks, responses = [], []
-    for i, source in enumerate(sources):
+    responses = []
+    for i, k in enumerate(_order(spec)):
+        source = spec.sources[k]
         rng = keys.rng(spec.seed, "tail", spec.split, spec.index, i)
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        responses.append(rir.response(*where, rng, full=full))
-        tracks.append((round(source.onset * RATE), _dry(source, audio(source.clip))))
+        responses.append(measure(rir.response(*where, rng, full=full), _distance(spec, source)))
+    return _mix(spec, audio, responses, full)
+
+
+def mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response]) -> tuple[np.ndarray, dict]:
+    """Renders a scene as `render` does, with the responses given: one for each of spec.sources.
+
+    Raises ConfigError for a source that moves: it has no one response.
+    """
+    validate(spec)
+    check(len(responses) == len(spec.sources), "responses", len(responses), "one for each source")
+    for i, source in enumerate(spec.sources):
+        where = f"SceneSpec.sources[{i}].trajectory"
+        check(not source.trajectory, where, source.trajectory, "none, with a given response")
+    return _mix(spec, audio, [responses[k] for k in _order(spec)])
+
+
+def _mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response], full: bool = False):
+    scene = describe(spec)
+    length = round(spec.seconds * RATE)
+    tracks, through, moved = [], [], np.zeros((4, length), np.float32)
+    for i, (k, response) in enumerate(zip(_order(spec), responses, strict=True)):
+        source = spec.sources[k]
+        start, dry = round(source.onset * RATE), _dry(source, audio(source.clip))
+        if not source.trajectory:
+            tracks.append((start, dry))
+            through.append(response.signal)
+            continue
+        where = (source.path(), spec.room, spec.absorption, spec.listener)
+        dry = dry[: length - start]
+        moved += motion.early(dry, start, *where, length, full=full)
+        if not full:
+            rng = keys.rng(spec.seed, "moving tail", spec.split, spec.index, i)
+            for part, tail in motion.tails(dry, start, *where, rng):
+                tracks.append((start, part))
+                through.append(tail)
     for entry, response in zip(scene["sources"], responses, strict=True):
-        entry["drr"] = rir.drr(response, entry["distance"])
-    decays = [t for t in map(rir.rt60, responses) if math.isfinite(t)]
+        entry["drr"] = response.drr
+    decays = [r.rt60 for r in responses if math.isfinite(r.rt60)]
     if decays:
         scene["rt60"] = float(np.mean(decays))
-    mix = foa.rotate(_convolve(tracks, responses, length).T, -spec.yaw)
-    mix += _noise(spec, mix[:, 0], scene["sources"])
-    peak = float(np.abs(mix).max())
+    mixed = moved + _convolve(tracks, through, length) if tracks else moved
+    mixed = foa.rotate(mixed.T, -spec.yaw)
+    power = _power(mixed[:, 0], scene["sources"])
+    mixed += _noise(spec, length, power)
+    if spec.turning:
+        mixed = foa.rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / RATE))
+    if spec.sensor_snr is not None:
+        mixed += _sensor_noise(spec, spec.sensor_snr, length, power)
+    peak = float(np.abs(mixed).max())
     scene["gain"] = min(LEVEL, PEAK / peak) if peak > 0 else LEVEL
-    mix *= np.float32(scene["gain"])
-    return np.ascontiguousarray(mix), scene
+    mixed *= np.float32(scene["gain"])
+    return np.ascontiguousarray(mixed), scene
+
+
+def _order(spec: SceneSpec) -> list[int]:
+    """Returns the sources' places in the order of the description, as its entries have it."""
+    arrivals = [s.onset + _distance(spec, s) / rooms.SPEED for s in spec.sources]
+    return sorted(range(len(arrivals)), key=arrivals.__getitem__)
 
 
 def _distance(spec: SceneSpec, source: Source) -> float:
@@ -59,8 +137,13 @@ def _distance(spec: SceneSpec, source: Source) -> float:
 
 def _dry(source: Source, clip: np.ndarray) -> np.ndarray:
     """Returns the clip as played: at its speed, cut with a fade, at its own gain."""
-    ok = clip.ndim == 1 and len(clip) > 0 and bool(np.isfinite(clip).all())
-    check(ok, f"clip {source.clip}", clip.shape, "finite mono samples")
+    ok = clip.ndim == 1 and len(clip) > 0
+    check(ok, f"clip {source.clip}", clip.shape, "mono samples")
+    finite = np.isfinite(clip)
+    if not finite.all():
+        first = int(finite.argmin())
+        where = f"clip {source.clip}, sample {first}"
+        check(False, where, float(clip[first]), "finite samples")
     if source.speed != 1:
         clip = soxr.resample(clip, RATE * source.speed, RATE, quality="MQ")
     wanted = max(round(source.seconds * RATE), 1)
@@ -97,19 +180,30 @@ def _convolve(tracks, responses, length: int) -> np.ndarray:
     return out[:, rir.LEAD : total]
 
 
-def _noise(spec: SceneSpec, w: np.ndarray, sources: list[dict]) -> np.ndarray:
+def _power(w: np.ndarray, sources: list[dict]) -> float:
+    """Returns the mean power of W [T] while sources sound."""
+    sounding = np.zeros(len(w), bool)
+    for source in sources:
+        sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
+    return float(np.mean(w[sounding].astype(float) ** 2))
+
+
+def _noise(spec: SceneSpec, length: int, power: float) -> np.ndarray:
     """Returns diffuse noise [T, 4], covariance diag(1, 1/3, 1/3, 1/3), pink above 100 Hz."""
     rng = keys.rng(spec.seed, "noise", spec.split, spec.index)
-    size = scipy.fft.next_fast_len(len(w), real=True)
+    size = scipy.fft.next_fast_len(length, real=True)
     f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
     shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
     shape *= np.sqrt(size / (2 * np.mean(shape**2)))
     spectrum = rir.noise_spectrum(rng, 4, len(f))
     spectrum *= shape.astype(np.float32)
     spectrum[1:] *= np.float32(3**-0.5)
-    sounding = np.zeros(len(w), bool)
-    for source in sources:
-        sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
-    power = float(np.mean(w[sounding].astype(float) ** 2))
     level = np.float32((power / 10 ** (spec.snr / 10)) ** 0.5)
-    return (scipy.fft.irfft(spectrum, size)[:, : len(w)] * level).T
+    return (scipy.fft.irfft(spectrum, size)[:, :length] * level).T
+
+
+def _sensor_noise(spec: SceneSpec, snr: float, length: int, power: float) -> np.ndarray:
+    """Returns white noise [T, 4], of one power in each channel."""
+    rng = keys.rng(spec.seed, "sensor noise", spec.split, spec.index)
+    level = np.float32((power / 10 ** (snr / 10)) ** 0.5)
+    return rng.standard_normal((length, 4), np.float32) * level

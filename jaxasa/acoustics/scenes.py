@@ -1,71 +1,58 @@
-"""Scenes as data: drawn from (seed, split, index), JSON, and their description for people.
+"""Scenes drawn from (seed, split, index), and their description for people and models.
 
-A scene is a shoebox room, a listener with a yaw, one to eight static sources and diffuse
-noise. Positions are in room metres (one corner at 0, 0, 0); everything that the description
-says of direction is in the listener's frame.
+A scene is a shoebox room, a listener, one to eight sources and noise; config.Scenes has the
+ranges. Everything that a description says of direction is in the listener's frame, and all of
+it is computed from the spec that is rendered: azimuth = atan2(y, x) of the source seen from the
+listener, less the yaw; onset = emission + d / c; a moving source is heard from where it was when
+the sound left it (paths.heard).
+
+Sources at rest, a still listener and no sensor noise are the default, and what is switched on
+is drawn from keys of its own: it moves nothing else in a scene.
+
+    >>> from jaxasa.acoustics import scenes
+    >>> from jaxasa.config import Scenes
+    >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.5)]
+    >>> ranges = Scenes(train=1, dev=1, benchmark=1, sources=(1, 1), moving=1.0)
+    >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=3)
+    >>> description = scenes.describe(spec)
+    >>> description["id"], len(description["sources"][0]["trajectory"])
+    ('train/000003', 50)
 """
 
 import dataclasses
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from jaxasa.acoustics import foa, keys, rooms
+from jaxasa.acoustics import foa, keys, paths, rooms
+from jaxasa.acoustics.spec import (  # noqa: F401  (a scene's spec is found here too)
+    Clip,
+    SceneSpec,
+    Source,
+    from_json,
+    to_json,
+    validate,
+)
 from jaxasa.config import ConfigError, Scenes, check
 
 HEARD = 0.4  # seconds: least time a source is heard, and between the starts of two
+FRAME = 0.1  # seconds between the moments at which a description follows what moves
 _LOWEST, _HIGHEST = math.sin(math.radians(-40.0)), math.sin(math.radians(60.0))  # elevation
 _LISTENER_MARGIN, _SOURCE_MARGIN = 0.5, 0.3
 _CANDIDATES, _ATTEMPTS = 96, 60
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A mono recording: its id in the bank, class name, take and length in seconds."""
+class Layout:
+    """A room with a listener and places for sources, as SceneSpec has them."""
 
-    id: str
-    label: str
-    take: str
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Source:
-    """A clip at a place: onset is emission (s), seconds as played after `speed`, gain in dB."""
-
-    label: str
-    clip: str
-    take: str
-    onset: float
-    seconds: float
-    speed: float
-    gain: float
-    position: tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class SceneSpec:
-    """All that rendering needs beside the clips.
-
-    room: (length, width, height) in metres. absorption: of all walls, one per octave band of
-    rooms.BANDS. rt60: nominal, s. yaw: degrees by which the listener has turned left from the
-    room's x axis. snr: of the diffuse noise, dB.
-    """
-
-    seed: int
-    split: str
-    index: int
-    seconds: float
     room: tuple[float, float, float]
     absorption: tuple[float, ...]
     rt60: float
     listener: tuple[float, float, float]
-    yaw: float
-    sources: tuple[Source, ...]
-    snr: float
+    positions: tuple[tuple[float, float, float], ...]
 
 
 def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: int) -> SceneSpec:
@@ -75,42 +62,116 @@ def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: in
     yaw is. Raises ConfigError where the ranges leave no room for the sources.
     """
     rng = keys.rng(seed, "scene", split, index)
-    count = int(rng.integers(scenes.sources[0], scenes.sources[1] + 1))
-    chosen = _choose_clips(clips, count, scenes, rng)
+    return compose(
+        scenes, clips, seed, split, index, rng, lambda count: draw_layout(scenes, count, rng)
+    )
+
+
+def draw_layout(scenes: Scenes, count: int, rng: np.random.Generator) -> Layout:
+    """Draws a room, a listener and `count` places; raises ConfigError where they do not fit."""
     room, listener, positions = _place(scenes, count, rng)
     rt60, absorption = _colour(scenes, room, rng)
-    delays = [math.dist(listener, p) / rooms.SPEED for p in positions]
+    return Layout(room, absorption, rt60, listener, tuple(positions))
+
+
+def compose(
+    scenes: Scenes,
+    clips: Sequence[Clip],
+    seed: int,
+    split: str,
+    index: int,
+    rng: np.random.Generator,
+    layout: Callable[[int], Layout],
+) -> SceneSpec:
+    """Draws all of a scene but its room: layout(number of sources) gives room and places."""
+    count = int(rng.integers(scenes.sources[0], scenes.sources[1] + 1))
+    chosen = _choose_clips(clips, count, scenes, rng)
+    place = layout(count)
+    delays = [math.dist(place.listener, p) / rooms.SPEED for p in place.positions]
     arrivals = _arrivals(scenes.seconds, count, max(delays), rng)
     gains = rng.uniform(*scenes.gain, count).tolist()
     speeds = rng.uniform(*scenes.speed, count).tolist()
+    lengths = [clip.seconds / speed for clip, speed in zip(chosen, speeds, strict=True)]
+    if scenes.overlap:
+        own = keys.rng(seed, "overlap", split, index)
+        arrivals, lengths = _overlapping(scenes, lengths, max(delays), own)
     sources = [
         Source(
             label=clip.label,
             clip=clip.id,
             take=clip.take,
             onset=arrival - delay,
-            seconds=min(clip.seconds / speed, scenes.seconds - arrival),
+            seconds=min(length, scenes.seconds - arrival),
             speed=speed,
             gain=gain,
             position=position,
         )
-        for clip, position, delay, arrival, gain, speed in zip(
-            chosen, positions, delays, arrivals, gains, speeds, strict=True
+        for clip, position, delay, arrival, length, gain, speed in zip(
+            chosen, place.positions, delays, arrivals, lengths, gains, speeds, strict=True
         )
     ]
+    if scenes.moving:
+        sources = [
+            _set_moving(scenes, place, source, keys.rng(seed, "motion", split, index, i))
+            for i, source in enumerate(sources)
+        ]
+    yaw = foa.wrap(rng.uniform(-180.0, 180.0))
+    snr = float(rng.uniform(*scenes.snr))
+    turning: tuple[tuple[float, float], ...] = ()
+    if scenes.turning:
+        turning = _turning(scenes, yaw, keys.rng(seed, "turning", split, index))
+    sensor_snr = None
+    if scenes.sensor_snr:
+        sensor_snr = float(keys.rng(seed, "sensor", split, index).uniform(*scenes.sensor_snr))
     return SceneSpec(
         seed=seed,
         split=split,
         index=index,
         seconds=scenes.seconds,
-        room=room,
-        absorption=absorption,
-        rt60=rt60,
-        listener=listener,
-        yaw=foa.wrap(rng.uniform(-180.0, 180.0)),
+        room=place.room,
+        absorption=place.absorption,
+        rt60=place.rt60,
+        listener=place.listener,
+        yaw=yaw,
         sources=tuple(sources),
-        snr=float(rng.uniform(*scenes.snr)),
+        snr=snr,
+        turning=turning,
+        sensor_snr=sensor_snr,
     )
+
+
+def _set_moving(scenes: Scenes, place: Layout, source: Source, rng) -> Source:
+    """Returns the source as it is, or on a walk within the ranges that its place was drawn from."""
+    if rng.random() >= scenes.moving:
+        return source
+    room = np.array(place.room)
+    margin = np.minimum(_SOURCE_MARGIN, room / 6)
+    low, high = (margin - 1e-9).tolist(), (room - margin + 1e-9).tolist()
+
+    def allowed(point) -> bool:
+        distance = math.dist(point, place.listener)
+        up = (point[2] - place.listener[2]) / distance
+        return (
+            all(a <= p <= b for a, p, b in zip(low, point, high, strict=True))
+            and scenes.distance[0] - 1e-9 <= distance <= scenes.distance[1] + 1e-9
+            and _LOWEST <= up <= _HIGHEST
+        )
+
+    pace = float(rng.uniform(*scenes.pace))
+    walk = paths.walk(
+        source.position, source.onset, source.seconds, pace, place.listener, allowed, rng
+    )
+    return dataclasses.replace(source, trajectory=walk)
+
+
+def _turning(scenes: Scenes, yaw: float, rng) -> tuple[tuple[float, float], ...]:
+    """Returns the way-points (seconds, yaw) of a listener who turns once, evenly; or none."""
+    if rng.random() >= scenes.turning:
+        return ()
+    start, end = scenes.seconds * rng.uniform(0.01, 0.5), scenes.seconds * rng.uniform(0.6, 1.0)
+    side = math.copysign(1.0, rng.random() - 0.5)
+    angle = side * rng.uniform(*scenes.turn_rate) * (end - start)
+    return (float(start), yaw), (float(end), float(yaw + angle))
 
 
 _grouped: tuple[list[Clip], list[list[list[Clip]]]] = ([], [])
@@ -123,12 +184,15 @@ def _group(clips: Sequence[Clip]) -> list[list[list[Clip]]]:
     """
     global _grouped
     clips = list(clips)
-    if _grouped[0] != clips:
+    # Read and set once, as a whole: threads that mix scenes come here at the same time.
+    known = _grouped
+    if known[0] != clips:
         tree: dict[str, dict[str, list[Clip]]] = {}
         for clip in clips:
             tree.setdefault(clip.label, {}).setdefault(clip.take, []).append(clip)
-        _grouped = clips, [[takes[t] for t in sorted(takes)] for _, takes in sorted(tree.items())]
-    return _grouped[1]
+        known = clips, [[takes[t] for t in sorted(takes)] for _, takes in sorted(tree.items())]
+        _grouped = known
+    return known[1]
 
 
 def _choose_clips(clips, count: int, scenes: Scenes, rng) -> list[Clip]:
@@ -213,76 +277,28 @@ def _arrivals(seconds: float, count: int, earliest: float, rng) -> list[float]:
     return rng.permutation(times).tolist()
 
 
-def to_json(spec: SceneSpec) -> str:
-    """Returns the scene as one line of JSON; from_json gives it back exactly."""
-    return json.dumps(dataclasses.asdict(spec))
+def _overlapping(scenes: Scenes, lengths: list[float], earliest: float, rng):
+    """Returns arrival times and played lengths (s) of sources that each overlap the one before.
+
+    A source starts when the share drawn of the one before is still to come. Clips are cut
+    where all of them would not fit in the scene.
+    """
+    shares = rng.uniform(*scenes.overlap, len(lengths) - 1)
+    longest = max(lengths)
+    while True:
+        cut = np.minimum(lengths, longest)
+        starts = earliest + np.concatenate([[0.0], np.cumsum((1 - shares) * cut[:-1])])
+        spare = scenes.seconds - float((starts + cut).max())
+        if spare >= 0:
+            return (starts + rng.uniform(0.0, spare)).tolist(), cut.tolist()
+        longest *= 0.95
+        expected = f"shares at which {len(lengths)} sources fit in {scenes.seconds} s"
+        check(longest >= HEARD, "Scenes.overlap", scenes.overlap, expected)
 
 
-def from_json(text: str) -> SceneSpec:
-    """Returns the scene that to_json wrote, validated; raises ConfigError for anything else."""
-    try:
-        raw = json.loads(text)
-        sources = tuple(
-            Source(**{**s, "position": tuple(s["position"])}) for s in raw.pop("sources")
-        )
-        triples = {k: tuple(raw.pop(k)) for k in ("room", "absorption", "listener")}
-        spec = SceneSpec(sources=sources, **triples, **raw)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = str(error).replace("\n", " ")
-        raise ConfigError(f"scene is {text[:60]!r} ({problem}), expected a SceneSpec") from None
-    validate(spec)
-    return spec
-
-
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_inside(field: str, point, room) -> None:
-    ok = isinstance(point, (tuple, list)) and len(point) == 3 and all(map(_number, point))
-    ok = ok and all(0 < p < size for p, size in zip(point, room, strict=True))
-    check(ok, field, point, f"x, y, z in metres inside the room {tuple(room)}")
-
-
-def validate(spec: SceneSpec) -> None:
-    """Raises ConfigError naming the first field of a scene that cannot be rendered."""
-    for name in ("seed", "index"):
-        value = getattr(spec, name)
-        ok = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        check(ok, f"SceneSpec.{name}", value, "an integer of at least 0")
-    check(isinstance(spec.split, str), "SceneSpec.split", spec.split, "a name")
-    for name in ("seconds", "rt60"):
-        value = getattr(spec, name)
-        check(_number(value) and value > 0, f"SceneSpec.{name}", value, "seconds above 0")
-    ok = len(spec.room) == 3 and all(_number(v) and v > 0 for v in spec.room)
-    check(ok, "SceneSpec.room", spec.room, "length, width and height above 0 metres")
-    ok = len(spec.absorption) == len(rooms.BANDS)
-    ok = ok and all(_number(v) and 0 < v <= 1 for v in spec.absorption)
-    expected = f"{len(rooms.BANDS)} numbers above 0 and up to 1"
-    check(ok, "SceneSpec.absorption", spec.absorption, expected)
-    _check_inside("SceneSpec.listener", spec.listener, spec.room)
-    for name in ("yaw", "snr"):
-        value = getattr(spec, name)
-        check(_number(value), f"SceneSpec.{name}", value, "a number")
-    check(len(spec.sources) > 0, "SceneSpec.sources", spec.sources, "at least one source")
-    for i, source in enumerate(spec.sources):
-        _validate_source(spec, source, f"SceneSpec.sources[{i}]")
-
-
-def _validate_source(spec: SceneSpec, source: Source, where: str) -> None:
-    for name in ("label", "clip", "take"):
-        value = getattr(source, name)
-        check(isinstance(value, str), f"{where}.{name}", value, "a name")
-    _check_inside(f"{where}.position", source.position, spec.room)
-    distance = math.dist(source.position, spec.listener)
-    check(distance >= 0.05, f"{where}.position", source.position, "0.05 m from the listener")
-    ok = _number(source.onset) and source.onset >= 0
-    ok = ok and source.onset + distance / rooms.SPEED < spec.seconds
-    check(ok, f"{where}.onset", source.onset, f"at least 0 and heard before {spec.seconds} s")
-    for name in ("seconds", "speed"):
-        value = getattr(source, name)
-        check(_number(value) and value > 0, f"{where}.{name}", value, "a number above 0")
-    check(_number(source.gain), f"{where}.gain", source.gain, "a number of dB")
+def frames(seconds: float) -> np.ndarray:
+    """Returns the moments (s) at which a description follows motion: the middle of each FRAME."""
+    return (np.arange(math.ceil(seconds / FRAME - 1e-6)) + 0.5) * FRAME
 
 
 def describe(spec: SceneSpec) -> dict:
@@ -291,6 +307,11 @@ def describe(spec: SceneSpec) -> dict:
     Azimuth and elevation (degrees) are the listener's, onset and offset (s) are arrivals,
     level is the source's own gain (dB); sources are ordered by onset. rt60 is nominal and drr
     expected: `render.render` replaces both by what it measures.
+
+    Of a moving source, azimuth, elevation, distance and drr are those at its onset. It has a
+    "trajectory" beside them, and so has each source where the listener turns: [azimuth,
+    elevation, distance] as heard at each of `frames`, before the onset too. A turning listener
+    has "yaw", degrees at each of `frames`: azimuth + yaw is a bearing in the room.
     """
     described = []
     for source in spec.sources:
@@ -298,21 +319,27 @@ def describe(spec: SceneSpec) -> dict:
         azimuth, elevation = foa.direction(vector)
         distance = float(np.linalg.norm(vector))
         onset = source.onset + distance / rooms.SPEED
-        described.append(
-            {
-                "class": source.label,
-                "take": source.take,
-                "clip": source.clip,
-                "azimuth": foa.wrap(azimuth - spec.yaw),
-                "elevation": float(elevation),
-                "distance": distance,
-                "onset": onset,
-                "offset": min(onset + source.seconds, spec.seconds),
-                "level": source.gain,
-                "drr": rooms.expected_drr(spec.room, spec.absorption, distance),
-            }
-        )
-    return {
+        yaw = float(spec.yaw_at(onset)) if spec.turning else spec.yaw
+        entry = {
+            "class": source.label,
+            "take": source.take,
+            "clip": source.clip,
+            "azimuth": foa.wrap(azimuth - yaw),
+            "elevation": float(elevation),
+            "distance": distance,
+            "onset": onset,
+            "offset": min(onset + source.seconds, spec.seconds),
+            "level": source.gain,
+            "drr": rooms.expected_drr(spec.room, spec.absorption, distance),
+        }
+        if source.trajectory:
+            end = source.onset + source.seconds
+            away = math.dist(paths.at(source.path(), end), spec.listener)
+            entry["offset"] = min(end + away / rooms.SPEED, spec.seconds)
+        if source.trajectory or spec.turning:
+            entry["trajectory"] = _trajectory(spec, source)
+        described.append(entry)
+    scene = {
         "id": f"{spec.split}/{spec.index:06d}",
         "seconds": spec.seconds,
         "room": list(spec.room),
@@ -321,9 +348,31 @@ def describe(spec: SceneSpec) -> dict:
         "snr": spec.snr,
         "sources": sorted(described, key=lambda s: s["onset"]),
     }
+    if spec.turning:
+        scene["yaw"] = foa.wrap(spec.yaw_at(frames(spec.seconds))).tolist()
+    return scene
+
+
+def _trajectory(spec: SceneSpec, source: Source) -> list[list[float]]:
+    """Returns [azimuth, elevation, distance] of a source as heard at each of `frames`."""
+    times = frames(spec.seconds)
+    vector = paths.heard(source.path(), spec.listener, times) - spec.listener
+    azimuth, elevation = foa.direction(vector)
+    seen = foa.wrap(azimuth - spec.yaw_at(times))
+    return np.stack([seen, elevation, np.linalg.norm(vector, axis=1)], axis=1).tolist()
 
 
 def turn(scene: dict, yaw: float) -> dict:
-    """Returns the description after rotating the sound field by +`yaw` degrees about z."""
-    turned = [{**s, "azimuth": foa.wrap(s["azimuth"] + yaw)} for s in scene["sources"]]
+    """Returns the description after rotating the sound field by +`yaw` degrees about z.
+
+    Trajectories turn with it, and a turning listener's own yaw the other way.
+    """
+    turned = []
+    for source in scene["sources"]:
+        changed = {"azimuth": foa.wrap(source["azimuth"] + yaw)}
+        if "trajectory" in source:
+            changed["trajectory"] = [[foa.wrap(a + yaw), *r] for a, *r in source["trajectory"]]
+        turned.append({**source, **changed})
+    if "yaw" in scene:
+        scene = {**scene, "yaw": [foa.wrap(y - yaw) for y in scene["yaw"]]}
     return {**scene, "sources": turned}

@@ -14,6 +14,8 @@ import scipy.signal
 import soundfile
 import soxr
 
+from jaxasa.config import check
+
 RATE = 16_000
 SHORTEST = 0.15  # seconds; below it there is nothing to name
 MOST_PIECES = 6  # of one recording, so that a long one does not drown its class
@@ -61,6 +63,9 @@ def decode(audio: Path | bytes) -> tuple[np.ndarray, int]:
         source = io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)
         samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
+        # What libsndfile says of a header without a rate, and of nothing else that it opens.
+        if "SF_INFO struct incomplete" in str(error):
+            raise Unusable("sample rate 0") from error
         samples, rate = _decode_compressed(audio, error)
     if len(samples) == 0:
         raise Unusable("empty")
@@ -87,7 +92,11 @@ def _decode_compressed(audio: Path | bytes, error: Exception) -> tuple[np.ndarra
 
 
 def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Returns `samples` (`[n]` or `[n, channels]`) as float32 at 16 kHz."""
+    """Returns `samples` (`[n]` or `[n, channels]`) as float32 at 16 kHz.
+
+    Raises ConfigError for a rate (Hz) of 0 or less.
+    """
+    check(rate > 0, "sample rate", rate, "hertz above 0")
     if rate != RATE:
         samples = soxr.resample(samples, rate, RATE, "HQ")
     return np.ascontiguousarray(samples, dtype=np.float32)

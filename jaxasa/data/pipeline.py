@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.acoustics import keys
-from jaxasa.acoustics.scenes import Clip, describe, draw, turn
+from jaxasa.acoustics.scenes import FRAME, Clip, describe, draw, turn
 from jaxasa.data import questions, tokens, words
 from jaxasa.data.tokens import Text
 
@@ -153,7 +153,8 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
     """What stage 1 learns: the `slots` loudest sources of a scene, and its room.
 
     present, label [S]; direction [S, 3] (x, y, z); log_distance [S]; span [S, 2] (onset, offset
-    in seconds); room [4]: log RT60, log volume, mean DRR / 10, count of all sources.
+    in seconds); room [4]: log RT60, log volume, mean DRR / 10, count of all sources. Direction
+    and distance of what moves are means over the time that it is heard, as the slots' are.
     """
     heard = sorted(scene["sources"], key=lambda s: 20 * np.log10(s["distance"]) - s["level"])
     out = {
@@ -164,15 +165,27 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
         "span": np.zeros((slots, 2), np.float32),
     }
     for i, s in enumerate(heard[:slots]):
-        a, e = np.radians([s["azimuth"], s["elevation"]])
+        a, e, distance = _while_heard(s)
+        mean = np.stack([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)], -1).mean(0)
         out["present"][i] = 1
         out["label"][i] = classes.index(s["class"])
-        out["direction"][i] = np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)
-        out["log_distance"][i] = np.log(s["distance"])
+        out["direction"][i] = mean / max(float(np.linalg.norm(mean)), 1e-6)
+        out["log_distance"][i] = np.log(distance).mean()
         out["span"][i] = s["onset"], s["offset"]
     drr = np.mean([s["drr"] for s in heard]) / 10
     room = np.log(scene["rt60"]), np.log(scene["volume"]), drr, len(heard)
     return out | {"room": np.array(room, np.float32)}
+
+
+def _while_heard(source: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns azimuth, elevation (radians) and distance (m) of a source, [frames] or [1]."""
+    rows = np.array([[source["azimuth"], source["elevation"], source["distance"]]])
+    if "trajectory" in source:
+        moved = np.array(source["trajectory"])
+        middle = (np.arange(len(moved)) + 0.5) * FRAME
+        heard = moved[(source["onset"] <= middle) & (middle <= source["offset"])]
+        rows = heard if len(heard) else rows
+    return np.radians(rows[:, 0]), np.radians(rows[:, 1]), rows[:, 2]
 
 
 @dataclass(frozen=True)

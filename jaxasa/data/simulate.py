@@ -90,7 +90,8 @@ def simulate(
 
 def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int) -> dict:
     settings = dataclasses.asdict(scenes)
-    for name in ("train", "dev", "benchmark", "workers"):  # these do not touch a scene
+    # These do not touch a scene.
+    for name in ("train", "dev", "benchmark", "workers", "responses", "places"):
         del settings[name]
     meta = {
         "format": FORMAT,

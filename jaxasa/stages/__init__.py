@@ -12,6 +12,7 @@ import jax
 from jaxasa import checkpoint, config, loop, mesh, state
 from jaxasa.config import ConfigError
 from jaxasa.data import pipeline, tokens
+from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
 from jaxasa.models.asa import ASA
@@ -47,7 +48,7 @@ def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) ->
         text=_tokenizer(run, bank, folder),
         classes=bank.classes,
         clips=bank.clips("train"),
-        train=Records(folder / "scenes" / "train") if needs_scenes else None,
+        train=_train_scenes(run, folder) if needs_scenes else None,
         dev=Records(folder / "scenes" / "dev") if needs_scenes else None,
     )
     out = folder / "checkpoints" / stage
@@ -73,6 +74,13 @@ def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) ->
             config_text=config_text,
             seed=run.seed,
         )
+
+
+def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:
+    """The scenes of train: stored, or mixed from DIR/responses where Scenes.responses is set."""
+    if run.scenes.responses:
+        return Mixed(run.scenes, folder / "sounds", folder / "responses", run.seed)
+    return Records(folder / "scenes" / "train")
 
 
 def _tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:

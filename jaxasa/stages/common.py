@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxasa import config, optim, sharding
 from jaxasa.acoustics.scenes import Clip
+from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
 from jaxasa.models import lm
@@ -33,7 +34,7 @@ class Context:
     text: Text
     classes: Sequence[str]
     clips: Sequence[Clip]
-    train: Records | None
+    train: Records | Mixed | None
     dev: Records | None
 
     @property

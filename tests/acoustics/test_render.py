@@ -43,28 +43,177 @@ def _spec(*sources, **changes) -> scenes.SceneSpec:
 ANECHOIC = (1.0,) * 7
 
 
-def _first_arrival(signal: np.ndarray) -> int:
-    """Returns where W's energy rises most: a step of noise power, to a few samples."""
-    loud = np.abs(signal[:, 0]) > 0.25 * np.abs(signal[:, 0]).std()
-    return int(np.argmax(loud))
+def _runs(active: np.ndarray, least: int) -> list[tuple[int, int]]:
+    """Returns (start, end) of the runs of True, joined over gaps of less than `least`."""
+    at = np.flatnonzero(active)
+    cuts = np.flatnonzero(np.diff(at) >= least)
+    return list(zip(at[np.r_[0, cuts + 1]], at[np.r_[cuts, len(at) - 1]] + 1, strict=True))
 
 
-def test_azimuth_and_onset_are_in_the_audio():
-    one = dataclasses.replace(CONFIG, sources=(1, 1), snr=(60.0, 60.0), seconds=3.0)
-    for i in range(30):
-        spec = scenes.draw(one, CLIPS, 11, "train", i)
+def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
+    """Up to three sources, one after the other; nothing is read but the audio."""
+    ranges = dataclasses.replace(
+        CONFIG, sources=(1, 3), overlap=(0.0, 0.0), snr=(60.0, 60.0), gain=(-6.0, 6.0)
+    )
+    clips = [dataclasses.replace(c, seconds=0.5) for c in CLIPS]
+    gap = 400  # 25 ms of silence at the end of each clip part them
+    heard = 0
+    for i in range(200):
+        spec = scenes.draw(ranges, clips, 11, "train", i)
         spec = dataclasses.replace(spec, absorption=ANECHOIC)
-        signal, scene = render.render(spec, _noise_clip)
+
+        def audio(clip):
+            return np.pad(_noise_clip(clip, 0.475), (0, gap))
+
+        signal, scene = render.render(spec, audio)
+        level = np.convolve(signal[:, 0] ** 2, np.full(32, 1 / 32), "same") ** 0.5
+        runs = _runs(level > 0.05 * level.max(), gap // 2)
+        assert len(runs) == len(scene["sources"])
+        for (start, end), source in zip(runs, scene["sources"], strict=True):
+            assert abs(start / RATE - source["onset"]) < 0.005
+            assert abs(end / RATE - (source["offset"] - gap / RATE)) < 0.005
+            azimuth, elevation = foa.direction(foa.intensity(signal[start:end]))
+            assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5
+            assert abs(elevation - source["elevation"]) < 0.5
+            heard += 1
+    assert heard > 350
+
+
+def test_moving_and_turning_are_in_the_audio_as_they_are_described():
+    ranges = dataclasses.replace(
+        CONFIG, sources=(1, 1), moving=1.0, turning=0.5, snr=(60.0, 60.0), seconds=3.0
+    )
+    clips = [dataclasses.replace(c, seconds=2.5) for c in CLIPS]
+    turned = 0
+    for i in range(20):
+        spec = scenes.draw(ranges, clips, 11, "train", i)
+        spec = dataclasses.replace(spec, absorption=ANECHOIC)
+        signal, scene = render.render(spec, lambda clip: _noise_clip(clip, 2.5))
         (source,) = scene["sources"]
-        start = _first_arrival(signal)
-        assert abs(start / RATE - source["onset"]) < 0.002
-        heard = signal[start : start + 4000]
-        azimuth, elevation = foa.direction(foa.intensity(heard))
-        assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5
-        assert abs(elevation - source["elevation"]) < 0.5
+        turned += "yaw" in scene
+        assert len(source["trajectory"]) == 30
+        for k, (azimuth, elevation, distance) in enumerate(source["trajectory"]):
+            if not source["onset"] < 0.1 * k < source["offset"] - 0.1:
+                continue
+            frame = signal[1600 * k : 1600 * (k + 1)]
+            found = foa.direction(foa.intensity(frame))
+            assert abs(foa.wrap(found[0] - azimuth)) < 1.5
+            assert abs(found[1] - elevation) < 1.5
+            level = np.sqrt(np.mean(frame[:, 0] ** 2)) / (scene["gain"] * 0.1)
+            level /= 10 ** (source["level"] / 20)
+            assert level * distance == pytest.approx(1, abs=0.15)
         end = int(source["offset"] * RATE)
-        after = np.abs(signal[end + 400 : end + 4000, 0])
-        assert len(after) == 0 or after.max() < 0.05 * np.abs(heard[:, 0]).max()
+        assert np.abs(signal[end + 400 :, 0]).max(initial=0) < 0.02 * np.abs(signal[:, 0]).max()
+    assert 4 < turned < 16
+
+
+# Samples 3000, 8000, 13000, 18000 and 23000 of two scenes without echoes or noise, as the
+# version before anything could move rendered them.
+GOLDEN = {
+    0: [
+        [-6.15678e-10, -1.64738e-10, -2.22583e-10, 5.16691e-10],
+        [-8.01277e-10, -5.03462e-11, -3.77089e-10, -3.21173e-10],
+        [-0.00212487, 0.000683227, -0.00120981, 0.00160767],
+        [-0.00064873, 0.000208591, -0.000369359, 0.000490829],
+        [-0.0157143, -0.012193, 0.00664465, 0.00735667],
+    ],
+    1: [
+        [-1.82696e-09, 2.01843e-10, 8.06204e-10, -1.19478e-10],
+        [-0.0318406, 0.0251983, -0.0124729, 0.014943],
+        [0.0140235, -0.0109501, 0.00673242, -0.00802288],
+        [0.00903319, -0.00755498, 0.000138866, -0.000283859],
+        [0.0088255, 0.000530063, -0.0029863, 0.0103188],
+    ],
+}
+
+
+@pytest.mark.parametrize("index", GOLDEN)
+def test_scenes_at_rest_sound_as_they_always_did(index):
+    ranges = dataclasses.replace(CONFIG, seconds=2.0, speed=(0.9, 1.1))
+    clips = [
+        scenes.Clip(f"clip{i}", f"class{i % 5}", f"take{i // 2}", 0.3 + (i % 7) * 0.6)
+        for i in range(60)
+    ]
+    lengths = {clip.id: clip.seconds for clip in clips}
+    spec = scenes.draw(ranges, clips, 5, "train", index)
+    spec = dataclasses.replace(spec, absorption=ANECHOIC, snr=150.0)
+    found, scene = render.render(spec, lambda c: _noise_clip(c[4:], lengths[c]))
+    assert scene["gain"] == render.LEVEL
+    rms = np.sqrt(np.mean(found[:, 0] ** 2))
+    np.testing.assert_allclose(found[3000:26000:5000], GOLDEN[index], atol=2e-3 * rms)
+
+
+def test_a_listener_who_turns_hears_the_field_rotated_at_each_sample():
+    turning = ((0.5, 0.0), (2.0, 400.0))
+    still, _ = render.render(_spec(snr=20.0), _noise_clip)
+    found, scene = render.render(_spec(snr=20.0, turning=turning), _noise_clip)
+    yaw = np.radians(np.interp(np.arange(3 * RATE) / RATE, [0.5, 2.0], [0.0, 400.0]))
+    w, y, z, x = still.T
+    expected = np.stack(
+        [w, y * np.cos(yaw) - x * np.sin(yaw), z, x * np.cos(yaw) + y * np.sin(yaw)], 1
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(still).max())
+    assert foa.wrap(scene["sources"][0]["trajectory"][-1][0]) == pytest.approx(90 - 40)
+
+
+def test_sensor_noise_is_white_and_independent_at_its_snr():
+    quiet, _ = render.render(_spec(snr=100.0), _noise_clip)
+    noisy, scene = render.render(_spec(snr=100.0, sensor_snr=15.0), _noise_clip)
+    noise = (noisy - quiet)[:, :]
+    source = scene["sources"][0]
+    window = slice(int(source["onset"] * RATE), int(source["offset"] * RATE))
+    snr = 10 * np.log10((quiet[window, 0] ** 2).mean() / (noise[:, 0] ** 2).mean())
+    assert snr == pytest.approx(15, abs=0.1)
+    covariance = noise.T @ noise / (noise[:, 0] @ noise[:, 0])
+    np.testing.assert_allclose(covariance, np.eye(4), atol=0.03)
+    power = np.abs(np.fft.rfft(noise[:, 1])) ** 2
+    thirds = power[: len(power) // 3 * 3].reshape(3, -1).sum(axis=1)
+    np.testing.assert_allclose(thirds, thirds.mean(), rtol=0.05)
+
+
+def test_mix_is_render_with_the_responses_given():
+    sources = (_source(), _source(clip="2", onset=0.1, position=(1.0, 1.0, 1.0)))
+    spec = _spec(*sources)
+    expected, described = render.render(spec, _noise_clip, full=True)
+    responses = []
+    for source in sources:
+        where = (spec.room, spec.absorption, source.position, spec.listener)
+        response = rir.response(*where, None, full=True)
+        responses.append(render.measure(response, math.dist(source.position, spec.listener)))
+    found, scene = render.mix(spec, _noise_clip, responses)
+    np.testing.assert_array_equal(found, expected)
+    assert scene == described
+    moving = _spec(_source(trajectory=((1.0, 3.0, 4.1, 1.5),)))
+    with pytest.raises(ConfigError, match=r"sources\[0\].trajectory.*given response"):
+        render.mix(moving, _noise_clip, responses[:1])
+    with pytest.raises(ConfigError, match="responses is 1"):
+        render.mix(spec, _noise_clip, responses[:1])
+
+
+def test_a_moving_scene_is_rendered_whole_and_alike_each_time():
+    sources = (_source(trajectory=((1.5, 3.8, 3.6, 1.5),)), _source(clip="2"))
+    spec = _spec(*sources)
+    found, scene = render.render(spec, _noise_clip)
+    again, _ = render.render(spec, _noise_clip)
+    np.testing.assert_array_equal(found, again)
+    _, still = render.render(_spec(_source(), _source(clip="2")), _noise_clip)
+    assert scene["sources"][0]["drr"] == still["sources"][0]["drr"]
+    assert scene["rt60"] == pytest.approx(still["rt60"], rel=1e-6)
+
+
+def test_the_hybrid_has_the_energy_of_all_images_of_a_moving_source():
+    source = _source(trajectory=((0.9, 3.3, 3.8, 1.5),))
+    absorption = tuple(rooms.absorption((6.0, 5.0, 3.0), 0.2).tolist())
+    spec = _spec(source, seconds=1.2, absorption=absorption)
+    hybrid, full = (
+        render.render(spec, lambda c: _noise_clip(c, 0.3), full=full)[0] for full in (False, True)
+    )
+    energy = [10 * np.log10((s[:, 0] ** 2).sum()) for s in (hybrid, full)]
+    assert abs(energy[0] - energy[1]) < 0.5
+    # Direct sound and early images are the same samples.
+    start = int((0.5 + 1.5 / 343) * RATE)
+    off = hybrid[start : start + 400] - full[start : start + 400]
+    assert np.linalg.norm(off) < 0.01 * np.linalg.norm(full[start : start + 400])
 
 
 def test_render_is_deterministic_and_shaped():
@@ -180,9 +329,17 @@ def test_clip_is_cut_with_a_fade_and_resampled():
     assert tone[0] == 0 and np.abs(tone).max() > 0.99
 
 
-@pytest.mark.parametrize("clip", [np.zeros(0, np.float32), np.zeros((9, 2)), np.array([np.nan])])
-def test_bad_clip_is_named(clip):
-    with pytest.raises(ConfigError, match="clip 1"):
+@pytest.mark.parametrize(
+    "clip, words",
+    [
+        (np.zeros(0, np.float32), r"clip 1 is \(0,\)"),
+        (np.zeros((9, 2)), r"clip 1 is \(9, 2\)"),
+        (np.array([0.0, np.nan]), "clip 1, sample 1 is nan, expected finite"),
+        (np.array([-np.inf, 0.0]), "clip 1, sample 0 is -inf, expected finite"),
+    ],
+)
+def test_bad_clip_is_named(clip, words):
+    with pytest.raises(ConfigError, match=words):
         render.render(_spec(), lambda _: clip)
 
 

@@ -185,3 +185,128 @@ def test_impossible_ranges_are_refused():
     crowd = dataclasses.replace(CONFIG, sources=(6, 6))
     with pytest.raises(ConfigError, match="Scenes.sources.*6"):
         scenes.draw(crowd, CLIPS, 0, "train", 0)
+
+
+MOVING = dataclasses.replace(CONFIG, moving=0.5, pace=(0.5, 2.0), turning=0.5, seconds=4.0)
+
+
+def test_what_is_switched_on_moves_nothing_else():
+    more = dataclasses.replace(
+        CONFIG, moving=1.0, turning=1.0, turn_rate=(20.0, 60.0), sensor_snr=(30.0, 50.0)
+    )
+    for i in range(40):
+        plain, spec = (scenes.draw(c, CLIPS, 7, "train", i) for c in (CONFIG, more))
+        assert spec.turning and 30 <= spec.sensor_snr <= 50
+        assert all(s.trajectory for s in spec.sources)
+        still = [dataclasses.replace(s, trajectory=()) for s in spec.sources]
+        assert dataclasses.replace(spec, sources=tuple(still), turning=(), sensor_snr=None) == plain
+
+
+def test_moving_sources_and_turning_listeners_keep_to_their_ranges():
+    drawn = [scenes.draw(MOVING, CLIPS, 7, "train", i) for i in range(150)]
+    sources = [(spec, s) for spec in drawn for s in spec.sources]
+    moving = [(spec, s) for spec, s in sources if s.trajectory]
+    assert 0.4 < len(moving) / len(sources) < 0.6
+    for spec, source in moving:
+        scenes.validate(spec)
+        path = source.path()
+        assert path[-1, 0] >= source.onset + source.seconds - 1e-9
+        room = np.array(spec.room)
+        assert np.all(np.minimum(path[:, 1:], room - path[:, 1:]) >= 0.3 - 1e-6)
+        away = np.linalg.norm(path[:, 1:] - spec.listener, axis=1)
+        assert away.min() >= CONFIG.distance[0] - 1e-6 and away.max() <= CONFIG.distance[1] + 1e-6
+        steps = np.linalg.norm(np.diff(path[:, 1:], axis=0), axis=1) / 0.1
+        assert np.all((steps < 1e-9) | (steps >= 0.5 - 1e-6)) and steps.max() <= 2 + 1e-6
+    walked = [np.ptp(s.path()[:, 1:3], axis=0).max() > 0 for _, s in moving]
+    assert np.mean(walked) > 0.98
+    turning = [spec for spec in drawn if spec.turning]
+    assert 50 < len(turning) < 100
+    for spec in turning:
+        (t0, y0), (t1, y1) = spec.turning
+        assert y0 == spec.yaw and 10 <= abs(y1 - y0) / (t1 - t0) <= 90 and t1 <= spec.seconds
+    assert 0.3 < np.mean([s.turning[1][1] > s.yaw for s in turning]) < 0.7
+
+
+def test_eight_sources_fit():
+    many = dataclasses.replace(CONFIG, sources=(8, 8), seconds=8.0)
+    clips = [scenes.Clip(f"clip{i}", f"class{i}", f"take{i}", 1.0) for i in range(9)]
+    for i in range(30):
+        spec = scenes.draw(many, clips, 7, "train", i)
+        scenes.validate(spec)
+        found = scenes.describe(spec)["sources"]
+        assert len(found) == 8 and all(s["distance"] >= 0.6 - 1e-9 for s in found)
+        assert np.all(np.diff([s["onset"] for s in found]) >= scenes.HEARD - 1e-9)
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 0.0), (0.25, 0.5), (1.0, 1.0)])
+def test_sources_overlap_by_the_share_asked_for(low, high):
+    ranges = dataclasses.replace(CONFIG, overlap=(low, high), sources=(3, 3))
+    for i in range(60):
+        spec = scenes.draw(ranges, CLIPS, 7, "train", i)
+        scenes.validate(spec)
+        found = scenes.describe(spec)["sources"]
+        for a, b in zip(found, found[1:], strict=False):
+            length = a["offset"] - a["onset"]
+            share = (a["offset"] - b["onset"]) / length
+            if high < 1:
+                assert low - 1e-6 <= share <= high + 1e-6
+            else:
+                assert b["onset"] == pytest.approx(a["onset"], abs=1e-9)
+        assert max(s["offset"] for s in found) <= spec.seconds + 1e-9
+
+
+def test_shares_that_do_not_fit_are_refused():
+    crowd = dataclasses.replace(CONFIG, overlap=(0.0, 0.0), sources=(5, 5), seconds=1.5)
+    clips = [dataclasses.replace(c, seconds=2.0) for c in CLIPS]
+    with pytest.raises(ConfigError, match="Scenes.overlap.*5 sources fit in 1.5 s"):
+        scenes.draw(crowd, clips, 0, "train", 0)
+
+
+def test_a_moving_source_is_described_at_every_frame():
+    path = ((2.5, 1.0, 4.0, 1.5),)  # from (3, 4): 2 m ahead of the listener's left, 1 m/s
+    spec = _plain(sources=(dataclasses.replace(_plain().sources[0], trajectory=path),), yaw=0.0)
+    (source,) = scenes.describe(spec)["sources"]
+    rows = np.array(source["trajectory"])
+    times = scenes.frames(spec.seconds)
+    assert rows.shape == (40, 3) and times[0] == 0.05 and times[-1] == pytest.approx(3.95)
+    # Heard where it was some 6 ms before.
+    x = np.clip(times - 2.1 / 343 - 0.5, 0, 2)
+    np.testing.assert_allclose(rows[:, 0], np.degrees(np.arctan2(2, -x)), atol=0.05)
+    np.testing.assert_allclose(rows[:, 2], np.hypot(x, 2), atol=2e-3)
+    np.testing.assert_allclose(rows[:, 1], 0, atol=1e-9)
+    # The start values are those of the onset; the offset is heard from further away.
+    assert source["azimuth"] == pytest.approx(90) and source["distance"] == pytest.approx(2)
+    assert source["offset"] == pytest.approx(1.5 + np.hypot(2, 1) / 343)
+    at_rest = scenes.describe(_plain())
+    assert "trajectory" not in at_rest["sources"][0] and "yaw" not in at_rest
+
+
+def test_a_turning_listener_hears_what_rests_go_round():
+    spec = _plain(turning=((1.0, 30.0), (3.0, 250.0)))
+    scene = scenes.describe(spec)
+    (source,) = scene["sources"]
+    yaw = np.interp(scenes.frames(4.0), [1.0, 3.0], [30.0, 250.0])
+    azimuth = np.array(source["trajectory"])[:, 0]
+    np.testing.assert_allclose(np.exp(1j * np.radians(azimuth + yaw)), 1j, atol=1e-9)
+    np.testing.assert_allclose(scene["yaw"], (yaw + 180) % 360 - 180, atol=1e-9)
+    late = _plain(turning=((0.1, 30.0), (0.4, 75.0)))
+    assert scenes.describe(late)["sources"][0]["azimuth"] == pytest.approx(90 - 75)
+
+
+def test_turn_rotates_trajectories_and_keeps_bearings_in_the_room():
+    for i in range(20):
+        scene = scenes.describe(scenes.draw(MOVING, CLIPS, 7, "train", i))
+        turned = scenes.turn(scene, 117.0)
+        assert ("yaw" in turned) == ("yaw" in scene)
+        for before, after in zip(scene["sources"], turned["sources"], strict=True):
+            pairs = [(before["azimuth"], after["azimuth"])]
+            if "trajectory" in before:
+                rows = np.array([before["trajectory"], after["trajectory"]])
+                np.testing.assert_array_equal(rows[0, :, 1:], rows[1, :, 1:])
+                pairs += rows[:, :, 0].T.tolist()
+            found = np.array([(b - a - 117 + 180) % 360 - 180 for a, b in pairs])
+            assert np.abs(found).max() < 1e-9
+        for a, b in zip(scene.get("yaw", ()), turned.get("yaw", ()), strict=True):
+            assert abs((b - a + 117 + 180) % 360 - 180) < 1e-9
+        back = scenes.turn(turned, -117.0)
+        assert back["sources"][0]["azimuth"] == pytest.approx(scene["sources"][0]["azimuth"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasa.data.decode import LOUDNESS, RATE, Unusable, pieces, read
+from jaxasa.config import ConfigError
+from jaxasa.data.decode import LOUDNESS, RATE, Unusable, pieces, read, resample
 
 
 def tone(seconds, frequency=440.0, rate=RATE):
@@ -34,6 +35,20 @@ def test_unreadable_files_say_so(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(Unusable, match="unreadable"):
         read(path)
+
+
+def test_a_sample_rate_of_nothing_is_named(tmp_path):
+    path = tmp_path / "zero.wav"
+    soundfile.write(path, tone(0.5), RATE)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"fmt ") + 12
+    content[at : at + 4] = bytes(4)
+    path.write_bytes(bytes(content))
+    with pytest.raises(Unusable, match="sample rate 0"):
+        read(path)
+    for rate in (0, -16000):
+        with pytest.raises(ConfigError, match=f"sample rate is {rate}, expected hertz above 0"):
+            resample(np.zeros(9, np.float32), rate)
 
 
 def test_what_libsndfile_cannot_read_goes_to_the_system_decoders(tmp_path, monkeypatch):

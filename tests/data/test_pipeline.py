@@ -6,6 +6,7 @@ import pytest
 
 from jaxasa import config
 from jaxasa.acoustics import keys
+from jaxasa.acoustics.scenes import turn
 from jaxasa.config import ConfigError
 from jaxasa.data import pipeline, tokens, words
 from jaxasa.stages import rewards
@@ -117,6 +118,33 @@ def test_empty_slots_are_absent(tiny, described):
     made = pipeline.slot_targets(scene, tiny.classes, 3)
     np.testing.assert_array_equal(made["present"], [1, 0, 0])
     assert not made["span"][1:].any() and not made["direction"][1:].any()
+
+
+def test_slot_targets_of_what_moves_are_means_while_it_is_heard(tiny):
+    source = {
+        "class": tiny.classes[0],
+        "azimuth": 170.0,
+        "elevation": 0.0,
+        "distance": 1.0,
+        "onset": 0.3,
+        "offset": 0.6,
+        "level": 0.0,
+        "drr": 0.0,
+        # Heard at 0.35, 0.45 and 0.55 s: over the back, from 170 to -150 degrees.
+        "trajectory": [[0.0, 80.0, 9.0]] * 3
+        + [[170.0, 0.0, 1.0], [-170.0, 0.0, 2.0], [-150.0, 0.0, 4.0]]
+        + [[0.0, 80.0, 9.0]] * 4,
+    }
+    scene = {"rt60": 0.3, "volume": 50.0, "sources": [source]}
+    for yaw in (0.0, 50.0):
+        made = pipeline.slot_targets(turn(scene, yaw), tiny.classes, 3)
+        angle = np.radians(-170.0 + yaw)
+        expected = [np.cos(angle), np.sin(angle), 0.0]
+        np.testing.assert_allclose(made["direction"][0], expected, atol=1e-6)
+        assert made["log_distance"][0] == pytest.approx(np.log(2.0))
+    brief = {**scene, "sources": [{**source, "onset": 0.36, "offset": 0.4}]}
+    made = pipeline.slot_targets(brief, tiny.classes, 3)
+    assert np.degrees(np.arctan2(*made["direction"][0, 1::-1])) == pytest.approx(170, abs=1e-4)
 
 
 def test_captions_of_stage_2_are_of_the_turned_scene(tiny, text, source):

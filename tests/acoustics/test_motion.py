@@ -1,0 +1,190 @@
+"""Moving sources against the closed form: what left the image at u is heard at u + d(u) / c."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import motion, paths, rir, rooms
+
+RATE = 16000
+ROOM, LISTENER = (5.0, 4.0, 3.0), (2.2, 1.7, 1.5)
+ALMOST_ONE = (1 - 1e-12,) * 7  # anechoic; its decay time is a number
+
+
+@pytest.fixture
+def no_air(monkeypatch):
+    monkeypatch.setattr(rooms, "AIR", np.zeros(7))
+
+
+class Tones:
+    """A sum of tones from 200 Hz to 7 kHz, known at any time."""
+
+    def __init__(self, count):
+        rng = np.random.default_rng(0)
+        self.rate = 2 * np.pi * np.linspace(200, 7000, count)
+        self.phase = rng.uniform(0, 2 * np.pi, count)
+
+    def __call__(self, seconds):
+        return np.sin(seconds[..., None] * self.rate + self.phase).sum(-1)
+
+    def dry(self, length):
+        return self(np.arange(length) / RATE).astype(np.float32)
+
+
+def _heard(signal, path, mirror, shift, length):
+    """Returns an image [4, length] in closed form, and its distance at each moment of arrival."""
+    moved = path.copy()
+    moved[:, 1:] = mirror * path[:, 1:] + shift
+    now = np.arange(length) / RATE
+    emitted = now.copy()
+    for _ in range(6):
+        emitted = now - np.linalg.norm(paths.at(moved, emitted) - LISTENER, axis=1) / 343.0
+    vector = paths.at(moved, emitted) - LISTENER
+    distance = np.linalg.norm(vector, axis=1)
+    later = np.linalg.norm(paths.at(moved, emitted + 1e-5) - LISTENER, axis=1)
+    sooner = np.linalg.norm(paths.at(moved, emitted - 1e-5) - LISTENER, axis=1)
+    y = signal(emitted) / (distance * (1 + (later - sooner) / 2e-5 / 343.0))
+    x, up, side = vector[:, 0] / distance, vector[:, 2] / distance, vector[:, 1] / distance
+    return y * np.stack([np.ones(length), side, up, x]), distance
+
+
+def _error(found, expected, skip=1500):
+    """Returns the error in dB, in the mean and at worst, where nothing begins or ends."""
+    cut = slice(skip, found.shape[1] - 300)
+    off = (found - expected)[:, cut]
+    mean = 10 * np.log10((off**2).sum(1) / (expected[:, cut] ** 2).sum(1))
+    return mean.max(), 20 * np.log10(np.abs(off).max() / np.abs(expected[:, cut]).max())
+
+
+@pytest.mark.parametrize("speed, mean, worst", [(2.0, -65, -55), (10.0, -45, -40)])
+def test_free_field_is_the_retarded_solution(no_air, speed, mean, worst):
+    path = np.array([[0.0, 0.5, 2.4, 1.2], [4.0 / speed, 4.5, 2.4, 1.2]])
+    signal, length = Tones(40), int(RATE * min(4.0 / speed, 1.0))
+    dry = signal.dry(length)
+    found = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, length)
+    expected = rir.high_pass(_heard(signal, path, 1, 0, length)[0])
+    errors = _error(found, expected, 600)
+    assert errors[0] < mean and errors[1] < worst
+
+
+def test_early_images_move_as_mirrors_do(no_air):
+    path = np.array([[0.0, 1.0, 3.0, 1.2], [0.2, 1.5, 2.8, 1.2], [0.35, 1.4, 2.4, 1.3]])
+    signal, length = Tones(8), 4500
+    found = motion.early(signal.dry(length), 0, path, ROOM, (0.4,) * 7, LISTENER, length)
+    radius = motion.mixing_radius(path, ROOM, LISTENER)
+    assert radius == pytest.approx(rooms.mixing_time(ROOM) * 343.0)
+    expected = np.zeros((4, length))
+    counts = [range(-int(radius / size) - 2, int(radius / size) + 3) for size in ROOM]
+    number = 0
+    for cell in itertools.product(*counts):
+        # Cell n along an axis: even ones are shifted, odd ones mirrored; |n| walls between.
+        mirror = np.array([1 if n % 2 == 0 else -1 for n in cell])
+        shift = np.array([(n + n % 2) * size for n, size in zip(cell, ROOM, strict=True)])
+        if np.linalg.norm(mirror * path[0, 1:] + shift - LISTENER) > radius + 3:
+            continue
+        image, distance = _heard(signal, path, mirror, shift, length)
+        fade = np.cos(np.pi / 2 * np.clip(3 * distance / radius - 2, 0, 1))
+        expected += 0.6 ** (sum(map(abs, cell)) / 2) * fade * image
+        number += 1
+    assert number > 300
+    mean, worst = _error(found, rir.high_pass(expected))
+    assert mean < -45 and worst < -40
+
+
+def test_a_source_at_rest_has_the_response_of_its_place():
+    """Octave bands, air, fade and high-pass are those of rir, up to where its tail comes in."""
+    place = (3.4, 2.9, 1.1)
+    absorption = rooms.absorption(ROOM, np.array([0.5, 0.45, 0.4, 0.35, 0.35, 0.3, 0.25]))
+    response = rir.response(ROOM, absorption, place, LISTENER, np.random.default_rng(0))
+    dry = np.random.default_rng(1).standard_normal(160).astype(np.float32)
+    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
+    until = int(rooms.mixing_time(ROOM) * 2 / 3 * RATE)
+    path = np.array([[0.0, *place]])
+    found = motion.early(dry, 100, path, ROOM, absorption, LISTENER, 4000)
+    off, expected = found[:, 100 : 100 + until] - expected[:, :until], expected[:, :until]
+    assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
+    assert np.abs(found[:, :100]).max() < 1e-2 * np.abs(found).max()
+
+
+def test_all_images_of_a_source_at_rest_are_the_full_response():
+    place = (3.4, 2.9, 1.1)
+    absorption = rooms.absorption(ROOM, 0.16)
+    response = rir.response(ROOM, absorption, place, LISTENER, None, full=True)
+    dry = np.random.default_rng(1).standard_normal(64).astype(np.float32)
+    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
+    path, length = np.array([[0.0, *place]]), expected.shape[1] - 64
+    found = motion.early(dry, 0, path, ROOM, absorption, LISTENER, length, full=True)
+    off = found - expected[:, :length]
+    assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
+
+
+def test_an_approaching_tone_is_heard_higher():
+    path = np.array([[0.0, 4.5, 1.7, 1.5], [1.0, 2.7, 1.7, 1.5]])  # 1.8 m/s, head-on
+    dry = np.sin(2 * np.pi * 2000 * np.arange(RATE) / RATE).astype(np.float32)
+    w = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, RATE)[0, 2000:14000]
+    spectrum = np.abs(np.fft.rfft(w * np.hanning(len(w)), 2**18))
+    found = spectrum.argmax() * RATE / 2**18
+    assert found == pytest.approx(2000 / (1 - 1.8 / 343), abs=0.2)
+
+
+def test_nothing_clicks():
+    """A 1 kHz tone on a path with sharp corners has nothing above 3 kHz, at any moment."""
+    path = np.array(
+        [[0.0, 1.0, 3.0, 1.2], [0.5, 2.0, 3.0, 1.2], [1.0, 1.0, 2.9, 1.2], [1.5, 1.2, 1.2, 2.2]]
+    )
+    length = 2 * RATE
+    dry = np.sin(2 * np.pi * 1000 * np.arange(length) / RATE).astype(np.float32)
+    absorption = rooms.absorption(ROOM, 0.4)
+    heard = motion.early(dry, 0, path, ROOM, absorption, LISTENER, length)
+    rng = np.random.default_rng(0)
+    for part, tail in motion.tails(dry, 0, path, ROOM, absorption, LISTENER, rng):
+        for c in range(4):
+            heard[c] += np.convolve(part, tail[c])[rir.LEAD : rir.LEAD + length]
+    window = np.blackman(512)
+    for c in range(4):
+        frames = np.lib.stride_tricks.sliding_window_view(heard[c, 2000:-500], 512)[::128]
+        power = np.abs(np.fft.rfft(frames * window)) ** 2
+        above = power[:, 3000 * 512 // RATE :].sum(axis=1).max()
+        assert 10 * np.log10(above / np.median(power.sum(axis=1))) < -50
+
+
+def test_parts_of_the_dry_signal_keep_its_power():
+    path = np.array([[0.1, 1.0, 3.0, 1.2], [1.0, 3.9, 3.0, 1.2]])
+    dry = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    absorption = rooms.absorption(ROOM, 0.3)
+    rng = np.random.default_rng(1)
+    parts, tails = zip(*motion.tails(dry, 800, path, ROOM, absorption, LISTENER, rng), strict=True)
+    assert len(parts) == 7  # 2.9 m, one every half metre
+    np.testing.assert_allclose(sum(p**2 for p in parts), dry**2, rtol=1e-5)
+    for i, j in itertools.combinations(range(7), 2):
+        shared = np.vdot(tails[i], tails[j]) / np.linalg.norm(tails[i]) / np.linalg.norm(tails[j])
+        assert abs(shared) < 0.1
+    (rest,) = motion.tails(dry, 0, path[:1], ROOM, absorption, LISTENER, rng)
+    np.testing.assert_array_equal(rest[0], dry)
+
+
+def test_energy_decays_as_at_rest():
+    """In windows of 10 ms over the join and the tail, averaged over draws of the tail."""
+    place = np.array([3.4, 2.9, 1.1])
+    absorption = rooms.absorption(ROOM, 0.4)
+    moving = np.array([[0.0, *(place - 0.3)], [0.1, *(place + 0.3)]])
+    dry = np.random.default_rng(2).standard_normal(1600).astype(np.float32)
+    length, energies = 6400, np.zeros((2, 640))
+
+    def through(response):
+        return np.stack([np.convolve(row, dry)[rir.LEAD :][:length] for row in response])
+
+    early = motion.early(dry, 0, moving, ROOM, absorption, LISTENER, length)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        heard = early.copy()
+        for part, tail in motion.tails(dry, 0, moving, ROOM, absorption, LISTENER, rng):
+            for c in range(4):
+                heard[c] += np.convolve(part, tail[c])[rir.LEAD :][:length]
+        at_rest = through(rir.response(ROOM, absorption, place, LISTENER, rng))
+        for row, found in zip(energies, (heard, at_rest), strict=True):
+            row += (found[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
+    windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down
+    level = 10 * np.log10(windows[0] / windows[1])
+    assert np.abs(level).max() < 2.5 and abs(level.mean()) < 0.7
