@@ -357,9 +357,19 @@ class TextStage(Stage):
 
 @dataclass(frozen=True)
 class SpatialStage(Stage):
-    """Stage 1: slots, room and dense map of the spatial encoder; tags of the semantic one."""
+    """Stage 1: slots, room and dense map of the spatial encoder; tags of the semantic one.
+
+    mono_share: share of scenes heard in W only. colour: standard deviation (dB) of the random
+    filters that scenes pass, so that recordings are not learnt by heart.
+    """
 
     mono_share: float = 0.1
+    colour: float = 0.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_share(self, "mono_share")
+        _check_at_least(self, 0, "colour")
 
 
 @dataclass(frozen=True)
@@ -367,6 +377,10 @@ class AlignStage(Stage):
     """Stage 2: the projector learns captions under a frozen decoder."""
 
     mono_share: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_share(self, "mono_share")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 RATE = 16_000
 HOP = 160
 WINDOW = 400
+WHISPER_RANGE = 4.0  # decades of power to one unit of Whisper's log-mel
 
 
 @cache
@@ -44,7 +45,7 @@ def log_mel(audio: jax.Array, mels: int) -> jax.Array:
     power = jnp.abs(stft(audio, WINDOW, HOP)[..., :-1, :]) ** 2
     logs = jnp.log10(jnp.maximum(power @ mel_matrix(WINDOW, mels), 1e-10))
     logs = jnp.maximum(logs, logs.max(axis=(-2, -1), keepdims=True) - 8.0)
-    return (logs + 4.0) / 4.0
+    return (logs + 4.0) / WHISPER_RANGE
 
 
 def foa_stft(audio: jax.Array, fft: int, hop: int) -> jax.Array:
@@ -72,6 +73,6 @@ def intensity(audio: jax.Array, fft: int, hop: int, mels: int) -> jax.Array:
     energy = (jnp.sum(jnp.abs(spectra) ** 2, axis=1) / 2) @ mel
     active = [jnp.real(jnp.conj(w) * c) @ mel for c in (x, y, z)]
     vector = jnp.stack(active, -1) / (energy + 1e-7)[..., None]
-    logs = (jnp.log10(power + 1e-7) + 4.0) / 4.0
+    logs = (jnp.log10(power + 1e-7) + 4.0) / WHISPER_RANGE
     diffuse = 1.0 - jnp.sqrt(jnp.sum(vector**2, -1) + 1e-12)
     return jnp.concatenate([logs[..., None], vector, diffuse[..., None]], axis=-1)

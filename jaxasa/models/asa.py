@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxasa import config
 from jaxasa.data import features
 from jaxasa.models.decoder import Cache, Decoder
-from jaxasa.models.layers import resample_time
+from jaxasa.models.layers import over_bands, resample_time
 from jaxasa.models.projector import Experts, Projector
 from jaxasa.models.semantic import Semantic
 from jaxasa.models.spatial import Heard, Spatial
@@ -32,6 +32,17 @@ class Audio(NamedTuple):
     semantic: jax.Array
     dense: jax.Array
     heard: Heard
+
+
+class Disguise(NamedTuple):
+    """How training makes a scene sound otherwise, so that recordings are not learnt by heart.
+
+    hidden: bool [B, frames, M], what of the log-mel the semantic encoder must do without.
+    colour: [B, K] log10 of the power gain at K points from the lowest mel band to the highest.
+    """
+
+    hidden: jax.Array
+    colour: jax.Array
 
 
 @dataclass(frozen=True)
@@ -85,18 +96,18 @@ class ASA:
             "lora": layers["lora"],
         }
 
-    def listen(self, params: Params, audio: jax.Array, hidden: jax.Array | None = None) -> Audio:
-        """audio [B, N, 4], int16 or float -> both encoders' views at token rate.
-
-        hidden: bool [B, frames, M], what of the log-mel the semantic encoder must do without.
-        """
+    def listen(self, params: Params, audio: jax.Array, disguise: Disguise | None = None) -> Audio:
+        """audio [B, N, 4], int16 or float -> both encoders' views at token rate."""
         if audio.dtype == jnp.int16:
             audio = audio.astype(jnp.float32) * SCALE
         mels = features.log_mel(audio[..., 0], self.model.semantic.mels)
-        if hidden is not None:
-            mels = jnp.where(hidden, mels.mean(axis=(1, 2), keepdims=True), mels)
+        colour = None
+        if disguise is not None:
+            colour = disguise.colour
+            mels = mels + over_bands(colour, mels.shape[-1])[:, None] / features.WHISPER_RANGE
+            mels = jnp.where(disguise.hidden, mels.mean(axis=(1, 2), keepdims=True), mels)
         semantic = self.semantic.apply({"params": params["semantic"]}, mels)
-        heard = self.spatial.apply({"params": params["spatial"]}, audio)
+        heard = self.spatial.apply({"params": params["spatial"]}, audio, colour)
         count = self.audio_tokens(audio.shape[1])
         return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
 

@@ -85,3 +85,10 @@ def resample_time(x: jax.Array, length: int) -> jax.Array:
     high = np.minimum(edges[1:, None], index[None] + 1)
     weights = np.maximum(high - low, 0) / (frames / length)
     return jnp.einsum("lt,btd->bld", jnp.asarray(weights, x.dtype), x)
+
+
+def over_bands(curve: jax.Array, mels: int) -> jax.Array:
+    """A curve given at K points, `[B, K] -> [B, mels]`, by linear interpolation."""
+    place = np.linspace(0, curve.shape[1] - 1, mels)
+    weights = np.maximum(0, 1 - np.abs(place[None] - np.arange(curve.shape[1])[:, None]))
+    return curve @ jnp.asarray(weights, curve.dtype)

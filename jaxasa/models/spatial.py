@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxasa import config
 from jaxasa.data import features
-from jaxasa.models.layers import Blocks, resample_time
+from jaxasa.models.layers import Blocks, over_bands, resample_time
 
 SLOT_STEPS = 2
 
@@ -80,9 +80,13 @@ class Spatial(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: jax.Array) -> Heard:
+    def __call__(self, audio: jax.Array, colour: jax.Array | None = None) -> Heard:
+        """colour [B, K]: see asa.Disguise; it changes powers, and no direction."""
         s = self.spatial
         vectors = features.intensity(audio, s.fft, s.hop, s.mels)
+        if colour is not None:
+            gain = over_bands(colour, s.mels)[:, None] / features.WHISPER_RANGE
+            vectors = vectors.at[..., 0].add(gain)
         x = vectors if s.features == "intensity" else features.foa_stft(audio, s.fft, s.hop)
         # A centred STFT has one frame too many at the end; what fills no step is dropped.
         merged = s.frames_per_step

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxasa.data import pipeline
+from jaxasa.data import features, pipeline
+from jaxasa.models.asa import Disguise
 from jaxasa.models.projector import Experts
 from jaxasa.models.spatial import Heard, Slots, unit
 from jaxasa.stages import common
 
 Batch = Mapping[str, jax.Array]
+COLOURS = 8  # points of a random filter over the mel bands
 
 
 def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
@@ -143,13 +145,21 @@ def mel_mask(key: jax.Array, batch: int, frames: int, mels: int) -> jax.Array:
     return rows[:, :, None] | columns[:, None, :]
 
 
+def colour(key: jax.Array, batch: int, deviation: float) -> jax.Array:
+    """Random filters (after FilterAugment, arXiv:2110.03282): [batch, COLOURS], log10 of power.
+
+    deviation: standard deviation in dB of each point.
+    """
+    return jax.random.normal(key, (batch, COLOURS)) * (deviation / 10)
+
+
 def task(context: common.Context) -> common.Task:
     """Both encoders and the experts' heads, on scenes turned by random yaws."""
     run, stage, asa = context.run, context.stage, context.asa
     seconds, slots = run.scenes.seconds, run.model.spatial.slots
 
-    def heard(params, batch, hidden=None):
-        audio = asa.listen(params, common.hear(batch), hidden)
+    def heard(params, batch, disguise=None):
+        audio = asa.listen(params, common.hear(batch), disguise)
         _, experts = asa.project(params, audio)
         by_slot, measured = slot_loss(audio.heard, batch, seconds)
         by_expert, more = expert_loss(experts, batch, seconds)
@@ -157,8 +167,9 @@ def task(context: common.Context) -> common.Task:
 
     def loss(params, batch, key):
         size, samples = batch["audio"].shape[:2]
-        hidden = mel_mask(key, size, samples // 160, run.model.semantic.mels)
-        return heard(params, batch, hidden)
+        mask_key, colour_key = jax.random.split(key)
+        hidden = mel_mask(mask_key, size, samples // features.HOP, run.model.semantic.mels)
+        return heard(params, batch, Disguise(hidden, colour(colour_key, size, stage.colour)))
 
     def measure(params, batch):
         value, measured = heard(params, batch)
