@@ -86,13 +86,14 @@ def rotate(signal: np.ndarray, yaw=0.0, pitch=0.0, roll=0.0, inverse: bool = Fal
         turn = np.swapaxes(turn, -1, -2)
     # Rows and columns in the order Y, Z, X of the channels.
     turn = turn[..., [1, 2, 0], :][..., [1, 2, 0]]
-    if turn.ndim == 2:
-        whole = np.eye(4, dtype=real)
-        whole[1:, 1:] = turn
-        return (signal @ whole.T).astype(signal.dtype, copy=False)
-    turned = np.einsum("...ij,...j->...i", turn, signal[..., 1:])
-    w = np.broadcast_to(signal[..., :1], (*turned.shape[:-1], 1))
-    return np.concatenate([w, turned], axis=-1).astype(signal.dtype, copy=False)
+    shape = np.broadcast_shapes(signal.shape[:-1], turn.shape[:-2])
+    # In the layout of the signal, channel by channel: no other order is faster.
+    same = shape == signal.shape[:-1]
+    out = np.empty_like(signal) if same else np.empty((*shape, 4), signal.dtype)
+    out[..., 0] = signal[..., 0]
+    for i in range(3):
+        out[..., 1 + i] = sum(turn[..., i, j] * signal[..., 1 + j] for j in range(3))
+    return out
 
 
 def intensity(signal: np.ndarray) -> np.ndarray:

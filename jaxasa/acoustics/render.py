@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import scipy.fft
 import soxr
 
-from jaxasa.acoustics import foa, keys, rir, rooms
+from jaxasa.acoustics import foa, keys, noise, rir, rooms
+from jaxasa.acoustics.convolve import convolve
 from jaxasa.acoustics.rir import RATE
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
 from jaxasa.config import check
@@ -18,7 +18,7 @@ _CUT = 0.01  # seconds of fade where a clip is cut
 
 
 def render(
-    spec: SceneSpec, audio: Callable[[str], np.ndarray], full: bool = False
+    spec: SceneSpec, audio: Callable[[str], np.ndarray], full: bool = False, air: bool = True
 ) -> tuple[np.ndarray, dict]:
     """Renders a scene to FOA [T, 4] float32 at 16 kHz, and returns its description.
 
@@ -26,7 +26,8 @@ def render(
     scenes and channels, and is lowered only where the peak would pass 0.9: levels carry
     information. "rt60" and "drr" are measured on the responses used; rt60 is the mean over the
     sources, and stays nominal where no decay can be measured. The diffuse noise has the SNR on
-    W, against the mean power while sources sound. full=True follows all images (rir.response).
+    W, against the mean power while sources sound. full=True follows all images, and
+    air=False leaves the air's absorption out (rir.response).
     Raises ConfigError for a scene or clip that cannot be rendered.
     """
     validate(spec)
@@ -38,14 +39,14 @@ def render(
     for i, source in enumerate(sources):
         rng = keys.rng(spec.seed, "tail", spec.split, spec.index, i)
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        responses.append(rir.response(*where, rng, full=full))
+        responses.append(rir.response(*where, rng, full=full, air=air))
         tracks.append((round(source.onset * RATE), _dry(source, audio(source.clip))))
     for entry, response in zip(scene["sources"], responses, strict=True):
         entry["drr"] = rir.drr(response, entry["distance"])
     decays = [t for t in map(rir.rt60, responses) if math.isfinite(t)]
     if decays:
         scene["rt60"] = float(np.mean(decays))
-    mix = foa.rotate(_convolve(tracks, responses, length).T, -spec.yaw)
+    mix = foa.rotate(convolve(tracks, responses, length).T, -spec.yaw)
     mix += _noise(spec, mix[:, 0], scene["sources"])
     peak = float(np.abs(mix).max())
     scene["gain"] = min(LEVEL, PEAK / peak) if peak > 0 else LEVEL
@@ -72,44 +73,12 @@ def _dry(source: Source, clip: np.ndarray) -> np.ndarray:
     return played
 
 
-def _convolve(tracks, responses, length: int) -> np.ndarray:
-    """Returns the sum [4, length] of each track (start sample, signal) through its response [4, n].
-
-    Overlap-add; sources are summed before the inverse transform.
-    """
-    longest = max(r.shape[1] for r in responses)
-    size = scipy.fft.next_fast_len(max(16384, 2 * longest), real=True)
-    hop = size - longest + 1
-    total = length + rir.LEAD
-    spectra: dict[int, np.ndarray] = {}
-    for (start, track), response in zip(tracks, responses, strict=True):
-        through = scipy.fft.rfft(response, size)
-        end = min(start + len(track), length)
-        for block in range(start // hop, -(-end // hop)):
-            low, high = max(start, block * hop), min(end, (block + 1) * hop)
-            dry = np.zeros(hop, np.float32)
-            dry[low - block * hop : high - block * hop] = track[low - start : high - start]
-            part = scipy.fft.rfft(dry, size) * through
-            spectra[block] = spectra[block] + part if block in spectra else part
-    out = np.zeros((4, total + size), np.float32)
-    for block, spectrum in spectra.items():
-        out[:, block * hop : block * hop + size] += scipy.fft.irfft(spectrum, size)
-    return out[:, rir.LEAD : total]
-
-
 def _noise(spec: SceneSpec, w: np.ndarray, sources: list[dict]) -> np.ndarray:
     """Returns diffuse noise [T, 4], covariance diag(1, 1/3, 1/3, 1/3), pink above 100 Hz."""
     rng = keys.rng(spec.seed, "noise", spec.split, spec.index)
-    size = scipy.fft.next_fast_len(len(w), real=True)
-    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
-    shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
-    shape *= np.sqrt(size / (2 * np.mean(shape**2)))
-    spectrum = rir.noise_spectrum(rng, 4, len(f))
-    spectrum *= shape.astype(np.float32)
-    spectrum[1:] *= np.float32(3**-0.5)
     sounding = np.zeros(len(w), bool)
     for source in sources:
         sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
     power = float(np.mean(w[sounding].astype(float) ** 2))
     level = np.float32((power / 10 ** (spec.snr / 10)) ** 0.5)
-    return (scipy.fft.irfft(spectrum, size)[:, : len(w)] * level).T
+    return (noise.diffuse(rng, len(w)) * level).T

@@ -1,6 +1,6 @@
 """Room responses in first-order ambisonics: images up to the mixing time, then a tail.
 
-Early reflections are the images themselves (images.py). After the mixing time the rest is noise
+Early reflections are the images themselves (image_source.py). After the mixing time the rest is noise
 with the energy, decay and directions that the room expects of its images (tail.py), joined by
 a sine and cosine cross-fade, so that energies add up to the whole. `full=True` follows all
 images to the end instead: the reference. All images are positive and add up at low
@@ -21,12 +21,13 @@ import math
 import numpy as np
 import scipy.signal
 
-from jaxasa.acoustics import images, rooms, tail
+from jaxasa.acoustics import image_source, rooms, tail
 from jaxasa.acoustics.bands import LEAD as LEAD
 from jaxasa.acoustics.bands import RATE as RATE
+from jaxasa.acoustics.bands import weights as band_weights  # noqa: F401
 from jaxasa.acoustics.measure import drr as drr
 from jaxasa.acoustics.measure import rt60 as rt60
-from jaxasa.acoustics.tail import noise_spectrum as noise_spectrum
+from jaxasa.acoustics.noise import spectrum as noise_spectrum  # noqa: F401
 
 FADE = 2 / 3  # of the mixing time: where the tail begins to replace the images
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
@@ -37,12 +38,12 @@ def high_pass(signal: np.ndarray) -> np.ndarray:
     return scipy.signal.sosfilt(HIGH_PASS, signal).astype(np.float32, copy=False)
 
 
-def mixing_time(room, source, listener) -> float:
-    """Returns the time (s) at which a response has become all tail.
+def mixing_time(room, distance, xp=np):
+    """Returns the time (s) at which the response of a source at `distance` (m) is all tail.
 
     That of the room, but a far source in a flat room is heard before the cross-fade.
     """
-    return max(rooms.mixing_time(room), 1.5 * math.dist(source, listener) / rooms.SPEED + 0.005)
+    return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED + 0.005)
 
 
 def response(
@@ -66,14 +67,14 @@ def response(
     """
     rooms.validate(room, absorption, source, listener)
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
-    mixing = mixing_time(room, source, listener)
+    mixing = float(mixing_time(room, math.dist(source, listener)))
     seconds = max(float(rooms.decay_time(room, absorption, air).max()), mixing + 0.005)
     length = int(seconds * RATE)
     where = (room, absorption, source, listener)
     if full:
-        return high_pass(images.images(*where, seconds * rooms.SPEED, air=air))
+        return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
     radius = mixing * rooms.SPEED
-    early = images.images(*where, radius, radius * FADE, air)
+    early = image_source.images(*where, radius, radius * FADE, air)
     out = np.zeros((4, length + LEAD), np.float32)
     out[:, : early.shape[1]] = early[:, : length + LEAD]
     start = int(mixing * FADE * RATE)

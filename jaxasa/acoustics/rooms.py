@@ -104,7 +104,7 @@ def sabine_floor(room) -> float:
 
 def mixing_time(room) -> float:
     """Returns the time (s) after which images are dense enough to be taken for noise."""
-    return 0.060 * (volume(room) / 60.0) ** 0.5
+    return 0.060 * (room[0] * room[1] * room[2] / 60.0) ** 0.5
 
 
 @functools.cache
@@ -151,22 +151,25 @@ def _shares(size, xp=np):
     return xp.concatenate(shares, axis=1) * _octant()[1]
 
 
-def _log_absorption(absorption) -> np.ndarray:
-    """Returns -ln(1 - absorption) [7, 3], the mean of the two walls of each axis."""
-    walls = -np.log(np.maximum(1 - np.asarray(absorption, float), 1e-12))
+def log_absorption(absorption, xp=np):
+    """Returns -ln(1 - absorption) [7, 3] of [7] or [6, 7], the mean of the two walls of an axis.
+
+    Arrays of numpy or, with xp=jax.numpy, under jit.
+    """
+    walls = -xp.log(xp.maximum(1 - xp.asarray(absorption, float), 1e-12))
     if walls.ndim == 1:
-        return np.repeat(walls[:, None], 3, axis=1)
+        return xp.repeat(walls[:, None], 3, axis=1)
     return (walls[0::2] + walls[1::2]).T / 2
 
 
-def _rates(size, log_absorption):
+def _rates(size, logs):
     """Returns the energy lost to walls per metre of path [7, D] in each direction."""
-    return (log_absorption / size) @ _octant()[0].T
+    return (logs / size) @ _octant()[0].T
 
 
-def _placed(size, log_absorption, times, source, listener, xp=np):
+def _placed(size, logs, times, source, listener, xp=np):
     """Returns how much more [7, 3, T] of the modes without an axis there is at two positions."""
-    wave = (log_absorption * _inverse_wave_numbers()[0][:, None]) / size**2
+    wave = (logs * _inverse_wave_numbers()[0][:, None]) / size**2
     # Beyond 20 the sums are 1 to the last digit; at 0 they may have no limit.
     g = xp.clip(SPEED * np.pi * wave[:, :, None] * times, 1e-3, 20.0)
     sine, cosine = xp.sinh(g), xp.cosh(g)
@@ -179,10 +182,10 @@ def _placed(size, log_absorption, times, source, listener, xp=np):
 
 
 @functools.lru_cache(maxsize=256)
-def _decay_paths(room: tuple, log_absorption: bytes) -> np.ndarray:
+def _decay_paths(room: tuple, logs: bytes) -> np.ndarray:
     """Returns the paths [7] (m) on which the closed form falls by 60 dB, without air (T20)."""
     size = np.array(room)
-    rate = _rates(size, np.frombuffer(log_absorption).reshape(-1, 3))
+    rate = _rates(size, np.frombuffer(logs).reshape(-1, 3))
     weight = _shares(size) / rate
     path = np.linspace(0.0, 1.0, 128) * (5.9 / rate.min(axis=1))[:, None]
     decay = np.einsum("bd,bpd->bp", weight, np.exp(-path[:, :, None] * rate[:, None]))
@@ -193,10 +196,10 @@ def _decay_paths(room: tuple, log_absorption: bytes) -> np.ndarray:
     return -60.0 * (x * x).sum(axis=1) / (x * level).sum(axis=1)
 
 
-def _wall_decay(room, log_absorption) -> np.ndarray:
+def _wall_decay(room, logs) -> np.ndarray:
     """Returns the decay rates [7] (1 / s) that walls alone give, by T20 of the closed form."""
     size = tuple(float(v) for v in room)
-    raw = np.ascontiguousarray(log_absorption, float).tobytes()
+    raw = np.ascontiguousarray(logs, float).tobytes()
     return _SIXTY_DB * SPEED / _decay_paths(size, raw)
 
 
@@ -238,7 +241,7 @@ def decay_time(room, absorption, air: bool = True) -> np.ndarray:
 
     absorption: [7] of all walls (then this is the inverse of `absorption`), or [6, 7] by WALLS.
     """
-    rate = _wall_decay(room, _log_absorption(absorption))
+    rate = _wall_decay(room, log_absorption(absorption))
     return _SIXTY_DB / (rate + SPEED * AIR * air)
 
 
@@ -261,27 +264,27 @@ def tail_energy(
     if source is not None:
         places = np.asarray(source, float), np.asarray(listener, float)
     lost = AIR if air else np.zeros(len(BANDS))
-    return energy(size, _log_absorption(absorption), np.asarray(times), places, lost, scattering)
+    return energy(size, log_absorption(absorption), np.asarray(times), places, lost, scattering)
 
 
-def energy(size, log_absorption, times, places, lost, scattering, xp=np):
+def energy(size, logs, times, places, lost, scattering, xp=np):
     """tail_energy for arrays of numpy or, with xp=jax.numpy, under jit.
 
-    size: [3]. log_absorption: [7, 3] of each axis. places: source and listener [3], or None.
+    size: [3]. logs: log_absorption [7, 3]. places: source and listener [3], or None.
     lost: [7], the energy that air takes per metre.
     """
     unit = _octant()[0]
     weight = _shares(size, xp)
     squares = np.concatenate([np.ones((1, len(unit))), unit[:, [1, 2, 0]].T ** 2])
-    rate = SPEED * (_rates(size, log_absorption) + lost[:, None])
-    decay = weight[:, :, None] * xp.exp(-rate[:, :, None] * times)
+    rate = SPEED * (_rates(size, logs) + lost[:, None])
+    decay = weight[:, :, None] * xp.exp((-rate[:, :, None] * times).astype(np.float32))
     n = _NODES**2
     oblique = xp.einsum("cd,bdt->bct", squares[:, :n], decay[:, :n])
     edges = decay[:, n:-3].reshape(len(BANDS), 3, _NODES, -1)
     edges = xp.einsum("cad,badt->bcat", squares[:, n:-3].reshape(4, 3, _NODES), edges)
     axial = squares[:, -3:, None] * decay[:, None, -3:]
     if places is not None:
-        more = _placed(size, log_absorption, times, *places, xp)
+        more = _placed(size, logs, times, *places, xp)
         edges = edges * more[:, None]
         # An axial mode lacks the other two axes.
         axial = axial * (more[:, [1, 0, 0]] * more[:, [2, 2, 1]])[:, None]
@@ -299,7 +302,7 @@ def expected_drr(room, absorption, distance: float, air: bool = True) -> float:
     All energy after the direct sound, by the closed form (Barron's revised theory).
     """
     size = np.asarray(room, float)
-    rate = _rates(size, _log_absorption(absorption)) + AIR[:, None] * air
+    rate = _rates(size, log_absorption(absorption)) + AIR[:, None] * air
     reverberant = (_shares(size) * np.exp(-rate * distance) / rate).sum(axis=1) @ _BANDWIDTH
     reverberant *= 4 * np.pi / volume(room)
     return float(-10 * np.log10(distance**2 * reverberant))

@@ -10,8 +10,8 @@ whose coefficients are fixed filters (Farrow 1988), so an image only adds its ga
 1, f, ..., f^5 at its nearest sample, and all filters run once per response, on spectra, together
 with the gains of the octave bands. The error is below -60 dB up to 7 kHz.
 
-    >>> from jaxasa.acoustics import bands, images
-    >>> direct = images.images((9, 9, 9), [1.0] * 7, (6.43, 4, 4), (3, 4, 4), 5.0, air=False)
+    >>> from jaxasa.acoustics import bands, image_source
+    >>> direct = image_source.images((9, 9, 9), [1.0] * 7, (6.43, 4, 4), (3, 4, 4), 5.0, air=False)
     >>> int(direct[0].argmax()) - bands.LEAD  # 3.43 m, 10 ms, 160 samples
     160
 """
