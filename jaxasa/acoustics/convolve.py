@@ -11,6 +11,7 @@ sources are summed before the way back, and four inverse transforms a block do f
     array([0. , 0. , 0. , 0. , 0. , 0. , 0. , 0.5, 0. , 0. ], dtype=float32)
 """
 
+import math
 from collections.abc import Sequence
 
 import numba
@@ -19,15 +20,23 @@ import scipy.fft
 
 from jaxasa.acoustics.bands import LEAD
 
-_BLOCK = 16384  # least size of a transform: larger ones leave the cache
-
 
 @numba.njit(cache=True, fastmath=True)
-def _multiply_add(out, dry, response):
-    """Adds dry [F] times response [C, F] to out [C, F]."""
+def _add_product(out, dry, response, fresh):
+    """Adds dry [F] times response [C, F] to out [C, F], or stores it where out is `fresh`."""
     for c in range(out.shape[0]):
         for f in range(out.shape[1]):
-            out[c, f] += dry[f] * response[c, f]
+            product = dry[f] * response[c, f]
+            out[c, f] = product if fresh else out[c, f] + product
+
+
+def _transform_size(length: int, longest: int, sources: int, channels: int) -> int:
+    """Returns the size of the transforms that together are shortest."""
+    best = (math.inf, 0)
+    for blocks in range(1, 65):
+        size = scipy.fft.next_fast_len(-(-length // blocks) + longest - 1, real=True)
+        best = min(best, (size * (blocks * (sources + channels) + sources * channels), size))
+    return best[1]
 
 
 def convolve(
@@ -37,26 +46,28 @@ def convolve(
 
     Time zero of a response is LEAD (see rir.response). What would sound after `length` is cut.
     """
-    longest = max(r.shape[1] for r in responses)
-    size = scipy.fft.next_fast_len(max(_BLOCK, 2 * longest), real=True)
+    longest, channels = max(r.shape[1] for r in responses), responses[0].shape[0]
+    size = _transform_size(length, longest, len(tracks), channels)
     hop = size - longest + 1
-    total = length + LEAD
-    spectra: dict[int, np.ndarray] = {}
+    heard = []
     for (start, track), response in zip(tracks, responses, strict=True):
         end = min(start + len(track), length)
-        if start >= end:
-            continue
-        first, last = start // hop, (end - 1) // hop
-        # One call for all blocks: the library then works on several at once.
-        dry = np.zeros((last - first + 1) * hop, np.float32)
-        dry[start - first * hop : end - first * hop] = track[: end - start]
-        parts = scipy.fft.rfft(dry.reshape(-1, hop), size)
-        through = scipy.fft.rfft(response, size)
-        for block, part in enumerate(parts, first):
-            if block not in spectra:
-                spectra[block] = np.zeros_like(through)
-            _multiply_add(spectra[block], part, through)
-    out = np.zeros((responses[0].shape[0], total + size), np.float32)
-    for block, spectrum in spectra.items():
-        out[:, block * hop : block * hop + size] += scipy.fft.irfft(spectrum, size)
-    return out[:, LEAD:total]
+        if start < end:
+            first, last = start // hop, (end - 1) // hop
+            # One call for all blocks: the library then works on several at once.
+            dry = np.zeros((last - first + 1, hop), np.float32)
+            dry.reshape(-1)[start - first * hop : end - first * hop] = track[: end - start]
+            parts = scipy.fft.rfft(dry, size)
+            heard.append((first, parts, scipy.fft.rfft(response, size)))
+    out = np.zeros((channels, length + LEAD + size), np.float32)
+    spectrum = np.empty((channels, size // 2 + 1), np.complex64)
+    for block in range(-(-length // hop)):
+        fresh = True
+        for first, parts, through in heard:
+            if first <= block < first + len(parts):
+                _add_product(spectrum, parts[block - first], through, fresh)
+                fresh = False
+        if not fresh:
+            start = block * hop
+            out[:, start : start + size] += scipy.fft.irfft(spectrum, size)
+    return out[:, LEAD : length + LEAD]

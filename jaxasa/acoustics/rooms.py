@@ -260,31 +260,43 @@ def tail_energy(
     them the average over all positions. scattering, from 0 to 1, mixes the covariance of the
     channels towards the isotropic diag(1, 1/3, 1/3, 1/3); W keeps its energy.
     """
-    size, places = np.asarray(room, float), None
+    size, times = np.asarray(room, float), np.asarray(times, float)
+    logs = log_absorption(absorption)
+    raw = (size.tobytes(), logs.tobytes(), times.tobytes(), bool(air))
     if source is not None:
-        places = np.asarray(source, float), np.asarray(listener, float)
-    lost = AIR if air else np.zeros(len(BANDS))
-    return energy(size, log_absorption(absorption), np.asarray(times), places, lost, scattering)
+        source, listener = np.asarray(source, float), np.asarray(listener, float)
+    return combine(size, logs, times, _kept_parts(*raw), source, listener, scattering)
 
 
-def energy(size, logs, times, places, lost, scattering, xp=np):
-    """tail_energy for arrays of numpy or, with xp=jax.numpy, under jit.
+@functools.lru_cache(maxsize=8)
+def _kept_parts(*raw) -> tuple[np.ndarray, ...]:
+    # All sources of a scene share them.
+    size, logs, times = (np.frombuffer(part) for part in raw[:3])
+    return parts(size, logs.reshape(-1, 3), times, raw[3])
 
-    size: [3]. logs: log_absorption [7, 3]. places: source and listener [3], or None.
-    lost: [7], the energy that air takes per metre.
+
+def parts(size, logs, times, air: bool, xp=np) -> tuple:
+    """The energy of oblique [7, 4, T], tangential and axial modes [7, 4, 3, T] by missing axis.
+
+    size: [3]. logs: log_absorption [7, 3]. Arrays of numpy or, with xp=jax.numpy, under jit.
+    Axial modes are by the axis along which they are.
     """
     unit = _octant()[0]
-    weight = _shares(size, xp)
     squares = np.concatenate([np.ones((1, len(unit))), unit[:, [1, 2, 0]].T ** 2])
-    rate = SPEED * (_rates(size, logs) + lost[:, None])
-    decay = weight[:, :, None] * xp.exp((-rate[:, :, None] * times).astype(np.float32))
+    rate = SPEED * (_rates(size, logs) + AIR[:, None] * air)
+    decay = _shares(size, xp)[:, :, None] * xp.exp((-rate[:, :, None] * times).astype(np.float32))
     n = _NODES**2
     oblique = xp.einsum("cd,bdt->bct", squares[:, :n], decay[:, :n])
     edges = decay[:, n:-3].reshape(len(BANDS), 3, _NODES, -1)
     edges = xp.einsum("cad,badt->bcat", squares[:, n:-3].reshape(4, 3, _NODES), edges)
-    axial = squares[:, -3:, None] * decay[:, None, -3:]
-    if places is not None:
-        more = _placed(size, logs, times, *places, xp)
+    return oblique, edges, squares[:, -3:, None] * decay[:, None, -3:]
+
+
+def combine(size, logs, times, kept, source, listener, scattering, xp=np):
+    """The sum of `parts` for positions [3] (or None), mixed by scattering: tail_energy."""
+    oblique, edges, axial = kept
+    if source is not None:
+        more = _placed(size, logs, times, source, listener, xp)
         edges = edges * more[:, None]
         # An axial mode lacks the other two axes.
         axial = axial * (more[:, [1, 0, 0]] * more[:, [2, 2, 1]])[:, None]
