@@ -99,12 +99,6 @@ def _pyroomacoustics(spec: scenes.SceneSpec, dry: dict[str, np.ndarray], hybrid:
     box.simulate(snr=spec.snr)
 
 
-def _core_ms(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return 1e3 * (time.process_time() - start)
-
-
 def _jax_ms(rt60: float, repeats: int) -> tuple[float, str]:
     """Returns the wall time (ms) of a scene's responses in a batch, and the backend's name."""
     import jax
@@ -130,25 +124,29 @@ def measure(rt60: float, repeats: int = 3) -> dict:
     dry = {str(k): _dry(str(k)) for k in range(SOURCES)}
     taken: dict[str, list[float]] = {}
 
-    def take(name: str, work: Callable[[], object]) -> None:
-        taken.setdefault(name, []).append(_core_ms(work))
+    def take(name: str, work: Callable, *arguments, **options) -> None:
+        start = time.process_time()
+        work(*arguments, **options)
+        taken.setdefault(name, []).append(1e3 * (time.process_time() - start))
 
-    for octaves in (False, True):  # compiled code is loaded, tables are made
-        render.render(scene(rt60, 0, octaves), dry.__getitem__, air=octaves)
+    for walls in (False, True):  # compiled code is loaded, tables are made
+        render.render(scene(rt60, 0, walls), dry.__getitem__, air=walls)
     for index in range(repeats):
         flat, octaves = (scene(rt60, index, o) for o in (False, True))
-        take("pyroomacoustics_ms", lambda s=flat: _pyroomacoustics(s, dry, False))
-        take("pyroomacoustics_hybrid_ms", lambda s=flat: _pyroomacoustics(s, dry, True))
-        take("full_ms", lambda s=flat: render.render(s, dry.__getitem__, full=True, air=False))
+        take("pyroomacoustics_ms", _pyroomacoustics, flat, dry, hybrid=False)
+        take("pyroomacoustics_hybrid_ms", _pyroomacoustics, flat, dry, hybrid=True)
+        take("full_ms", render.render, flat, dry.__getitem__, full=True, air=False)
         for _ in range(5):
-            take("ours_ms", lambda s=flat: render.render(s, dry.__getitem__, air=False))
-            take("octaves_ms", lambda s=octaves: render.render(s, dry.__getitem__))
+            take("ours_ms", render.render, flat, dry.__getitem__, air=False)
+            take("octaves_ms", render.render, octaves, dry.__getitem__)
     row = {name: float(np.median(times)) for name, times in taken.items()}
-    row["jax_ms"], row["backend"] = _jax_ms(rt60, repeats)
+    jax_ms, backend = _jax_ms(rt60, repeats)
     ours = row["ours_ms"]
     return {
         "rt60": rt60,
         **row,
+        "jax_ms": jax_ms,
+        "backend": backend,
         "ratio": row["pyroomacoustics_ms"] / ours,
         "hybrid_ratio": row["pyroomacoustics_hybrid_ms"] / ours,
         "octaves_ratio": row["octaves_ms"] / ours,
@@ -182,9 +180,9 @@ def run(times=TIMES, repeats: int = 3, show: Callable[[str], None] = print) -> d
             cells = "".join(f"{row[v + '_ms']:17.1f}" for v in values)
             show(f"{rt60:5.1f}s{cells}{row['ratio']:16.0f}x")
             show(
-                f"       {row['scenes_per_s']:.0f} scenes/s, {row['times_real_time']:.0f} times real "
-                f"time; octave bands cost {row['octaves_ratio']:.2f}x flat walls; responses in JAX "
-                f"on {row['backend']}: {row['jax_ms']:.1f} ms a scene"
+                f"       {row['scenes_per_s']:.0f} scenes/s, {row['times_real_time']:.0f} times "
+                f"real time; octave bands cost {row['octaves_ratio']:.2f}x flat walls; responses "
+                f"in JAX on {row['backend']}: {row['jax_ms']:.1f} ms a scene"
             )
     return {"rows": rows}
 

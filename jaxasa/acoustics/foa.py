@@ -22,7 +22,6 @@ import numpy as np
 from jaxasa.config import check
 
 CHANNELS = ("W", "Y", "Z", "X")
-_AXES = (3, 1, 2)  # where x, y and z lie among the channels
 
 # What each convention's stored channels must be indexed and multiplied by to become W, Y, Z, X
 # in SN3D. FuMa stores W, X, Y, Z with W attenuated by 3 dB; N3D scales first order by sqrt(3).
@@ -101,7 +100,7 @@ def intensity(signal: np.ndarray) -> np.ndarray:
 
     For one plane wave, direction(intensity(signal)) is its azimuth and elevation.
     """
-    return signal[:, 0].astype(float) @ signal[:, list(_AXES)] / len(signal)
+    return signal[:, 0].astype(float) @ signal[:, [3, 1, 2]] / len(signal)
 
 
 def from_convention(signal: np.ndarray, name: str) -> np.ndarray:

@@ -68,7 +68,7 @@ def axis_images(source: float, listener: float, size: float, radius: float):
 
 
 def reflections(absorption) -> np.ndarray:
-    """Returns the pressure reflection [6, 7] of each wall in each band; absorption [7] or [6, 7]."""
+    """Returns the pressure reflection [6, 7] of each wall per band; absorption: [7] or [6, 7]."""
     reflect = np.sqrt(1 - np.asarray(absorption, float))
     return np.broadcast_to(reflect, (len(rooms.WALLS), reflect.shape[-1]))
 

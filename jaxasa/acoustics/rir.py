@@ -1,15 +1,16 @@
 """Room responses in first-order ambisonics: images up to the mixing time, then a tail.
 
-Early reflections are the images themselves (image_source.py). After the mixing time the rest is noise
-with the energy, decay and directions that the room expects of its images (tail.py), joined by
-a sine and cosine cross-fade, so that energies add up to the whole. `full=True` follows all
+Early reflections are the images themselves (image_source.py). After the mixing time the rest is
+noise with the energy, decay and directions that the room expects of its images (tail.py), joined
+by a sine and cosine cross-fade, so that energies add up to the whole. `full=True` follows all
 images to the end instead: the reference. All images are positive and add up at low
 frequencies, where no loudspeaker or microphone goes: a high-pass at 100 Hz ends both.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import rir, rooms
-    >>> walls = rooms.absorption((6, 5, 3), 0.4)
-    >>> response = rir.response((6, 5, 3), walls, (1, 1, 1.5), (3, 2, 1.5), np.random.default_rng(0))
+    >>> room, source, listener = (6, 5, 3), (1, 1, 1.5), (3, 2, 1.5)
+    >>> walls, rng = rooms.absorption(room, 0.4), np.random.default_rng(0)
+    >>> response = rir.response(room, walls, source, listener, rng)
     >>> response.shape
     (4, 6464)
     >>> bool(0.3 < rir.rt60(response) < 0.5)

@@ -20,9 +20,10 @@ on the average over all positions. They meet fewer walls and outlive the rest. W
 (1 + cos 2 pi n s / L) (1 + cos 2 pi n r / L) there. Summed over n (Poisson's formula) under the
 decay exp(-g n), g = c t a pi / (L^2 k), the share of modes without this axis becomes
 
-    2 (-1 + (P(s) + P(r)) / 2 + (P(s + r) + P(s - r)) / 4),  P(x) = sinh g / (cosh g - cos 2 pi x / L)
+    2 (-1 + (P(s) + P(r)) / 2 + (P(s + r) + P(s - r)) / 4)
 
-times its average: near a wall there is more of it, in the middle less.
+times its average, P(x) = sinh g / (cosh g - cos 2 pi x / L): near a wall there is more of it, in
+the middle less.
 
     >>> from jaxasa.acoustics import rooms
     >>> walls = rooms.absorption((6, 5, 3), 0.5)  # per octave band, 125 Hz to 8 kHz
