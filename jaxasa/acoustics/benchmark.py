@@ -165,7 +165,7 @@ def run(times=TIMES, repeats: int = 3, show: Callable[[str], None] = print) -> d
     except ImportError:
         raise ConfigError(
             "--benchmark compares with pyroomacoustics, which is not installed: "
-            "pip install 'jaxasa[test]'"
+            "pip install 'jaxasa[benchmark]'"
         ) from None
     show(f"{SECONDS:.0f} s scenes, {SOURCES} sources, {ROOM} m, ms of one core a scene")
     columns = ("ours", "octaves", "full", "pyroomacoustics", "its hybrid", "ratio")

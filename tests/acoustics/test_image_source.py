@@ -76,10 +76,9 @@ def test_each_wall_reflects_with_its_own_absorption(wall):
 
 def test_air_takes_what_the_table_says():
     far = LISTENER + [2.8, 0, 0]
-    with_air, without = (
-        np.abs(np.fft.rfft(image_source.images(ROOM, ANECHOIC, far, LISTENER, 5.0, air=a)[0], 16000))
-        for a in (True, False)
-    )
+    where = (ROOM, ANECHOIC, far, LISTENER, 5.0)
+    heard = [image_source.images(*where, air=air)[0] for air in (True, False)]
+    with_air, without = (np.abs(np.fft.rfft(w, 16000)) for w in heard)
     for band in (1, 4, 5):
         f = int(rooms.BANDS[band])
         lost = -20 * np.log10(with_air[f] / without[f])
