@@ -102,6 +102,8 @@ def sounds(options: argparse.Namespace) -> Result:
 
 def simulate(options: argparse.Namespace) -> Result:
     if options.benchmark:
+        if options.workdir or options.split or options.gin_file or options.bindings:
+            raise ConfigError("--benchmark times scenes of its own, expected no option but --json")
         from jaxasa.acoustics import benchmark
 
         return benchmark.run()

@@ -152,6 +152,11 @@ def _shares(size, xp=np):
     return xp.concatenate(shares, axis=1) * _octant()[1]
 
 
+@functools.lru_cache(maxsize=8)
+def _kept_shares(size: bytes) -> np.ndarray:
+    return _shares(np.frombuffer(size))
+
+
 def log_absorption(absorption, xp=np):
     """Returns -ln(1 - absorption) [7, 3] of [7] or [6, 7], the mean of the two walls of an axis.
 
@@ -316,6 +321,7 @@ def expected_drr(room, absorption, distance: float, air: bool = True) -> float:
     """
     size = np.asarray(room, float)
     rate = _rates(size, log_absorption(absorption)) + AIR[:, None] * air
-    reverberant = (_shares(size) * np.exp(-rate * distance) / rate).sum(axis=1) @ _BANDWIDTH
+    shares = _kept_shares(size.tobytes())
+    reverberant = (shares * np.exp(-rate * distance) / rate).sum(axis=1) @ _BANDWIDTH
     reverberant *= 4 * np.pi / volume(room)
     return float(-10 * np.log10(distance**2 * reverberant))

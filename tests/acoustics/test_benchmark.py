@@ -45,3 +45,5 @@ def test_simulate_asks_for_a_folder_or_a_benchmark(monkeypatch, tmp_path, capsys
     out = tmp_path / "benchmark.json"
     assert cli.main(["simulate", "--benchmark", "--json", str(out)]) == 0
     assert '"ratio": 2.0' in out.read_text()
+    assert cli.main(["simulate", "--benchmark", "--split", "dev"]) == 2
+    assert "--benchmark times scenes of its own" in capsys.readouterr().err
