@@ -101,6 +101,14 @@ def sounds(options: argparse.Namespace) -> Result:
 
 
 def simulate(options: argparse.Namespace) -> Result:
+    if options.benchmark:
+        if options.workdir or options.split or options.gin_file or options.bindings:
+            raise ConfigError("--benchmark times scenes of its own, expected no option but --json")
+        from jaxasa.acoustics import benchmark
+
+        return benchmark.run()
+    if options.workdir is None:
+        raise ConfigError("--workdir is missing, expected the run's folder")
     from jaxasa import steps
     from jaxasa.data.records import Records
 
@@ -223,7 +231,12 @@ def parser() -> argparse.ArgumentParser:
         "jaxasa simulate --workdir runs/mine --split train --gin.Scenes.train=500",
     )
     verb.add_argument("--split", choices=("train", "dev", "benchmark"), help="default: all three")
-    _add_work(verb)
+    verb.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="only times scenes against pyroomacoustics (two minutes of a core)",
+    )
+    _add_work(verb, required=False)
 
     verb = _verb(
         verbs,
@@ -353,12 +366,13 @@ def _verb(
     return verb
 
 
-def _add_folder(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--workdir", type=Path, required=True, metavar="DIR", help="the run's folder")
+def _add_folder(verb: argparse.ArgumentParser, required: bool = True) -> None:
+    helped = {"metavar": "DIR", "help": "the run's folder"}
+    verb.add_argument("--workdir", type=Path, required=required, **helped)
 
 
-def _add_work(verb: argparse.ArgumentParser) -> None:
-    _add_folder(verb)
+def _add_work(verb: argparse.ArgumentParser, required: bool = True) -> None:
+    _add_folder(verb, required)
     gin_io.add_arguments(verb)
 
 

@@ -4,6 +4,17 @@ Channels are ACN order W, Y, Z, X with SN3D gains (AmbiX, as in DCASE and STARSS
 wave from azimuth a and elevation e has the gains 1, sin a cos e, sin e, cos a cos e.
 x is front, y left, z up. Azimuth is in degrees, counter-clockwise, front 0, left +90, in
 (-180, 180]; elevation is in degrees, up, in [-90, 90].
+
+W is the pressure and (X, Y, Z) behave as a vector in space, so turning the sound field is one
+3 x 3 matrix on them, and exact:
+
+    >>> from jaxasa.acoustics import foa
+    >>> foa.encode(90, 0).round(6)  # from the left
+    array([1., 1., 0., 0.])
+    >>> foa.rotate(foa.encode(0, 0), yaw=90).round(6)  # from the front, turned to the left
+    array([1., 1., 0., 0.])
+    >>> foa.rotate(foa.encode(0, 0), pitch=90).round(6)  # lifted to the zenith
+    array([1., 0., 1., 0.])
 """
 
 import numpy as np
@@ -43,16 +54,47 @@ def direction(vector) -> tuple[np.ndarray, np.ndarray]:
     return wrap(azimuth), np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
-def rotate(signal: np.ndarray, yaw: float) -> np.ndarray:
-    """Rotates the sound field of a signal [..., 4] by +`yaw` degrees about z; exact.
+def rotation(yaw=0.0, pitch=0.0, roll=0.0) -> np.ndarray:
+    """Returns the matrix [..., 3, 3] that turns a vector x, y, z by roll, then pitch, then yaw.
 
-    A source at azimuth a is then heard at a + yaw. A listener who turns by +yaw hears the
-    field rotated by -yaw.
+    Degrees, scalars or arrays of one shape; every turn is about the room's axes. Positive yaw
+    turns the front to the left, positive pitch lifts the front, positive roll lifts the left:
+    R = Rz(yaw) Ry(-pitch) Rx(roll) by the right-hand rule.
     """
-    w, y, z, x = np.moveaxis(signal, -1, 0)
-    c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
-    turned = np.stack([w, c * y + s * x, z, c * x - s * y], axis=-1)
-    return turned.astype(signal.dtype, copy=False)
+    angles = np.radians(np.broadcast_arrays(yaw, pitch, roll))
+    (cy, cp, cr), (sy, sp, sr) = np.cos(angles), np.sin(angles)
+    rows = [
+        [cy * cp, -sy * cr - cy * sp * sr, sy * sr - cy * sp * cr],
+        [sy * cp, cy * cr - sy * sp * sr, -cy * sr - sy * sp * cr],
+        [sp, cp * sr, cp * cr],
+    ]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
+
+
+def rotate(signal: np.ndarray, yaw=0.0, pitch=0.0, roll=0.0, inverse: bool = False) -> np.ndarray:
+    """Rotates the sound field of a signal [..., 4] by `rotation(yaw, pitch, roll)`; exact.
+
+    A source at azimuth a is then heard at a + yaw. Angles are degrees, scalars or arrays that
+    broadcast against the signal's [...] (one per sample, say). inverse=True rotates back: a
+    listener whose head has that orientation hears the field so (for a yaw alone, by -yaw).
+    """
+    signal = np.asarray(signal)
+    real = signal.dtype if np.issubdtype(signal.dtype, np.floating) else float
+    turn = rotation(yaw, pitch, roll).astype(real)
+    if inverse:
+        turn = np.swapaxes(turn, -1, -2)
+    # Rows and columns in the order Y, Z, X of the channels.
+    turn = turn[..., [1, 2, 0], :][..., [1, 2, 0]]
+    shape = np.broadcast_shapes(signal.shape[:-1], turn.shape[:-2])
+    # In the layout of the signal, channel by channel: no other order is faster.
+    same = shape == signal.shape[:-1]
+    out = np.empty_like(signal) if same else np.empty((*shape, 4), signal.dtype)
+    out[..., 0] = signal[..., 0]
+    for i in range(3):
+        # A turn about one axis leaves zeros, which need no pass over the signal.
+        used = [j for j in range(3) if turn.ndim > 2 or turn[i, j] != 0]
+        out[..., 1 + i] = sum(turn[..., i, j] * signal[..., 1 + j] for j in used)
+    return out
 
 
 def intensity(signal: np.ndarray) -> np.ndarray:

@@ -179,19 +179,28 @@ def mixing_radius(path: np.ndarray, room, listener) -> float:
 
 
 def early(
-    dry: np.ndarray, start: int, path, room, absorption, listener, length: int, full: bool = False
+    dry: np.ndarray,
+    start: int,
+    path,
+    room,
+    absorption,
+    listener,
+    length: int,
+    full: bool = False,
+    air: bool = True,
 ) -> np.ndarray:
     """Returns direct sound and early images [4, length] float32 (W, Y, Z, X in the room's frame).
 
     dry: mono at 16 kHz, emitted from sample `start` on. path: [K, 4] (see paths), in seconds of
     emission. absorption: [7], of all walls, per octave band. Images fade out where the tail of a
-    response comes in; full=True follows all of them until they have fallen by 60 dB.
+    response comes in; full=True follows all of them until they have fallen by 60 dB. air=False
+    leaves the air's absorption out.
     """
     path = np.asarray(path, float)
     radius = mixing_radius(path, room, listener)
     fade = radius * 2 / 3
     if full:
-        decay = float(rooms.decay_time(room, absorption).max()) * rooms.SPEED
+        decay = float(rooms.decay_time(room, absorption, air).max()) * rooms.SPEED
         radius = fade = max(decay, radius + 0.005 * rooms.SPEED)
     hops = -(-(len(dry) + 2 * _MARGIN) // HOP)
     times = (start - _MARGIN + HOP * np.arange(hops + 1)) / rir.RATE
@@ -202,7 +211,7 @@ def early(
     out = np.zeros((4, len(rooms.BANDS), _MARGIN + length + _RING), np.float32)
     # Both the dry signal's margin and the room for it in `out` are _MARGIN: `start` remains.
     args = (out, _copies(dry, hops), points, float(start), x, y, z, radius, fade)
-    _add_images(*args, reflection, rooms.AIR)
+    _add_images(*args, reflection, rooms.AIR * air)
     size = scipy.fft.next_fast_len(out.shape[-1] + _RING, real=True)
     weights = rir.band_weights(np.fft.rfftfreq(size, 1 / rir.RATE)).astype(np.float32)
     spectrum = np.zeros((4, weights.shape[1]), np.complex64)
@@ -222,7 +231,14 @@ def _copies(dry: np.ndarray, hops: int) -> np.ndarray:
 
 
 def tails(
-    dry: np.ndarray, start: int, path, room, absorption, listener, rng: np.random.Generator
+    dry: np.ndarray,
+    start: int,
+    path,
+    room,
+    absorption,
+    listener,
+    rng: np.random.Generator,
+    air: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields parts of the dry signal [n] and the tail [4, m] that each is heard through.
 
@@ -245,5 +261,6 @@ def tails(
         near = np.maximum(1 - np.abs(position - k), 0)
         part = dry * np.sin(np.pi / 2 * near).astype(np.float32)
         # Two responses of one place differ in their tails alone.
-        one, other = (rir.response(room, absorption, place, listener, rng) for _ in range(2))
+        where = (room, absorption, place, listener)
+        one, other = (rir.response(*where, rng, air=air) for _ in range(2))
         yield part, (one - other) * np.float32(0.5**0.5)

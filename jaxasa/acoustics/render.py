@@ -24,10 +24,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.fft
 import soxr
 
-from jaxasa.acoustics import foa, keys, motion, rir, rooms
+from jaxasa.acoustics import foa, keys, motion, noise, rir, rooms
+from jaxasa.acoustics.convolve import convolve
 from jaxasa.acoustics.rir import RATE
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
 from jaxasa.config import check
@@ -53,7 +53,9 @@ def measure(response: np.ndarray, distance: float) -> Response:
     return Response(response, rir.drr(response, distance), rir.rt60(response))
 
 
-def render(spec: SceneSpec, audio: Audio, full: bool = False) -> tuple[np.ndarray, dict]:
+def render(
+    spec: SceneSpec, audio: Audio, full: bool = False, air: bool = True
+) -> tuple[np.ndarray, dict]:
     """Renders a scene to FOA [T, 4] float32 at 16 kHz, and returns its description.
 
     audio(clip id) gives 16 kHz mono float32. One gain, "gain" in the description, serves all
@@ -61,7 +63,8 @@ def render(spec: SceneSpec, audio: Audio, full: bool = False) -> tuple[np.ndarra
     information. "rt60" and "drr" are measured on the responses used (of a moving source, that of
     the place of its onset); rt60 is the mean over the sources, and stays nominal where no decay
     can be measured. The noises have their SNR on W, against the mean power while sources
-    sound. full=True follows all images (rir.response).
+    sound. full=True follows all images, and air=False leaves the air's absorption out
+    (rir.response).
     Raises ConfigError for a scene or clip that cannot be rendered.
     """
     validate(spec)
@@ -70,8 +73,9 @@ def render(spec: SceneSpec, audio: Audio, full: bool = False) -> tuple[np.ndarra
         source = spec.sources[k]
         rng = keys.rng(spec.seed, "tail", spec.split, spec.index, i)
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        responses.append(measure(rir.response(*where, rng, full=full), _distance(spec, source)))
-    return _mix(spec, audio, responses, full)
+        response = rir.response(*where, rng, full=full, air=air)
+        responses.append(measure(response, _distance(spec, source)))
+    return _mix(spec, audio, responses, full, air)
 
 
 def mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response]) -> tuple[np.ndarray, dict]:
@@ -87,7 +91,13 @@ def mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response]) -> tuple[n
     return _mix(spec, audio, [responses[k] for k in _order(spec)])
 
 
-def _mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response], full: bool = False):
+def _mix(
+    spec: SceneSpec,
+    audio: Audio,
+    responses: Sequence[Response],
+    full: bool = False,
+    air: bool = True,
+) -> tuple[np.ndarray, dict]:
     scene = describe(spec)
     length = round(spec.seconds * RATE)
     tracks, through, moved = [], [], np.zeros((4, length), np.float32)
@@ -100,10 +110,10 @@ def _mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response], full: boo
             continue
         where = (source.path(), spec.room, spec.absorption, spec.listener)
         dry = dry[: length - start]
-        moved += motion.early(dry, start, *where, length, full=full)
+        moved += motion.early(dry, start, *where, length, full, air)
         if not full:
             rng = keys.rng(spec.seed, "moving tail", spec.split, spec.index, i)
-            for part, tail in motion.tails(dry, start, *where, rng):
+            for part, tail in motion.tails(dry, start, *where, rng, air):
                 tracks.append((start, part))
                 through.append(tail)
     for entry, response in zip(scene["sources"], responses, strict=True):
@@ -111,7 +121,7 @@ def _mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response], full: boo
     decays = [r.rt60 for r in responses if math.isfinite(r.rt60)]
     if decays:
         scene["rt60"] = float(np.mean(decays))
-    mixed = moved + _convolve(tracks, through, length) if tracks else moved
+    mixed = moved + convolve(tracks, through, length) if tracks else moved
     mixed = foa.rotate(mixed.T, -spec.yaw)
     power = _power(mixed[:, 0], scene["sources"])
     mixed += _noise(spec, length, power)
@@ -155,31 +165,6 @@ def _dry(source: Source, clip: np.ndarray) -> np.ndarray:
     return played
 
 
-def _convolve(tracks, responses, length: int) -> np.ndarray:
-    """Returns the sum [4, length] of each track (start sample, signal) through its response [4, n].
-
-    Overlap-add; sources are summed before the inverse transform.
-    """
-    longest = max(r.shape[1] for r in responses)
-    size = scipy.fft.next_fast_len(max(16384, 2 * longest), real=True)
-    hop = size - longest + 1
-    total = length + rir.LEAD
-    spectra: dict[int, np.ndarray] = {}
-    for (start, track), response in zip(tracks, responses, strict=True):
-        through = scipy.fft.rfft(response, size)
-        end = min(start + len(track), length)
-        for block in range(start // hop, -(-end // hop)):
-            low, high = max(start, block * hop), min(end, (block + 1) * hop)
-            dry = np.zeros(hop, np.float32)
-            dry[low - block * hop : high - block * hop] = track[low - start : high - start]
-            part = scipy.fft.rfft(dry, size) * through
-            spectra[block] = spectra[block] + part if block in spectra else part
-    out = np.zeros((4, total + size), np.float32)
-    for block, spectrum in spectra.items():
-        out[:, block * hop : block * hop + size] += scipy.fft.irfft(spectrum, size)
-    return out[:, rir.LEAD : total]
-
-
 def _power(w: np.ndarray, sources: list[dict]) -> float:
     """Returns the mean power of W [T] while sources sound."""
     sounding = np.zeros(len(w), bool)
@@ -191,15 +176,8 @@ def _power(w: np.ndarray, sources: list[dict]) -> float:
 def _noise(spec: SceneSpec, length: int, power: float) -> np.ndarray:
     """Returns diffuse noise [T, 4], covariance diag(1, 1/3, 1/3, 1/3), pink above 100 Hz."""
     rng = keys.rng(spec.seed, "noise", spec.split, spec.index)
-    size = scipy.fft.next_fast_len(length, real=True)
-    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
-    shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
-    shape *= np.sqrt(size / (2 * np.mean(shape**2)))
-    spectrum = rir.noise_spectrum(rng, 4, len(f))
-    spectrum *= shape.astype(np.float32)
-    spectrum[1:] *= np.float32(3**-0.5)
     level = np.float32((power / 10 ** (spec.snr / 10)) ** 0.5)
-    return (scipy.fft.irfft(spectrum, size)[:, :length] * level).T
+    return (noise.diffuse(rng, length) * level).T
 
 
 def _sensor_noise(spec: SceneSpec, snr: float, length: int, power: float) -> np.ndarray:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
@@ -29,6 +30,48 @@ def test_encode_follows_ambix(azimuth, elevation, gains):
 def test_rotation_moves_azimuth_and_nothing_else(azimuth, elevation, yaw):
     turned = foa.rotate(foa.encode(azimuth, elevation), yaw)
     np.testing.assert_allclose(turned, foa.encode(azimuth + yaw, elevation), atol=1e-5)
+
+
+ANGLE = st.floats(-720, 720)
+
+
+@given(AZIMUTH, ELEVATION, ANGLE, ANGLE, ANGLE)
+def test_rotation_by_yaw_pitch_and_roll_is_exact(azimuth, elevation, yaw, pitch, roll):
+    """encode(rotate(direction)) = rotate(encode(direction)); scipy turns the direction."""
+    unit = foa.encode(azimuth, elevation)[[3, 1, 2]]
+    # By fixed axes: roll about x (left rises), pitch about y (front rises: negative), yaw about z.
+    turned = Rotation.from_euler("xyz", [roll, -pitch, yaw], degrees=True).apply(unit)
+    found = foa.rotate(foa.encode(azimuth, elevation), yaw, pitch, roll)
+    np.testing.assert_allclose(found, foa.encode(*foa.direction(turned)), atol=1e-5)
+    np.testing.assert_allclose(found[[3, 1, 2]], foa.rotation(yaw, pitch, roll) @ unit, atol=1e-9)
+    back = foa.rotate(found, yaw, pitch, roll, inverse=True)
+    np.testing.assert_allclose(back, foa.encode(azimuth, elevation), atol=1e-9)
+
+
+def test_turns_go_where_their_names_say():
+    front, left, up = foa.encode(0, 0), foa.encode(90, 0), foa.encode(0, 90)
+    np.testing.assert_allclose(foa.rotate(front, yaw=90), left, atol=1e-12)
+    np.testing.assert_allclose(foa.rotate(front, pitch=90), up, atol=1e-12)
+    np.testing.assert_allclose(foa.rotate(left, roll=90), up, atol=1e-12)
+
+
+@given(ANGLE, ANGLE, ANGLE)
+def test_rotation_keeps_energy_and_handedness(yaw, pitch, roll):
+    turn = foa.rotation(yaw, pitch, roll)
+    np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(turn) == pytest.approx(1)
+
+
+def test_rotation_of_each_sample_by_its_own_angles():
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((50, 4)).astype(np.float32)
+    yaw, pitch, roll = rng.uniform(-180, 180, (3, 50))
+    found = foa.rotate(signal, yaw, pitch, roll)
+    one_by_one = [foa.rotate(signal[t], yaw[t], pitch[t], roll[t]) for t in range(50)]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, one_by_one, atol=1e-5)
+    # One sound field, many orientations.
+    np.testing.assert_allclose(foa.rotate(signal[0], yaw)[7], foa.rotate(signal[0], yaw[7]))
 
 
 @given(st.floats(-1e4, 1e4))

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import foa, render, rir, rooms, scenes
+from jaxasa.acoustics import convolve, foa, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
 
 RATE = 16000
@@ -241,7 +241,7 @@ def test_convolution_equals_the_direct_sum():
     rng = np.random.default_rng(0)
     responses = [rng.standard_normal((4, n)).astype(np.float32) for n in (900, 5000)]
     tracks = [(n, rng.standard_normal(m).astype(np.float32)) for n, m in ((7, 30000), (25000, 60))]
-    found = render._convolve(tracks, responses, 40000)
+    found = convolve.convolve(tracks, responses, 40000)
     expected = np.zeros((4, 80000))
     for (start, track), response in zip(tracks, responses, strict=True):
         for c in range(4):

@@ -1,0 +1,54 @@
+"""Ambient noise: a diffuse field in FOA, pink as rooms are.
+
+Plane waves from everywhere, each independent, give W, Y, Z, X the covariance
+diag(1, 1/3, 1/3, 1/3): the mean square of a coordinate on the sphere is 1/3.
+
+    >>> import numpy as np
+    >>> from jaxasa.acoustics import noise
+    >>> field = noise.diffuse(np.random.default_rng(0), 32000)
+    >>> (field @ field.T / 32000).round(1) + 0.0
+    array([[1. , 0. , 0. , 0. ],
+           [0. , 0.3, 0. , 0. ],
+           [0. , 0. , 0.3, 0. ],
+           [0. , 0. , 0. , 0.3]], dtype=float32)
+"""
+
+import functools
+import math
+
+import numpy as np
+import scipy.fft
+
+from jaxasa.acoustics.bands import RATE
+
+
+def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Returns complex64 [*shape], real and imaginary parts 1 or -1, to be transformed.
+
+    A bit each is all they draw, any transform of a hundred of them is normal, and the energy of
+    a frame is what it is meant to be, not that times a draw of its own.
+    """
+    count = 2 * math.prod(shape)
+    bits = np.unpackbits(np.frombuffer(rng.bytes(-(-count // 8)), np.uint8), count=count)
+    signs = bits.astype(np.float32)
+    signs *= np.float32(2)
+    signs -= np.float32(1)
+    return signs.view(np.complex64).reshape(shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _pink(size: int) -> np.ndarray:
+    """Returns the amplitudes [size // 2 + 1] of pink noise of power 1, flat below 100 Hz."""
+    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
+    shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
+    return (shape * np.sqrt(size / (2 * np.mean(shape**2)))).astype(np.float32)
+
+
+def diffuse(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the power 1 on average."""
+    size = scipy.fft.next_fast_len(length, real=True)
+    pink = _pink(size)
+    drawn = spectrum(rng, 4, len(pink))
+    drawn[0] *= pink
+    drawn[1:] *= pink * np.float32(3**-0.5)
+    return scipy.fft.irfft(drawn, size)[:, :length]

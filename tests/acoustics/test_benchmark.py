@@ -1,0 +1,49 @@
+import sys
+
+import pytest
+
+from jaxasa import cli
+from jaxasa.acoustics import benchmark, render, scenes
+from jaxasa.config import ConfigError
+
+
+def test_both_engines_hear_the_same_room():
+    """Flat walls, three sources for all of 10 s, an RT60 as nominal: what is timed is a scene."""
+    spec = benchmark.scene(0.3, 1, octaves=False)
+    scenes.validate(spec)
+    assert len(set(spec.absorption)) == 1 and len(spec.sources) == 3
+    audio, described = render.render(spec, benchmark._dry, air=False)
+    assert audio.shape == (160000, 4)
+    assert described["rt60"] == pytest.approx(0.3, rel=0.15)
+    octaves = benchmark.scene(0.3, 1, octaves=True)
+    assert len(set(octaves.absorption)) == 7 and octaves.sources == spec.sources
+
+
+def test_a_row_of_the_table():
+    pytest.importorskip("pyroomacoustics")
+    shown = []
+    made = benchmark.run((0.2,), repeats=1, show=shown.append)
+    (row,) = made["rows"]
+    assert row["rt60"] == 0.2 and row["backend"] == "cpu"
+    assert row["ratio"] == pytest.approx(row["pyroomacoustics_ms"] / row["ours_ms"])
+    times = ("ours_ms", "octaves_ms", "full_ms", "pyroomacoustics_ms", "pyroomacoustics_hybrid_ms")
+    assert all(row[name] > 0 for name in (*times, "jax_ms"))
+    assert "0.2s" in shown[2]
+
+
+def test_missing_pyroomacoustics_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
+    with pytest.raises(ConfigError, match="pip install"):
+        benchmark.run()
+
+
+def test_simulate_asks_for_a_folder_or_a_benchmark(monkeypatch, tmp_path, capsys):
+    assert cli.main(["simulate"]) == 2
+    assert "--workdir is missing" in capsys.readouterr().err
+    rows = {"rows": [{"rt60": 0.3, "ours_ms": 1.0, "pyroomacoustics_ms": 2.0, "ratio": 2.0}]}
+    monkeypatch.setattr(benchmark, "run", lambda: rows)
+    out = tmp_path / "benchmark.json"
+    assert cli.main(["simulate", "--benchmark", "--json", str(out)]) == 0
+    assert '"ratio": 2.0' in out.read_text()
+    assert cli.main(["simulate", "--benchmark", "--split", "dev"]) == 2
+    assert "--benchmark times scenes of its own" in capsys.readouterr().err

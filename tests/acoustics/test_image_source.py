@@ -1,0 +1,109 @@
+import math
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import foa, image_source, rir, rooms
+
+LISTENER = np.array([3.1, 2.4, 1.5])
+ROOM = (6.0, 5.0, 3.0)
+ANECHOIC = np.ones(7)
+
+
+def _direct(source, listener=LISTENER) -> np.ndarray:
+    return image_source.images(ROOM, ANECHOIC, source, listener, 5.0, air=False)
+
+
+@pytest.mark.parametrize("azimuth, elevation", [(0, 0), (90, 0), (-135, 20), (30, 40), (170, -35)])
+def test_anechoic_gains_are_exact(azimuth, elevation):
+    unit = foa.encode(azimuth, elevation)[[3, 1, 2]]
+    spectrum = np.fft.rfft(_direct(LISTENER + 1.3 * unit), 4096)[:, 50:1600]
+    np.testing.assert_allclose(np.abs(spectrum[0]), 1 / 1.3, rtol=1e-3)
+    gains = (spectrum / spectrum[0]).real.mean(axis=1)
+    np.testing.assert_allclose(gains, foa.encode(azimuth, elevation), atol=1e-5)
+
+
+def test_level_falls_with_distance_and_delay_rises():
+    near, far = (_direct(LISTENER + [d, 0, 0])[0] for d in (0.7, 1.4))
+    spectra = [np.abs(np.fft.rfft(r, 4096)[50:1600]) for r in (near, far)]
+    np.testing.assert_allclose(spectra[0] / spectra[1], 2, rtol=2e-3)
+    for d, response in ((0.7, near), (1.4, far)):
+        assert abs(int(np.argmax(response)) - rir.LEAD - d / 343 * 16000) <= 0.5
+
+
+@pytest.mark.parametrize("fraction", np.linspace(-0.5, 0.5, 9))
+def test_fractional_delay_is_accurate(fraction):
+    """Up to 7 kHz, against the exact phase: below -50 dB everywhere, -70 dB in the mean."""
+    distance = (50 + fraction) * 343 / 16000
+    frequency = np.fft.rfftfreq(8192, 1 / rir.RATE)
+    use = frequency < 7000
+    spectrum = np.fft.rfft(_direct(LISTENER + [distance, 0, 0])[0], 8192)[use] * distance
+    delay = rir.LEAD / rir.RATE + distance / 343
+    error = np.abs(spectrum - np.exp(-2j * np.pi * frequency[use] * delay))
+    assert 20 * np.log10(error.max()) < -50
+    assert 10 * np.log10(np.mean(error**2)) < -70
+
+
+def test_first_reflection_has_the_walls_colour():
+    """Floor only near: its reflection is the direct sound times sqrt(1 - absorption) per band."""
+    absorption = np.array([0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9])
+    room, listener = (60.0, 60.0, 60.0), np.array([30.0, 30.0, 3.0])
+    where = (listener + [2.0, 0, 0], listener, 10.0)
+    images = image_source.images(room, absorption, *where, air=False)[0]
+    direct = 2.0 * np.abs(np.fft.rfft(images[: rir.LEAD + 187], 16000))
+    floor = math.hypot(2, 6) * np.abs(np.fft.rfft(images[rir.LEAD + 187 :], 16000))
+    assert floor[250] / direct[250] == pytest.approx(0.9**0.5, rel=0.05)
+    assert floor[2000] / direct[2000] == pytest.approx(0.1**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("wall", range(6))
+def test_each_wall_reflects_with_its_own_absorption(wall):
+    """A source beside one wall of a dead room: one echo, sqrt(1 - 0.36) strong, from behind it."""
+    size = np.array([20.0, 20.0, 20.0])
+    listener = size / 2
+    axis, side = divmod(wall, 2)
+    normal = np.eye(3)[axis] * (1 if side else -1)
+    source = listener + 8.0 * normal
+    absorption = np.ones((6, 7))
+    absorption[wall] = 0.36
+    images = image_source.images(size, absorption, source, listener, 15.0, air=False)
+    echo = rir.LEAD + round(12.0 / 343 * 16000)
+    spectrum = np.fft.rfft(images[:, echo - 60 : echo + 60], 512)[:, 40:200]
+    np.testing.assert_allclose(np.abs(spectrum[0]), 0.8 / 12, rtol=0.02)
+    gains = (spectrum / spectrum[0]).real.mean(axis=1)
+    np.testing.assert_allclose(gains, [1, *normal[[1, 2, 0]]], atol=1e-2)
+
+
+def test_air_takes_what_the_table_says():
+    far = LISTENER + [2.8, 0, 0]
+    where = (ROOM, ANECHOIC, far, LISTENER, 5.0)
+    heard = [image_source.images(*where, air=air)[0] for air in (True, False)]
+    with_air, without = (np.abs(np.fft.rfft(w, 16000)) for w in heard)
+    for band in (1, 4, 5):
+        f = int(rooms.BANDS[band])
+        lost = -20 * np.log10(with_air[f] / without[f])
+        assert lost == pytest.approx(10 * np.log10(np.e) * rooms.AIR[band] * 2.8, rel=0.05)
+
+
+def test_all_images_within_the_radius_are_there():
+    """Every image of a rigid room counted by brute force: arrivals, gains and none beyond."""
+    room, source = (2.0, 1.7, 1.3), (0.4, 1.1, 0.9)
+    listener = np.array([1.3, 0.5, 0.4])
+    rigid = np.full(7, 1e-9)
+    found = image_source.images(room, rigid, source, listener, 6.0, air=False)
+    n, mirrored = np.arange(-6, 7), (1, -1)
+    axes = [
+        np.array([m * s + 2 * i * size for i in n for m in mirrored]) - r
+        for s, size, r in zip(source, room, listener, strict=True)
+    ]
+    x, y, z = (a.ravel() for a in np.meshgrid(*axes, indexing="ij"))
+    d = np.sqrt(x * x + y * y + z * z)
+    near = d < 6.0
+    x, y, z, d = x[near], y[near], z[near], d[near]
+    f = np.arange(1.0, 6000.0, 40.0)
+    phase = np.exp(-2j * np.pi * f[:, None] * (d / 343 + rir.LEAD / 16000)) / d
+    expected = np.stack([(phase * g).sum(axis=1) for g in (np.ones_like(d), y / d, z / d, x / d)])
+    samples = np.exp(-2j * np.pi * f[:, None] * np.arange(found.shape[1]) / 16000)
+    error = np.linalg.norm(found @ samples.T - expected) / np.linalg.norm(expected)
+    # One image too few or too many is -28 dB; the filters of the last ones are cut.
+    assert 20 * np.log10(error) < -42

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import materials, rooms
+from jaxasa.config import ConfigError
+
+# What pyroomacoustics, which quotes the same book, calls the same materials.
+THEIRS = {
+    "brick": "brick_wall_rough",
+    "rendered_brick": "brickwork",
+    "rough_concrete": "rough_concrete",
+    "smooth_concrete": "unpainted_concrete",
+    "limestone": "limestone_wall",
+    "ceramic_tiles": "ceramic_tiles",
+    "marble": "marble_floor",
+    "hard_surface": "hard_surface",
+    "plasterboard": "plasterboard",
+    "wood_panel": "wood_16mm",
+    "wooden_lining": "wooden_lining",
+    "wooden_door": "wooden_door",
+    "window": "glass_window",
+    "double_glazing": "double_glazing_30mm",
+    "linoleum": "linoleum_on_concrete",
+    "thin_carpet": "carpet_thin",
+    "carpet": "carpet_tufted_9m",
+    "curtains": "curtains_0.2",
+    "acoustic_plaster": "acoustical_plaster_25mm",
+    "mineral_wool": "mineral_wool_50mm_40kgm3",
+    "ceiling_tile": "ceiling_fissured_tile",
+    "plasterboard_ceiling": "ceiling_plasterboard",
+}
+
+
+def test_the_book_as_others_quote_it():
+    pra = pytest.importorskip("pyroomacoustics")
+    path = Path(pra.__file__).parent / "data" / "materials.json"
+    groups = json.loads(path.read_text())["absorption"].values()
+    quoted = {name: m["coeffs"] for group in groups for name, m in group.items()}
+    assert set(THEIRS) == set(materials.TABLE)
+    for ours, theirs in THEIRS.items():
+        expected = [*quoted[theirs], quoted[theirs][-1]][:7]
+        np.testing.assert_allclose(materials.absorption(ours), expected)
+
+
+def test_every_material_makes_a_room():
+    for name in materials.TABLE:
+        rooms.validate((6, 5, 3), materials.walls(name, name, name))
+
+
+def test_walls_lie_in_the_order_of_the_room():
+    sides = ("brick", "window", "curtains", "wooden_door")
+    made = dict(zip(rooms.WALLS, materials.walls(sides, "carpet", "ceiling_tile"), strict=True))
+    expected = dict(zip(("back", "front", "right", "left"), sides, strict=True))
+    for wall, name in {**expected, "floor": "carpet", "ceiling": "ceiling_tile"}.items():
+        np.testing.assert_array_equal(made[wall], materials.TABLE[name])
+
+
+def test_unknown_material_is_named():
+    with pytest.raises(ConfigError, match="material is 'velvet', expected one of brick, "):
+        materials.absorption("velvet")
+    with pytest.raises(ConfigError, match="sides is"):
+        materials.walls(("brick", "brick"), "carpet", "brick")

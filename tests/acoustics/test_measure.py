@@ -1,0 +1,41 @@
+import math
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import measure, rir, rooms
+
+
+def test_rt60_of_a_known_decay():
+    noise = np.random.default_rng(0).standard_normal((40, 1, 9600))
+    decay = 10 ** (-3 * np.arange(9600) / 16000 / 0.3)
+    found = [rir.rt60(np.pad(n * decay, ((0, 0), (rir.LEAD, 0)))) for n in noise]
+    assert np.mean(found) == pytest.approx(0.3, rel=0.03)
+
+
+@pytest.mark.parametrize("centre", rooms.BANDS[1:6])
+def test_octaves_are_told_apart(centre):
+    """Noise of one octave that decays in 0.2 s, in white noise that decays in 0.6 s."""
+    rng, found = np.random.default_rng(1), []
+    time = np.arange(16000) / 16000
+    f = np.maximum(np.fft.rfftfreq(16000, 1 / 16000), 1e-3)
+    octave = np.abs(np.log2(f / centre)) < 0.6
+    for _ in range(8):
+        spectrum = np.fft.rfft(rng.standard_normal(16000))
+        inside, outside = (np.fft.irfft(spectrum * part, 16000) for part in (octave, ~octave))
+        signal = inside * 10 ** (-3 * time / 0.2) + outside * 10 ** (-3 * time / 0.6) * 1e-2
+        found.append(measure.octave_rt60(np.pad(signal[None], ((0, 0), (64, 0))), [centre])[0])
+    assert np.mean(found) == pytest.approx(0.2, rel=0.08)
+
+
+def test_rt60_of_a_direct_sound_alone_is_nan():
+    response = np.zeros((4, 4000), np.float32)
+    response[:, rir.LEAD + 40] = 1.0
+    assert math.isnan(rir.rt60(response))
+
+
+def test_drr_of_two_known_impulses():
+    response = np.zeros((4, 4000), np.float32)
+    response[0, rir.LEAD + round(16000 / 343)] = 1.0
+    response[0, 1000] = 0.1
+    assert rir.drr(response, 1.0) == pytest.approx(20, abs=1e-3)
