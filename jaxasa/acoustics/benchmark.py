@@ -29,7 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from jaxasa import allocator
+from jaxasa import cpu
 from jaxasa.acoustics import keys, render, rooms, scenes
 from jaxasa.acoustics.bands import RATE
 from jaxasa.config import ConfigError
@@ -120,7 +120,7 @@ def _jax_ms(rt60: float, repeats: int) -> tuple[float, str]:
 
 def measure(rt60: float, repeats: int = 3) -> dict:
     """Returns the row of one RT60 (s), in this process; see `run`."""
-    allocator.keep_memory()
+    cpu.tune()
     dry = {str(k): _dry(str(k)) for k in range(SOURCES)}
     taken: dict[str, list[float]] = {}
 
