@@ -40,32 +40,33 @@ def well_formed(text: str) -> float:
 
 
 def evidence(text: str, sources: Sequence[dict], classes: Sequence[str]) -> float:
-    """F1 of the claims in the thought, above that of claiming every class: 0 to 1.
+    """F1 of the claims in the thought against the scene, less what is false in them: 0 to 1.
 
     sources: {"class", "azimuth", "distance"}. Claims are anchored to classes, one to one. A
     claim of a class that is heard counts half for its bearing (see `bearing`) and half for its
-    distance; other claims, and repeated ones, count against precision. No claims earn 0, and so
-    does claiming every class, even with the right places: of n classes with N sources, of k
-    classes, that has an F1 of 2 k / (n + N), from which this reward begins.
+    distance. Others, and repeated ones, count against precision and cost k / (n - k) each where
+    k of n classes are heard: then guessing gains nothing on average, and claiming every class
+    nothing at all, even in the right places. No claims earn 0.
     """
     found = parse(text)
     claims = words.claims(found[0], classes) if found else []
     if not claims or not sources:
         return 0.0
     left = list(sources)
-    hits = 0.0
+    hits, false = 0.0, 0
     for claim in claims:
         same = [s for s in left if s["class"] == claim["class"]]
         if not same:
+            false += 1
             continue
         places = [bearing(claim["sector"], s["azimuth"]) for s in same]
         source = same[places.index(max(places))]
         left.remove(source)
         hits += 0.5 * max(places)
         hits += 0.5 * (claim["distance"] == words.distance(source["distance"]))
-    f1 = 2.0 * hits / (len(claims) + len(sources))
-    every = 2.0 * len({s["class"] for s in sources}) / (len(classes) + len(sources))
-    return max(0.0, (f1 - every) / (1.0 - every)) if every < 1 else f1
+    heard = len({s["class"] for s in sources})
+    cost = heard / max(len(classes) - heard, 1)
+    return max(0.0, 2.0 * (hits - cost * false) / (len(claims) + len(sources)))
 
 
 def bearing(sector: str | None, azimuth: float) -> float:

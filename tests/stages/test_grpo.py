@@ -51,18 +51,19 @@ def task(make):
     return make()
 
 
+def tokens_by_yaw(context, params, batch):
+    """Made-up audio tokens in place of the encoders', which take long to compile."""
+    shape = context.audio_tokens, context.run.model.decoder.width
+    return jnp.sin(batch["yaw"][:, None, None] + jnp.arange(shape[0] * shape[1]).reshape(shape))
+
+
 @pytest.fixture
 def quick(monkeypatch):
-    """Made-up audio tokens, by the scene's yaw, and code that compiles fast.
+    """Made-up audio tokens and code that compiles fast.
 
     The task of the module must then make no step, only give its batch.
     """
-
-    def project(context, params, batch):
-        shape = context.audio_tokens, context.run.model.decoder.width
-        return jnp.sin(batch["yaw"][:, None, None] + jnp.arange(shape[0] * shape[1]).reshape(shape))
-
-    monkeypatch.setattr(grpo, "project", project)
+    monkeypatch.setattr(grpo, "project", tokens_by_yaw)
     # Compiling is what these tests spend their time on; what they compute is small.
     jax.config.update("jax_disable_most_optimizations", True)
     yield
@@ -104,7 +105,9 @@ def rollout_of(context, params, batch, key, temperature=1.0):
 @pytest.fixture(scope="module")
 def first_said(tiny, task):
     """Made by the model before any update."""
-    return rollout_of(task.context, tiny.params, task.batch, 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "project", tokens_by_yaw)
+        return rollout_of(task.context, tiny.params, task.batch, 5)
 
 
 @pytest.fixture
