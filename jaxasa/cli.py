@@ -161,6 +161,26 @@ def bench_score(options: argparse.Namespace) -> Result:
     return scores
 
 
+def bench_seld(options: argparse.Namespace) -> Result:
+    from jaxasa.bench import dcase, seld
+
+    references, predictions = dcase.read_both(
+        options.references,
+        options.predictions,
+        (options.reference_unit, options.prediction_unit),
+        official=options.official,
+    )
+    scores = seld.evaluate(
+        references,
+        predictions,
+        year=options.year,
+        classes=options.classes,
+        official=options.official,
+    )
+    print(seld.table(scores))
+    return scores
+
+
 def bench_report(options: argparse.Namespace) -> Result:
     from jaxasa import steps
 
@@ -293,7 +313,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
-    parts = bench.add_subparsers(metavar="{build,run,score,report}", required=True)
+    parts = bench.add_subparsers(metavar="{build,run,score,seld,report}", required=True)
 
     verb = _verb(
         parts,
@@ -331,6 +351,32 @@ def _add_bench(verbs) -> None:
     )
     verb.add_argument("benchmark", type=Path, help="folder with metadata.jsonl")
     verb.add_argument("predictions", type=Path, help="predictions.jsonl")
+
+    verb = _verb(
+        parts,
+        "seld",
+        bench_seld,
+        "Scores detected and localised events as DCASE task 3 does (F20, ER20, LE_CD, LR_CD, RDE).",
+        "Reads csv files without header: frame, class, source, azimuth, elevation[, distance].",
+        "nothing but the file of --json",
+        "jaxasa bench seld metadata_dev/dev-test-tau predictions --year 2023 --official",
+    )
+    verb.add_argument("references", type=Path, help="a csv file, or a folder with some below it")
+    verb.add_argument("predictions", type=Path, help="the same, with the same file names")
+    verb.add_argument("--year", type=int, choices=(2023, 2024), default=2024, help="definition")
+    verb.add_argument("--classes", type=int, default=13, metavar="N", help="default: 13")
+    verb.add_argument(
+        "--official",
+        action="store_true",
+        help="with the public code's quirks (jaxasa/bench/seld.py)",
+    )
+    for side, unit in (("reference", "cm"), ("prediction", "m")):
+        verb.add_argument(
+            f"--{side}-unit",
+            choices=("cm", "m"),
+            default=unit,
+            help=f"of distances; default: {unit}",
+        )
 
     verb = _verb(
         parts,

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 STAGES = ("text", "spatial", "align", "sft", "grpo")
+POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "sapo")
 
 
 class ConfigError(ValueError):
@@ -404,21 +405,60 @@ class SftStage(Stage):
 
 @dataclass(frozen=True)
 class GrpoStage(Stage):
-    """Stage 4: group-relative policy optimisation of the adapters (Dr. GRPO's loss)."""
+    """Stage 4: group-relative policy optimisation of the adapters.
+
+    loss: one of POLICY_LOSSES (stages/policy.py). clip_ratio: how far a token's ratio may lie
+        from 1, a number or (below, above); None: as the loss's paper has it.
+    by_deviation: whether advantages are divided by the group's standard deviation; None: as the
+        loss's paper has it (all but dr_grpo).
+    epochs: updates on each rollout. kl_weight: penalty on leaving the model without adapters.
+    mask_truncated: completions cut off at reply_tokens teach nothing.
+    resample: how often a step draws other prompts in place of those whose group earned alike.
+    *_weight: of each reward (stages/rewards.py).
+    """
 
     group: int = 8
     temperature: float = 1.0
-    clip_ratio: float = 0.2
+    loss: str = "dr_grpo"
+    clip_ratio: float | tuple[float, float] | None = None
+    by_deviation: bool | None = None
+    epochs: int = 1
+    kl_weight: float = 0.0
+    mask_truncated: bool = False
+    resample: int = 0
     answer_weight: float = 1.0
     format_weight: float = 0.1
     evidence_weight: float = 0.3
+    length_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         _check_at_least(self, 2, "group")
-        _check_at_least(self, 1)
-        _check_at_least(self, 1e-3, "temperature", "clip_ratio")
+        _check_at_least(self, 1, "epochs")
+        _check_at_least(self, 1e-3, "temperature")
+        _check_at_least(self, 0, "kl_weight", "resample")
         _check_at_least(self, 0, "answer_weight", "format_weight", "evidence_weight")
+        _check_at_least(self, 0, "length_weight")
+        known = " or ".join(POLICY_LOSSES)
+        check(self.loss in POLICY_LOSSES, "GrpoStage.loss", self.loss, known)
+        clip = self.clip_ratio
+        pair = clip if isinstance(clip, tuple) else (clip, clip)
+        ok = len(pair) == 2 and all(isinstance(c, (int, float)) and 0 < c for c in pair)
+        ok = ok and pair[0] < 1
+        what = "a number above 0 and below 1, or (below, above)"
+        check(clip is None or ok, "GrpoStage.clip_ratio", clip, what)
+        soft = self.loss == "sapo" and clip is not None
+        check(not soft, "GrpoStage.clip_ratio", clip, "None: sapo has no clip")
+        for name in ("epochs", "resample"):
+            value = getattr(self, name)
+            check(isinstance(value, int), f"GrpoStage.{name}", value, "a whole number")
+        for name, kinds in (
+            ("mask_truncated", (True, False)),
+            ("by_deviation", (True, False, None)),
+        ):
+            value = getattr(self, name)
+            ok = any(value is kind for kind in kinds)
+            check(ok, f"GrpoStage.{name}", value, " or ".join(map(str, kinds)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxasa.config import ConfigError
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
 VERBS = [
     *(["sounds"], ["simulate"], ["train"], ["ask"], ["export"], ["demo"]),
-    *(["bench", part] for part in ("build", "run", "score", "report")),
+    *(["bench", part] for part in ("build", "run", "score", "seld", "report")),
 ]
 
 

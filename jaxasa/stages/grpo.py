@@ -1,13 +1,13 @@
-"""Stage 4 (`grpo`): group-relative policy optimisation of the adapters, with Dr. GRPO's loss.
+"""Stage 4 (`grpo`): group-relative policy optimisation of the adapters.
 
-A step draws prompts, samples a group of completions of each with one prefill a prompt,
-rewards their texts on the host, and moves the adapters along advantages R - mean(R).
-Dr. GRPO (arXiv:2503.20783) divides by rows x maximum length and not by the group's standard
-deviation, so that neither long answers nor easy prompts weigh more.
+A step draws prompts, samples a group of completions of each with one prefill a prompt, rewards
+their texts on the host, and moves the adapters along the advantages, `stage.epochs` times. The
+losses are in policy.py; Dr. GRPO's is the default.
 
-Letters: P prompts, G completions of each, C new tokens.
+Letters: P prompts, G completions of each, R = P x G rows, C new tokens.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -17,61 +17,107 @@ import numpy as np
 from jaxasa import sharding
 from jaxasa.data import pipeline, questions
 from jaxasa.models import lm, sample
-from jaxasa.stages import common, rewards
+from jaxasa.stages import common, policy, rewards
 from jaxasa.stages.sft import asked, flat, project
 from jaxasa.state import State
 
 
-def policy_loss(logps, behaviour, advantages, mask, clip: float) -> jax.Array:
-    """Clipped surrogate of Dr. GRPO: logps, behaviour, mask [R, C], advantages [R] -> scalar."""
-    ratio = jnp.exp(logps - behaviour)
-    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
-    gains = jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
-    return -(gains * mask).sum() / mask.size
+def rollout(
+    context: common.Context, params, batch, key, group: int, temperature: float
+) -> sample.Completions:
+    """`group` completions of each prompt of a batch, at `temperature`."""
+    text = context.text
+    tokens = jnp.repeat(project(context, params, batch), batch["prompt"].shape[1], axis=0)
+    return sample.generate(
+        context.asa,
+        params,
+        flat(batch["prompt"]),
+        tokens,
+        key,
+        group=group,
+        max_new=context.run.model.reply_tokens,
+        temperature=temperature,
+        pad=text.pad,
+        eos=text.eos,
+        audio_id=text.audio,
+    )
+
+
+def completion_logps(context: common.Context, params, batch, adapted: bool = True) -> jax.Array:
+    """Log-probabilities [R, C] of the completions `batch["ids"]` [P, G, C], as they were sampled.
+
+    adapted: False for the reference, which is the model without its adapters.
+    """
+    asa, text = context.asa, context.text
+    tokens = jax.lax.stop_gradient(project(context, params, batch))
+    repeats = batch["ids"].shape[1]
+    tokens = jnp.repeat(tokens, batch["prompt"].shape[1] * repeats, axis=0)
+    prompt = jnp.repeat(flat(batch["prompt"]), repeats, axis=0)
+    ids, mask = flat(batch["ids"]), flat(batch["mask"])
+    # A pad or a place for audio that was sampled was a word like any other then, and is now.
+    asked_for = asa.embed(params, prompt, tokens, text.audio)
+    said = asa.embed(params, ids, None, text.audio)
+    valid = jnp.concatenate([prompt != text.pad, mask > 0], 1)[:, :-1]
+    x = jnp.concatenate([asked_for, said], 1)[:, :-1]
+    hidden, *_ = asa.hidden(params, x, valid, adapted)
+    logps, _ = lm.token_logps(
+        hidden[:, prompt.shape[1] - 1 :], asa.table(params), ids, context.stage.temperature
+    )
+    return logps
 
 
 def task(context: common.Context) -> common.Task:
-    """Rollouts, rewards, update. A prompt is one scene with one question."""
+    """Rollouts, rewards, updates. A prompt is one scene with one question."""
     run, stage, asa, text = context.run, context.stage, context.asa, context.text
+    loss_of_tokens = policy.loss_of(stage)
+    # Sampler and learner round apart: the learner says how likely it found what was sampled.
+    is_rough = asa.dtype != jnp.float32
+    by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
+    batches = pipeline.Batches(context.train, asked(context, 1), run.seed, "grpo", stage.batch)
 
-    def rollout(params, batch, key, group: int, temperature: float) -> sample.Completions:
-        tokens = jnp.repeat(project(context, params, batch), batch["prompt"].shape[1], axis=0)
-        return sample.generate(
-            asa,
-            params,
-            flat(batch["prompt"]),
-            tokens,
-            key,
-            group=group,
-            max_new=run.model.reply_tokens,
-            temperature=temperature,
-            pad=text.pad,
-            eos=text.eos,
-            audio_id=text.audio,
-        )
+    def sample_them(params, batch, key, group: int, temperature: float):
+        return rollout(context, params, batch, key, group, temperature)
 
-    sampled = jax.jit(rollout, static_argnums=(3, 4))
+    sampled = jax.jit(sample_them, static_argnums=(3, 4))
+
+    @jax.jit
+    def score(params, batch) -> dict[str, jax.Array]:
+        """[P, G, C]: what the updates need of the policy before them, and of the reference."""
+        found = {}
+        if is_rough and stage.epochs > 1:
+            found["learner"] = completion_logps(context, params, batch)
+        if stage.kl_weight:
+            found["reference"] = completion_logps(context, params, batch, adapted=False)
+        return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
 
     def loss(params, batch, key):
-        tokens = jax.lax.stop_gradient(project(context, params, batch))
-        repeats = batch["ids"].shape[1]
-        tokens = jnp.repeat(tokens, batch["prompt"].shape[1] * repeats, axis=0)
-        prompt = jnp.repeat(flat(batch["prompt"]), repeats, axis=0)
-        ids, mask = flat(batch["ids"]), flat(batch["mask"])
-        # A pad or a place for audio that was sampled was a word like any other then, and is now.
-        asked_for = asa.embed(params, prompt, tokens, text.audio)
-        said = asa.embed(params, ids, None, text.audio)
-        valid = jnp.concatenate([prompt != text.pad, mask > 0], 1)[:, :-1]
-        hidden, *_ = asa.hidden(params, jnp.concatenate([asked_for, said], 1)[:, :-1], valid)
-        logps, _ = lm.token_logps(
-            hidden[:, prompt.shape[1] - 1 :], asa.table(params), ids, stage.temperature
-        )
+        logps = completion_logps(context, params, batch)
         behaviour, advantages = flat(batch["logps"]), flat(batch["advantages"])
-        value = policy_loss(logps, behaviour, advantages, mask, stage.clip_ratio)
-        drift = ((logps - behaviour) * mask).sum() / mask.sum()
-        return value, {"log_ratio": drift}
+        # What the length limit cut off was attended to, whether or not it teaches.
+        mask = flat(batch["taught"])
+        active = jnp.maximum(mask.sum(), 1)
+        extra, metrics = {}, {}
+        if is_rough:
+            sampler, behaviour = behaviour, jax.lax.stop_gradient(logps)
+            if "learner" in batch:
+                # Where nothing counts nothing may overflow either: infinity times 0 is no 0.
+                behaviour = jnp.where(mask > 0, flat(batch["learner"]), behaviour)
+            extra["weight"] = policy.truncated_ratio(behaviour, sampler)
+            ratio = jnp.where(mask > 0, jnp.exp(behaviour - sampler), 1.0)
+            metrics["sampler_ratio"] = (ratio * mask).sum() / active
+            metrics["sampler_ratio_max"] = ratio.max()
+        if "reference" in batch:
+            divergence = policy.k3(logps, jnp.where(mask > 0, flat(batch["reference"]), logps))
+            extra["penalty"] = stage.kl_weight * divergence
+            metrics["kl"] = (divergence * mask).sum() / active
+        value = loss_of_tokens(logps, behaviour, advantages, mask, **extra)
+        drift = ((logps - behaviour) * mask).sum() / active
+        return value, {"log_ratio": drift} | metrics
 
-    update = common.gradient_step(context, loss)
+    # Its schedule counts updates, of which a step makes `epochs`.
+    often = {name: getattr(stage, name) * stage.epochs for name in ("steps", "warmup")}
+    paced = dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
+    update = common.gradient_step(paced, loss)
 
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
@@ -81,34 +127,63 @@ def task(context: common.Context) -> common.Task:
         for p, group in enumerate(ids):
             sources = _sources(batch, p // per_scene, context.classes)
             right = rewards.answer_of(text.decode(replies[p]))
+            ended = group == text.eos
+            used = np.where(ended.any(-1), (ended.argmax(-1) + 1) / ids.shape[-1], 1.0)
             judged = [
-                rewards.total(stage, text.decode(c), right, sources, context.classes) for c in group
+                rewards.total(stage, text.decode(c), right, sources, context.classes, float(u))
+                for c, u in zip(group, used, strict=True)
             ]
             rows.append(judged)
         return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
 
-    def step(state: State, batch, key) -> tuple[State, Mapping]:
+    def play(params, batch, key) -> tuple[dict, dict]:
+        """A rollout, each [P, G, C], and its rewards by name, each [P, G]."""
         placed = sharding.place_batch(batch, context.mesh)
-        made = sampled(state.params, placed, key, stage.group, stage.temperature)
+        made = sampled(params, placed, key, stage.group, stage.temperature)
         found = judge(jax.device_get(made.ids), batch)
-        advantages = found["total"] - found["total"].mean(1, keepdims=True)
-        state, metrics = update(
-            state,
-            {
-                **batch,
-                "ids": np.asarray(made.ids),
-                "logps": np.asarray(made.logps),
-                "mask": np.asarray(made.mask, np.float32),
-                "advantages": advantages.astype(np.float32),
-            },
-            key,
-        )
-        spread = found["total"].std(1)
-        return state, metrics | {
+        mask = np.asarray(made.mask, np.float32)
+        return {"ids": np.asarray(made.ids), "logps": np.asarray(made.logps), "mask": mask}, found
+
+    def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
+        """Other prompts with their rollouts in place of those that teach nothing, while any are."""
+        batch, made, found = ({k: np.array(v) for k, v in x.items()} for x in (batch, made, found))
+        for n in range(stage.resample):
+            dull = np.flatnonzero(_is_equal(found))
+            if not len(dull):
+                break
+            other = next(batches)
+            tried, earned = play(params, other, jax.random.fold_in(key, n + 1))
+            keen = np.flatnonzero(~_is_equal(earned))[: len(dull)]
+            for old, new in ((batch, other), (made, tried), (found, earned)):
+                for name in old:
+                    old[name][dull[: len(keen)]] = new[name][keen]
+        return batch, made, found
+
+    def step(state: State, batch, key) -> tuple[State, Mapping]:
+        made, found = play(state.params, batch, key)
+        equal = float(_is_equal(found).mean())
+        if stage.resample:
+            batch, made, found = refresh(state.params, batch, key, made, found)
+        ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
+        gains = policy.advantages(found["total"], by_deviation).astype(np.float32)
+        taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
+        batch = {**batch, **made, "taught": taught, "advantages": gains}
+        if stage.kl_weight or (is_rough and stage.epochs > 1):
+            before = score(state.params, sharding.place_batch(batch, context.mesh))
+            batch |= jax.device_get(before)
+        for _ in range(stage.epochs):
+            state, metrics = update(state, batch, key)
+        if stage.epochs > 1:
+            state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
+        metrics = metrics | {
             **{f"reward/{name}": float(value.mean()) for name, value in found.items()},
-            "equal_groups": float((spread < 1e-6).mean()),
-            "length": float(np.asarray(made.mask).sum(-1).mean()),
+            "equal_groups": equal,
+            "length": float(made["mask"].sum(-1).mean()),
+            "truncated": float(1 - ended.mean()),
         }
+        if stage.resample:
+            metrics["equal_groups_left"] = float(_is_equal(found).mean())
+        return state, metrics
 
     plain = asked(context, 4, augment=False)
     dev = pipeline.fixed(context.dev, plain, run.seed, "grpo/dev", common.EVAL_SCENES)
@@ -124,13 +199,12 @@ def task(context: common.Context) -> common.Task:
         }
         return {"accuracy": float(right.mean())} | by_level
 
-    make = asked(context, 1)
-    return common.Task(
-        "grpo",
-        pipeline.Batches(context.train, make, run.seed, "grpo", stage.batch),
-        step,
-        evaluate,
-    )
+    return common.Task("grpo", batches, step, evaluate)
+
+
+def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:
+    """bool [P]: groups all of whose completions earned the same, which teach nothing."""
+    return found["total"].std(1) < 1e-6
 
 
 def _sources(batch: Mapping[str, np.ndarray], scene: int, classes) -> list[dict]:

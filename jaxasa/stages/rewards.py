@@ -1,4 +1,4 @@
-"""Rewards of stage 4: a right answer, the format, and evidence that agrees with the scene.
+"""Rewards of stage 4: a right answer, the format, evidence that agrees with the scene, length.
 
 Each takes the text of a completion; to add a reward, write a function here and add its weight
 to `config.GrpoStage` and to `total`.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jaxasa import config
 from jaxasa.data import words
 
+LONG = 0.75
 REPLY = re.compile(r"\s*<think>([^<>]*)</think>\s*<answer>\s*([^<>]*?)\s*</answer>\s*")
 
 
@@ -39,34 +40,50 @@ def well_formed(text: str) -> float:
 
 
 def evidence(text: str, sources: Sequence[dict], classes: Sequence[str]) -> float:
-    """F1 of the claims in the thought against the scene, 0 to 1.
+    """F1 of the claims in the thought against the scene, less what is false in them: 0 to 1.
 
     sources: {"class", "azimuth", "distance"}. Claims are anchored to classes, one to one. A
-    claim of a class that is heard counts half for its bearing (full in the right sector, half
-    of that in a neighbouring one) and half for its distance; other claims, and repeated ones,
-    count against precision. No claims earn 0.
+    claim of a class that is heard counts half for its bearing (see `bearing`) and half for its
+    distance. Others, and repeated ones, count against precision and cost k / (n - k) each where
+    k of n classes are heard: then guessing gains nothing on average, and claiming every class
+    nothing at all, even in the right places. No claims earn 0.
     """
     found = parse(text)
     claims = words.claims(found[0], classes) if found else []
     if not claims or not sources:
         return 0.0
-    truth = {s["class"]: s for s in sources}
-    hits = 0.0
+    left = list(sources)
+    hits, false = 0.0, 0
     for claim in claims:
-        source = truth.pop(claim["class"], None)
-        if source is not None:
-            bearing = _bearing(claim["sector"], source["azimuth"])
-            hits += 0.5 * bearing
-            hits += 0.5 * (claim["distance"] == words.distance(source["distance"]))
-    return 2.0 * hits / (len(claims) + len(sources))
+        same = [s for s in left if s["class"] == claim["class"]]
+        if not same:
+            false += 1
+            continue
+        places = [bearing(claim["sector"], s["azimuth"]) for s in same]
+        source = same[places.index(max(places))]
+        left.remove(source)
+        hits += 0.5 * max(places)
+        hits += 0.5 * (claim["distance"] == words.distance(source["distance"]))
+    heard = len({s["class"] for s in sources})
+    cost = heard / max(len(classes) - heard, 1)
+    return max(0.0, 2.0 * (hits - cost * false) / (len(claims) + len(sources)))
 
 
-def _bearing(sector: str | None, azimuth: float) -> float:
+def bearing(sector: str | None, azimuth: float) -> float:
+    """1 for the sector that `azimuth` (degrees) lies in, falling to 0 a sector beyond its edge."""
     if sector is None:
         return 0.0
-    steps = words.SECTORS.index(sector) - words.SECTORS.index(words.sector(azimuth))
-    away = min(steps % len(words.SECTORS), -steps % len(words.SECTORS))
-    return {0: 1.0, 1: 0.5}.get(away, 0.0)
+    centre = words.SECTORS.index(sector) * words.SECTOR_WIDTH
+    off = abs((azimuth - centre + 180.0) % 360.0 - 180.0) - words.SECTOR_WIDTH / 2
+    return min(1.0, max(0.0, 1.0 - off / words.SECTOR_WIDTH))
+
+
+def length(used: float) -> float:
+    """0 for a completion of at most LONG of its room (`used`, a share), falling to -1 at all of it.
+
+    The soft overlong punishment of DAPO (arXiv:2503.14476, eq. 13).
+    """
+    return min(0.0, (LONG - used) / (1.0 - LONG))
 
 
 def total(
@@ -75,15 +92,21 @@ def total(
     right_answer: str,
     sources: Sequence[dict],
     classes: Sequence[str],
+    used: float,
 ) -> dict[str, float]:
-    """Each reward by name and their weighted "total"; evidence pays only with a right answer."""
+    """Each reward by name and their weighted "total"; evidence pays only with a right answer.
+
+    used: share of the room for a reply that the completion took.
+    """
     right, form = answer(text, right_answer), well_formed(text)
-    shown = evidence(text, sources, classes)
+    shown, long = evidence(text, sources, classes), length(used)
     return {
         "answer": right,
         "format": form,
         "evidence": shown,
+        "length": long,
         "total": stage.answer_weight * right
         + stage.format_weight * form
-        + stage.evidence_weight * shown * right,
+        + stage.evidence_weight * shown * right
+        + stage.length_weight * long,
     }

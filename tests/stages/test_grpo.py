@@ -1,72 +1,135 @@
+import dataclasses
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxasa import config, mesh, state
+from jaxasa.models import sample
+from jaxasa.models.asa import ASA
 from jaxasa.stages import common, grpo
-
-CLIP = 0.2
-
-
-def reference(logps, behaviour, advantages, mask):
-    """Dr. GRPO's loss and its slope by logps, a token at a time."""
-    value, slope = 0.0, np.zeros_like(logps)
-    for (r, c), logp in np.ndenumerate(logps):
-        ratio, gain = np.exp(logp - behaviour[r, c]), advantages[r]
-        kept = min(ratio, 1 + CLIP) if gain > 0 else max(ratio, 1 - CLIP)
-        if mask[r, c]:
-            value -= kept * gain / mask.size
-            slope[r, c] = -ratio * gain / mask.size if kept == ratio else 0.0
-    return value, slope
-
-
-def test_policy_loss_and_its_gradient_at_ratios_other_than_1():
-    rng = np.random.default_rng(0)
-    behaviour = rng.normal(-2, 1, (8, 6))
-    logps = behaviour + rng.uniform(-0.6, 0.6, (8, 6))
-    advantages, mask = rng.normal(size=8), rng.random((8, 6)) < 0.7
-    value, slope = reference(logps, behaviour, advantages, mask)
-    clipped = (slope == 0) & mask
-    assert 5 < clipped.sum() < mask.sum() - 5
-    found, gradient = jax.value_and_grad(grpo.policy_loss)(
-        logps, behaviour, advantages, mask.astype(np.float32), CLIP
-    )
-    np.testing.assert_allclose(found, value, rtol=1e-5)
-    np.testing.assert_allclose(gradient, slope, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
-def task(tiny, text, described):
-    """Stage 4 of the tiny model on made-up clips: the task, its context and a batch."""
+def make(tiny, text, described):
+    """`make(asa=tiny.asa, **fields)`: stage 4 of the tiny model on made-up clips.
+
+    Returns the task, its context and a batch.
+    """
     scenes = described(16, (2, 3))
     rng = np.random.default_rng(0)
     audio = rng.integers(-3000, 3000, (16, 16_000, 4)).astype(np.int16)
-    stage = config.GrpoStage(
-        steps=4, batch=8, learning_rate=0.01, trainable=("lora/.*",), group=4, warmup=0
+
+    def made(asa=tiny.asa, **fields):
+        fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "group": 4, "warmup": 0} | fields
+        context = common.Context(
+            run=types.SimpleNamespace(
+                model=asa.model, scenes=types.SimpleNamespace(seconds=1.0), seed=0
+            ),
+            stage=config.GrpoStage(trainable=("lora/.*",), **fields),
+            asa=asa,
+            mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
+            text=text,
+            classes=tiny.classes,
+            clips=(),
+            train=list(zip(audio, scenes, strict=True)),
+            dev=list(zip(audio, scenes, strict=True)),
+        )
+        task = grpo.task(context)
+        logps = jax.jit(lambda params, batch: grpo.completion_logps(context, params, batch))
+        return types.SimpleNamespace(
+            task=task, context=context, batch=next(task.batches), logps=logps
+        )
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def task(make):
+    return make()
+
+
+def tokens_by_yaw(context, params, batch):
+    """Made-up audio tokens in place of the encoders', which take long to compile."""
+    shape = context.audio_tokens, context.run.model.decoder.width
+    return jnp.sin(batch["yaw"][:, None, None] + jnp.arange(shape[0] * shape[1]).reshape(shape))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Made-up audio tokens and code that compiles fast.
+
+    The task of the module must then make no step, only give its batch.
+    """
+    monkeypatch.setattr(grpo, "project", tokens_by_yaw)
+    # Compiling is what these tests spend their time on; what they compute is small.
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def by_length(monkeypatch, quick):
+    """A reward that differs among completions, whatever they say."""
+    monkeypatch.setattr(
+        grpo.rewards, "total", lambda stage, said, *_: {"total": float(len(said) % 7)}
     )
-    context = common.Context(
-        run=types.SimpleNamespace(
-            model=tiny.model, scenes=types.SimpleNamespace(seconds=1.0), seed=0
-        ),
-        stage=stage,
-        asa=tiny.asa,
-        mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
-        text=text,
-        classes=tiny.classes,
-        clips=(),
-        train=list(zip(audio, scenes, strict=True)),
-        dev=list(zip(audio, scenes, strict=True)),
-    )
-    made = grpo.task(context)
-    return types.SimpleNamespace(task=made, context=context, batch=next(made.batches))
+
+
+def run(made, params, steps=1, batch=None):
+    """(state, metrics of the last step) after `steps` steps on one batch."""
+    with jax.set_mesh(made.context.mesh):
+        after = state.create(params, made.context.stage, made.context.mesh)
+        for i in range(steps):
+            after, metrics = made.task.step(after, batch or made.batch, jax.random.key(i))
+    return after, {name: float(value) for name, value in metrics.items()}
+
+
+def logps_of(made, params, batch, said):
+    """Log-probabilities of `said`, shaped as they are."""
+    batch = {**batch, "ids": said.ids, "mask": np.asarray(said.mask, np.float32)}
+    with jax.set_mesh(made.context.mesh):
+        return np.asarray(made.logps(params, batch)).reshape(said.ids.shape)
+
+
+def rollout_of(context, params, batch, key, temperature=1.0):
+    def run(params, batch):
+        return grpo.rollout(context, params, batch, jax.random.key(key), 4, temperature)
+
+    with jax.set_mesh(context.mesh):
+        return jax.device_get(jax.jit(run)(params, batch))
+
+
+@pytest.fixture(scope="module")
+def first_said(tiny, task):
+    """Made by the model before any update."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grpo, "project", tokens_by_yaw)
+        return rollout_of(task.context, tiny.params, task.batch, 5)
+
+
+@pytest.fixture
+def said(task, first_said, monkeypatch, by_length):
+    """What the rollouts of the test give, with `batch`, which makes them give it."""
+
+    def rollout(context, params, batch, *_):
+        return sample.Completions(*(batch[f"said_{name}"] for name in first_said._fields))
+
+    monkeypatch.setattr(grpo, "rollout", rollout)
+    return first_said
+
+
+def saying(batch, said):
+    return batch | {f"said_{name}": value for name, value in said._asdict().items()}
 
 
 def test_a_step_moves_the_adapters_from_ratios_of_1(tiny, task, monkeypatch):
     seen = []
 
-    def total(stage, said, right, sources, classes):
+    def total(stage, said, right, sources, classes, used):
+        assert 0 < used <= 1
         seen.append((right, sources))
         return {"total": float(len(said) % 7)}
 
@@ -97,3 +160,148 @@ def test_equal_rewards_move_nothing(tiny, task, monkeypatch):
         start = state.create(tiny.params, task.context.stage, task.context.mesh)
         _, metrics = task.task.step(start, task.batch, jax.random.key(1))
     assert metrics["gradient_norm"] == 0 and metrics["equal_groups"] == 1
+
+
+def test_learner_and_sampler_agree_token_by_token(tiny, task, quick):
+    """In fp32, before any update, on what was sampled at another temperature than 1."""
+    stage = dataclasses.replace(task.context.stage, temperature=1.3)
+    context = dataclasses.replace(task.context, stage=stage)
+    said = rollout_of(context, tiny.params, task.batch, 3, 1.3)
+    made = types.SimpleNamespace(
+        context=context, logps=lambda p, b: grpo.completion_logps(context, p, b)
+    )
+    found = logps_of(made, tiny.params, task.batch, said)
+    mask = np.asarray(said.mask)
+    assert mask.sum() > 300
+    assert np.abs(np.asarray(found - said.logps))[mask].max() < 1e-4
+    assert np.asarray(said.logps)[mask].std() > 0.1
+
+
+def test_epochs_are_updates_on_one_rollout(tiny, make, task, said):
+    """One step of two epochs equals two steps whose rollouts are the same, and their schedule."""
+    batch = saying(task.batch, said)
+    one, last = run(make(steps=2, epochs=2), tiny.params, 1, batch)
+    two, other = run(make(steps=4), tiny.params, 2, batch)
+    assert int(one.step) == 1 and int(two.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    # Ratios of the second update are not 1.
+    assert abs(last["log_ratio"]) > 1e-4 and last["log_ratio"] == other["log_ratio"]
+
+
+@pytest.mark.parametrize("name", ["gspo", "sapo"])
+def test_a_loss_moves_towards_what_earned_more(tiny, make, task, said, name):
+    made = make(loss=name, epochs=2, learning_rate=1e-3)
+    after, _ = run(made, tiny.params, 2, saying(task.batch, said))
+    gain = logps_of(made, after.params, task.batch, said) - said.logps
+    gain = (gain * said.mask).sum(-1)
+    told = [[len(made.context.text.decode(c)) % 7 for c in group] for group in said.ids]
+    advantages = np.array(told) - np.mean(told, 1, keepdims=True)
+    assert np.corrcoef(gain.ravel(), advantages.ravel())[0, 1] > 0.3
+
+
+def test_kl_is_that_to_the_model_without_adapters(tiny, make, task, said, monkeypatch):
+    made, batch = make(kl_weight=0.1), saying(task.batch, said)
+    _, metrics = run(made, tiny.params, 1, batch)
+    without = {**tiny.params, "lora": jax.tree.map(np.zeros_like, tiny.params["lora"])}
+    now, before = (logps_of(made, params, task.batch, said) for params in (tiny.params, without))
+    gap = (before - now)[said.mask]
+    assert metrics["kl"] == pytest.approx((np.exp(gap) - gap - 1).mean(), rel=1e-4)
+    # Equal rewards: nothing but the penalty is left, and it pulls the adapters back.
+    monkeypatch.setattr(grpo.rewards, "total", lambda *_: {"total": 0.7})
+    _, first = run(made, tiny.params, 1, batch)
+    _, last = run(made, tiny.params, 4, batch)
+    assert first["gradient_norm"] > 0 and last["kl"] < first["kl"]
+    _, metrics = run(made, without, 1, batch)
+    assert abs(metrics["kl"]) < 1e-6 and metrics["loss"] == pytest.approx(0, abs=1e-6)
+
+
+def test_what_was_cut_off_can_be_left_out(tiny, make, task, said):
+    """Every second completion is cut off: they alone are moved by nothing."""
+    eos, made = task.context.text.eos, make(mask_truncated=True)
+    ids, mask = np.array(said.ids), np.ones_like(said.mask)
+    ids[ids == eos] = eos + 5
+    whole = said._replace(ids=ids, mask=mask)
+    _, metrics = run(made, tiny.params, 1, saying(task.batch, whole))
+    assert metrics["truncated"] == 1 and metrics["gradient_norm"] == 0 and metrics["loss"] == 0
+    # One that ends in the last place was not cut off.
+    ended = ids.copy()
+    ended[:, ::2, -1] = eos
+    _, metrics = run(made, tiny.params, 1, saying(task.batch, whole._replace(ids=ended)))
+    assert metrics["truncated"] == 0.5 and metrics["gradient_norm"] > 0
+
+
+def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick):
+    """The first batch earns alike, of the next a half; a third gives the other half."""
+    calls = []
+
+    def total(stage, said, right, sources, classes, used):
+        calls.append(right)
+        number, prompt = (len(calls) - 1) // 32, (len(calls) - 1) % 32 // 4
+        alike = number == 0 or (number == 1 and prompt % 2)
+        return {"total": 0.5 if alike else float(len(calls) % 4)}
+
+    monkeypatch.setattr(grpo.rewards, "total", total)
+    plain, trained = make(), []
+    update = grpo.common.gradient_step
+
+    def spied(context, loss):
+        step = update(context, loss)
+        return lambda state, batch, key: (trained.append(batch), step(state, batch, key))[1]
+
+    monkeypatch.setattr(grpo.common, "gradient_step", spied)
+    made = make(resample=4)
+    _, metrics = run(made, tiny.params)
+    assert len(calls) == 3 * 32
+    assert metrics["equal_groups"] == 1 and metrics["equal_groups_left"] == 0
+    second, third = next(plain.task.batches), next(plain.task.batches)
+    expected = [*second["prompt"][::2], *third["prompt"][:4]]
+    found = sorted(row.tobytes() for row in trained[0]["prompt"])
+    assert found == sorted(row.tobytes() for row in np.array(expected))
+    # Their audio and their advantages came along.
+    for row, prompt in enumerate(trained[0]["prompt"]):
+        home = next(b for b in (second, third) if (b["prompt"] == prompt).all((1, 2)).any())
+        at = int((home["prompt"] == prompt).all((1, 2)).argmax())
+        np.testing.assert_array_equal(trained[0]["audio"][row], home["audio"][at])
+    assert (np.abs(trained[0]["advantages"]).sum(1) > 0).all()
+    # A saved reader stands behind what was drawn: a resumed run goes on with the fourth batch.
+    fourth, next_of = next(plain.task.batches), next(made.task.batches)
+    np.testing.assert_array_equal(fourth["prompt"], next_of["prompt"])
+
+
+def test_bf16_ratios_of_sampler_and_learner_are_logged_and_weigh(tiny, make, task, by_length):
+    asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
+    _, metrics = run(make(asa, epochs=2), tiny.params, 1, task.batch)
+    assert metrics["sampler_ratio"] == pytest.approx(1, abs=0.1)
+    assert 1 < metrics["sampler_ratio_max"] < 3
+    # Of the second epoch, against the learner before the first.
+    assert 1e-4 < abs(metrics["log_ratio"]) < 0.5 and metrics["gradient_norm"] > 0
+
+
+def test_the_cache_of_a_prompt_is_there_once_whatever_the_group(tiny, task):
+    """Temporary memory of the compiled rollout of long prompts, by the completions of each."""
+    d, rows, length, new = tiny.model.decoder, 8, 1000, 4
+    prompts = jax.ShapeDtypeStruct((rows, length), np.int32)
+
+    def memory(group):
+        def run(params, prompts, key):
+            return sample.generate(
+                tiny.asa,
+                params,
+                prompts,
+                None,
+                key,
+                group=group,
+                max_new=new,
+                temperature=1.0,
+                pad=0,
+                eos=1,
+                audio_id=2,
+            )
+
+        compiled = jax.jit(run).lower(tiny.params, prompts, jax.random.key(0)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    # Keys and values, in float32.
+    once = 2 * d.layers * rows * length * d.kv_heads * d.head_width * 4
+    few, many = memory(4), memory(16)
+    assert few >= once and many - few < once

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -51,7 +53,7 @@ def right_form(text):
 
 @given(pieces.map("".join))
 def test_no_malformed_text_earns_anything(text):
-    found = rewards.total(STAGE, text, "left", [], CLASSES)
+    found = rewards.total(STAGE, text, "left", [], CLASSES, 0.5)
     assert found["format"] == rewards.well_formed(text) == float(right_form(text))
     if not right_form(text):
         assert found["answer"] == found["total"] == 0
@@ -93,18 +95,34 @@ def test_the_caption_alone_earns_1_and_what_lacks_earns_less(scene):
 
 @given(scenes_of(), st.integers(0, 7))
 def test_a_bearing_pays_by_how_near_it_is(scene, steps):
+    """In full within its sector, and less and less over the 45 degrees beyond its edge."""
     source = scene[0]
-    at = words.SECTORS.index(words.sector(source["azimuth"]))
-    place = words.SECTORS[(at + steps) % 8]
-    said = clause(source["class"], place, words.distance(source["distance"]))
-    bearing = {0: 1.0, 1: 0.5, 7: 0.5}.get(steps, 0.0)
+    at = (words.SECTORS.index(words.sector(source["azimuth"])) + steps) % 8
+    off = abs((45 * at - source["azimuth"] + 180) % 360 - 180)
+    bearing = np.interp(off, [22.5, 67.5], [1, 0])
+    assert bearing == pytest.approx(1, abs=1e-6) if not steps else 0 <= bearing < 1
+    said = clause(source["class"], words.SECTORS[at], words.distance(source["distance"]))
     found = rewards.evidence(reply(said), scene, CLASSES)
-    assert found == pytest.approx((bearing + 1) / (1 + len(scene)))
+    assert found == pytest.approx((bearing + 1) / (1 + len(scene)), abs=1e-6)
+
+
+@given(scenes_of(), st.floats(-180, 180), st.floats(-180, 180))
+def test_two_of_one_class_are_two(scene, one, other):
+    """Each of them is claimed by its own bearing, in any order, and one claim is for one."""
+    name = scene[0]["class"]
+    twins = [{"class": name, "azimuth": a, "distance": 1.0} for a in (one, other)]
+    told = [clause(name, words.sector(a), "near") for a in (one, other)]
+    for order in (told, told[::-1]):
+        assert rewards.evidence(reply(",".join(order)), twins, CLASSES) > 0.74
+    assert rewards.evidence(reply(told[0]), twins, CLASSES) == pytest.approx(2 / 3)
 
 
 @given(scenes_of(), st.lists(claim, min_size=1, max_size=4), st.integers(1, 3))
 def test_repeating_and_listing_earn_nothing_more(scene, claims, times):
-    """What is added to a thought: the same again, every class, every bearing of a class."""
+    """What is added to a thought: the same again, every class, every bearing of a class.
+
+    Claiming every class earns nothing at all, however right its places are.
+    """
     honest = [clause(s["class"], words.sector(s["azimuth"]), "near") for s in scene]
     for told in (honest, claims):
         once = rewards.evidence(reply(",".join(told)), scene, CLASSES)
@@ -113,7 +131,9 @@ def test_repeating_and_listing_earn_nothing_more(scene, claims, times):
     absent = [c for c in CLASSES if c not in {s["class"] for s in scene}]
     for place in words.SECTORS:
         every = honest + [clause(c, place, "near") for c in absent]
-        assert rewards.evidence(reply(",".join(every)), scene, CLASSES) < once
+        assert rewards.evidence(reply(",".join(every)), scene, CLASSES) == 0
+        some = reply(",".join([*honest, clause(absent[0], place, "near")]))
+        assert rewards.evidence(some, scene, CLASSES) < once
     # All bearings of a class in one breath count as the first of them.
     hedged = clause(scene[0]["class"], " ".join(words.SECTORS), "near far")
     single = clause(scene[0]["class"], "front", "near")
@@ -134,6 +154,57 @@ def test_guessing_every_class_earns_less_than_hearing_one(described):
     assert np.mean(guessed) < 0.5 * np.mean(heard)
 
 
+def test_guessing_gains_nothing_on_average(described):
+    """A right claim, and beside it one of a class drawn at random among the others."""
+    rng = np.random.default_rng(1)
+    more, fewer = [], []
+    for scene in described(400, (2, 2)):
+        sources = scene["sources"]
+        known = words.caption(scene).split(",")[0]
+        other = str(rng.choice([c for c in CLASSES if c != sources[0]["class"]]))
+        guess = clause(other, words.sector(sources[1]["azimuth"]), "near")
+        more.append(rewards.evidence(reply(f"{known},{guess}"), sources, CLASSES))
+        fewer.append(rewards.evidence(reply(known), sources, CLASSES))
+    assert np.mean(more) < np.mean(fewer)
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_length_costs_only_near_the_limit(used, more):
+    assert -1 <= rewards.length(used) <= 0
+    assert rewards.length(min(used, 0.75)) == 0
+    assert rewards.length(max(used, more)) <= rewards.length(min(used, more))
+    assert rewards.length(1.0) == -1 and rewards.length(0.875) == pytest.approx(-0.5)
+    weighed = dataclasses.replace(STAGE, length_weight=0.5)
+    text = reply("dog left near")
+    for stage, weight in ((STAGE, 0.0), (weighed, 0.5)):
+        found = rewards.total(stage, text, "left", [], CLASSES, used)
+        assert found["total"] == pytest.approx(1.1 + weight * rewards.length(used))
+
+
+@given(pieces.map("".join), st.sampled_from(answers_of := ("left", "right", "front", "back")))
+def test_listing_repeating_and_malformed_replies_earn_no_answer(text, right):
+    """Whatever is said around them: all options, blocks twice, blocks in blocks, no end."""
+    options = " ".join(answers_of)
+    whole = reply("dog left near", right)
+    bad = [
+        reply("dog left near", options),
+        reply("dog left near", f"{right} {right}"),
+        whole + whole,
+        whole + f"<answer>{right}</answer>",
+        f"<answer>{right}</answer>" + whole,
+        f"<think>{whole}</think>",
+        whole.removesuffix("</answer>"),
+        f"<think></think>{whole}",
+        whole.replace("<think>", ""),
+        whole + (text or "x"),
+    ]
+    for said in bad:
+        if right_form(said) and said.strip() == whole:
+            continue
+        found = rewards.total(STAGE, said, right, [], CLASSES, 0.5)
+        assert found["answer"] == 0 and found["total"] <= STAGE.format_weight
+
+
 def test_evidence_pays_only_with_a_right_answer(described):
     rng = np.random.default_rng(0)
     for scene in described(60):
@@ -141,13 +212,14 @@ def test_evidence_pays_only_with_a_right_answer(described):
         if asked is None:
             continue
         text = tokens.reply_text(asked).removesuffix(tokens.EOS)
-        found = rewards.total(STAGE, text, asked.answer_text, scene["sources"], CLASSES)
+        found = rewards.total(STAGE, text, asked.answer_text, scene["sources"], CLASSES, 0.5)
         assert found == {
             "answer": 1.0,
             "format": 1.0,
             "evidence": 1.0,
+            "length": 0.0,
             "total": pytest.approx(1.0 + 0.1 + 0.3),
         }
         other = asked.options["BCDA".index(asked.answer)]
-        wrong = rewards.total(STAGE, text, other, scene["sources"], CLASSES)
+        wrong = rewards.total(STAGE, text, other, scene["sources"], CLASSES, 0.5)
         assert wrong["evidence"] == 1 and wrong["total"] == pytest.approx(0.1)
