@@ -3,6 +3,7 @@
 DIR/config.gin            the resolved config
 DIR/sounds/               the sound bank
 DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
+DIR/FORMAT/SPLIT/         the same scenes in another format (dcase)
 DIR/checkpoints/STAGE/    what a stage has trained
 DIR/logs/STAGE/           its metrics
 DIR/benchmark/            the suite; predictions/ and results.json beside it
@@ -36,11 +37,20 @@ def sound_bank(run: config.Run, folder: Path) -> sounds.Bank:
         return sounds.build(synthetic, where, run.seed)
 
 
-def scenes(run: config.Run, folder: Path, split: str) -> None:
-    """Renders DIR/scenes/SPLIT from DIR/sounds."""
+def scenes(
+    run: config.Run,
+    folder: Path,
+    split: str,
+    format: str = "records",
+    runner: str | None = None,
+    options: Sequence[str] = (),
+) -> Path:
+    """Renders DIR/scenes/SPLIT (or DIR/FORMAT/SPLIT) from DIR/sounds; returns that folder."""
+    out = folder / ("scenes" if format == "records" else format) / split
     count = getattr(run.scenes, split)
-    out = folder / "scenes" / split
-    simulate.simulate(run.scenes, folder / "sounds", split, out, run.seed, count)
+    bank = folder / "sounds"
+    simulate.simulate(run.scenes, bank, split, out, run.seed, count, format, runner, options)
+    return out
 
 
 def train(run: config.Run, folder: Path, stage: str, text: str) -> None:
