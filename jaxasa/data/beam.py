@@ -61,6 +61,6 @@ def _options(flags: Sequence[str]) -> PipelineOptions:
     known = parsed.get_all_options()
     for flag in flags:
         name = flag.removeprefix("--").partition("=")[0]
-        if flag.startswith("--") and name not in known and name.removeprefix("no_") not in known:
-            raise ConfigError(f"--runner: {flag}: Apache Beam has no such pipeline option")
+        if not flag.startswith("--") or not {name, name.removeprefix("no_")} & set(known):
+            raise ConfigError(f"--runner: {flag}: Apache Beam has no such --option=value")
     return parsed
