@@ -12,6 +12,15 @@ A record, little-endian:
 Shards are written `group_size:1,uncompressed` (the fastest to read at random) to a temporary
 name and renamed, so what has its final name is whole. manifest.json is written last: a
 data set without it is not complete.
+
+>>> import tempfile
+>>> folder = Path(tempfile.mkdtemp())
+>>> scenes = [(to_int16(np.zeros((16000, 4))), {"id": "silence", "sources": []})]
+>>> write_manifest(folder, {"rate": 16000}, [write_shard(folder / "a.array_record", scenes)])
+>>> data = Records(folder)
+>>> data.verify()
+>>> data[0][0].shape, data[0][1]["id"], data.manifest["count"]
+((16000, 4), 'silence', 1)
 """
 
 import bisect
