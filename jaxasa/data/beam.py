@@ -11,13 +11,15 @@ machine sees (a network file system, or a mounted bucket).
         -- --flink_master=head:8081 --parallelism=512 --environment_type=LOOPBACK
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import apache_beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from jaxasa.config import ConfigError
 from jaxasa.data.simulate import Plan
+
+_STEP = 1000
 
 
 def run(plan: Plan, runner: str, options: Sequence[str] = ()) -> None:
@@ -35,7 +37,9 @@ def run(plan: Plan, runner: str, options: Sequence[str] = ()) -> None:
     with pipeline:
         entries = (
             pipeline
-            | "shards" >> apache_beam.Create(range(plan.shards()))
+            # The first shard of each thousand: runners limit how much a pipeline itself may hold.
+            | "thousands" >> apache_beam.Create(range(0, plan.shards(), _STEP))
+            | "shards" >> apache_beam.FlatMap(_following, _STEP, plan.shards())
             # Without it a runner may fuse the list with the work, and give it all to one worker.
             | "spread" >> apache_beam.Reshuffle()
             | "render" >> apache_beam.Map(_make, plan)
@@ -45,6 +49,10 @@ def run(plan: Plan, runner: str, options: Sequence[str] = ()) -> None:
             | "once" >> apache_beam.Create([plan])
             | "manifest" >> apache_beam.Map(_close, apache_beam.pvalue.AsList(entries))
         )
+
+
+def _following(first: int, step: int, shards: int) -> Iterable[int]:
+    return range(first, min(first + step, shards))
 
 
 def _make(k: int, plan: Plan) -> dict:
@@ -58,9 +66,9 @@ def _close(plan: Plan, entries: list[dict]) -> None:
 def _options(flags: Sequence[str]) -> PipelineOptions:
     # Beam drops what it does not know with no more than a line in its log.
     parsed = PipelineOptions(list(flags))
-    known = parsed.get_all_options()
-    for flag in flags:
-        name = flag.removeprefix("--").partition("=")[0]
-        if not flag.startswith("--") or not {name, name.removeprefix("no_")} & set(known):
-            raise ConfigError(f"--runner: {flag}: Apache Beam has no such --option=value")
+    kept = parsed.get_all_options(retain_unknown_options=True)
+    unknown = sorted(set(kept) - set(parsed.get_all_options()))
+    unknown += [flag for flag in flags[:1] if not flag.startswith("--")]
+    if unknown:
+        raise ConfigError(f"--runner: {', '.join(unknown)}: Apache Beam has no such option")
     return parsed
