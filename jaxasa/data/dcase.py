@@ -226,7 +226,8 @@ def listing(root: Path | str) -> list[Recording]:
 def classes_of(root: Path | str) -> tuple[str, ...]:
     """Class names by number: those of the manifest of a set that we wrote, else STARSS23's."""
     path = Path(root) / records.MANIFEST
-    return tuple(records.read_manifest(root)["classes"]) if path.is_file() else STARSS23
+    manifest = records.read_manifest(root) if path.is_file() else {}
+    return tuple(manifest.get("classes", STARSS23))
 
 
 def write_shard(

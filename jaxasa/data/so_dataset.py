@@ -14,6 +14,7 @@ them or its letter), "level", "task" and "trace". A suite's metadata.jsonl is su
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from jaxasa.data.questions import LETTERS
 Found = dict[Path, tuple[list[dict], list[dict]]]
 _PATHS = ("audio", "audio_path", "file_name")
 _KEPT = ("level", "task", "trace")
+# What a line of any shape may raise; OSError: a path too long to look up.
+_FAULTS = (ValueError, TypeError, KeyError, AttributeError, OSError)
 
 
 def read(root: Path, split: str, classes: Sequence[str] | None, refused: dict[str, str]) -> Found:
@@ -40,7 +43,7 @@ def read(root: Path, split: str, classes: Sequence[str] | None, refused: dict[st
             audio = _audio(line, (root, root / "audio" / split, root / "audio"))
             asked = row(line | {"task": line.get("task_name") or line.get("task")})
             heard = _references(line.get("source_refs") or [])
-        except (ValueError, TypeError, KeyError) as error:
+        except _FAULTS as error:
             refused[where] = _reason(error)
             continue
         if line.get("canonical_answer"):
@@ -63,7 +66,7 @@ def read_jsonl(path: Path, refused: dict[str, str]) -> Found:
     for where, line in _lines(path, refused):
         try:
             audio, asked = _audio(line, (path.parent,)), row(line)
-        except (ValueError, TypeError, KeyError) as error:
+        except _FAULTS as error:
             refused[where] = _reason(error)
             continue
         found.setdefault(audio, ([], []))[1].append(asked)
@@ -104,7 +107,9 @@ def _lines(path: Path, refused: dict[str, str]) -> Iterator[tuple[str, dict]]:
         for number, text in enumerate(lines, 1):
             where = f"{path.name}:{number}"
             try:
-                line = json.loads(text) if text.strip() else None
+                # NaN, which is no JSON, is what is not known; a lone surrogate cannot be written.
+                line = json.loads(text, parse_constant=lambda _: None) if text.strip() else None
+                json.dumps(line, ensure_ascii=False).encode()
             except (ValueError, RecursionError):
                 line = text
             if isinstance(line, dict):
@@ -132,7 +137,10 @@ def _references(given: list[dict]) -> list[dict]:
     for reference in given:
         source = {ours: reference.get(theirs) for ours, theirs in names.items()}
         kept = {"class": str(source.pop("class"))}
-        found.append(kept | {n: float(v) for n, v in source.items() if v is not None})
+        numbers = {name: float(value) for name, value in source.items() if value is not None}
+        if not all(map(math.isfinite, numbers.values())):
+            raise ValueError("a source reference is not finite")
+        found.append(kept | numbers)
     return found
 
 

@@ -124,6 +124,11 @@ def so(tmp_path):
             {"audio_path": "audio/train/a.wav", "question": "?", "answer": "x", "source_refs": 3},
             "{not json\n",
             "[1, 2]\n",
+            {"audio_path": "b.wav", "question": "What?", "answer": "x", "source_refs": ["a"]},
+            {"audio_path": "x" * 5000, "question": "What?", "answer": "x"},
+            '{"audio_path": "b.wav", "question": "What\\ud800?", "answer": "x"}\n',
+            '{"audio_path": "b.wav", "question": "What?", "answer": "x", "source_refs": '
+            '[{"class_name": "dog", "azimuth_deg": 1e999}]}\n',
             "\n",
         ],
     )
@@ -152,8 +157,12 @@ def test_so_dataset_becomes_records_and_questions(so, tmp_path):
         "train.jsonl:7": "malformed",
         "train.jsonl:8": "not a JSON object",
         "train.jsonl:9": "not a JSON object",
+        "train.jsonl:10": "malformed",
+        "train.jsonl:11": "malformed",
+        "train.jsonl:12": "not a JSON object",
+        "train.jsonl:13": "a source reference is not finite",
     }
-    assert data.manifest["reasons"]["not a JSON object"] == 2
+    assert data.manifest["reasons"]["not a JSON object"] == 3
     with pytest.raises(ConfigError, match="qa/eval.jsonl"):
         importing("so", so, tmp_path / "other", split="eval")
 
