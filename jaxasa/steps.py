@@ -46,7 +46,7 @@ def scenes(
     options: Sequence[str] = (),
 ) -> Path:
     """Renders DIR/scenes/SPLIT (or DIR/FORMAT/SPLIT) from DIR/sounds; returns that folder."""
-    out = folder / ("scenes" if format == "records" else format) / split
+    out = folder / ("scenes" if format == "records" else format.partition(":")[0]) / split
     count = getattr(run.scenes, split)
     bank = folder / "sounds"
     simulate.simulate(run.scenes, bank, split, out, run.seed, count, format, runner, options)

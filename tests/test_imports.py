@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room imports from its own level or from below. Files at the top of the package are named.
 LEVELS = {
     "config": 0,
-    "cpu": 0,
+    "allocator": 0,
     "gin_io": 1,
     "acoustics": 1,
     "mesh": 1,

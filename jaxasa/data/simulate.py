@@ -37,8 +37,8 @@ import numpy as np
 from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import records
-from jaxasa.data.formats import FORMATS, Format, Rendered
+from jaxasa.data import formats, records
+from jaxasa.data.formats import Format, Rendered
 from jaxasa.data.progress import progress
 from jaxasa.data.sounds import Bank
 
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def form(self) -> Format:
-        return FORMATS[self.format]
+        return formats.find(self.format)
 
     def shards(self) -> int:
         return -(-self.count // self.scenes.shard)
@@ -123,7 +123,7 @@ def simulate(
 ):
     """Renders `count` scenes of "train", "dev" or "benchmark" into `folder`.
 
-    format: a name in formats.FORMATS; returned is what that format opens (`records.Records`).
+    format: as formats.find has it; returned is what that format opens (`records.Records`).
     runner: of Apache Beam, with its pipeline `options` as on a command line; None: a pool of
     `scenes.workers` local processes. What an earlier run left is kept: a complete data set is
     opened, missing shards are made. Raises `ConfigError` when `folder` holds scenes of other
@@ -191,7 +191,6 @@ def estimate(
 
 def _plan(scenes, bank_folder, split: str, folder, seed: int, count: int, format: str) -> Plan:
     config.check(split in CLIPS, "split", split, "one of " + ", ".join(CLIPS))
-    config.check(format in FORMATS, "format", format, "one of " + ", ".join(FORMATS))
     bank = Bank.load(bank_folder)
     meta = _meta(scenes, bank, split, seed, count, format)
     # Workers may run in another folder.
@@ -210,11 +209,10 @@ def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, 
         "seed": seed,
         "count": count,
         "scenes": settings,
-        "rate": FORMATS[format].rate,
-        "channels": FORMATS[format].channels,
         "bank": bank.name,
         "bank_digest": bank.digest,
         "classes": list(bank.classes),
+        **formats.find(format).facts,
     }
     key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
     return meta | {"key": key, "backend": _backend()}
