@@ -179,13 +179,14 @@ def ask(
     audio_path: str | Path,
     question: str,
     options: Sequence[str] | None = None,
+    order: str = "ambix",
 ) -> dict:
     """{"question", "answer", "thought", "reply", "sources"} for a FOA recording.
 
     The clip is cut, or padded with silence, to the length that the model was trained on. With
-    four `options` the answer is one of them.
+    four `options` the answer is one of them. order: of its channels, see foa_file.read.
     """
-    audio = foa_file.read(audio_path)
+    audio = foa_file.read(audio_path, order)
     model = Model.load(checkpoint)
     audio = records.to_int16(_fit(audio, round(model.seconds * features.RATE)))
     reply = model.respond(audio[None], [words.plain(question)], [options])[0]

@@ -102,7 +102,8 @@ def sounds(options: argparse.Namespace) -> Result:
 
 def simulate(options: argparse.Namespace) -> Result:
     if options.benchmark:
-        if options.workdir or options.split or options.gin_file or options.bindings:
+        others = (options.workdir, options.split, options.gin_file, options.bindings)
+        if any(others) or options.dry_run or options.runner or options.beam:
             raise ConfigError("--benchmark times scenes of its own, expected no option but --json")
         from jaxasa.acoustics import benchmark
 
@@ -110,16 +111,65 @@ def simulate(options: argparse.Namespace) -> Result:
     if options.workdir is None:
         raise ConfigError("--workdir is missing, expected the run's folder")
     from jaxasa import steps
-    from jaxasa.data.records import Records
+    from jaxasa.data import records
 
+    splits = [options.split] if options.split else list(steps.SPLITS)
+    if options.dry_run:
+        return _estimate(options, splits)
+    if options.beam and options.runner is None:
+        raise ConfigError(f"{' '.join(options.beam)}: expected --runner NAME before Beam's options")
     run, _, folder = _workdir(options)
     counts = {}
-    for split in [options.split] if options.split else steps.SPLITS:
-        steps.scenes(run, folder, split)
-        out = steps.scenes_of(run, folder, split)
-        counts[split] = len(Records(out))
+    for split in splits:
+        out = steps.scenes(run, folder, split, options.format, options.runner, options.beam)
+        counts[split] = records.read_manifest(out)["count"]
         print(f"{counts[split]} {'responses' if out.name == 'responses' else 'scenes'} in {out}")
     return counts
+
+
+def _estimate(options: argparse.Namespace, splits: Sequence[str]) -> Result:
+    from jaxasa.data import simulate as simulating
+
+    made = options.workdir / "config.gin"
+    options.gin_file = options.gin_file or ([str(made)] if made.is_file() else [])
+    run, _ = _config(options)
+    table = {}
+    for split in splits:
+        count = getattr(run.scenes, split)
+        bank = options.workdir / "sounds"
+        row = simulating.estimate(run.scenes, bank, split, run.seed, count, options.format)
+        table[split] = row
+        print(
+            f"{split}: {count} scenes, {row['hours']:.2f} hours, {row['shards']} shards, "
+            f"{row['bytes'] / 1e6:,.1f} MB, {row['core_hours']:.3g} core-hours "
+            f"(+-{row['core_hours_95']:.1g}, from {row['sample']} scenes)"
+        )
+    return table
+
+
+def import_(options: argparse.Namespace) -> Result:
+    from jaxasa.data import convert
+
+    classes = None
+    if options.classes is not None:
+        if not options.classes.is_file():
+            raise ConfigError(f"--classes {options.classes}: no such file, expected names in lines")
+        classes = options.classes.read_text("utf-8").split("\n")
+        classes = [name.strip() for name in classes if name.strip()]
+    made = convert.convert(
+        options.layout,
+        options.source,
+        options.out,
+        options.split,
+        options.order,
+        options.seconds,
+        classes,
+    )
+    facts = made.manifest
+    print(f"{len(made)} recordings, {facts['questions']} questions in {options.out}")
+    for reason, count in facts["reasons"].items():
+        print(f"refused: {count} x {reason}")
+    return {name: facts[name] for name in ("count", "questions", "reasons", "refused")}
 
 
 def train(options: argparse.Namespace) -> Result:
@@ -192,7 +242,9 @@ def bench_report(options: argparse.Namespace) -> Result:
 def ask(options: argparse.Namespace) -> Result:
     from jaxasa import ask as asking
 
-    answer = asking.ask(options.checkpoint, options.audio, options.question, options.options)
+    answer = asking.ask(
+        options.checkpoint, options.audio, options.question, options.options, options.order
+    )
     print(answer["answer"])
     return answer
 
@@ -247,16 +299,53 @@ def parser() -> argparse.ArgumentParser:
         simulate,
         "Renders first-order ambisonics scenes; goes on with the shards that are missing.",
         "Reads DIR/sounds.",
-        "DIR/scenes/{train,dev,benchmark}; DIR/responses for train, where Scenes.responses is set",
-        "jaxasa simulate --workdir runs/mine --split train --gin.Scenes.train=500",
+        "DIR/scenes/{train,dev,benchmark}; DIR/responses for train, where Scenes.responses is set;\n"
+        "with --format dcase: DIR/dcase/...",
+        "jaxasa simulate --workdir runs/mine --split train --gin.Scenes.train=500\n"
+        "  jaxasa simulate --workdir runs/mine --dry_run --gin.Scenes.train=3600000\n"
+        "  jaxasa simulate --workdir runs/mine --runner DirectRunner -- --direct_num_workers=4",
     )
     verb.add_argument("--split", choices=("train", "dev", "benchmark"), help="default: all three")
+    verb.add_argument(
+        "--format",
+        choices=("records", "dcase"),
+        default="records",
+        help="records: shards for training; dcase: foa/*.wav and metadata/*.csv",
+    )
+    verb.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="prints hours, shards, bytes and core-hours from a measured sample; writes nothing",
+    )
     verb.add_argument(
         "--benchmark",
         action="store_true",
         help="only times scenes against pyroomacoustics (two minutes of a core)",
     )
+    verb.add_argument("--runner", metavar="NAME", help="of Apache Beam; default: local processes")
+    verb.add_argument("beam", nargs="*", metavar="-- BEAM_OPTION", help="passed on to the runner")
     _add_work(verb, required=False)
+
+    verb = _verb(
+        verbs,
+        "import",
+        import_,
+        "Turns recordings of others, and questions about them, into a data set of ours.",
+        "Reads a DCASE/STARSS23 folder, an SO-Dataset folder, or a JSONL file of questions.",
+        "OUT: records and questions.jsonl, for SftStage.imported",
+        "jaxasa import dcase STARSS23 runs/starss --split fold3 --seconds 5\n"
+        "  jaxasa import so SO-Dataset runs/so --split train\n"
+        "  jaxasa import jsonl mine/questions.jsonl runs/mine_qa --order fuma",
+    )
+    verb.add_argument("layout", choices=("dcase", "so", "jsonl"))
+    verb.add_argument("source", type=Path, help="the set's folder, or the JSONL file")
+    verb.add_argument("out", type=Path, help="a new folder")
+    verb.add_argument("--split", help="so: a file in qa/ (train); dcase: a part of file names")
+    _add_order(verb)
+    verb.add_argument("--seconds", type=float, default=10.0, help="of a dcase window (10)")
+    verb.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names by number, a line each"
+    )
 
     verb = _verb(
         verbs,
@@ -284,6 +373,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
     verb.add_argument("audio", type=Path, help="4-channel sound file")
     verb.add_argument("question")
+    _add_order(verb)
     verb.add_argument("--options", nargs=4, metavar=tuple("ABCD"), help="four answers to choose of")
 
     verb = _verb(
@@ -410,6 +500,15 @@ def _verb(
     verb.set_defaults(verb=work)
     verb.add_argument("--json", type=Path, metavar="FILE", help="writes the result as JSON too")
     return verb
+
+
+def _add_order(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--order",
+        choices=("ambix", "n3d", "fuma"),
+        default="ambix",
+        help="of the four channels: W Y Z X in SN3D (ambix) or N3D, or W X Y Z (fuma)",
+    )
 
 
 def _add_folder(verb: argparse.ArgumentParser, required: bool = True) -> None:

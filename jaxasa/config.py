@@ -390,17 +390,24 @@ class SftStage(Stage):
 
     mono_share, no_audio_share: shares of scenes heard in W only, or not at all, so that the
     controls meet nothing new. null_share: spatial path replaced by its learnt null.
+    imported: folders of `jaxasa import`, whose questions make up `imported_share` of a batch.
     """
 
     questions: int = 8
     mono_share: float = 0.1
     no_audio_share: float = 0.1
     null_share: float = 0.05
+    imported: tuple[str, ...] = ()
+    imported_share: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
         _check_at_least(self, 1, "questions")
         _check_share(self, "mono_share", "no_audio_share", "null_share")
+        ok = isinstance(self.imported, (tuple, list))
+        check(ok, "SftStage.imported", self.imported, "a tuple of folders")
+        ok = 0 < self.imported_share < 1
+        check(ok, "SftStage.imported_share", self.imported_share, "a share between 0 and 1")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ DIR/config.gin            the resolved config
 DIR/sounds/               the sound bank
 DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
 DIR/responses/            in place of scenes/train where Scenes.responses is set: to mix them from
+DIR/FORMAT/SPLIT/         the same scenes in another format (dcase)
 DIR/checkpoints/STAGE/    what a stage has trained
 DIR/logs/STAGE/           its metrics
 DIR/benchmark/            the suite; predictions/ and results.json beside it
@@ -37,20 +38,34 @@ def sound_bank(run: config.Run, folder: Path) -> sounds.Bank:
         return sounds.build(synthetic, where, run.seed)
 
 
+def scenes(
+    run: config.Run,
+    folder: Path,
+    split: str,
+    format: str = "records",
+    runner: str | None = None,
+    options: Sequence[str] = (),
+) -> Path:
+    """Renders DIR/scenes/SPLIT (or DIR/FORMAT/SPLIT) from DIR/sounds; returns that folder.
+
+    Where Scenes.responses is set, the records of train are DIR/responses, made from nothing.
+    """
+    out = scenes_of(run, folder, split)
+    if format == "records" and out.name == "responses":
+        responses.build(run.scenes, out, run.seed)
+        return out
+    if format != "records":
+        out = folder / format.partition(":")[0] / split
+    count = getattr(run.scenes, split)
+    bank = folder / "sounds"
+    simulate.simulate(run.scenes, bank, split, out, run.seed, count, format, runner, options)
+    return out
+
+
 def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
     """Folder of the scenes of a split, or of the responses from which those of train are mixed."""
     mixed = split == "train" and run.scenes.responses > 0
     return folder / "responses" if mixed else folder / "scenes" / split
-
-
-def scenes(run: config.Run, folder: Path, split: str) -> None:
-    """Renders DIR/scenes/SPLIT from DIR/sounds, or DIR/responses from nothing."""
-    out = scenes_of(run, folder, split)
-    if out.name == "responses":
-        responses.build(run.scenes, out, run.seed)
-        return
-    count = getattr(run.scenes, split)
-    simulate.simulate(run.scenes, folder / "sounds", split, out, run.seed, count)
 
 
 def train(run: config.Run, folder: Path, stage: str, text: str) -> None:

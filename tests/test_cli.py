@@ -12,7 +12,7 @@ from jaxasa.config import ConfigError
 
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
 VERBS = [
-    *(["sounds"], ["simulate"], ["train"], ["ask"], ["export"], ["demo"]),
+    *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["export"], ["demo"]),
     *(["bench", part] for part in ("build", "run", "score", "seld", "report")),
 ]
 
@@ -73,6 +73,85 @@ def test_examples_in_help_parse():
         example = shlex.split(parser.epilog.split("\n")[1])
         rest, _ = gin_io.split_gin(example[1:])
         assert cli.parser().parse_args(rest).verb is parser.get_default("verb")
+
+
+@pytest.fixture
+def rendered(monkeypatch, tmp_path):
+    """Calls of steps.scenes, which writes a manifest of three scenes."""
+    calls = []
+
+    def scenes(run, folder, split, *how):
+        calls.append((split, *how))
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        (out / "manifest.json").write_text('{"count": 3}')
+        return out
+
+    monkeypatch.setattr(steps, "scenes", scenes)
+    return calls
+
+
+def test_simulate_passes_the_format_the_runner_and_its_options_on(capsys, tmp_path, rendered):
+    from jaxasa.data import formats
+
+    verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE, "--split", "dev"]
+    assert run(capsys, *verb)[0] == 0
+    assert run(capsys, *verb, "--format", "dcase")[0] == 0
+    options = ["--direct_num_workers=2", "--project", "p"]
+    assert run(capsys, *verb, "--runner", "DirectRunner", "--", *options)[0] == 0
+    assert rendered == [
+        ("dev", "records", None, []),
+        ("dev", "dcase", None, []),
+        ("dev", "records", "DirectRunner", options),
+    ]
+    assert "--runner NAME" in fails(capsys, *verb, "--", *options)
+    (choices,) = [a.choices for a in cli.parser()._actions[-1].choices["simulate"]._actions
+                  if a.dest == "format"]  # fmt: skip
+    assert set(choices) == set(formats.FORMATS)
+
+
+def test_a_dry_run_prints_a_plan_and_writes_nothing(capsys, tmp_path, monkeypatch, rendered):
+    from jaxasa.data import simulate
+
+    asked = []
+
+    def estimate(scenes, bank, split, seed, count, format):
+        asked.append((bank, split, seed, count, format))
+        row = {"scenes": count, "hours": 4000.0, "shards": 36_000, "bytes": 1_843_200_000_000}
+        return row | {"core_hours": 12.34, "core_hours_95": 0.1, "sample": 40}
+
+    monkeypatch.setattr(simulate, "estimate", estimate)
+    where = tmp_path / "w"
+    code, out, _ = run(
+        capsys, "simulate", "--workdir", where, *SMOKE, "--dry_run", "--split", "train",
+        "--gin.Scenes.train=3600000", "--json", tmp_path / "plan.json",
+    )  # fmt: skip
+    assert code == 0 and asked == [(where / "sounds", "train", 0, 3_600_000, "records")]
+    for text in ("3600000 scenes", "4000.00 hours", "36000 shards", "1,843,200.0 MB", "12.3 core"):
+        assert text in out
+    assert json.loads((tmp_path / "plan.json").read_text())["train"]["shards"] == 36_000
+    assert not rendered and not where.exists()
+
+
+def test_import_names_what_it_refuses(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, channels in (("a", 4), ("b", 2)):
+        soundfile.write(
+            tmp_path / f"{name}.wav", 0.1 * rng.standard_normal((4800, channels)), 48_000
+        )
+    lines = [{"audio": f"{n}.wav", "question": "Where?", "answer": "left"} for n in "ab"]
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = tmp_path / "found.json"
+    verb = ["import", "jsonl", questions, tmp_path / "out"]
+    code, out, _ = run(capsys, *verb, "--json", found)
+    assert code == 0 and "1 recordings, 1 questions" in out
+    assert "refused: 1 x has 2 channels" in out
+    (refused,) = json.loads(found.read_text())["refused"]
+    assert refused.endswith("b.wav")
+    assert "names in lines" in fails(capsys, *verb, "--classes", tmp_path / "none.txt")
+    line = fails(capsys, "import", "dcase", tmp_path, tmp_path / "other")
+    assert "foa_dev" in line and str(tmp_path) in line
 
 
 def test_unknown_gin_name(capsys, tmp_path):

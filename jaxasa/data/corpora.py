@@ -2,6 +2,12 @@
 
 Listing decodes nothing. Take names are unique over the corpus, so that no recording can fall
 in two splits. Each function raises `ConfigError` for what is not there.
+
+    from pathlib import Path
+    from jaxasa.data import corpora
+
+    for recording in corpora.esc50(Path("ESC-50-master")):
+        print(recording.name, recording.labels, recording.take)
 """
 
 import csv
@@ -15,7 +21,9 @@ SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".aif", "
 
 
 def _recording(name: str, labels: tuple[str, ...], take: str, path: Path) -> Recording:
-    return Recording(name, labels, take, lambda: path)
+    stat = path.stat() if path.is_file() else None
+    stamp = f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing"
+    return Recording(name, labels, take, lambda: path, stamp=stamp)
 
 
 def folder(root: Path) -> list[Recording]:

@@ -1,8 +1,14 @@
-"""Users' first-order ambisonics files, read into the conventions of acoustics/foa.py."""
+"""Users' first-order ambisonics files, read into the conventions of acoustics/foa.py.
+
+    audio = foa_file.read("scene.wav", order="fuma")  # float32 [N, 4]: W, Y, Z, X, SN3D, 16 kHz
+
+WAV and FLAC at any rate: 24 kHz (STARSS23) and 48 kHz files are resampled to 16 kHz.
+"""
 
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
@@ -27,3 +33,12 @@ def read(path: Path | str, order: str = "ambix") -> np.ndarray:
     if channels != 4:
         raise ConfigError(f"{path} has {channels} channels, expected 4 (W, Y, Z, X)")
     return resample(foa.from_convention(samples, order), rate)
+
+
+def seconds(path: Path | str) -> float:
+    """Length of a sound file by its header; raises `ConfigError` naming a file that has none."""
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ConfigError(f"{path}: unreadable, expected FOA audio (WAV or FLAC)") from error
+    return info.frames / info.samplerate

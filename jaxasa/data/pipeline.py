@@ -29,21 +29,37 @@ class Batches:
     """Endless batches of `make(element, rng)`, this process's share of them, checkpointable.
 
     shuffle: elements in a new order at each pass; else in the order of `source`.
+    mixed: further (source, make, share of the examples), whose arrays have the same shapes.
     """
 
     def __init__(
-        self, source, make: Callable, seed: int, purpose: str, batch: int, shuffle: bool = True
+        self,
+        source,
+        make: Callable,
+        seed: int,
+        purpose: str,
+        batch: int,
+        shuffle: bool = True,
+        mixed: Sequence[tuple[Any, Callable, float]] = (),
     ):
         processes = jax.process_count()
         if batch % processes:
             raise config.ConfigError(f"batch is {batch}, expected a multiple of {processes}")
 
-        def example(index: int, element) -> Example:
-            return make(element, keys.rng(seed, purpose, index))
+        def examples(source, make: Callable, *purpose: str | int):
+            def example(index: int, element) -> Example:
+                return make(element, keys.rng(seed, *purpose, index))
 
-        data = grain.MapDataset.source(source).seed(seed)
-        data = (data.shuffle() if shuffle else data).repeat(None)
-        data = data.map_with_index(example)[jax.process_index() :: processes]
+            data = grain.MapDataset.source(source).seed(seed)
+            data = (data.shuffle() if shuffle else data).repeat(None)
+            return data.map_with_index(example)[jax.process_index() :: processes]
+
+        data = examples(source, make, purpose)
+        if mixed:
+            # Each is split by process first: taking turns could else give a process one of them.
+            others = [examples(s, m, purpose, "mixed", k) for k, (s, m, _) in enumerate(mixed)]
+            shares = [share for _, _, share in mixed]
+            data = grain.MapDataset.mix([data, *others], [1 - sum(shares), *shares])
         data = data.batch(batch // processes, drop_remainder=True)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(data.to_iter_dataset(options))

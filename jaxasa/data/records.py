@@ -12,15 +12,24 @@ A record, little-endian:
 Shards are written `group_size:1,uncompressed` (the fastest to read at random) to a temporary
 name and renamed, so what has its final name is whole. manifest.json is written last: a
 data set without it is not complete.
+
+>>> import tempfile
+>>> folder = Path(tempfile.mkdtemp())
+>>> scenes = [(to_int16(np.zeros((16000, 4))), {"id": "silence", "sources": []})]
+>>> write_manifest(folder, {"rate": 16000}, [write_shard(folder / "a.array_record", scenes)])
+>>> data = Records(folder)
+>>> data.verify()
+>>> data[0][0].shape, data[0][1]["id"], data.manifest["count"]
+((16000, 4), 'silence', 1)
 """
 
 import bisect
 import hashlib
 import itertools
 import json
-import os
 import struct
 import threading
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,7 +80,8 @@ def decode(record: bytes) -> tuple[np.ndarray, dict]:
 
 def write_shard(path: Path, records: Iterable[tuple[np.ndarray, dict]]) -> dict:
     """Writes (int16 `[N, channels]`, dict) pairs to `path`; returns its manifest entry."""
-    target = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Unique among hosts too: a cluster may have two workers write one shard at once.
+    target = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     writer = ArrayRecordWriter(str(target), "group_size:1,uncompressed")
     count = 0
     for audio, meta in records:
@@ -107,9 +117,20 @@ def _entry(path: Path, name: str, count: int) -> dict:
 def write_manifest(folder: Path, meta: dict, shards: list[dict]) -> None:
     """Closes a data set: `meta`, the total count, and one entry a shard."""
     manifest = meta | {"count": sum(s["count"] for s in shards), "shards": shards}
-    target = folder / f".{MANIFEST}.{os.getpid()}.tmp"
+    target = folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}.tmp"
     target.write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
     target.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path | str) -> dict:
+    """The manifest of a complete data set; raises `ConfigError` where there is none."""
+    path = Path(folder) / MANIFEST
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: no complete data set (no {MANIFEST})") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({error})") from error
 
 
 class Records:
@@ -122,12 +143,7 @@ class Records:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        try:
-            self.manifest: dict = json.loads((self.folder / MANIFEST).read_text("utf-8"))
-        except FileNotFoundError as error:
-            raise ConfigError(f"{self.folder}: no complete data set (no {MANIFEST})") from error
-        except ValueError as error:
-            raise ConfigError(f"{self.folder / MANIFEST}: damaged ({error})") from error
+        self.manifest = read_manifest(self.folder)
         self._shards = self.manifest["shards"]
         for shard in self._shards:
             path = self.folder / shard["file"]

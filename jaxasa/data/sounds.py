@@ -6,6 +6,14 @@ JSON file is written last: without it the bank is not complete and is built agai
 
 Clips under half a second (a key stroke, a step) are too short to find and name in a room: each
 is repeated with clips of its own take, with random gaps, to about 1.5 s.
+
+    from jaxasa import config
+    from jaxasa.data import sounds
+
+    bank = sounds.build(config.Sounds("folder:my_sounds"), "runs/mine/sounds", seed=0)
+    print(bank.table())
+    clip = bank.clips("train")[0]
+    print(clip.label, clip.take, bank.audio(clip.id).shape)
 """
 
 import csv
@@ -13,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -25,11 +34,11 @@ from jaxasa.acoustics.scenes import Clip
 from jaxasa.config import ConfigError, Sounds
 from jaxasa.data import corpora, debian, procedural, takes
 from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (what callers of build catch)
-from jaxasa.data.decode import RATE, Recording, Unusable, pieces, read
+from jaxasa.data.decode import LOUDNESS, RATE, SCALE, Recording, Unusable, pieces, read
 from jaxasa.data.progress import progress
 
-FORMAT = 1
-SCALE = 32767
+FORMAT = 2
+BEFORE = "bank.before.json"  # the bank that is being built anew
 SHORT, STRUNG = 0.5, 1.5
 # Takes of these banks are read from file names, so copies under other names are looked for.
 GUESSED_TAKES = ("debian", "folder")
@@ -51,6 +60,7 @@ class Bank:
     """A complete bank, opened with `Bank.load`; its audio is mapped when first asked for.
 
     Attributes: folder, name, classes (sorted tuple), digest (sha256 of audio and splits),
+    settings and files (hashes of what it was made of),
     report (refused clips by reason, takes and seconds per split and class, classes left out).
     """
 
@@ -60,7 +70,8 @@ class Bank:
         self.classes: tuple[str, ...] = tuple(meta["classes"])
         self.digest: str = meta["digest"]
         self.report: dict = meta["report"]
-        self._key: str = meta["key"]
+        self.settings: str = meta["settings"]
+        self.files: str = meta["files"]
         self._clips: dict[str, list[Clip]] = {split: [] for split in takes.SPLITS}
         self._where: dict[str, tuple[int, int]] = {}
         self._audio: np.ndarray | None = None
@@ -110,23 +121,40 @@ class Bank:
 
 
 def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
-    """Builds the bank of `sounds` in `folder`, or opens it if it is there for the same settings.
+    """Builds the bank of `sounds` in `folder`, or opens it if it is there, made of the same.
 
-    What does not decode, is silent, too short or heard before is refused, named and counted.
-    Raises `SoundsUnavailable` when the debian bank cannot be fetched, `ConfigError` for a bank
-    that is not there or leaves fewer than two classes.
+    The same: equal settings, and files of equal names, sizes and times. A bank whose own files
+    are gone, as on another machine, is opened too, and a line on stderr says so.
+    Where files were added, the takes of before keep their splits (takes.assign).
+    What does not decode, is silent, clipped, too short or heard before is refused, named and
+    counted. Raises `SoundsUnavailable` when the debian bank cannot be fetched, `ConfigError`
+    for a bank that is not there or leaves fewer than two classes.
     """
     folder = Path(folder)
-    key = _key(sounds, seed)
+    settings = _hash([FORMAT, dataclasses.asdict(sounds), seed])
     try:
         bank = Bank.load(folder)
-        if bank._key == key:
-            return bank
+        before = bank if bank.settings == settings else None
     except ConfigError:
-        pass
+        before = None
     wanted = _classes_by_label(sounds)
-    recordings = _recordings(sounds, wanted, seed)
+    if before is not None and not _has_files(sounds):
+        return before
+    try:
+        recordings = _recordings(sounds, wanted, seed)
+    except ConfigError as error:
+        if before is None:
+            raise
+        print(f"{error}; the sound bank in {folder} was made of it, and is kept", file=sys.stderr)
+        return before
+    files = _hash([(r.name, r.labels, r.take, r.stamp) for r in recordings])
+    if before is not None and before.files == files:
+        return before
     folder.mkdir(parents=True, exist_ok=True)
+    known = _known_splits(folder, settings)
+    if before is not None:
+        # Out of the way, for the audio is about to change; not gone, should this be interrupted.
+        (folder / "bank.json").replace(folder / BEFORE)
     (folder / "bank.json").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".build-") as work:
         raw_path = Path(work) / "raw.i16"
@@ -137,14 +165,16 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         found = _one_class_per_take(found, refused)
         if sounds.bank.partition(":")[0] in GUESSED_TAKES:
             found = _merge_takes(found, raw)
-        found, split, left_out = _split(found, sounds, seed)
+        found, split, left_out = _split(found, sounds, seed, known)
         clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
         del raw
     _write_credits(found, folder)
     meta = {
         "format": FORMAT,
         "name": {"debian": "debian recordings"}.get(sounds.bank, sounds.bank),
-        "key": key,
+        "settings": settings,
+        "files": files,
+        "loudness": LOUDNESS,
         "classes": sorted({p.label for p in found}),
         "digest": _digest(folder / "audio.i16", clips),
         "report": {
@@ -156,12 +186,29 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         "clips": clips,
     }
     _replace(folder / "bank.json", json.dumps(meta, indent=1).encode())
+    (folder / BEFORE).unlink(missing_ok=True)
     return Bank.load(folder)
 
 
-def _key(sounds: Sounds, seed: int) -> str:
-    settings = [FORMAT, dataclasses.asdict(sounds), seed]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _known_splits(folder: Path, settings: str) -> dict[str, str]:
+    """{take: split} of the bank in `folder` with these settings, or of the one being replaced."""
+    for name in ("bank.json", BEFORE):
+        try:
+            meta = json.loads((folder / name).read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if meta.get("settings") == settings:
+            return {row["take"]: row["split"] for row in meta["clips"]}
+    return {}
+
+
+def _has_files(sounds: Sounds) -> bool:
+    """Whether the bank is made of files of the user's, which may change."""
+    return sounds.bank.partition(":")[0] not in ("debian", "procedural")
 
 
 def _classes_by_label(sounds: Sounds) -> dict[str, str]:
@@ -260,7 +307,7 @@ def _merge_takes(found: list[_Piece], raw: np.ndarray) -> list[_Piece]:
 
 
 def _split(
-    found: list[_Piece], sounds: Sounds, seed: int
+    found: list[_Piece], sounds: Sounds, seed: int, known: dict[str, str]
 ) -> tuple[list[_Piece], dict[str, str], dict[str, int]]:
     """Returns the pieces kept, {take: split}, and {class: takes} of the classes left out."""
     by_class: dict[str, set[str]] = defaultdict(set)
@@ -276,7 +323,7 @@ def _split(
         )
     split: dict[str, str] = {}
     for label in kept:
-        split |= takes.assign(by_class[label], sounds.splits, label, seed)
+        split |= takes.assign(by_class[label], sounds.splits, label, seed, known)
     pieces_kept = sorted((p for p in found if p.label in kept), key=lambda p: (p.label, p.id))
     return pieces_kept, split, dict(sorted(left_out.items()))
 

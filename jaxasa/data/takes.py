@@ -1,7 +1,17 @@
-"""Which takes belong to which split, and which takes are one recording under two names."""
+"""Which takes belong to which split, and which takes are one recording under two names.
+
+>>> shares = (0.6, 0.15, 0.25)
+>>> split = assign([f"take {k}" for k in range(8)], shares, "dog", seed=0)
+>>> sorted(split.values())
+['dev', 'test', 'test', 'train', 'train', 'train', 'train', 'train']
+>>> more = assign([f"take {k}" for k in range(99)], shares, "dog", seed=0, known=split)
+>>> all(more[take] == split[take] for take in split)
+True
+"""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import scipy.fft
@@ -12,7 +22,11 @@ MOST_COMPARED = 400  # clips of a class; pairs grow with the square
 
 
 def assign(
-    takes: Collection[str], shares: Sequence[float], purpose: str, seed: int
+    takes: Collection[str],
+    shares: Sequence[float],
+    purpose: str,
+    seed: int,
+    known: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Gives each take of one class to train, dev or test.
 
@@ -22,6 +36,10 @@ def assign(
     class in four of eight takes without a dev take. With ranks, a change in one class touches
     no other, more clips of a known take touch nothing, and a new take moves at most one take
     over the edge of test and two over that of dev.
+
+    known: {take: split} of an earlier bank. Its takes stay where they were, so that no test
+    recording is trained on because files were added; the new takes make up the shares. A take
+    moves only where a split would be empty without it.
     """
     n = len(takes)
     test, dev = (max(1, int(n * share + 0.5)) for share in (shares[2], shares[1]))
@@ -32,10 +50,19 @@ def assign(
         return hashlib.blake2b(f"{seed}\0{purpose}\0{take}".encode()).digest()
 
     ordered = sorted(takes, key=rank)
-    return {
-        take: "test" if k < test else "dev" if k < test + dev else "train"
-        for k, take in enumerate(ordered)
-    }
+    split = {take: known[take] for take in ordered if known and take in known}
+    have = Counter(split.values())
+    for take in ordered:
+        if take not in split:
+            split[take] = "test" if have["test"] < test else "dev" if have["dev"] < dev else "train"
+            have[split[take]] += 1
+    for name in SPLITS:
+        if not have[name] and n >= len(SPLITS):
+            largest = max(SPLITS, key=have.__getitem__)
+            moved = next(take for take in ordered if split[take] == largest)
+            split[moved] = name
+            have += Counter({name: 1, largest: -1})
+    return split
 
 
 def merge(takes: Sequence[str], clips: Sequence[np.ndarray]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxasa.data import pipeline
+from jaxasa.data import imported, pipeline
 from jaxasa.stages import common
 
 ANSWER_WEIGHT = 4.0
@@ -19,6 +19,20 @@ def asked(context: common.Context, count: int, augment: bool = True, **shares: f
         augment=augment,
         **shares,
     )
+
+
+def mixed(context: common.Context) -> list:
+    """Imported questions for pipeline.Batches, the folders of `stage.imported` in equal shares."""
+    run, stage, text = context.run, context.stage, context.text
+    make = imported.Asked(run.model, text, context.audio_tokens, stage.questions)
+    return [
+        (
+            imported.Imported(folder, run.model, text, run.scenes.seconds),
+            make,
+            stage.imported_share / len(stage.imported),
+        )
+        for folder in stage.imported
+    ]
 
 
 def project(context: common.Context, params, batch):
@@ -58,7 +72,7 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, plain, run.seed, "sft/dev", common.EVAL_SCENES)
     return common.Task(
         "sft",
-        pipeline.Batches(context.train, make, run.seed, "sft", stage.batch),
+        pipeline.Batches(context.train, make, run.seed, "sft", stage.batch, mixed=mixed(context)),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

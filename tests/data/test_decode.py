@@ -67,6 +67,29 @@ def test_what_libsndfile_cannot_read_goes_to_the_system_decoders(tmp_path, monke
         read(tmp_path / "bad.m4a")
 
 
+def test_clipped_recordings_are_refused_at_any_level(tmp_path):
+    rng = np.random.default_rng(0)
+    loud = 0.1 * np.convolve(rng.standard_normal(RATE + 8), np.ones(9), "valid")  # 0.3 RMS
+    for scale in (1.0, 0.3):
+        cut = scale * np.clip(loud, -0.6, 0.6)  # 2.3 % lie on each side beyond two deviations
+        soundfile.write(tmp_path / "cut.wav", np.stack([0 * cut, cut], 1), RATE)
+        with pytest.raises(Unusable, match="clipped"):
+            read(tmp_path / "cut.wav")
+    # Full scale alone is no fault, nor a few samples, nor the steps of a soft sine.
+    few = np.clip(loud, -0.9, 0.9)
+    for wave in (loud / np.abs(loud).max(), tone(1), tone(1, 50), 0.005 * tone(1, 50), few):
+        soundfile.write(tmp_path / "whole.wav", wave, RATE)
+        assert len(read(tmp_path / "whole.wav")) == RATE
+
+
+def test_channels_upside_down_do_not_cancel(tmp_path):
+    x = 0.5 * tone(1)
+    soundfile.write(tmp_path / "a.wav", np.stack([x, -0.9 * x], 1), RATE, subtype="FLOAT")
+    np.testing.assert_allclose(read(tmp_path / "a.wav"), x, atol=1e-6)
+    soundfile.write(tmp_path / "b.wav", np.stack([x, 0 * x, 0 * x], 1), RATE, subtype="FLOAT")
+    np.testing.assert_allclose(read(tmp_path / "b.wav"), x / 3, atol=1e-6)
+
+
 def test_empty_and_not_finite_are_refused(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), RATE)
     with pytest.raises(Unusable, match="empty"):

@@ -82,6 +82,33 @@ def test_a_reader_goes_on_from_its_state(source, asked):
     assert all(same(a, b) for a, b in zip(expected, take(other, 3), strict=True))
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_share_of_each_batch_comes_from_a_mixed_source(source, asked, monkeypatch, processes):
+    monkeypatch.setattr(pipeline.jax, "process_count", lambda: processes)
+    other = [(audio + 1000, scene) for audio, scene in source[:5]]
+    heard = []
+    for index in range(processes):
+        monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
+        batches = pipeline.Batches(source, asked(), 5, "t", 8, mixed=[(other, asked(2), 0.25)])
+        with pytest.raises(ValueError):  # other shapes do not mix
+            take(batches, 3)
+        mixed = [(other, asked(), 0.25)]
+        batches = pipeline.Batches(source, asked(), 5, "t", 8, mixed=mixed)
+        made = np.concatenate([b["audio"] for b in take(batches, 20)])
+        foreign = (made > 500).all((1, 2))
+        assert foreign.mean() == 0.25
+        heard += [row.tobytes() for row in made[foreign]]
+        # Without a mixed source nothing changes.
+        plain = pipeline.Batches(source, asked(), 5, "t", 8)
+        assert same(next(plain), next(pipeline.Batches(source, asked(), 5, "t", 8, mixed=[])))
+        saved = batches.get_state()
+        expected = next(batches)
+        again = pipeline.Batches(source, asked(), 5, "t", 8, mixed=mixed)
+        again.set_state(saved)
+        assert same(next(again), expected)
+    assert len(set(heard)) == 5
+
+
 def test_fixed_is_the_first_examples_in_order(source, targets):
     made = pipeline.fixed(source, targets(augment=False), 0, "t", 5)
     np.testing.assert_array_equal(made["audio"], [audio for audio, _ in source[:5]])

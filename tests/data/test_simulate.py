@@ -12,23 +12,15 @@ import pytest
 from jaxasa import config
 from jaxasa.acoustics import render, scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import procedural, records, sounds
-from jaxasa.data.simulate import simulate
+from jaxasa.data import records
+from jaxasa.data import simulate as simulating
+from jaxasa.data.simulate import estimate, simulate
 
-SCENES = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=3)
-ONE_WORKER = dataclasses.replace(SCENES, workers=1)
+ONE_WORKER = config.Scenes(
+    train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=3, workers=1
+)
+SCENES = dataclasses.replace(ONE_WORKER, workers=4)
 COUNT = 26
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bank")
-    with pytest.MonkeyPatch.context() as patch:
-        keep = ("alarm", "blast", "drum", "typing")
-        classes = {name: procedural.CLASSES[name] for name in keep}
-        patch.setattr(procedural, "CLASSES", classes)
-        patch.setattr(procedural, "CLIPS", 1)
-        return sounds.build(config.Sounds("procedural"), folder, 0)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +48,10 @@ def test_a_complete_set_is_opened_and_another_is_refused(bank, whole):
     assert len(simulate(SCENES, bank.folder, "train", whole.folder, 7, COUNT)) == COUNT
     assert {p: p.stat().st_mtime_ns for p in whole.folder.iterdir()} == before
     for split, seed, count in (("dev", 7, COUNT), ("train", 8, COUNT), ("train", 7, 9)):
-        with pytest.raises(ConfigError, match="other settings"):
+        with pytest.raises(ConfigError, match=r"other settings \((split|seed|count)\)"):
             simulate(SCENES, bank.folder, split, whole.folder, seed, count)
+    with pytest.raises(ConfigError, match="format"):
+        simulate(SCENES, bank.folder, "train", whole.folder, 7, COUNT, "dcase")
     (whole.folder / "manifest.json").rename(whole.folder / "kept")
     with pytest.raises(ConfigError, match="other settings"):
         simulate(SCENES, bank.folder, "train", whole.folder, 8, COUNT)
@@ -132,8 +126,50 @@ def test_the_benchmark_hears_test_takes_only(bank, whole, tmp_path):
     assert trained <= {c.take for c in bank.clips("train")}
 
 
+def test_the_manifest_says_what_rendered(whole):
+    backend = whole.manifest["backend"]
+    assert backend["renderer"] == "numba on cpu" and backend["batch"] == 1
+    assert backend["numpy"] == np.__version__
+
+
+def test_half_a_set_of_another_backend_is_not_mixed(bank, whole, tmp_path, monkeypatch):
+    shard = next(whole.folder.glob("*.array_record"))
+    (tmp_path / shard.name).write_bytes(shard.read_bytes())
+    monkeypatch.setattr(simulating, "_backend", lambda: {"numba": "0"})
+    with pytest.raises(ConfigError, match="other settings"):
+        simulate(ONE_WORKER, bank.folder, "train", tmp_path, 7, COUNT)
+    # A complete one is opened: an upgrade does not cost a data set.
+    assert len(simulate(ONE_WORKER, bank.folder, "train", whole.folder, 7, COUNT)) == COUNT
+
+
+def test_an_estimate_is_near_what_is_then_made(bank, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = estimate(SCENES, bank.folder, "train", 7, COUNT)
+    made = sum(shard["bytes"] for shard in whole.manifest["shards"])
+    assert found["scenes"] == COUNT and found["shards"] == 9 and found["sample"] == COUNT
+    assert found["hours"] == pytest.approx(COUNT * 1.5 / 3600)
+    # Each shard costs a little by itself.
+    assert found["bytes"] == pytest.approx(made, rel=0.03)
+    assert 0 < found["core_hours"] < COUNT * 2 / 3600 and not list(tmp_path.iterdir())
+    more = estimate(SCENES, bank.folder, "train", 7, 3_600_000_000)
+    assert more["hours"] == 1.5e6 and more["shards"] == 1.2e9 and more["sample"] <= 40
+    assert more["bytes"] == pytest.approx(made / COUNT * 3.6e9, rel=0.03)
+
+
+def test_an_estimate_counts_processor_time(bank, monkeypatch):
+    """0.5 s for each look at the clock: one before, and one after each scene and the shard."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(simulating.time, "process_time", lambda: 0.5 * next(ticks))
+    found = estimate(SCENES, bank.folder, "train", 7, 3600)
+    assert found["sample"] == 9  # until 4 s are passed
+    assert found["core_hours"] == pytest.approx(0.5 + 0.5 / 3, rel=1e-6)
+    assert found["core_hours_95"] == 0
+
+
 def test_bad_arguments_are_refused(bank, tmp_path):
     with pytest.raises(ConfigError, match="'test'"):
         simulate(SCENES, bank.folder, "test", tmp_path, 0, 3)
     with pytest.raises(ConfigError, match="sound bank"):
         simulate(SCENES, tmp_path, "train", tmp_path / "out", 0, 3)
+    with pytest.raises(ConfigError, match="'wav'.*records"):
+        simulate(SCENES, bank.folder, "train", tmp_path / "out", 0, 3, "wav")

@@ -94,12 +94,16 @@ def test_bad_files_are_named_and_counted(folder, tmp_path):
     (folder / "dog/0/bad.wav").write_bytes(b"RIFF no")
     soundfile.write(folder / "dog/0/silent.wav", np.zeros(RATE), RATE)
     soundfile.write(folder / "dog/1/short.wav", noise(0.1, 9), RATE)
+    soundfile.write(
+        folder / "dog/2/loud.wav", np.clip(np.sin(np.arange(RATE) / 9), -0.7, 0.7), RATE
+    )
     (folder / "rain/6/copy.wav").write_bytes((folder / "rain/5/0.wav").read_bytes())
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert bank.report["refused"] == {
         "dog/0/bad.wav": "unreadable",
         "dog/0/silent.wav": "silent",
         "dog/1/short.wav": "shorter than 0.15 s",
+        "dog/2/loud.wav": "clipped",
         "rain/6/copy.wav": "the same audio as another file",
     }
     assert "refused: 1 x silent" in bank.table()
@@ -168,6 +172,43 @@ def test_more_files_of_a_known_take_move_nothing(folder, tmp_path):
     before = takes_of(build(settings(folder), tmp_path / "bank", 0))
     soundfile.write(folder / "dog/0/more.wav", noise(1, 5), RATE)
     assert takes_of(build(settings(folder), tmp_path / "new", 0)) == before
+
+
+def test_changed_files_are_heard_and_their_takes_stay(folder, tmp_path):
+    """The bank was reused when only settings were compared."""
+    first = build(settings(folder), tmp_path / "bank", 0)
+    for k in range(12):
+        soundfile.write(folder / f"dog/new{k}.wav", noise(1, 5, k), RATE)
+    soundfile.write(folder / "rain/0/0.wav", noise(0.9, 6), RATE)
+    before = {(label, take): s for s, mine in takes_of(first).items() for label, take in mine}
+    more = build(settings(folder), tmp_path / "bank", 0)
+    after = {(label, take): s for s, mine in takes_of(more).items() for label, take in mine}
+    assert more.digest != first.digest and len(after) == 24 + 12
+    assert {key: after[key] for key in before} == before
+    counts = [c["takes"] for c in more.report["classes"]["dog"].values()]
+    assert counts == [12, 3, 5]
+    assert len(more.audio("rain/0/0.wav")) == pytest.approx(0.9 * RATE, abs=RATE // 50)
+
+
+def test_an_interrupted_rebuild_still_knows_the_splits(folder, tmp_path, monkeypatch):
+    first = takes_of(build(settings(folder), tmp_path / "bank", 0))
+    soundfile.write(folder / "dog/new.wav", noise(1, 5), RATE)
+    with monkeypatch.context() as patch:
+        patch.setattr(sounds, "_write_credits", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            build(settings(folder), tmp_path / "bank", 0)
+    again = takes_of(build(settings(folder), tmp_path / "bank", 0))
+    assert all(first[s] <= again[s] for s in first)
+    assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == ["audio.i16", "bank.json"]
+
+
+def test_a_bank_whose_files_are_gone_is_kept(folder, tmp_path, capsys):
+    first = build(settings(folder), tmp_path / "bank", 0)
+    folder.rename(tmp_path / "moved")
+    assert build(settings(folder), tmp_path / "bank", 0).digest == first.digest
+    assert "is kept" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="a folder per class"):
+        build(settings(folder), tmp_path / "bank", 1)
 
 
 def test_bank_is_light_to_pickle(folder, tmp_path):

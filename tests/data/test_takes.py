@@ -39,6 +39,21 @@ def test_order_does_not_matter_and_a_new_take_moves_at_most_three(takes, extra, 
     assert sum(after[t] != before[t] for t in takes) <= 3
 
 
+@given(names, st.sets(st.text(min_size=7, max_size=9), max_size=40))
+def test_known_takes_stay_when_others_come(takes, others):
+    before = assign(takes, SHARES, "dog", 0)
+    after = assign(takes | others, SHARES, "dog", 0, known=before)
+    assert {take: after[take] for take in takes} == before and set(after) == takes | others
+    wanted = sizes(assign(takes | others, SHARES, "dog", 0))
+    assert sum(abs(a - b) for a, b in zip(sizes(after), wanted, strict=True)) <= 2
+
+
+def test_a_split_that_lost_its_takes_gets_one():
+    known = {str(k): "train" for k in range(9)}
+    after = assign(known, SHARES, "dog", 0, known=known)
+    assert sizes(after) == [7, 1, 1]
+
+
 def test_seed_and_class_enter():
     takes = {str(k) for k in range(40)}
     first = assign(takes, SHARES, "dog", 0)

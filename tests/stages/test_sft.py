@@ -1,0 +1,80 @@
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from jaxasa import config, mesh, state
+from jaxasa.data import convert, records
+from jaxasa.stages import common, sft
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An imported set: four loud sounds of 0.5 s, each with one question."""
+    folder = tmp_path_factory.mktemp("imported")
+    rng = np.random.default_rng(1)
+    sounds = rng.integers(20_000, 30_000, (4, 8000, 4)).astype(np.int16)
+    path = folder / "a.array_record"
+    entry = records.write_shard(path, ((x, {"id": str(k)}) for k, x in enumerate(sounds)))
+    records.write_manifest(folder, {}, [entry])
+    lines = [
+        {"record": k, "seconds": 0.5, "question": "where is it ?", "answer": "left"}
+        for k in range(4)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / convert.QUESTIONS).write_text(text)
+    return folder
+
+
+def context(tiny, text, described, **changes):
+    rng = np.random.default_rng(0)
+    audio = rng.integers(-3000, 3000, (16, 16_000, 4)).astype(np.int16)
+    stage = config.SftStage(
+        steps=4,
+        batch=8,
+        learning_rate=0.01,
+        trainable=("lora/.*",),
+        questions=2,
+        warmup=0,
+        **changes,
+    )
+    data = list(zip(audio, described(16, (2, 3)), strict=True))
+    return common.Context(
+        run=types.SimpleNamespace(
+            model=tiny.model, scenes=types.SimpleNamespace(seconds=1.0), seed=0
+        ),
+        stage=stage,
+        asa=tiny.asa,
+        mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
+        text=text,
+        classes=tiny.classes,
+        clips=(),
+        train=data,
+        dev=data,
+    )
+
+
+def foreign(batch):
+    return (batch["audio"] > 10_000).any((1, 2))
+
+
+def test_without_imported_questions_nothing_is_mixed(tiny, text, described):
+    batch = next(sft.task(context(tiny, text, described)).batches)
+    assert not foreign(batch).any()
+
+
+def test_imported_questions_are_learnt_beside_those_on_scenes(tiny, text, described, folder):
+    made = context(tiny, text, described, imported=(str(folder),), imported_share=0.25)
+    task = sft.task(made)
+    batch = next(task.batches)
+    assert foreign(batch).sum() == 2 and batch["reply"].shape[:2] == (8, 2)
+    replies = {text.decode(row) for row in batch["reply"][foreign(batch)].reshape(4, -1)}
+    assert replies == {"<think></think><answer> left</answer>"}
+    now = state.create(tiny.params, made.stage, made.mesh)
+    losses = []
+    for _ in range(4):
+        now, metrics = task.step(now, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all() and losses[-1] < losses[0]
