@@ -106,10 +106,11 @@ def simulate(options: argparse.Namespace) -> Result:
 
     run, _, folder = _workdir(options)
     counts = {}
+    head = options.hrtf if options.format == "binaural" else None
     for split in [options.split] if options.split else steps.SPLITS:
-        steps.scenes(run, folder, split)
-        counts[split] = len(Records(folder / "scenes" / split))
-        print(f"{counts[split]} scenes in {folder / 'scenes' / split}")
+        out = steps.scenes(run, folder, split, head)
+        counts[split] = len(Records(out))
+        print(f"{counts[split]} scenes in {out}")
     return counts
 
 
@@ -168,6 +169,30 @@ def ask(options: argparse.Namespace) -> Result:
     return answer
 
 
+def listen(options: argparse.Namespace) -> Result:
+    from jaxasa import listen as listening
+
+    heard = listening.listen(
+        options.source, options.out, options.index, options.hrtf, options.order, options.sounds
+    )
+    print(f"{heard['file']}: {heard['seconds']:.1f} s, from {heard['from']}, {heard['hrtf']}")
+    return heard
+
+
+def draw(options: argparse.Namespace) -> Result:
+    from jaxasa import draw as drawing
+    from jaxasa.data import specs
+
+    if options.scene is not None:
+        view = drawing.of_scene(specs.find(options.scene, options.index, options.sounds))
+    else:
+        sources = options.source or [(1.5, 3.5, 1.2)]
+        view = drawing.of_room(options.room, options.rt60, options.listener, sources, options.yaw)
+    found = drawing.draw(view, options.which, options.out)
+    print(f"{options.out}: RT60 {found['rt60']:.2f} s, DRR {found['drr']:.1f} dB")
+    return found
+
+
 def export(options: argparse.Namespace) -> Result:
     from jaxasa.hf import export as exporting
 
@@ -218,9 +243,16 @@ def parser() -> argparse.ArgumentParser:
         simulate,
         "Renders first-order ambisonics scenes; goes on with the shards that are missing.",
         "Reads DIR/sounds.",
-        "DIR/scenes/{train,dev,benchmark}",
+        "DIR/scenes/{train,dev,benchmark}, or for --format binaural DIR/binaural/...",
         "jaxasa simulate --workdir runs/mine --split train --gin.Scenes.train=500",
     )
+    verb.add_argument(
+        "--format",
+        choices=("records", "binaural"),
+        default="records",
+        help="binaural: the same scenes and labels for two ears",
+    )
+    _add_hrtf(verb)
     verb.add_argument("--split", choices=("train", "dev", "benchmark"), help="default: all three")
     _add_work(verb)
 
@@ -252,6 +284,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("question")
     verb.add_argument("--options", nargs=4, metavar=tuple("ABCD"), help="four answers to choose of")
 
+    _add_listen(verbs)
+    _add_draw(verbs)
+
     verb = _verb(
         verbs,
         "export",
@@ -275,6 +310,61 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_work(verb)
     return root
+
+
+def _add_listen(verbs) -> None:
+    verb = _verb(
+        verbs,
+        "listen",
+        listen,
+        "Renders a scene or an FOA recording for headphones.",
+        "Reads a 4-channel sound file, a folder of records, or a scene in JSON.",
+        "OUT: stereo, 16 kHz, 16 bits",
+        "jaxasa listen runs/demo/scenes/dev scene.wav --index 3",
+    )
+    verb.add_argument("source", type=Path, help="FOA file, DIR/scenes/SPLIT, or SceneSpec in JSON")
+    verb.add_argument("out", type=Path, metavar="OUT", help="file to write, NAME.wav")
+    verb.add_argument(
+        "--order",
+        choices=("ambix", "n3d", "fuma"),
+        default="ambix",
+        help="channels of a sound file: W Y Z X in SN3D (default) or N3D, or FuMa's W X Y Z",
+    )
+    _add_hrtf(verb)
+    _add_scene_options(verb)
+
+
+def _add_draw(verbs) -> None:
+    verb = _verb(
+        verbs,
+        "draw",
+        draw,
+        "Draws a room: plan, response, decay per octave band, energy by direction over time.",
+        "Reads nothing, or the scene of --scene: a folder of records, or a scene in JSON.",
+        "OUT: a PNG picture",
+        "jaxasa draw room.png --room 6 5 3 --rt60 0.5 --listener 4 2 1.5 --source 1.5 3.5 1.2",
+    )
+    verb.add_argument("out", type=Path, metavar="OUT", help="file to write, NAME.png")
+    verb.add_argument("--scene", type=Path, help="DIR/scenes/SPLIT, or SceneSpec in JSON")
+    _add_scene_options(verb)
+    place: dict = {"type": float, "nargs": 3, "metavar": ("X", "Y", "Z")}
+    verb.add_argument("--which", type=int, default=0, metavar="K", help="source to draw (0)")
+    verb.add_argument("--room", **place, default=(6, 5, 3), help="metres (6 5 3)")
+    verb.add_argument("--rt60", type=float, default=0.5, help="seconds (0.5)")
+    verb.add_argument("--listener", **place, default=(4, 2, 1.5), help="metres (4 2 1.5)")
+    verb.add_argument("--yaw", type=float, default=0.0, help="of the listener, degrees (0)")
+    verb.add_argument("--source", **place, action="append", help="metres, repeatable")
+
+
+def _add_scene_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--index", type=int, default=0, metavar="I", help="scene of a folder (0)")
+    verb.add_argument(
+        "--sounds", type=Path, metavar="DIR", help="its sound bank (default: DIR/sounds beside it)"
+    )
+
+
+def _add_hrtf(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--hrtf", default="sphere", help="sphere (default), or a SOFA file")
 
 
 def _add_bench(verbs) -> None:

@@ -3,6 +3,7 @@
 DIR/config.gin            the resolved config
 DIR/sounds/               the sound bank
 DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
+DIR/binaural/SPLIT/       the same for two ears, where asked for
 DIR/checkpoints/STAGE/    what a stage has trained
 DIR/logs/STAGE/           its metrics
 DIR/benchmark/            the suite; predictions/ and results.json beside it
@@ -36,11 +37,12 @@ def sound_bank(run: config.Run, folder: Path) -> sounds.Bank:
         return sounds.build(synthetic, where, run.seed)
 
 
-def scenes(run: config.Run, folder: Path, split: str) -> None:
-    """Renders DIR/scenes/SPLIT from DIR/sounds."""
+def scenes(run: config.Run, folder: Path, split: str, head: str | None = None) -> Path:
+    """Renders DIR/scenes/SPLIT from DIR/sounds; with a `head` (HRTF) DIR/binaural/SPLIT."""
     count = getattr(run.scenes, split)
-    out = folder / "scenes" / split
-    simulate.simulate(run.scenes, folder / "sounds", split, out, run.seed, count)
+    out = folder / ("scenes" if head is None else "binaural") / split
+    simulate.simulate(run.scenes, folder / "sounds", split, out, run.seed, count, head)
+    return out
 
 
 def train(run: config.Run, folder: Path, stage: str, text: str) -> None:

@@ -12,7 +12,8 @@ from jaxasa.config import ConfigError
 
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
 VERBS = [
-    *(["sounds"], ["simulate"], ["train"], ["ask"], ["export"], ["demo"]),
+    *(["sounds"], ["simulate"], ["train"], ["ask"], ["listen"], ["draw"]),
+    *(["export"], ["demo"]),
     *(["bench", part] for part in ("build", "run", "score", "report")),
 ]
 

@@ -31,6 +31,8 @@ LEVELS = {
     "models": 3,
     "hf": 4,
     "ask": 5,
+    "draw": 5,
+    "listen": 5,
     "stages": 5,
     "bench": 5,
     "steps": 6,

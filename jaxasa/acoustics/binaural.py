@@ -130,7 +130,7 @@ def _farrow() -> np.ndarray:
 
 @numba.njit(cache=True, fastmath=True)
 def _add(out, start, fraction, gain, taps):
-    """Adds filters [N, 2, n] to out [2, 7, 6, T], from `start` [N, 2], times gain and fraction^k."""
+    """Adds filters [N, 2, n], times gain [N, 7] and fraction^k, to out [2, 7, 6, T] at `start`."""
     width = taps.shape[2]
     for i in range(len(gain)):
         for ear in range(2):
@@ -200,8 +200,8 @@ def _tail(room, absorption, head: Hrtf, yaw: float, length: int, rng) -> np.ndar
     # Bands mix as amplitudes do in an image's spectrum.
     root = np.sqrt(energy).transpose(0, 2, 1).astype(np.float32)
     power = np.square(np.tensordot(bands, root, (0, 0)))
-    spectra = (power @ _octants(head, round(yaw, 6))).T
-    shaped = _correlated(*spectra[:2], spectra[2] + 1j * spectra[3], rng)
+    left, right, real, imaginary = (power @ _octants(head, round(yaw, 6))).T
+    shaped = _correlated(left, right, real + 1j * imaginary, rng)
     window = np.sin(np.pi * (np.arange(_FRAME) + 0.5) / _FRAME).astype(np.float32)
     framed = scipy.fft.irfft(shaped * np.float32((_FRAME / 2) ** 0.5), _FRAME) * window
     # Frame t is centred on t * hop: its first half belongs to the hop before.

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from jaxasa import config
-from jaxasa.acoustics import render, scenes
+from jaxasa.acoustics import binaural, hrtf, render, scenes
 from jaxasa.config import ConfigError
 from jaxasa.data import records
 from jaxasa.data.progress import progress
@@ -44,6 +44,7 @@ class _Job:
     seed: int
     count: int
     key: str
+    head: str | None
 
     def shards(self) -> int:
         return -(-self.count // self.scenes.shard)
@@ -64,9 +65,11 @@ def simulate(
     folder: Path | str,
     seed: int,
     count: int,
+    head: str | None = None,
 ) -> records.Records:
     """Renders `count` scenes of "train", "dev" or "benchmark" into `folder`.
 
+    head: an HRTF ("sphere" or a SOFA file) through which the scenes are rendered for two ears.
     What an earlier run left is kept: a complete data set is opened, missing shards are made.
     Raises `ConfigError` when `folder` holds scenes of other settings or a worker dies.
     """
@@ -74,8 +77,8 @@ def simulate(
     config.check(count >= 1, "count", count, "at least 1")
     bank = Bank.load(bank_folder)
     folder = Path(folder)
-    meta = _meta(scenes, bank, split, seed, count)
-    job = _Job(scenes, bank.folder, split, folder, seed, count, meta["key"])
+    meta = _meta(scenes, bank, split, seed, count, head)
+    job = _Job(scenes, bank.folder, split, folder, seed, count, meta["key"], head)
     if (folder / records.MANIFEST).exists():
         done = records.Records(folder)
         if done.manifest.get("key") != job.key:
@@ -88,7 +91,9 @@ def simulate(
     return records.Records(folder)
 
 
-def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int) -> dict:
+def _meta(
+    scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, head: str | None
+) -> dict:
     settings = dataclasses.asdict(scenes)
     for name in ("train", "dev", "benchmark", "workers"):  # these do not touch a scene
         del settings[name]
@@ -103,6 +108,8 @@ def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int) 
         "bank_digest": bank.digest,
         "classes": list(bank.classes),
     }
+    if head is not None:
+        meta |= {"channels": "left, right ear", "hrtf": hrtf.load(head).name}
     text = json.dumps([meta, count], sort_keys=True)
     return meta | {"key": hashlib.sha256(text.encode()).hexdigest()}
 
@@ -185,7 +192,10 @@ def _make_shard(job: _Job, k: int) -> dict:
     def rendered():
         for index in job.indices(k):
             spec = scenes.draw(job.scenes, clips, job.seed, job.split, index)
-            audio, scene = render.render(spec, bank.audio)
+            if job.head is None:
+                audio, scene = render.render(spec, bank.audio)
+            else:
+                audio, scene = binaural.render(spec, bank.audio, hrtf.load(job.head))
             yield records.to_int16(audio), scene
 
     return records.write_shard(job.path(k), rendered())
