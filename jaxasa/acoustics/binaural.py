@@ -11,7 +11,8 @@ whose spectrum at both ears together,
 follows from the directions u that energy still comes from in this room (`directional_energy`, the
 closed form of `rooms`) and from the HRTF itself. So the tail's interaural coherence, levels and
 colour are the head's in this room's field, and they turn with the listener. Ambient noise is the
-same with energy from everywhere alike.
+same with energy from everywhere alike. As in the FOA tail, images count as uncorrelated: below
+600 Hz in small rooms, where they interfere as modes, the real coherence of late sound is lower.
 
     from jaxasa.acoustics import binaural, hrtf, keys, rooms
     room = (6.0, 5.0, 3.0)
@@ -216,8 +217,7 @@ def _correlated(left, right, cross, rng) -> np.ndarray:
     variance 1 each.
     """
     first, second = rir.noise_spectrum(rng, 2, *left.shape)
-    left = np.maximum(left, 1e-20)
-    shared = cross.conj() / np.sqrt(left)
+    shared = cross.conj() / np.sqrt(np.maximum(left, 1e-30))
     rest = np.maximum(right - np.abs(shared) ** 2, 0)
     return np.stack([np.sqrt(left) * first, shared * first + np.sqrt(rest) * second]).astype(
         np.complex64
