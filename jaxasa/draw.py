@@ -158,7 +158,7 @@ def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
     w = response[0, LEAD:]
     time = np.arange(len(w)) / RATE * 1000
     level = 20 * np.log10(np.maximum(np.abs(w) / np.abs(w).max(), 10 ** (_FLOOR / 20)))
-    axes.vlines(time, _FLOOR, level, color=_COLOURS[0], linewidth=0.4)
+    axes.fill_between(time, _FLOOR, level, color=_COLOURS[0], linewidth=0)
     arrival = distance / rooms.SPEED * 1000
     axes.plot(arrival, 0, "v", color=_COLOURS[4], label=f"direct sound, {arrival:.1f} ms")
     # As in rir.response: a far source needs its direct sound before the cross-fade.
