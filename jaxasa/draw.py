@@ -155,10 +155,13 @@ def _plan(axes, view: View, chosen: int) -> None:
 
 
 def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
-    w = response[0, LEAD:]
-    time = np.arange(len(w)) / RATE * 1000
-    level = 20 * np.log10(np.maximum(np.abs(w) / np.abs(w).max(), 10 ** (_FLOOR / 20)))
-    axes.fill_between(time, _FLOOR, level, color=_COLOURS[0], linewidth=0)
+    # The loudest sample of each half millisecond: a picture has no room for more.
+    step = RATE // 2000
+    w = np.abs(response[0, LEAD:])
+    w = w[: len(w) // step * step].reshape(-1, step).max(axis=1)
+    time = np.arange(len(w)) * step / RATE * 1000
+    level = 20 * np.log10(np.maximum(w / w.max(), 10 ** (_FLOOR / 20)))
+    axes.fill_between(time, _FLOOR, level, step="post", color=_COLOURS[0], linewidth=0)
     arrival = distance / rooms.SPEED * 1000
     axes.plot(arrival, 0, "v", color=_COLOURS[4], label=f"direct sound, {arrival:.1f} ms")
     # As in rir.response: a far source needs its direct sound before the cross-fade.

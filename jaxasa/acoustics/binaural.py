@@ -40,18 +40,23 @@ from jaxasa.acoustics.scenes import SceneSpec
 _TAPS, _ORDER = 81, 6
 _BEFORE = 64  # samples of room for what arrives at an ear before the head's centre
 _CHUNK = 4096  # images at once
+_NOTHING = 1e-6  # of the direct sound's gain (-120 dB): what is below it is left out
 _FRAME = 256
 
 
 def render(
-    spec: SceneSpec, audio: Callable[[str], np.ndarray], head: Hrtf, full: bool = False
+    spec: SceneSpec,
+    audio: Callable[[str], np.ndarray],
+    head: Hrtf | None = None,
+    full: bool = False,
 ) -> tuple[np.ndarray, dict]:
     """Renders a scene to two ears [T, 2] float32 (left, right) at 16 kHz, with its description.
 
     The scene is the one that render.render renders in FOA, and so are all labels but "gain",
-    which is this signal's own: lowered only where an ear would pass 0.9. Raises ConfigError for
-    a scene or clip that cannot be rendered.
+    which is this signal's own: lowered only where an ear would pass 0.9. head: by default the
+    rigid sphere. Raises ConfigError for a scene or clip that cannot be rendered.
     """
+    head = hrtf.load("sphere") if head is None else head
     around, scene = foa_render.render(spec, audio, full=full)
     length = len(around)
     mix = np.zeros((2, length), np.float32)
@@ -83,19 +88,24 @@ def response(
     yaw: float,
     rng: np.random.Generator,
     full: bool = False,
+    direct: bool = True,
 ) -> np.ndarray:
     """Returns the response [2, n] float32 (left, right ear) of a listener turned left by `yaw`.
 
-    room, source, listener: x, y, z in metres; absorption: [7], of all walls, per octave band;
-    yaw in degrees from the room's x axis. Time zero is sample LEAD, and the direct sound has the
+    room, source, listener: x, y, z in metres; absorption: of the walls, as in images.near; yaw
+    in degrees from the room's x axis. Time zero is sample LEAD, and the direct sound has the
     level of an HRTF at 1 / distance. rng draws the tail; full=True follows every image instead.
+    direct=False leaves the direct sound out.
     """
-    direct = math.dist(source, listener) / rooms.SPEED
-    mixing = max(rooms.mixing_time(room), 1.5 * direct + 0.005)
+    flight = math.dist(source, listener) / rooms.SPEED
+    mixing = max(rooms.mixing_time(room), 1.5 * flight + 0.005)
     seconds = max(float(rooms.decay_time(room, absorption).max()), mixing + 0.005)
     length = int(seconds * RATE)
     reach = seconds if full else mixing
     offset, gain = images.near(room, absorption, source, listener, reach * rooms.SPEED)
+    loud = gain.max(axis=1) > _NOTHING * gain.max()
+    loud[0] = direct  # it is nearer than any image
+    offset, gain = offset[loud], gain[loud]
     time = np.linalg.norm(offset, axis=1) / rooms.SPEED
     if not full:
         phase = ((time / mixing - 2 / 3) * 3).clip(0, 1) * np.pi / 2
@@ -181,8 +191,9 @@ def directional_energy(room, absorption, times) -> np.ndarray:
     """
     unit, _ = hrtf.octant_nodes(_NODES)
     wall = -np.log(np.maximum(1 - np.asarray(absorption, float), 1e-12))
-    met = unit @ (1.0 / np.asarray(room, float))
-    rate = rooms.SPEED * (np.outer(wall, met) + rooms.AIR[:, None])
+    # Of the two walls across an axis, sound meets one and the other in turn.
+    pairs = np.broadcast_to(wall, (6, len(rooms.BANDS))).reshape(3, 2, -1).mean(axis=1)
+    rate = rooms.SPEED * ((pairs.T / np.asarray(room, float)) @ unit.T + rooms.AIR[:, None])
     scale = 4 * np.pi * rooms.SPEED / rooms.volume(room)
     return scale * np.exp(-rate[:, :, None] * np.asarray(times, float))
 

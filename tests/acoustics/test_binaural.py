@@ -83,7 +83,7 @@ def test_every_image_comes_through_its_own_direction(no_air):
     absorption = np.full(7, 0.995)
     where = (room, absorption, source, listener, HEAD, yaw)
     found = binaural.response(*where, keys.rng(0), full=True)
-    box = pra.ShoeBox(room, fs=RATE, materials=pra.Material(0.995), max_order=3)
+    box = pra.ShoeBox(room, fs=RATE, materials=pra.Material(0.995), max_order=2)
     box.add_source(source)
     box.add_microphone(listener)
     box.image_source_model()
@@ -112,7 +112,7 @@ def _pairs(count: int):
 
 def test_the_tail_is_that_of_all_images():
     total, late, coherence = [], [], []
-    for pair in _pairs(16):
+    for pair in _pairs(10):
         energy = [(r.astype(float) ** 2).sum(axis=1) for r in pair]
         total.append(10 * np.log10(energy[0] / energy[1]))
         rest = [r[:, rir.LEAD + 1120 :].astype(float) for r in pair]
@@ -121,7 +121,7 @@ def test_the_tail_is_that_of_all_images():
     np.testing.assert_allclose(total, 0, atol=0.4)
     assert np.abs(np.mean(late, axis=0)).max() < 0.5 and np.std(late) < 1.0
     hybrid, full = np.mean(coherence, axis=0)
-    np.testing.assert_allclose(hybrid[2:], full[2:], atol=0.06)
+    np.testing.assert_allclose(hybrid[2:], full[2:], atol=0.1)
     # Below, images of so small rooms interfere as modes do, which no energy integral sees.
     np.testing.assert_allclose(hybrid[:2], full[:2], atol=0.25)
 
@@ -198,6 +198,11 @@ def test_the_tail_turns_with_the_listener():
     moments = np.einsum("bdt,dc,d->bct", energy, np.c_[np.ones(len(unit)), unit**2], weight)
     expected = rooms.tail_energy(room, absorption, times)[:, [0, 3, 1, 2]]
     np.testing.assert_allclose(moments, expected, rtol=0.01)
+    # Walls may differ: what counts is the mean of the two across each axis, as -ln(1 - a).
+    apart = np.array([[0.0, 0.4375], [0.25, 0.25], [0.4375, 0.0]])
+    apart = np.broadcast_to(apart.reshape(6, 1), (6, 7))
+    unlike = binaural.directional_energy(room, apart, times)
+    np.testing.assert_allclose(unlike, energy, rtol=1e-6)
     along, across = (
         binaural._octants(HEAD, yaw).transpose(2, 0, 1) @ energy[3, :, 1] for yaw in (0.0, 90.0)
     )

@@ -7,6 +7,10 @@ ROOM = (4.2, 3.6, 2.7)
 SOURCE, LISTENER = np.array([1.1, 2.9, 0.8]), np.array([2.7, 1.2, 1.5])
 
 
+# pyroomacoustics' names, in the order of images.near: x = 0 is west, y = 0 south.
+WALLS = ("west", "east", "south", "north", "floor", "ceiling")
+
+
 @pytest.fixture
 def no_air(monkeypatch):
     monkeypatch.setattr(rooms, "AIR", np.zeros(7))
@@ -14,14 +18,18 @@ def no_air(monkeypatch):
 
 def test_images_are_pyroomacoustics_images(no_air):
     pra = pytest.importorskip("pyroomacoustics")
-    box = pra.ShoeBox(ROOM, fs=16_000, materials=pra.Material(0.3), max_order=16)
+    walls = dict(zip(WALLS, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), strict=True))
+    materials = pra.make_materials(**walls)
+    box = pra.ShoeBox(ROOM, fs=16_000, materials=materials, max_order=16)
     box.add_source(SOURCE)
     box.add_microphone(LISTENER)
     box.image_source_model()
     theirs = box.sources[0].images.T - LISTENER
     distance = np.linalg.norm(theirs, axis=1)
     near = distance < 15.0  # up to order 16, all that near are there
-    offset, gain = images.near(ROOM, [0.3] * 7, SOURCE, LISTENER, 15.0)
+    offset, gain = images.near(
+        ROOM, np.outer(list(walls.values()), np.ones(7)), SOURCE, LISTENER, 15.0
+    )
     assert len(offset) == near.sum() > 300
     wanted = np.column_stack([theirs, box.sources[0].damping.ravel() / distance])[near]
     found = np.column_stack([offset, gain[:, 3]])
