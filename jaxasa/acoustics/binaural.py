@@ -8,8 +8,8 @@ whose spectrum at both ears together,
 
     S(t, f) = int e(u, t, f) H(f, u) H(f, u)^H du,
 
-follows from the directions u that energy still comes from in this room (`directional_energy`, the
-closed form of `rooms`) and from the HRTF itself. So the tail's interaural coherence, levels and
+follows from the directions u that energy still comes from in this room (`directional_energy`, by
+the closed form of `rooms`) and from the HRTF itself. So the tail's interaural coherence, levels and
 colour are the head's in this room's field, and they turn with the listener. Ambient noise is the
 same with energy from everywhere alike. As in the FOA tail, images count as uncorrelated: below
 600 Hz in small rooms, where they interfere as modes, the real coherence of late sound is lower.
@@ -185,17 +185,27 @@ def _filters_of(size: int) -> tuple[np.ndarray, np.ndarray]:
 def directional_energy(room, absorption, times) -> np.ndarray:
     """Returns the expected energy [7, D, len(times)] per second from each octant direction.
 
-    The directions are hrtf.octant_nodes(); weighted by them, the energies sum to that of W in
-    rooms.tail_energy, whose average over directions this is before it is taken. An octant stands
-    for all eight: opposite walls are alike.
+    The directions are hrtf.octant_nodes(); an octant stands for all eight, as sound meets both
+    walls across an axis in turn. Energies follow exp(-c t (sum_d a_d |u_d| / L_d + m)), the
+    images' own law, tilted by a quadratic form in u so that their mean, and those weighted by
+    the squares of x, y and z, are what rooms.tail_energy says of W, X, Y and Z: this tail and
+    that of FOA are of one room. absorption as in images.near.
     """
-    unit, _ = hrtf.octant_nodes(_NODES)
+    unit, weight = hrtf.octant_nodes(_NODES)
+    times = np.asarray(times, float)
     wall = -np.log(np.maximum(1 - np.asarray(absorption, float), 1e-12))
-    # Of the two walls across an axis, sound meets one and the other in turn.
     pairs = np.broadcast_to(wall, (6, len(rooms.BANDS))).reshape(3, 2, -1).mean(axis=1)
-    rate = rooms.SPEED * ((pairs.T / np.asarray(room, float)) @ unit.T + rooms.AIR[:, None])
-    scale = 4 * np.pi * rooms.SPEED / rooms.volume(room)
-    return scale * np.exp(-rate[:, :, None] * np.asarray(times, float))
+    rate = rooms.SPEED * (pairs.T / np.asarray(room, float)) @ unit.T
+    shape = np.exp((rate.min(axis=1, keepdims=True) - rate)[..., None] * times)
+    square = (unit**2).T
+    moments = np.einsum("bdt,id,jd,d->btij", shape, square, square, weight, optimize=True)
+    wanted = rooms.tail_energy(room, absorption, times)
+    # Late in a flat room nearly nothing comes along an axis: no more than rounding is added.
+    moments += 1e-9 * np.trace(moments, axis1=2, axis2=3)[..., None, None] * np.eye(3)
+    tilt = np.linalg.solve(moments, wanted[:, [3, 1, 2]].transpose(0, 2, 1)[..., None])[..., 0]
+    energy = shape * np.maximum(np.einsum("bti,id->bdt", tilt, square), 0)
+    total = np.einsum("bdt,d->bt", energy, weight)
+    return energy * (wanted[:, 0] / np.maximum(total, 1e-300))[:, None]
 
 
 _NODES = 10  # a side of an octant: 100 in an octant, 800 around, fine enough for 8 kHz
