@@ -26,7 +26,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 
-from jaxasa.acoustics import binaural, hrtf, rir, rooms
+from jaxasa.acoustics import binaural_rir, hrtf, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
 
@@ -54,7 +54,7 @@ def moving(
 
     place(seconds [T]) is the source's position [T, 3] (m) when it emits, yaw(seconds [T]) how far
     the listener has turned left (degrees) on arrival. rng() gives the same generator each time.
-    Sources must be slower than sound. All else is as in binaural.response.
+    Sources must be slower than sound. All else is as in binaural_rir.response.
     """
     dry = np.asarray(dry, np.float32)[: max(length - start, 0)]
     out = np.zeros((2, length), np.float32)
@@ -74,7 +74,7 @@ def moving(
         source = place(middle)[0]
         flight = float(np.linalg.norm(source - where)) / rooms.SPEED
         turned = float(yaw(middle + flight)[0])
-        response = binaural.response(
+        response = binaural_rir.response(
             room, absorption, source, where, head, turned, rng(), direct=False
         )
         at = start + samples[0]

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import binaural, hrtf, images, keys, render, rir, rooms, scenes
+from jaxasa.acoustics import binaural, binaural_rir, hrtf, images, keys, render, rir, rooms, scenes
 from jaxasa.config import Scenes
 
 RATE = 16_000
@@ -61,7 +61,7 @@ def test_the_direct_sound_is_the_hrtf(no_air, azimuth, elevation, distance, yaw)
     a, e = np.radians([azimuth, elevation])
     offset = distance * np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
     where = (ROOM, ANECHOIC, LISTENER + offset, LISTENER, HEAD, yaw, keys.rng(0))
-    found = np.fft.rfft(binaural.response(*where), SIZE)[:, COMB]
+    found = np.fft.rfft(binaural_rir.response(*where), SIZE)[:, COMB]
     expected = _exact(_turned(offset, yaw))
     (level, cross), (wanted, other) = _differences(found), _differences(expected)
     assert np.abs(level - wanted).max() < 0.1
@@ -82,7 +82,7 @@ def test_every_image_comes_through_its_own_direction(no_air):
     listener = np.array([3.1, 2.6, 3.3])
     absorption = np.full(7, 0.995)
     where = (room, absorption, source, listener, HEAD, yaw)
-    found = binaural.response(*where, keys.rng(0), full=True)
+    found = binaural_rir.response(*where, keys.rng(0), full=True)
     box = pra.ShoeBox(room, fs=RATE, materials=pra.Material(0.995), max_order=2)
     box.add_source(source)
     box.add_microphone(listener)
@@ -107,7 +107,7 @@ def _pairs(count: int):
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
         absorption = rooms.absorption(room, rng.uniform(0.2, 0.3))
         where = (room, absorption, source, listener, HEAD, rng.uniform(-180, 180))
-        yield [binaural.response(*where, keys.rng(i), full=f) for f in (False, True)]
+        yield [binaural_rir.response(*where, keys.rng(i), full=f) for f in (False, True)]
 
 
 def test_the_tail_is_that_of_all_images():
@@ -136,19 +136,19 @@ def test_the_tail_s_covariance_is_the_images():
     offset, gain = images.near(room, absorption, (1.2, 2.8, 0.9), (3.1, 1.3, 1.6), 70.0)
     late = np.linalg.norm(offset, axis=1) > 25.0
     offset, gain = offset[late], gain[late]
-    frequency = np.fft.rfftfreq(binaural._FRAME, 1 / RATE)
+    frequency = np.fft.rfftfreq(binaural_rir._FRAME, 1 / RATE)
     bands = rir.band_weights(frequency)
     summed = np.zeros((3, len(frequency)), complex)
     for low in range(0, len(offset), 4096):
         part = slice(low, low + 4096)
-        ears = hrtf.response(HEAD, binaural.turned(offset[part], -yaw), binaural._FRAME)
+        ears = hrtf.response(HEAD, binaural_rir.turned(offset[part], -yaw), binaural_rir._FRAME)
         power = (gain[part] @ bands) ** 2
         pairs = ((0, 0), (1, 1), (0, 1))
         summed += [(power * ears[:, a] * ears[:, b].conj()).sum(axis=0) for a, b in pairs]
     times = np.arange(25.0, 70.0, 0.5) / rooms.SPEED
-    energy = binaural.directional_energy(room, absorption, times)
+    energy = binaural_rir.directional_energy(room, absorption, times)
     power = np.einsum("bdt,bf->tfd", np.sqrt(energy), bands) ** 2
-    left, right, real, imaginary = np.einsum("tfd,fdp->pf", power, binaural._octants(HEAD, yaw))
+    left, right, real, imaginary = np.einsum("tfd,fdp->pf", power, binaural_rir._octants(HEAD, yaw))
     step = 0.5 / rooms.SPEED
     for found, wanted in ((left, summed[0].real), (right, summed[1].real)):
         assert np.abs(10 * np.log10(found[24:120] * step / wanted[24:120])).max() < 0.8
@@ -173,7 +173,7 @@ def test_the_tail_of_a_cube_is_a_diffuse_field():
     room = (4.0, 4.0, 4.0)
     absorption = rooms.absorption(room, 0.5)
     tails = [
-        binaural._tail(room, absorption, HEAD, 20.0, 8000, keys.rng(i)).astype(float)
+        binaural_rir._tail(room, absorption, HEAD, 20.0, 8000, keys.rng(i)).astype(float)
         for i in range(12)
     ]
     spectrum = np.fft.rfft(np.stack(tails), SIZE)
@@ -196,7 +196,7 @@ def test_the_tail_turns_with_the_listener():
     """In a flat room late sound comes from the sides: both ears, but not from one's front."""
     room, absorption = (12.0, 3.0, 2.5), np.full(7, 0.25)
     times = np.array([0.0, 0.2])
-    energy = binaural.directional_energy(room, absorption, times)
+    energy = binaural_rir.directional_energy(room, absorption, times)
     unit, weight = hrtf.octant_nodes(10)
     moments = np.einsum("bdt,dc,d->bct", energy, np.c_[np.ones(len(unit)), unit**2], weight)
     expected = rooms.tail_energy(room, absorption, times)[:, [0, 3, 1, 2]]
@@ -204,7 +204,7 @@ def test_the_tail_turns_with_the_listener():
     # Where an axis has next to nothing, what is left of it has no energy below zero.
     np.testing.assert_allclose(moments[3:], expected[3:], rtol=0.01)
     along, across = (
-        binaural._octants(HEAD, yaw).transpose(2, 0, 1) @ energy[3, :, 1] for yaw in (0.0, 90.0)
+        binaural_rir._octants(HEAD, yaw).transpose(2, 0, 1) @ energy[3, :, 1] for yaw in (0.0, 90.0)
     )
     # Sound along x: with the ears across it, it is alike at both; with an ear towards it, not.
     assert along[2, 8] / along[0, 8] > across[2, 8] / across[0, 8] + 0.3
@@ -280,6 +280,51 @@ def test_ambient_noise_is_as_loud_as_in_foa_and_diffuse():
         assert coherence == pytest.approx(part[0, 1] / np.sqrt(part[0, 0] * part[1, 1]), abs=0.12)
 
 
+@dataclasses.dataclass(frozen=True)
+class Walking(scenes.Source):
+    trajectory: tuple = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Turning(scenes.SceneSpec):
+    turning: tuple = ()
+    sensor_snr: float | None = None
+
+
+def _first_and_last(ears: np.ndarray) -> list[float]:
+    """Level difference of left over right (dB) in the first and the last fifth of the sound."""
+    loud = np.flatnonzero(np.abs(ears).max(axis=1) > 0.05 * np.abs(ears).max())
+    parts = np.array_split(ears[loud[0] : loud[-1]].astype(float), 5)
+    return [
+        10 * np.log10((p[:, 0] ** 2).sum() / (p[:, 1] ** 2).sum()) for p in (parts[0], parts[-1])
+    ]
+
+
+def test_what_moves_is_heard_to_move():
+    scene = {
+        **{"seed": 0, "split": "train", "index": 0, "seconds": 2.5, "room": (6.0, 5.0, 3.0)},
+        **{"absorption": (1.0,) * 7, "rt60": 0.2, "listener": (3.0, 2.5, 1.5), "yaw": 0.0},
+        "snr": 80.0,
+    }
+    walk = {"label": "bell", "clip": "1", "take": "t", "onset": 0.2, "seconds": 1.0} | {
+        **{"speed": 1.0, "gain": 0.0, "position": (3.5, 4.0, 1.5)}
+    }
+    walking = Walking(**walk, trajectory=((1.2, 3.5, 1.0, 1.5),))
+    ears, _ = binaural.render(scenes.SceneSpec(**scene, sources=(walking,)), _clip, HEAD)
+    first, last = _first_and_last(ears)
+    assert first > 4 and last < -4
+    # The source stays on the left, and the listener turns to it and beyond.
+    still = scenes.Source(**walk)
+    spec = Turning(**scene, sources=(still,), turning=((0.2, 0.0), (1.2, 160.0)))
+    first, last = _first_and_last(binaural.render(spec, _clip, HEAD)[0])
+    assert first > 4 and last < -4
+    # Sensors hiss apart from each other, where a diffuse field has both ears in step.
+    spec = Turning(**scene, sources=(still,), sensor_snr=0.0)
+    ears, _ = binaural.render(spec, _clip, HEAD)
+    after = _coherence(ears[int(1.8 * RATE) :].T.astype(float))
+    assert np.abs(after).max() < 0.2 and np.abs(ears[int(1.8 * RATE) :]).std() > 0.01 * ears.std()
+
+
 def test_silence_renders_to_silence():
     spec = scenes.draw(CONFIG, CLIPS, 1, "train", 0)
     ears, scene = binaural.render(spec, lambda _: np.zeros(RATE, np.float32), HEAD)
@@ -288,6 +333,6 @@ def test_silence_renders_to_silence():
 
 def test_many_images_are_added_in_parts(monkeypatch):
     offset, gain = images.near(ROOM, [0.2] * 7, (1, 1, 1), LISTENER, 12.0)
-    whole = binaural._add_up(offset, gain, HEAD, 600)
-    monkeypatch.setattr(binaural, "_CHUNK", 7)
-    np.testing.assert_allclose(binaural._add_up(offset, gain, HEAD, 600), whole, atol=1e-6)
+    whole = binaural_rir._add_up(offset, gain, HEAD, 600)
+    monkeypatch.setattr(binaural_rir, "_CHUNK", 7)
+    np.testing.assert_allclose(binaural_rir._add_up(offset, gain, HEAD, 600), whole, atol=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxasa.acoustics import binaural, binaural_motion, hrtf, keys, rir, rooms
+from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys, rir, rooms
 
 RATE = 16_000
 HEAD = hrtf.Sphere()
@@ -59,7 +59,7 @@ def _fine_steps(dry, start: int, place, yaw, length: int, step: int = 8) -> np.n
         source = place(np.array([(start + k) / RATE]))[0]
         flight = np.linalg.norm(source - LISTENER) / rooms.SPEED
         turned = float(yaw(np.array([(start + k) / RATE + flight]))[0])
-        found = binaural.response(ROOM, ANECHOIC, source, LISTENER, HEAD, turned, _rng())
+        found = binaural_rir.response(ROOM, ANECHOIC, source, LISTENER, HEAD, turned, _rng())
         found = found[:, :400]
         for ear in (0, 1):
             whole = np.convolve(part, found[ear])
@@ -92,7 +92,7 @@ def test_direct_sound_is_that_of_fine_steps(place, yaw):
 def test_at_rest_it_is_the_response():
     dry, start, absorption = _noise(4000), 300, rooms.absorption(ROOM, 0.3)
     found = _moving(dry, start, _still, lambda t: _ahead(t) + 25, absorption, 8000)
-    response = binaural.response(ROOM, absorption, _still(0.0), LISTENER, HEAD, 25.0, _rng())
+    response = binaural_rir.response(ROOM, absorption, _still(0.0), LISTENER, HEAD, 25.0, _rng())
     whole = scipy.signal.oaconvolve(dry[None], response, axes=1)[:, rir.LEAD :]
     expected = np.zeros((2, 8000))
     expected[:, start:] = whole[:, : 8000 - start]
