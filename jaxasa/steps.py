@@ -4,7 +4,7 @@ DIR/config.gin            the resolved config
 DIR/sounds/               the sound bank
 DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
 DIR/responses/            in place of scenes/train where Scenes.responses is set: to mix them from
-DIR/FORMAT/SPLIT/         the same scenes in another format (dcase)
+DIR/FORMAT/SPLIT/         the same scenes in another format (dcase, binaural)
 DIR/checkpoints/STAGE/    what a stage has trained
 DIR/logs/STAGE/           its metrics
 DIR/benchmark/            the suite; predictions/ and results.json beside it

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasa import cli, loop, steps
+from jaxasa import arguments, cli, loop, steps
 from jaxasa.config import ConfigError
 
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
 VERBS = [
-    *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["export"], ["demo"]),
+    *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
+    *(["export"], ["demo"]),
     *(["bench", part] for part in ("build", "run", "score", "seld", "report")),
 ]
 
@@ -67,12 +68,13 @@ def test_examples_in_help_parse():
         if not inner:
             yield parser
 
-    parsers = list(leaves(cli.parser()))
-    assert len(parsers) == len(VERBS)
+    parsers = list(leaves(arguments.parser()))
+    assert len(parsers) == len(VERBS) == len(cli.VERBS)
     for parser in parsers:
         example = shlex.split(parser.epilog.split("\n")[1])
         rest, _ = gin_io.split_gin(example[1:])
-        assert cli.parser().parse_args(rest).verb is parser.get_default("verb")
+        verb = arguments.parser().parse_args(rest).verb
+        assert verb == parser.get_default("verb") and verb in cli.VERBS
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_simulate_passes_the_format_the_runner_and_its_options_on(capsys, tmp_pa
         ("dev", "records", "DirectRunner", options),
     ]
     assert "--runner NAME" in fails(capsys, *verb, "--", *options)
-    (choices,) = [a.choices for a in cli.parser()._actions[-1].choices["simulate"]._actions
+    (choices,) = [a.choices for a in arguments.parser()._actions[-1].choices["simulate"]._actions
                   if a.dest == "format"]  # fmt: skip
     assert set(choices) == set(formats.FORMATS)
 

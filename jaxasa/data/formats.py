@@ -6,6 +6,7 @@ same scenes under the same labels, in shards closed by one manifest:
 
     records   ArrayRecord shards of FOA, what training reads (data/records.py)
     dcase     foa/*.wav and metadata/*.csv, what other people's code reads (data/dcase.py)
+    binaural  ArrayRecord shards of two ears; the option is an HRTF: "sphere" or a SOFA file
 
 >>> find("records").suffix, find("dcase").facts["rate"]
 ('.array_record', 24000)
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import render
+from jaxasa.acoustics import binaural, hrtf, render
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.data import dcase, records
@@ -70,7 +71,23 @@ def _dcase(option: str) -> Format:
     )
 
 
-FORMATS: dict[str, Callable[[str], Format]] = {"records": _records, "dcase": _dcase}
+def _binaural(option: str) -> Format:
+    head = hrtf.load(option or "sphere")
+    return Format(
+        {"channels": "left, right ear", "rate": render.RATE, "hrtf": head.name},
+        ".array_record",
+        lambda spec, audio: binaural.render(spec, audio, head),
+        lambda path, scenes, classes: records.write_shard(path, scenes),
+        records.read_entry,
+        records.Records,
+    )
+
+
+FORMATS: dict[str, Callable[[str], Format]] = {
+    "records": _records,
+    "dcase": _dcase,
+    "binaural": _binaural,
+}
 
 
 def find(name: str) -> Format:

@@ -1,0 +1,132 @@
+"""Scenes for two ears: the scene that `render` gives in FOA, through a head, with its labels.
+
+Sources at rest go through their room's response for two ears (`binaural_rir`), what moves is
+followed by `binaural_motion`, and ambient noise has the covariance of a diffuse field at the
+ears, of the power that its SNR on W asks for where the head is not. Sensor noise is white
+and independent at the two ears. A recording exists in FOA only: `foa_decoder` decodes it.
+
+    import numpy as np
+    from jaxasa.acoustics import binaural, hrtf, scenes
+    from jaxasa.config import Scenes
+    clips = [scenes.Clip("bell-1", "bell", "take-1", 1.0)]
+    ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
+    spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
+    ears, labels = binaural.render(spec, lambda clip: np.ones(16000, np.float32), hrtf.Sphere())
+"""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import scipy.fft
+import scipy.signal
+
+from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys
+from jaxasa.acoustics import render as foa_render
+from jaxasa.acoustics.hrtf import Hrtf
+from jaxasa.acoustics.rir import LEAD, RATE
+from jaxasa.acoustics.scenes import SceneSpec, Source
+
+
+def render(
+    spec: SceneSpec,
+    audio: Callable[[str], np.ndarray],
+    head: Hrtf | None = None,
+    full: bool = False,
+) -> tuple[np.ndarray, dict]:
+    """Renders a scene to two ears [T, 2] float32 (left, right) at 16 kHz, with its description.
+
+    The scene is the one that render.render renders in FOA, and so are all labels but "gain",
+    which is this signal's own: lowered only where an ear would pass 0.9. head: by default the
+    rigid sphere. Raises ConfigError for a scene or clip that cannot be rendered.
+    """
+    head = hrtf.load("sphere") if head is None else head
+    around, scene = foa_render.render(spec, audio, full=full)
+    length = len(around)
+    mix = np.zeros((2, length), np.float32)
+    for i, source in enumerate(spec.sources):
+        key = (spec.seed, "binaural tail", spec.split, spec.index, i)
+        start = round(source.onset * RATE)
+        dry = foa_render._dry(source, audio(source.clip))[: length - start]
+        path, turning = _path(source), _turning(spec)
+        if len(path) > 1 or len(turning) > 1:
+            mix += binaural_motion.moving(
+                dry,
+                start,
+                functools.partial(_along, path),
+                functools.partial(_yaw, turning),
+                *(spec.room, spec.absorption, spec.listener, head),
+                functools.partial(keys.rng, *key),
+                length,
+            )
+            continue
+        where = (spec.room, spec.absorption, source.position, spec.listener)
+        ears = binaural_rir.response(*where, head, spec.yaw, keys.rng(*key), full=full)
+        heard = scipy.signal.oaconvolve(dry[None], ears, axes=1)[:, LEAD : LEAD + length - start]
+        mix[:, start : start + heard.shape[1]] += heard
+    ambient, sensors = _noise_powers(spec, around[:, 0], scene)
+    mix += _noise(spec, head, length, ambient)
+    if sensors:
+        rng = keys.rng(spec.seed, "binaural sensor noise", spec.split, spec.index)
+        mix += rng.standard_normal((2, length), np.float32) * np.float32(sensors**0.5)
+    peak = float(np.abs(mix).max())
+    scene["gain"] = min(foa_render.LEVEL, foa_render.PEAK / peak) if peak else foa_render.LEVEL
+    return np.ascontiguousarray((mix * np.float32(scene["gain"])).T), scene
+
+
+def _along(rows: np.ndarray, seconds) -> np.ndarray:
+    """Returns the columns [..., C] of way-points (seconds, C numbers), straight in between."""
+    return np.stack([np.interp(seconds, rows[:, 0], c) for c in rows[:, 1:].T], axis=-1)
+
+
+def _yaw(turning: np.ndarray, seconds) -> np.ndarray:
+    return _along(turning, seconds)[..., 0]
+
+
+# A scene at rest may have no such fields at all.
+def _path(source: Source) -> np.ndarray:
+    """Returns the way-points [K, 4] (seconds, x, y, z) of a source; one, if it rests."""
+    return np.array([(source.onset, *source.position), *getattr(source, "trajectory", ())], float)
+
+
+def _turning(spec: SceneSpec) -> np.ndarray:
+    """Returns the listener's yaw [K, 2] (seconds, degrees); one row, if it keeps still."""
+    return np.array([(0.0, spec.yaw), *getattr(spec, "turning", ())], float)
+
+
+def _noise_powers(spec: SceneSpec, w: np.ndarray, scene: dict) -> tuple[float, float]:
+    """Returns the powers of ambient and of sensor noise on W, before the gain.
+
+    Their SNRs hold while sources sound; W has all three, so the shares of noise are known.
+    """
+    sounding = np.zeros(len(w), bool)
+    for source in scene["sources"]:
+        sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
+    ambient = 10 ** (-spec.snr / 10)
+    snr = getattr(spec, "sensor_snr", None)
+    sensors = 0.0 if snr is None else 10 ** (-snr / 10)
+    power = float(np.mean(w[sounding].astype(float) ** 2)) / scene["gain"] ** 2
+    power /= 1 + ambient + sensors
+    return power * ambient, power * sensors
+
+
+def _noise(spec: SceneSpec, head: Hrtf, length: int, power: float) -> np.ndarray:
+    """Returns diffuse noise [2, length], pink above 100 Hz, of so much power at the absent head."""
+    rng = keys.rng(spec.seed, "binaural noise", spec.split, spec.index)
+    size = scipy.fft.next_fast_len(length, real=True)
+    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
+    shape = 1 / (np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
+    shape *= power * size / (2 * np.mean(shape))
+    field = _diffuse(head)
+    grid = np.linspace(0, RATE / 2, field.shape[-1])
+    left, right, real, imaginary = (np.interp(f, grid, part) * shape for part in field)
+    spectra = binaural_rir.correlated(left, right, real + 1j * imaginary, rng)
+    return scipy.fft.irfft(spectra, size)[:, :length]
+
+
+@functools.lru_cache(maxsize=4)
+def _diffuse(head: Hrtf) -> np.ndarray:
+    """Returns |L|^2, |R|^2, Re and Im of L R^* [4, F] in a diffuse field."""
+    found = hrtf.diffuse_field(head, 1024)
+    cross = found[0, 1]
+    return np.stack([found[0, 0].real, found[1, 1].real, cross.real, cross.imag])

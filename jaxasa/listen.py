@@ -1,0 +1,86 @@
+"""`jaxasa listen`: anything with a sound field as two channels for headphones."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from jaxasa.acoustics import binaural, foa_decoder, hrtf, render
+from jaxasa.acoustics.scenes import SceneSpec
+from jaxasa.config import ConfigError, check
+from jaxasa.data import foa_file, records, specs
+from jaxasa.data.records import Records
+from jaxasa.data.sounds import Bank
+
+
+def listen(
+    source: Path,
+    out: Path,
+    index: int = 0,
+    head: str = "sphere",
+    order: str = "ambix",
+    sounds: Path | None = None,
+) -> dict:
+    """Writes `out`, a stereo WAV file at 16 kHz, and returns what it was made of and how.
+
+    source: an FOA file (channels as `order` says), a scene in JSON (SceneSpec; needs the bank
+    `sounds`), or a folder of records, of which scene `index` is taken. A scene whose bank is
+    there (`sounds`, or DIR/sounds beside DIR/scenes/SPLIT) is rendered image by image; without it
+    the stored FOA is decoded. head: "sphere" or a SOFA file. Raises ConfigError.
+    """
+    check(out.suffix.lower() == ".wav", "output", str(out), "a name that ends in .wav")
+    check(out.parent.is_dir(), "output", str(out), "a file in a folder that exists")
+    ears, how = _ears(source, index, head, order, sounds)
+    peak = float(np.abs(ears).max(initial=0.0))
+    gain = min(1.0, render.PEAK / peak) if peak > 0 else 1.0
+    # A name of our own, so that what has the final name is whole.
+    target = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        soundfile.write(target, ears * gain, render.RATE, subtype="PCM_16", format="WAV")
+        target.replace(out)
+    finally:
+        target.unlink(missing_ok=True)
+    seconds = len(ears) / render.RATE
+    name = None if how == "stored" else hrtf.load(head).name
+    return {"file": str(out), "seconds": seconds, "from": how, "hrtf": name, "gain": gain}
+
+
+def _ears(source: Path, index: int, head: str, order: str, sounds: Path | None):
+    """Returns two ears [T, 2], and how: "images", "foa" (decoded) or "stored"."""
+    if source.is_dir():
+        return _of_records(source, index, head, sounds)
+    if source.suffix.lower() == ".json":
+        spec = specs.read(source)
+        if sounds is None:
+            raise ConfigError(f"{source} is a scene, expected --sounds DIR/sounds with its clips")
+        return _images(spec, Bank.load(sounds), head), "images"
+    return foa_decoder.decode(foa_file.read(source, order), hrtf.load(head)), "foa"
+
+
+def _of_records(folder: Path, index: int, head: str, sounds: Path | None):
+    data = Records(folder)
+    check(0 <= index < len(data), "--index", index, f"0 to {len(data) - 1}")
+    stored = records.to_float(data[index][0])
+    if stored.shape[1] == 2:
+        return stored, "stored"
+    try:
+        beside = folder.parent.parent / "sounds"
+        bank = Bank.load(beside if sounds is None else sounds)
+        spec = specs.of_record(data, index, bank)
+    except ConfigError:
+        if sounds is not None:
+            raise
+        # Moved, or of another bank or version: the sound itself is still there.
+        return foa_decoder.decode(stored, hrtf.load(head)), "foa"
+    return _images(spec, bank, head), "images"
+
+
+def _images(spec: SceneSpec, bank: Bank, head: str) -> np.ndarray:
+    for source in spec.sources:
+        try:
+            bank.audio(source.clip)
+        except KeyError:
+            expected = f"a clip of the bank {bank.folder}"
+            raise ConfigError(f"clip {source.clip!r}, expected {expected}") from None
+    return binaural.render(spec, bank.audio, hrtf.load(head))[0]
