@@ -1,7 +1,7 @@
 """Room responses for whole batches in JAX: rooms and sources at once, on any backend.
 
-The same images, filters and closed form as rir.response(early=1), under jit and vmap: images
-agree to -60 dB (delays are in single precision), tails in energy, direction and decay; their draws
+The same images, filters and closed form as rir.response, under jit and vmap: images agree to
+-60 dB (delays are in single precision), tails in energy, direction and decay; their draws
 differ. Shapes under jit are static, so `plan` looks at a batch on the host and chooses the
 length and a box of image orders that serve all of its rooms; batches of rooms of one size waste
 least. Where rooms differ much, `at_once` maps over a few at a time.

@@ -262,6 +262,5 @@ def tails(
         part = dry * np.sin(np.pi / 2 * near).astype(np.float32)
         # Two responses of one place differ in their tails alone.
         where = (room, absorption, place, listener)
-        # As far as the images that move are followed, and no further.
-        one, other = (rir.response(*where, rng, air=air, early=1.0) for _ in range(2))
+        one, other = (rir.response(*where, rng, air=air) for _ in range(2))
         yield part, (one - other) * np.float32(0.5**0.5)

@@ -1,6 +1,6 @@
-"""Room responses in first-order ambisonics: images for some mixing times, then a tail.
+"""Room responses in first-order ambisonics: images up to the mixing time, then a tail.
 
-Early reflections are the images themselves (image_source.py). After that the rest is
+Early reflections are the images themselves (image_source.py). After the mixing time the rest is
 noise with the energy, decay and directions that the room expects of its images (tail.py), joined
 by a sine and cosine cross-fade, so that energies add up to the whole. `full=True` follows all
 images to the end instead: the reference. All images are positive and add up at low
@@ -31,8 +31,7 @@ from jaxasa.acoustics.measure import drr as drr
 from jaxasa.acoustics.measure import rt60 as rt60
 from jaxasa.acoustics.noise import spectrum as noise_spectrum  # noqa: F401
 
-FADE = 2 / 3  # of the time at which all is tail: where it begins to replace the images
-EARLY = 3.0  # mixing times that images are followed; of a decay of 20 dB, most is then exact
+FADE = 2 / 3  # of the mixing time: where the tail begins to replace the images
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
 
@@ -77,15 +76,13 @@ def response(
     full: bool = False,
     air: bool = True,
     scattering: float = 0.0,
-    early: float = EARLY,
 ) -> np.ndarray:
     """Returns the response [4, n] float32 (W, Y, Z, X in the room's frame) from source to listener.
 
     room, source, listener: x, y, z in metres. absorption: [7] of all walls, or [6, 7] by
     rooms.WALLS, per octave band. Time zero is sample LEAD, and the direct sound has the gain
     1 / distance. It lasts until the slowest band has fallen by 60 dB. rng draws the tail;
-    full=True follows every image instead of those of the first `early` mixing times; a room
-    that has decayed by then has no tail. air=False leaves the air's absorption out. scattering
+    full=True follows every image instead. air=False leaves the air's absorption out. scattering
     (0 to 1) mixes the tail's directions towards the isotropic. Raises ConfigError as
     rooms.validate does.
     """
@@ -93,15 +90,14 @@ def response(
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
     mixing = float(mixing_time(room, math.dist(source, listener)))
     seconds = max(float(rooms.decay_time(room, absorption, air).max()), mixing + 0.005)
-    mixing *= early
     length = int(seconds * RATE)
     where = (room, absorption, source, listener)
-    if full or mixing >= seconds:
+    if full:
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
     radius = mixing * rooms.SPEED
-    images = image_source.images(*where, radius, radius * FADE, air)
+    early = image_source.images(*where, radius, radius * FADE, air)
     out = np.zeros((4, length + LEAD), np.float32)
-    out[:, : images.shape[1]] = images[:, : length + LEAD]
+    out[:, : early.shape[1]] = early[:, : length + LEAD]
     start = int(mixing * FADE * RATE)
     phase = ((np.arange(length) / RATE / mixing - FADE) / (1 - FADE)).clip(0, 1) * np.pi / 2
     late = tail.tail(room, absorption, length, rng, source, listener, air, scattering)

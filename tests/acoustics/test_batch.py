@@ -20,9 +20,8 @@ def made():
     return shape, np.asarray(draws)
 
 
-def _numba(r, s, seed=0):
-    where = SIZES[r], WALLS[r], SOURCES[r, s], LISTENERS[r]
-    return rir.response(*where, keys.rng(seed), early=1.0)
+def _numba(r, s, seed=0, **options):
+    return rir.response(SIZES[r], WALLS[r], SOURCES[r, s], LISTENERS[r], keys.rng(seed), **options)
 
 
 def test_early_images_are_those_of_the_compiled_path(made):

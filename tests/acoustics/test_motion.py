@@ -182,7 +182,7 @@ def test_energy_decays_as_at_rest():
         for part, tail in motion.tails(dry, 0, moving, ROOM, absorption, LISTENER, rng):
             for c in range(4):
                 heard[c] += np.convolve(part, tail[c])[rir.LEAD :][:length]
-        at_rest = through(rir.response(ROOM, absorption, place, LISTENER, rng, early=1.0))
+        at_rest = through(rir.response(ROOM, absorption, place, LISTENER, rng))
         for row, found in zip(energies, (heard, at_rest), strict=True):
             row += (found[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
     windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down
