@@ -11,7 +11,7 @@ import errno
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -298,7 +298,7 @@ def _print_scores(name: str, scores: dict) -> None:
     print(f"{name:<18} {'  '.join(cells)}")
 
 
-VERBS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
+VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "sounds": sounds,
     "simulate": simulate,
     "import": import_,

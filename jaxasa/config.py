@@ -390,7 +390,7 @@ class SftStage(Stage):
 
     mono_share, no_audio_share: shares of scenes heard in W only, or not at all, so that the
     controls meet nothing new. null_share: spatial path replaced by its learnt null.
-    imported: folders of `jaxasa import`, whose questions make up `imported_share` of a batch.
+    imported: folders of `jaxasa import`; their questions are `imported_share` of a batch.
     """
 
     questions: int = 8
@@ -404,10 +404,9 @@ class SftStage(Stage):
         super().__post_init__()
         _check_at_least(self, 1, "questions")
         _check_share(self, "mono_share", "no_audio_share", "null_share")
-        ok = isinstance(self.imported, (tuple, list))
-        check(ok, "SftStage.imported", self.imported, "a tuple of folders")
-        ok = 0 < self.imported_share < 1
-        check(ok, "SftStage.imported_share", self.imported_share, "a share between 0 and 1")
+        folders, share = self.imported, self.imported_share
+        check(isinstance(folders, (tuple, list)), "SftStage.imported", folders, "folders")
+        check(0 < share < 1, "SftStage.imported_share", share, "a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -443,26 +442,22 @@ class GrpoStage(Stage):
         _check_at_least(self, 2, "group")
         _check_at_least(self, 1, "epochs")
         _check_at_least(self, 1e-3, "temperature")
-        _check_at_least(self, 0, "kl_weight", "resample")
-        _check_at_least(self, 0, "answer_weight", "format_weight", "evidence_weight")
-        _check_at_least(self, 0, "length_weight")
-        known = " or ".join(POLICY_LOSSES)
-        check(self.loss in POLICY_LOSSES, "GrpoStage.loss", self.loss, known)
+        weights = [f"{name}_weight" for name in ("kl", "answer", "format", "evidence", "length")]
+        _check_at_least(self, 0, "resample", *weights)
+        ok = self.loss in POLICY_LOSSES
+        check(ok, "GrpoStage.loss", self.loss, " or ".join(POLICY_LOSSES))
         clip = self.clip_ratio
         pair = clip if isinstance(clip, tuple) else (clip, clip)
         ok = len(pair) == 2 and all(isinstance(c, (int, float)) and 0 < c for c in pair)
         ok = ok and pair[0] < 1
-        what = "a number above 0 and below 1, or (below, above)"
-        check(clip is None or ok, "GrpoStage.clip_ratio", clip, what)
-        soft = self.loss == "sapo" and clip is not None
-        check(not soft, "GrpoStage.clip_ratio", clip, "None: sapo has no clip")
+        name = "GrpoStage.clip_ratio"
+        check(clip is None or ok, name, clip, "a number above 0 and below 1, or (below, above)")
+        check(self.loss != "sapo" or clip is None, name, clip, "None: sapo has no clip")
         for name in ("epochs", "resample"):
             value = getattr(self, name)
             check(isinstance(value, int), f"GrpoStage.{name}", value, "a whole number")
-        for name, kinds in (
-            ("mask_truncated", (True, False)),
-            ("by_deviation", (True, False, None)),
-        ):
+        flags = {"mask_truncated": (True, False), "by_deviation": (True, False, None)}
+        for name, kinds in flags.items():
             value = getattr(self, name)
             ok = any(value is kind for kind in kinds)
             check(ok, f"GrpoStage.{name}", value, " or ".join(map(str, kinds)))

@@ -271,7 +271,7 @@ def test_sigterm_outside_training(tmp_path):
     code = (
         "import os, signal, sys\n"
         "from jaxasa import cli\n"
-        "cli.simulate = lambda options: os.kill(os.getpid(), signal.SIGTERM) or {}\n"
+        "cli.VERBS['simulate'] = lambda options: os.kill(os.getpid(), signal.SIGTERM) or {}\n"
         f"sys.exit(cli.main(['simulate', '--workdir', {str(tmp_path)!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

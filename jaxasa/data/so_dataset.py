@@ -105,16 +105,18 @@ def _lines(path: Path, refused: dict[str, str]) -> Iterator[tuple[str, dict]]:
         raise ConfigError(f"{path}: no such file, expected questions, one JSON object a line")
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
             where = f"{path.name}:{number}"
             try:
                 # NaN, which is no JSON, is what is not known; a lone surrogate cannot be written.
-                line = json.loads(text, parse_constant=lambda _: None) if text.strip() else None
+                line = json.loads(text, parse_constant=lambda _: None)
                 json.dumps(line, ensure_ascii=False).encode()
             except (ValueError, RecursionError):
                 line = text
             if isinstance(line, dict):
                 yield where, line
-            elif line is not None:
+            else:
                 refused[where] = "not a JSON object"
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxasa import config, optim
-from jaxasa.models.asa import ASA
+from jaxasa.models.asa import ASA, Disguise
 from jaxasa.models.layers import resample_time
 
 AUDIO = 2
@@ -54,16 +54,30 @@ def test_how_many_places_audio_takes(tiny, heard):
 def test_int16_is_full_scale_at_32767_and_hidden_log_mel_is_not_heard(tiny, clip, heard):
     hidden = np.zeros((2, 100, 16), bool)
     hidden[0] = True
+    plain = Disguise(hidden, np.zeros((2, 8), np.float32))
     listen = jax.jit(tiny.asa.listen)
     audio = (clip / 32767).astype(np.float32)
-    found = listen(tiny.params, audio, hidden)
+    found = listen(tiny.params, audio, plain)
     np.testing.assert_allclose(found.semantic[1], heard.semantic[1], atol=1e-4)
     np.testing.assert_allclose(found.dense, heard.dense, atol=1e-4)
     assert np.abs(found.semantic[0] - heard.semantic[0]).max() > 0.05
     # Only the mean of what is hidden is left: the clip's order in time is gone.
-    back = listen(tiny.params, audio[:, ::-1], hidden)
+    back = listen(tiny.params, audio[:, ::-1], plain)
     np.testing.assert_allclose(back.semantic[0], found.semantic[0], atol=0.02)
     assert np.abs(back.semantic[1] - found.semantic[1]).max() > 0.05
+
+
+def test_a_colour_is_a_filter_on_all_channels(tiny, clip, heard):
+    """A flat colour of 6 dB is a clip at 6 dB more: log-mel, powers, and no direction changes."""
+    colour = np.full((2, 8), 0.6, np.float32)
+    disguise = Disguise(np.zeros((2, 100, 16), bool), colour)
+    audio = (clip / 32767).astype(np.float32)
+    found = jax.jit(tiny.asa.listen)(tiny.params, audio, disguise)
+    louder = jax.jit(tiny.asa.listen)(tiny.params, audio * 10**0.3)
+    # But for the floors under what is nearly silent, which a louder clip leaves.
+    for name in ("semantic", "dense"):
+        off, change = (getattr(x, name) - getattr(louder, name) for x in (found, heard))
+        assert np.abs(off).mean() < 0.1 * np.abs(change).mean()
 
 
 def test_the_learnt_null_replaces_the_dense_map(tiny, heard):
