@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,15 @@ from jaxasa.models.asa import ASA, Params
 
 HEARING = ("full", "mono", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
+
+
+class Marks(NamedTuple):
+    """Ids of tokens that generation knows; checkpoints of one run share what is compiled."""
+
+    pad: int
+    eos: int
+    audio: int
+    answer: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +61,10 @@ class Model:
             digest.hexdigest()[:16],
         )
 
+    @property
+    def marks(self) -> "Marks":
+        return Marks(self.text.pad, self.text.eos, self.text.audio, self.text.answer)
+
     def respond(
         self,
         audio: np.ndarray,
@@ -78,7 +92,7 @@ class Model:
         prompts = tokens.pad_left(rows, length, self.text.pad)
         if hearing == "mono":
             audio = audio * np.array([1, 0, 0, 0], audio.dtype)
-        made = np.asarray(self._generate(self.params, audio, prompts))
+        made = np.asarray(_generate(self.asa, self.marks, self.params, audio, prompts))
         replies = [self.text.decode(row) for row in made]
         stray = [
             i
@@ -102,7 +116,9 @@ class Model:
         rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
         padded = [tokens.pad_right(c, width, self.text.pad) for c in candidates]
         padded += [padded[-1]] * (CHOOSING - len(part))
-        found = self._likelihoods(self.params, audio[rows], prompts[rows], np.stack(padded))
+        found = _likelihoods(
+            self.asa, self.marks, self.params, audio[rows], prompts[rows], np.stack(padded)
+        )
         best = np.asarray(found).argmax(-1)
         return [self.text.decode(candidates[r][best[r]]) for r in range(len(part))]
 
@@ -113,37 +129,6 @@ class Model:
             row = row[: row.index(mark)] if mark in row else row
         row += [] if text.end_think in row else [text.end_think]
         return row + text.encode(tokens.answer_text(option))
-
-    @partial(jax.jit, static_argnums=0)
-    def _likelihoods(self, params: Params, audio, prompts, replies) -> jax.Array:
-        """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
-        placed, _ = self.asa.project(params, self.asa.listen(params, audio))
-        rows, four, length = replies.shape
-        replies = replies.reshape(rows * four, length)
-        ids = jnp.concatenate([jnp.repeat(prompts, four, 0), replies], 1)[:, :-1]
-        x = self.asa.embed(params, ids, jnp.repeat(placed, four, 0), self.text.audio)
-        hidden, *_ = self.asa.hidden(params, x, ids != self.text.pad, "lora" in params)
-        hidden = hidden[:, prompts.shape[1] - 1 :]
-        logps, _ = lm.token_logps(hidden, self.asa.table(params), replies)
-        is_answer = jnp.cumsum(replies == self.text.answer, 1) > 0
-        return (logps * (is_answer & (replies != self.text.pad))).sum(-1).reshape(rows, four)
-
-    @partial(jax.jit, static_argnums=0)
-    def _generate(self, params: Params, audio: jax.Array, prompts: jax.Array) -> jax.Array:
-        placed, _ = self.asa.project(params, self.asa.listen(params, audio))
-        made = sample.generate(
-            self.asa,
-            params,
-            prompts,
-            placed,
-            jax.random.key(0),
-            max_new=self.asa.model.reply_tokens,
-            pad=self.text.pad,
-            eos=self.text.eos,
-            audio_id=self.text.audio,
-            adapted="lora" in params,
-        )
-        return made.ids[:, 0]
 
     def sources(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
         """What the slots of the spatial encoder hold for a clip int16 [N, 4], likeliest first.
@@ -172,6 +157,40 @@ class Model:
     @partial(jax.jit, static_argnums=0)
     def _slots(self, params: Params, audio: jax.Array):
         return self.asa.listen(params, audio).heard.slots
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts) -> jax.Array:
+    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, 4]."""
+    placed, _ = asa.project(params, asa.listen(params, audio))
+    made = sample.generate(
+        asa,
+        params,
+        prompts,
+        placed,
+        jax.random.key(0),
+        max_new=asa.model.reply_tokens,
+        pad=marks.pad,
+        eos=marks.eos,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+    return made.ids[:, 0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _likelihoods(asa: ASA, marks: Marks, params: Params, audio, prompts, replies) -> jax.Array:
+    """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
+    placed, _ = asa.project(params, asa.listen(params, audio))
+    rows, four, length = replies.shape
+    replies = replies.reshape(rows * four, length)
+    ids = jnp.concatenate([jnp.repeat(prompts, four, 0), replies], 1)[:, :-1]
+    x = asa.embed(params, ids, jnp.repeat(placed, four, 0), marks.audio)
+    hidden, *_ = asa.hidden(params, x, ids != marks.pad, "lora" in params)
+    hidden = hidden[:, prompts.shape[1] - 1 :]
+    logps, _ = lm.token_logps(hidden, asa.table(params), replies)
+    is_answer = jnp.cumsum(replies == marks.answer, 1) > 0
+    return (logps * (is_answer & (replies != marks.pad))).sum(-1).reshape(rows, four)
 
 
 def ask(

@@ -132,21 +132,20 @@ def test_clips_are_cut_padded_and_kept_within_full_scale(loaded, record, monkeyp
     )
 
 
-def test_controls_hear_less(model):
+def test_controls_hear_less(model, monkeypatch):
     clip = (noise(0.5) * 32767).astype(np.int16)[None]
     other = (noise(1.0)[8000:] * 32767).astype(np.int16)[None]
     turned = np.concatenate([clip[..., :1], other[..., 1:]], -1)
     prompts = []
 
-    def generate(params, audio, prompt):
+    def generate(asa, marks, params, audio, prompt):
         prompts.append((audio, prompt))
         return np.full((1, 4), model.text.eos)
 
-    deaf = dataclasses.replace(model)
-    object.__setattr__(deaf, "_generate", generate)
+    monkeypatch.setattr(ask, "_generate", generate)
     for hearing in ("full", "mono", "none"):
         for audio in (clip, turned):
-            deaf.respond(audio, ["what ?"], [OPTIONS], hearing)
+            model.respond(audio, ["what ?"], [OPTIONS], hearing)
     places = [(p == model.text.audio).sum() for _, p in prompts]
     assert places == [2, 2, 2, 2, 0, 0]
     mono = [audio for audio, _ in prompts[2:4]]
@@ -198,9 +197,8 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model,
     # The same by hand: each option in turn after the thought, dense softmax, word by word.
     places = model.asa.audio_tokens(audio.shape[1])
     prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
-    greedy = model._generate(
-        model.params, audio, tokens.pad_left([prompt], len(prompt) + 3, text.pad)
-    )
+    padded = tokens.pad_left([prompt], len(prompt) + 3, text.pad)
+    greedy = ask._generate(model.asa, model.marks, model.params, audio, padded)
     placed, _ = model.asa.project(model.params, model.asa.listen(model.params, audio))
     scores = {}
     for option in OPTIONS:
