@@ -44,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--format",
         choices=("records", "dcase", "binaural"),
-        default="records",
-        help="shards for training; foa/*.wav and metadata/*.csv; shards for two ears",
+        help="shards for training (default); foa/*.wav and metadata/*.csv; shards for two ears",
     )
     _add_hrtf(verb)
     verb.add_argument(
@@ -170,11 +169,12 @@ def _add_draw(verbs) -> None:
     _add_scene_options(verb)
     place: dict = {"type": float, "nargs": 3, "metavar": ("X", "Y", "Z")}
     verb.add_argument("--which", type=int, default=0, metavar="K", help="source to draw (0)")
-    verb.add_argument("--room", **place, default=(6, 5, 3), help="metres (6 5 3)")
-    verb.add_argument("--rt60", type=float, default=0.5, help="seconds (0.5)")
-    verb.add_argument("--listener", **place, default=(4, 2, 1.5), help="metres (4 2 1.5)")
-    verb.add_argument("--yaw", type=float, default=0.0, help="of the listener, degrees (0)")
-    verb.add_argument("--source", **place, action="append", help="metres, repeatable")
+    verb.add_argument("--room", **place, help="metres (6 5 3)")
+    verb.add_argument("--rt60", type=float, help="seconds (0.5)")
+    verb.add_argument("--listener", **place, help="metres (4 2 1.5)")
+    verb.add_argument("--yaw", type=float, help="of the listener, degrees (0)")
+    where = "metres, repeatable (1.5 3.5 1.2)"
+    verb.add_argument("--source", **place, action="append", dest="sources", help=where)
 
 
 def _add_scene_options(verb: argparse.ArgumentParser) -> None:
@@ -185,7 +185,7 @@ def _add_scene_options(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_hrtf(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--hrtf", default="sphere", help="sphere (default), or a SOFA file")
+    verb.add_argument("--hrtf", help="sphere (default), or a SOFA file")
 
 
 def _add_bench(verbs) -> None:

@@ -62,7 +62,7 @@ class Model:
         )
 
     @property
-    def marks(self) -> "Marks":
+    def marks(self) -> Marks:
         return Marks(self.text.pad, self.text.eos, self.text.audio, self.text.answer)
 
     def respond(

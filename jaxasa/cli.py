@@ -102,8 +102,8 @@ def sounds(options: argparse.Namespace) -> Result:
 
 def simulate(options: argparse.Namespace) -> Result:
     if options.benchmark:
-        others = (options.workdir, options.split, options.gin_file, options.bindings)
-        if any(others) or options.dry_run or options.runner or options.beam:
+        others = (options.workdir, options.split, options.format, options.hrtf, options.gin_file)
+        if any((*others, options.bindings, options.dry_run, options.runner, options.beam)):
             raise ConfigError("--benchmark times scenes of its own, expected no option but --json")
         from jaxasa.acoustics import benchmark
 
@@ -114,13 +114,17 @@ def simulate(options: argparse.Namespace) -> Result:
     from jaxasa.data import records
 
     splits = [options.split] if options.split else list(steps.SPLITS)
+    form = options.format or "records"
+    if options.hrtf is not None:
+        if form != "binaural":
+            raise ConfigError(f"--hrtf {options.hrtf}: expected --format binaural with it")
+        form += f":{options.hrtf}"
     if options.dry_run:
-        return _estimate(options, splits)
+        return _estimate(options, splits, form)
     if options.beam and options.runner is None:
         raise ConfigError(f"{' '.join(options.beam)}: expected --runner NAME before Beam's options")
     run, _, folder = _workdir(options)
     counts = {}
-    form = options.format + (f":{options.hrtf}" if options.format == "binaural" else "")
     for split in splits:
         out = steps.scenes(run, folder, split, form, options.runner, options.beam)
         counts[split] = records.read_manifest(out)["count"]
@@ -128,7 +132,7 @@ def simulate(options: argparse.Namespace) -> Result:
     return counts
 
 
-def _estimate(options: argparse.Namespace, splits: Sequence[str]) -> Result:
+def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> Result:
     from jaxasa.data import simulate as simulating
 
     made = options.workdir / "config.gin"
@@ -138,7 +142,7 @@ def _estimate(options: argparse.Namespace, splits: Sequence[str]) -> Result:
     for split in splits:
         count = getattr(run.scenes, split)
         bank = options.workdir / "sounds"
-        row = simulating.estimate(run.scenes, bank, split, run.seed, count, options.format)
+        row = simulating.estimate(run.scenes, bank, split, run.seed, count, form)
         table[split] = row
         print(
             f"{split}: {count} scenes, {row['hours']:.2f} hours, {row['shards']} shards, "
@@ -254,7 +258,12 @@ def listen(options: argparse.Namespace) -> Result:
     from jaxasa import listen as listening
 
     heard = listening.listen(
-        options.source, options.out, options.index, options.hrtf, options.order, options.sounds
+        options.source,
+        options.out,
+        options.index,
+        options.hrtf or "sphere",
+        options.order,
+        options.sounds,
     )
     print(f"{heard['file']}: {heard['seconds']:.1f} s, from {heard['from']}, {heard['hrtf']}")
     return heard
@@ -264,11 +273,14 @@ def draw(options: argparse.Namespace) -> Result:
     from jaxasa import draw as drawing
     from jaxasa.data import specs
 
+    said = {name: getattr(options, name) for name in drawing.ROOM}
+    given = {name: value for name, value in said.items() if value is not None}
     if options.scene is not None:
+        if given:
+            raise ConfigError(f"--scene says where all is, expected no {', '.join(given)} with it")
         view = drawing.of_scene(specs.find(options.scene, options.index, options.sounds))
     else:
-        sources = options.source or [(1.5, 3.5, 1.2)]
-        view = drawing.of_room(options.room, options.rt60, options.listener, sources, options.yaw)
+        view = drawing.of_room(**drawing.ROOM | given)
     found = drawing.draw(view, options.which, options.out)
     print(f"{options.out}: RT60 {found['rt60']:.2f} s, DRR {found['drr']:.1f} dB")
     return found

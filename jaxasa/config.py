@@ -281,15 +281,13 @@ class Model:
         check(self.dtype in kinds, "Model.dtype", self.dtype, " or ".join(kinds))
 
 
-def _tuples(value):
-    return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+def tuples(value):
+    """Lists, however deep, as the tuples that JSON made them of."""
+    return tuple(tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def model_from_dict(values: dict) -> Model:
-    """The inverse of `dataclasses.asdict`; ConfigError names a part or field that does not fit.
-
-    Lists, which JSON makes of tuples, become tuples again: a config is hashable.
-    """
+    """The inverse of `dataclasses.asdict`; ConfigError names a part or field that does not fit."""
     parts = {
         "semantic": Semantic,
         "spatial": Spatial,
@@ -300,7 +298,7 @@ def model_from_dict(values: dict) -> Model:
     try:
         rest = {name: value for name, value in values.items() if name not in parts}
         for name, part in parts.items():
-            rest[name] = part(**{k: _tuples(v) for k, v in values[name].items()})
+            rest[name] = part(**{k: tuples(v) for k, v in values[name].items()})
         return Model(**rest)
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"model config: {error}, expected the fields of config.Model") from None

@@ -1,12 +1,16 @@
-"""What makes training on a CPU faster, set once when a command starts.
+"""How processes use the CPU: settings that make training faster, and workers of one thread.
 
-Both are for the CPU only; on other platforms, and elsewhere than on glibc, they change nothing.
+On other platforms, and elsewhere than on glibc, `tune` changes nothing.
 """
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+# What numpy's libraries, numba and pyroomacoustics ask for their number of threads.
+_THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "PRA"))
 # Sums may be added in any order, so that XLA can use vector instructions for them: softmax and
 # norms take most of a small decoder's step. NaN and infinity keep their meaning, and a run
 # repeats itself bit for bit. What XLA_FLAGS says already is left as it is.
@@ -19,6 +23,25 @@ def tune() -> None:
     if "xla_cpu_enable_fast_math" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FAST_MATH}".strip()
     _keep_memory()
+
+
+@contextlib.contextmanager
+def one_thread_each(**more: str) -> Iterator[None]:
+    """Processes spawned inside start one thread each; `more` are variables of theirs too.
+
+    They read these when they import numpy, before any code of ours could set them.
+    """
+    wanted = dict.fromkeys(_THREADS, "1") | more
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _keep_memory() -> None:

@@ -63,6 +63,16 @@ def of_scene(spec: SceneSpec) -> View:
     return View(spec.room, spec.absorption, spec.listener, spec.yaw, sources)
 
 
+# The room that is drawn where nothing is said of it: arguments of of_room.
+ROOM = {
+    "room": (6.0, 5.0, 3.0),
+    "rt60": 0.5,
+    "listener": (4.0, 2.0, 1.5),
+    "sources": [(1.5, 3.5, 1.2)],
+    "yaw": 0.0,
+}
+
+
 def of_room(room, rt60: float, listener, sources, yaw: float = 0.0) -> View:
     """Returns the view of a room with this RT60 (s) in all bands, as far as air allows it."""
     # As where scenes are drawn: air alone ends the longest decays of the highest bands.
@@ -164,8 +174,7 @@ def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
     axes.fill_between(time, _FLOOR, level, step="post", color=_COLOURS[0], linewidth=0)
     arrival = distance / rooms.SPEED * 1000
     axes.plot(arrival, 0, "v", color=_COLOURS[4], label=f"direct sound, {arrival:.1f} ms")
-    # As in rir.response: a far source needs its direct sound before the cross-fade.
-    mixing = max(rooms.mixing_time(view.room), 1.5 * distance / rooms.SPEED + 0.005) * 1000
+    mixing = float(rir.mixing_time(view.room, distance)) * 1000
     axes.axvline(mixing, color="black", linestyle="--", label=f"images end, {mixing:.0f} ms")
     axes.set_xlim(0, time[-1])
     axes.set_ylim(_FLOOR, 5)

@@ -277,3 +277,11 @@ def test_sigterm_outside_training(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75 and done.stderr.count("\n") == 1
     assert signal.getsignal(signal.SIGTERM) != cli._stop
+
+
+def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
+    verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE]
+    assert "--format binaural" in fails(capsys, *verb, "--hrtf", "head.sofa")
+    assert "no option" in fails(capsys, "simulate", "--benchmark", "--format", "dcase")
+    scene = ["draw", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
+    assert "expected no rt60" in fails(capsys, *scene, "--rt60", "0.4")

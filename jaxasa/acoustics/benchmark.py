@@ -19,12 +19,10 @@ process of its own, so that libraries read how many threads they may start (one)
     10.0
 """
 
-import contextlib
 import math
 import multiprocessing
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -38,7 +36,6 @@ TIMES = (0.3, 0.6, 1.0)
 ROOM, LISTENER = (6.0, 5.0, 3.0), (3.1, 2.4, 1.5)
 SECONDS, SOURCES, SNR = 10.0, 3, 30.0
 ROOMS_AT_ONCE = 8  # of the batch in JAX
-_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "PRA_NUM_THREADS")
 
 
 def scene(rt60: float, index: int, octaves: bool) -> scenes.SceneSpec:
@@ -172,7 +169,7 @@ def run(times=TIMES, repeats: int = 3, show: Callable[[str], None] = print) -> d
     show("  RT60" + "".join(f"{name:>17}" for name in columns))
     rows = []
     context = multiprocessing.get_context("spawn")
-    with _one_thread(), ProcessPoolExecutor(1, mp_context=context) as pool:
+    with cpu.one_thread_each(), ProcessPoolExecutor(1, mp_context=context) as pool:
         for rt60 in times:
             row = pool.submit(measure, rt60, repeats).result()
             rows.append(row)
@@ -185,18 +182,3 @@ def run(times=TIMES, repeats: int = 3, show: Callable[[str], None] = print) -> d
                 f"in JAX on {row['backend']}: {row['jax_ms']:.1f} ms a scene"
             )
     return {"rows": rows}
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    # A spawned child reads these when it imports numpy, before any code of ours could set them.
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

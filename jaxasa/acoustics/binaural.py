@@ -21,11 +21,11 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys
+from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys, noise, paths
 from jaxasa.acoustics import render as foa_render
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
-from jaxasa.acoustics.scenes import SceneSpec, Source
+from jaxasa.acoustics.scenes import SceneSpec
 
 
 def render(
@@ -47,14 +47,13 @@ def render(
     for i, source in enumerate(spec.sources):
         key = (spec.seed, "binaural tail", spec.split, spec.index, i)
         start = round(source.onset * RATE)
-        dry = foa_render._dry(source, audio(source.clip))[: length - start]
-        path, turning = _path(source), _turning(spec)
-        if len(path) > 1 or len(turning) > 1:
+        dry = foa_render.dry(source, audio(source.clip))[: length - start]
+        if source.trajectory or spec.turning:
             mix += binaural_motion.moving(
                 dry,
                 start,
-                functools.partial(_along, path),
-                functools.partial(_yaw, turning),
+                functools.partial(paths.at, source.path()),
+                spec.yaw_at,
                 *(spec.room, spec.absorption, spec.listener, head),
                 functools.partial(keys.rng, *key),
                 length,
@@ -74,38 +73,14 @@ def render(
     return np.ascontiguousarray((mix * np.float32(scene["gain"])).T), scene
 
 
-def _along(rows: np.ndarray, seconds) -> np.ndarray:
-    """Returns the columns [..., C] of way-points (seconds, C numbers), straight in between."""
-    return np.stack([np.interp(seconds, rows[:, 0], c) for c in rows[:, 1:].T], axis=-1)
-
-
-def _yaw(turning: np.ndarray, seconds) -> np.ndarray:
-    return _along(turning, seconds)[..., 0]
-
-
-# A scene at rest may have no such fields at all.
-def _path(source: Source) -> np.ndarray:
-    """Returns the way-points [K, 4] (seconds, x, y, z) of a source; one, if it rests."""
-    return np.array([(source.onset, *source.position), *getattr(source, "trajectory", ())], float)
-
-
-def _turning(spec: SceneSpec) -> np.ndarray:
-    """Returns the listener's yaw [K, 2] (seconds, degrees); one row, if it keeps still."""
-    return np.array([(0.0, spec.yaw), *getattr(spec, "turning", ())], float)
-
-
 def _noise_powers(spec: SceneSpec, w: np.ndarray, scene: dict) -> tuple[float, float]:
     """Returns the powers of ambient and of sensor noise on W, before the gain.
 
     Their SNRs hold while sources sound; W has all three, so the shares of noise are known.
     """
-    sounding = np.zeros(len(w), bool)
-    for source in scene["sources"]:
-        sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
     ambient = 10 ** (-spec.snr / 10)
-    snr = getattr(spec, "sensor_snr", None)
-    sensors = 0.0 if snr is None else 10 ** (-snr / 10)
-    power = float(np.mean(w[sounding].astype(float) ** 2)) / scene["gain"] ** 2
+    sensors = 0.0 if spec.sensor_snr is None else 10 ** (-spec.sensor_snr / 10)
+    power = foa_render.sounding_power(w, scene["sources"]) / scene["gain"] ** 2
     power /= 1 + ambient + sensors
     return power * ambient, power * sensors
 
@@ -114,9 +89,8 @@ def _noise(spec: SceneSpec, head: Hrtf, length: int, power: float) -> np.ndarray
     """Returns diffuse noise [2, length], pink above 100 Hz, of so much power at the absent head."""
     rng = keys.rng(spec.seed, "binaural noise", spec.split, spec.index)
     size = scipy.fft.next_fast_len(length, real=True)
-    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
-    shape = 1 / (np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
-    shape *= power * size / (2 * np.mean(shape))
+    f = np.fft.rfftfreq(size, 1 / RATE)
+    shape = power * noise.pink(size).astype(float) ** 2
     field = _diffuse(head)
     grid = np.linspace(0, RATE / 2, field.shape[-1])
     left, right, real, imaginary = (np.interp(f, grid, part) * shape for part in field)

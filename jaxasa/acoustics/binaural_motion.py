@@ -26,7 +26,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.signal
 
-from jaxasa.acoustics import binaural_rir, hrtf, rir, rooms
+from jaxasa.acoustics import bands, binaural_rir, hrtf, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
 
@@ -123,5 +123,4 @@ def _direct(dry, start: int, place: Place, yaw: Place, listener, head: Hrtf, len
 
 def _air(distance: np.ndarray) -> np.ndarray:
     """Returns what the air leaves of sound [N, F] after so many metres."""
-    bands = rir.band_weights(np.fft.rfftfreq(_SIZE, 1 / RATE))
-    return np.exp(-0.5 * distance[:, None] * rooms.AIR) @ bands
+    return np.exp(-0.5 * distance[:, None] * rooms.AIR) @ bands.weights_of(_SIZE)

@@ -27,11 +27,11 @@ import numba
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import hrtf, images, rir, rooms
+from jaxasa.acoustics import bands, hrtf, image_source, images, noise, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
 
-_TAPS, _ORDER = 81, 6
+_ORDER, _TAPS = image_source.farrow().shape
 _BEFORE = 64  # samples of room for what arrives at an ear before the head's centre
 _CHUNK = 4096  # images at once
 _NOTHING = 1e-6  # of the direct sound's gain (-120 dB): what is below it is left out
@@ -56,8 +56,7 @@ def response(
     level of an HRTF at 1 / distance. rng draws the tail; full=True follows every image instead.
     direct=False leaves the direct sound out.
     """
-    flight = math.dist(source, listener) / rooms.SPEED
-    mixing = max(rooms.mixing_time(room), 1.5 * flight + 0.005)
+    mixing = float(rir.mixing_time(room, math.dist(source, listener)))
     seconds = max(float(rooms.decay_time(room, absorption).max()), mixing + 0.005)
     length = int(seconds * RATE)
     reach = seconds if full else mixing
@@ -67,15 +66,16 @@ def response(
     offset, gain = offset[loud], gain[loud]
     time = np.linalg.norm(offset, axis=1) / rooms.SPEED
     if not full:
-        phase = ((time / mixing - 2 / 3) * 3).clip(0, 1) * np.pi / 2
-        gain *= np.cos(phase)[:, None]
+        gain *= np.cos(rir.cross_fade(time, mixing))[:, None]
     out = np.zeros((2, length + LEAD), np.float32)
     early = _add_up(turned(offset, -yaw), gain, head, int(reach * RATE) + 1)
     count = min(early.shape[1], out.shape[1])
     out[:, :count] = early[:, :count]
     if not full:
-        start = int(mixing * 2 / 3 * RATE)
-        phase = (np.arange(length) / RATE / mixing * 3 - 2).clip(0, 1) * np.pi / 2
+        start = int(mixing * rir.FADE * RATE)
+        phase = (
+            ((np.arange(length) / RATE / mixing - rir.FADE) / (1 - rir.FADE)).clip(0, 1) * np.pi / 2
+        )
         late = _tail(room, absorption, head, yaw, length, rng) * np.sin(phase).astype(np.float32)
         out[:, LEAD + start :] += late[:, start:]
     return rir.high_pass(out)
@@ -86,16 +86,6 @@ def turned(offset: np.ndarray, yaw: float) -> np.ndarray:
     c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
     x, y, z = np.moveaxis(np.asarray(offset, float), -1, 0)
     return np.stack([c * x - s * y, s * x + c * y, z], axis=-1)
-
-
-@functools.cache
-def _farrow() -> np.ndarray:
-    """Returns the filters [6, 81]: sum_k f^k filter_k is the Hann-windowed sinc delayed by f."""
-    fraction = np.linspace(-0.5, 0.5, 129)
-    offset = np.arange(_TAPS) - _TAPS // 2 - fraction[:, None]
-    target = np.sinc(offset) * (0.5 + 0.5 * np.cos(2 * np.pi * offset / (_TAPS + 1)))
-    powers = np.vander(fraction, _ORDER, increasing=True)
-    return np.linalg.lstsq(powers, target, rcond=None)[0]
 
 
 @numba.njit(cache=True, fastmath=True)
@@ -137,8 +127,8 @@ def _add_up(offset: np.ndarray, gain: np.ndarray, head: Hrtf, length: int) -> np
 
 @functools.lru_cache(maxsize=64)
 def _filters_of(size: int) -> tuple[np.ndarray, np.ndarray]:
-    bands = rir.band_weights(np.fft.rfftfreq(size, 1 / RATE)).astype(np.float32)
-    return bands, scipy.fft.rfft(_farrow(), size).astype(np.complex64)
+    weights = bands.weights_of(size)
+    return weights, scipy.fft.rfft(image_source.farrow(), size).astype(np.complex64)
 
 
 def directional_energy(room, absorption, times) -> np.ndarray:
@@ -196,7 +186,7 @@ def correlated(left, right, cross, rng) -> np.ndarray:
     cross is E[L R*]. The factor is Cholesky's; real and imaginary parts of unit noise have the
     variance 1 each.
     """
-    first, second = rir.noise_spectrum(rng, 2, *left.shape)
+    first, second = noise.spectrum(rng, 2, *left.shape)
     shared = cross.conj() / np.sqrt(np.maximum(left, 1e-30))
     rest = np.maximum(right - np.abs(shared) ** 2, 0)
     return np.stack([np.sqrt(left) * first, shared * first + np.sqrt(rest) * second]).astype(

@@ -13,6 +13,7 @@ in each wall, and at 2 i L - s, after |i - 1| in the wall at 0 and |i| in the on
 import numpy as np
 
 from jaxasa.acoustics import rooms
+from jaxasa.acoustics.image_source import axis_images, reflections
 
 
 def near(room, absorption, source, listener, radius: float) -> tuple[np.ndarray, np.ndarray]:
@@ -23,7 +24,7 @@ def near(room, absorption, source, listener, radius: float) -> tuple[np.ndarray,
     rooms.BANDS. room, source and listener are x, y, z in metres. absorption is [7], of all walls,
     or [6, 7]: of those at x = 0 and at the room's length, then along y, then along z.
     """
-    axes = [_axis(*a, radius) for a in zip(source, listener, room, strict=True)]
+    axes = [axis_images(*a, radius) for a in zip(source, listener, room, strict=True)]
     (x, *_), (y, *_), (z, *_) = axes
     # The two outer axes first: in a long list of x and y, most pairs are too far already.
     i, j = np.nonzero(np.add.outer(x * x, y * y) < radius * radius)
@@ -33,21 +34,10 @@ def near(room, absorption, source, listener, radius: float) -> tuple[np.ndarray,
     order = np.argsort(distance, kind="stable")
     pair, k, distance = pair[order], k[order], distance[order]
     chosen = i[pair], j[pair], k
-    reflect = np.sqrt(1 - np.asarray(absorption, float))
-    walls = np.broadcast_to(reflect, (6, len(rooms.BANDS)))
+    walls = reflections(absorption)
     gain = np.exp(-0.5 * distance[:, None] * rooms.AIR) / distance[:, None]
     for d, (axis, at) in enumerate(zip(axes, chosen, strict=True)):
         for hits, wall in zip(axis[1:], walls[2 * d : 2 * d + 2], strict=True):
             gain *= (wall ** hits[:, None])[at]
     offset = [axis[0][at] for axis, at in zip(axes, chosen, strict=True)]
     return np.stack(offset, axis=1), gain
-
-
-def _axis(source: float, listener: float, size: float, radius: float):
-    """Returns the offsets (m) of images along one axis, and how often each met its two walls."""
-    reach = int(radius / (2 * size)) + 1
-    i = np.arange(-reach, reach + 2)
-    offset = np.concatenate([2 * i * size + source, 2 * i * size - source]) - listener
-    first = np.concatenate([np.abs(i), np.abs(i - 1)])
-    close = np.abs(offset) < radius
-    return offset[close], first[close], np.concatenate([np.abs(i)] * 2)[close]

@@ -35,7 +35,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from jaxasa.acoustics import paths, rir, rooms
+from jaxasa.acoustics import bands, paths, rir, rooms
 
 HOP = 32  # samples between computed delays
 TAIL_STEP = 0.5  # metres that a source moves from one tail to the next
@@ -174,8 +174,8 @@ def _axis(points: np.ndarray, listener: float, size: float, radius: float) -> np
 
 def mixing_radius(path: np.ndarray, room, listener) -> float:
     """Returns the path length (m) up to which images are followed, as for a source at rest."""
-    furthest = np.linalg.norm(path[:, 1:] - listener, axis=1).max() / rooms.SPEED
-    return float(max(rooms.mixing_time(room), 1.5 * furthest + 0.005) * rooms.SPEED)
+    furthest = np.linalg.norm(path[:, 1:] - listener, axis=1).max()
+    return float(rir.mixing_time(room, furthest) * rooms.SPEED)
 
 
 def early(
@@ -198,7 +198,7 @@ def early(
     """
     path = np.asarray(path, float)
     radius = mixing_radius(path, room, listener)
-    fade = radius * 2 / 3
+    fade = radius * rir.FADE
     if full:
         decay = float(rooms.decay_time(room, absorption, air).max()) * rooms.SPEED
         radius = fade = max(decay, radius + 0.005 * rooms.SPEED)
@@ -213,7 +213,7 @@ def early(
     args = (out, _copies(dry, hops), points, float(start), x, y, z, radius, fade)
     _add_images(*args, reflection, rooms.AIR * air)
     size = scipy.fft.next_fast_len(out.shape[-1] + _RING, real=True)
-    weights = rir.band_weights(np.fft.rfftfreq(size, 1 / rir.RATE)).astype(np.float32)
+    weights = bands.weights_of(size)
     spectrum = np.zeros((4, weights.shape[1]), np.complex64)
     for band, weight in enumerate(weights):
         spectrum += scipy.fft.rfft(out[:, band], size) * weight

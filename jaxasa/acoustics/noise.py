@@ -37,7 +37,7 @@ def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _pink(size: int) -> np.ndarray:
+def pink(size: int) -> np.ndarray:
     """Returns the amplitudes [size // 2 + 1] of pink noise of power 1, flat below 100 Hz."""
     f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
     shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
@@ -47,8 +47,8 @@ def _pink(size: int) -> np.ndarray:
 def diffuse(rng: np.random.Generator, length: int) -> np.ndarray:
     """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the power 1 on average."""
     size = scipy.fft.next_fast_len(length, real=True)
-    pink = _pink(size)
-    drawn = spectrum(rng, 4, len(pink))
-    drawn[0] *= pink
-    drawn[1:] *= pink * np.float32(3**-0.5)
+    amplitude = pink(size)
+    drawn = spectrum(rng, 4, len(amplitude))
+    drawn[0] *= amplitude
+    drawn[1:] *= amplitude * np.float32(3**-0.5)
     return scipy.fft.irfft(drawn, size)[:, :length]

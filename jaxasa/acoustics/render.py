@@ -103,17 +103,17 @@ def _mix(
     tracks, through, moved = [], [], np.zeros((4, length), np.float32)
     for i, (k, response) in enumerate(zip(_order(spec), responses, strict=True)):
         source = spec.sources[k]
-        start, dry = round(source.onset * RATE), _dry(source, audio(source.clip))
+        start, played = round(source.onset * RATE), dry(source, audio(source.clip))
         if not source.trajectory:
-            tracks.append((start, dry))
+            tracks.append((start, played))
             through.append(response.signal)
             continue
         where = (source.path(), spec.room, spec.absorption, spec.listener)
-        dry = dry[: length - start]
-        moved += motion.early(dry, start, *where, length, full, air)
+        played = played[: length - start]
+        moved += motion.early(played, start, *where, length, full, air)
         if not full:
             rng = keys.rng(spec.seed, "moving tail", spec.split, spec.index, i)
-            for part, tail in motion.tails(dry, start, *where, rng, air):
+            for part, tail in motion.tails(played, start, *where, rng, air):
                 tracks.append((start, part))
                 through.append(tail)
     for entry, response in zip(scene["sources"], responses, strict=True):
@@ -123,7 +123,7 @@ def _mix(
         scene["rt60"] = float(np.mean(decays))
     mixed = moved + convolve(tracks, through, length) if tracks else moved
     mixed = foa.rotate(mixed.T, -spec.yaw)
-    power = _power(mixed[:, 0], scene["sources"])
+    power = sounding_power(mixed[:, 0], scene["sources"])
     mixed += _noise(spec, length, power)
     if spec.turning:
         mixed = foa.rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / RATE))
@@ -145,7 +145,7 @@ def _distance(spec: SceneSpec, source: Source) -> float:
     return math.dist(source.position, spec.listener)
 
 
-def _dry(source: Source, clip: np.ndarray) -> np.ndarray:
+def dry(source: Source, clip: np.ndarray) -> np.ndarray:
     """Returns the clip as played: at its speed, cut with a fade, at its own gain."""
     ok = clip.ndim == 1 and len(clip) > 0
     check(ok, f"clip {source.clip}", clip.shape, "mono samples")
@@ -165,7 +165,7 @@ def _dry(source: Source, clip: np.ndarray) -> np.ndarray:
     return played
 
 
-def _power(w: np.ndarray, sources: list[dict]) -> float:
+def sounding_power(w: np.ndarray, sources: list[dict]) -> float:
     """Returns the mean power of W [T] while sources sound."""
     sounding = np.zeros(len(w), bool)
     for source in sources:

@@ -26,10 +26,8 @@ import scipy.signal
 from jaxasa.acoustics import image_source, rooms, tail
 from jaxasa.acoustics.bands import LEAD as LEAD
 from jaxasa.acoustics.bands import RATE as RATE
-from jaxasa.acoustics.bands import weights as band_weights  # noqa: F401
 from jaxasa.acoustics.measure import drr as drr
 from jaxasa.acoustics.measure import rt60 as rt60
-from jaxasa.acoustics.noise import spectrum as noise_spectrum  # noqa: F401
 
 FADE = 2 / 3  # of the mixing time: where the tail begins to replace the images
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
@@ -67,6 +65,11 @@ def mixing_time(room, distance, xp=np):
     return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED + 0.005)
 
 
+def cross_fade(time: np.ndarray, mixing: float) -> np.ndarray:
+    """Returns the phase (0 to pi / 2) of the cross-fade at times (s): cosine images, sine tail."""
+    return ((time / mixing - FADE) / (1 - FADE)).clip(0, 1) * np.pi / 2
+
+
 def response(
     room,
     absorption,
@@ -99,7 +102,7 @@ def response(
     out = np.zeros((4, length + LEAD), np.float32)
     out[:, : early.shape[1]] = early[:, : length + LEAD]
     start = int(mixing * FADE * RATE)
-    phase = ((np.arange(length) / RATE / mixing - FADE) / (1 - FADE)).clip(0, 1) * np.pi / 2
+    phase = cross_fade(np.arange(length) / RATE, mixing)
     late = tail.tail(room, absorption, length, rng, source, listener, air, scattering)
     late *= np.sin(phase).astype(np.float32)
     out[:, LEAD + start :] += late[:, start:]

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxasa.acoustics import paths, rooms
-from jaxasa.config import ConfigError, check
+from jaxasa.config import ConfigError, check, tuples
 
 NEAREST = 0.05  # metres between a source and the listener
 MOST_SOURCES = 8
@@ -104,16 +104,12 @@ def to_json(spec: SceneSpec) -> str:
     return json.dumps(raw)
 
 
-def _tuples(value):
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
 def from_json(text: str) -> SceneSpec:
     """Returns the scene that to_json wrote, validated; raises ConfigError for anything else."""
     try:
-        raw = {name: _tuples(value) for name, value in json.loads(text).items()}
+        raw = {name: tuples(value) for name, value in json.loads(text).items()}
         sources = tuple(
-            Source(**{name: _tuples(value) for name, value in source.items()})
+            Source(**{name: tuples(value) for name, value in source.items()})
             for source in raw.pop("sources")
         )
         spec = SceneSpec(sources=sources, **raw)

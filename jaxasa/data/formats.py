@@ -47,16 +47,20 @@ class Format:
     open: Callable[[Path], Sequence]
 
 
-def _records(option: str) -> Format:
-    check(not option, "format", f"records:{option}", "no option behind records")
+def _shards(facts: dict, rendering: Callable) -> Format:
     return Format(
-        {"channels": FOA, "rate": render.RATE},
+        facts | {"rate": render.RATE},
         ".array_record",
-        render.render,
+        rendering,
         lambda path, scenes, classes: records.write_shard(path, scenes),
         records.read_entry,
         records.Records,
     )
+
+
+def _records(option: str) -> Format:
+    check(not option, "format", f"records:{option}", "no option behind records")
+    return _shards({"channels": FOA}, render.render)
 
 
 def _dcase(option: str) -> Format:
@@ -73,14 +77,8 @@ def _dcase(option: str) -> Format:
 
 def _binaural(option: str) -> Format:
     head = hrtf.load(option or "sphere")
-    return Format(
-        {"channels": "left, right ear", "rate": render.RATE, "hrtf": head.name},
-        ".array_record",
-        lambda spec, audio: binaural.render(spec, audio, head),
-        lambda path, scenes, classes: records.write_shard(path, scenes),
-        records.read_entry,
-        records.Records,
-    )
+    facts = {"channels": "left, right ear", "hrtf": head.name}
+    return _shards(facts, lambda spec, audio: binaural.render(spec, audio, head))
 
 
 FORMATS: dict[str, Callable[[str], Format]] = {

@@ -5,7 +5,7 @@ rendered one by one: any number of workers, any runner and any number of interru
 same files and the same manifest on one machine. manifest.json is written last; a folder
 without it is unfinished, and the same call goes on with the shards that are missing.
 
-    from jaxasa import config
+    from jaxasa import config, cpu
     from jaxasa.data import simulate, sounds
 
     bank = sounds.build(config.Sounds("procedural"), "runs/mine/sounds", seed=0)
@@ -15,7 +15,6 @@ without it is unfinished, and the same call goes on with the shards that are mis
     audio, description = scenes[0]  # int16 [T, 4]; see acoustics/scenes.py
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -34,7 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa import config
+from jaxasa import config, cpu
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
 from jaxasa.data import formats, records
@@ -46,13 +45,6 @@ VERSION = 2
 CLIPS = {"train": "train", "dev": "dev", "benchmark": "test"}  # split of scenes -> of takes
 BATCH = 1  # scenes rendered at once: fixed, so that no neighbour can change a scene's bytes
 SAMPLE, SAMPLE_SECONDS = 40, 4.0  # an estimate renders so many scenes, or for so long
-_ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "JAX_PLATFORMS": "cpu",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +249,7 @@ def _in_pool(plan: Plan) -> list[dict]:
     title = f"scenes, {plan.split}"
     with (
         progress(title, plan.count, "scenes") as advance,
-        _one_thread_each(),
+        cpu.one_thread_each(JAX_PLATFORMS="cpu"),
         _pool(workers) as pool,
     ):
         futures = [pool.submit(plan.make, k) for k in range(plan.shards())]
@@ -278,21 +270,6 @@ def _in_pool(plan: Plan) -> list[dict]:
 def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent)
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    # Spawned children read these when they import numpy, before any code of ours could set them.
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(_ONE_THREAD)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _die_with_parent() -> None:

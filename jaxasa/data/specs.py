@@ -50,7 +50,7 @@ def of_record(data: Records, index: int, bank: Bank) -> SceneSpec:
     check(same, f"sounds {bank.folder}", bank.name, f"the bank that {data.folder} was made of")
     # Only ranges of scenes are in a manifest; how many there were to be does not matter here.
     known = {field.name for field in dataclasses.fields(config.Scenes)}
-    ranges = {k: _tuples(v) for k, v in manifest["scenes"].items() if k in known}
+    ranges = {k: config.tuples(v) for k, v in manifest["scenes"].items() if k in known}
     settings = config.Scenes(**{"train": 1, "dev": 1, "benchmark": 1} | ranges)
     split = manifest["split"]
     clips = bank.clips(simulate.CLIPS[split])
@@ -64,7 +64,3 @@ def of_record(data: Records, index: int, bank: Bank) -> SceneSpec:
                     f"{now[name]!r}: it was made by another version of jaxasa"
                 )
     return spec
-
-
-def _tuples(value):
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxasa.acoustics import bands as octaves
 from jaxasa.acoustics import binaural, binaural_rir, hrtf, images, keys, render, rir, rooms, scenes
 from jaxasa.config import Scenes
 
@@ -137,7 +138,7 @@ def test_the_tail_s_covariance_is_the_images():
     late = np.linalg.norm(offset, axis=1) > 25.0
     offset, gain = offset[late], gain[late]
     frequency = np.fft.rfftfreq(binaural_rir._FRAME, 1 / RATE)
-    bands = rir.band_weights(frequency)
+    bands = octaves.weights(frequency)
     summed = np.zeros((3, len(frequency)), complex)
     for low in range(0, len(offset), 4096):
         part = slice(low, low + 4096)
@@ -186,7 +187,7 @@ def test_the_tail_of_a_cube_is_a_diffuse_field():
         coherence = [c[0, 1] / np.sqrt(c[0, 0] * c[1, 1]) for c in (cross, wanted)]
         assert coherence[0] == pytest.approx(coherence[1], abs=0.1)
         # Mean power a bin over W's, whose octaves have what tail_energy says.
-        weights = rir.band_weights(FREQUENCY[use])
+        weights = octaves.weights(FREQUENCY[use])
         expected = (np.sqrt(w) @ weights) ** 2 * np.abs(diffuse[0, 0, use])
         power = np.diag(cross) / (len(tails) * use.sum())
         assert 10 * np.log10(power / expected.mean()) == pytest.approx([0, 0], abs=0.7)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from jaxasa.acoustics import bands as octaves
 from jaxasa.acoustics import foa, images, keys, rir, rooms
 
 ROOM = (4.2, 3.6, 2.7)
@@ -61,7 +62,7 @@ def test_the_list_sums_up_to_the_foa_response():
     time = np.linalg.norm(offset, axis=1) / rooms.SPEED + rir.LEAD / rir.RATE
     frequency = np.fft.rfftfreq(8192, 1 / rir.RATE)
     use = np.flatnonzero((frequency > 500) & (frequency < 6000))
-    bands = rir.band_weights(frequency[use])
+    bands = octaves.weights(frequency[use])
     waves = (gain @ bands) * np.exp(-2j * np.pi * time[:, None] * frequency[use])
     expected = foa.encode(*foa.direction(offset)).T @ waves
     found = np.fft.rfft(response, 8192)[:, use]

@@ -318,12 +318,12 @@ def test_expected_drr_is_near_the_measured():
 
 def test_clip_is_cut_with_a_fade_and_resampled():
     tone = np.sin(2 * np.pi * 500 * np.arange(2 * RATE) / RATE).astype(np.float32)
-    cut = render._dry(_source(seconds=0.5), tone)
+    cut = render.dry(_source(seconds=0.5), tone)
     assert len(cut) == 8000 and cut[-1] == 0
     np.testing.assert_array_equal(cut[:7840], tone[:7840])
-    whole = render._dry(_source(seconds=2.0), tone)
+    whole = render.dry(_source(seconds=2.0), tone)
     np.testing.assert_array_equal(whole, tone)
-    fast = render._dry(_source(seconds=1.0, speed=2.0), tone)
+    fast = render.dry(_source(seconds=1.0, speed=2.0), tone)
     assert len(fast) == RATE
     assert int(np.abs(np.fft.rfft(fast)).argmax()) == 1000
     assert tone[0] == 0 and np.abs(tone).max() > 0.99
