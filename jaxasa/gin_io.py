@@ -1,7 +1,7 @@
 """Gin files and command-line bindings to one checked `config.Run`.
 
 A gin file says `from __gin__ import dynamic_registration` and `from jaxasa import config`,
-then binds fields of the dataclasses of `config.py`. Gin itself checks neither names until a
+then binds fields of the dataclasses of `config`. Gin itself checks neither names until a
 class is called nor any type, so this module reads the files with gin's parser, checks names,
 types and repetitions (each error has its file and line), and gives gin the bindings that won.
 

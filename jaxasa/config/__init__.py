@@ -1,0 +1,59 @@
+"""Every option of jaxasa, as frozen dataclasses that gin files build.
+
+`Run` is the root: each command reads one `Run` and takes the parts that it needs. Fields
+without a default must be bound in a gin file. gin checks no types, so `__post_init__`
+does, and a bad value is a one-line `ConfigError` that names the field, the value and
+what was expected.
+
+Units: metres, seconds, hertz, degrees, dB.
+"""
+
+from jaxasa.config.checks import ConfigError, check
+from jaxasa.config.model import (
+    Decoder,
+    Lora,
+    Model,
+    Projector,
+    Semantic,
+    Spatial,
+    model_from_dict,
+    tuples,
+)
+from jaxasa.config.run import Bench, Mesh, Run
+from jaxasa.config.scenes import Scenes, Sounds
+from jaxasa.config.stages import (
+    POLICY_LOSSES,
+    STAGES,
+    AlignStage,
+    GrpoStage,
+    SftStage,
+    SpatialStage,
+    Stage,
+    TextStage,
+)
+
+__all__ = [
+    "POLICY_LOSSES",
+    "STAGES",
+    "AlignStage",
+    "Bench",
+    "ConfigError",
+    "Decoder",
+    "GrpoStage",
+    "Lora",
+    "Mesh",
+    "Model",
+    "Projector",
+    "Run",
+    "Scenes",
+    "Semantic",
+    "SftStage",
+    "Sounds",
+    "Spatial",
+    "SpatialStage",
+    "Stage",
+    "TextStage",
+    "check",
+    "model_from_dict",
+    "tuples",
+]

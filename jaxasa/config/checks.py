@@ -1,0 +1,40 @@
+"""Checks of what gin binds: a bad value is one line that names field, value, expectation."""
+
+import math
+
+
+class ConfigError(ValueError):
+    """A setting or an input that the user must mend: one line, exit code 2."""
+
+
+def check(condition: bool, field: str, value, expected: str) -> None:
+    """Raises ConfigError naming `field` (`Class.field`), its `value` and what was `expected`."""
+    if not condition:
+        raise ConfigError(f"{field} is {value!r}, expected {expected}")
+
+
+def check_range(owner, *fields: str, low: float) -> None:
+    for name in fields:
+        value = getattr(owner, name)
+        ok = (
+            isinstance(value, (tuple, list))
+            and len(value) == 2
+            and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+            and low <= value[0] <= value[1]
+        )
+        where = f"{type(owner).__name__}.{name}"
+        check(ok, where, value, f"(low, high) with {low} <= low <= high")
+
+
+def check_at_least(owner, low, *fields: str) -> None:
+    for name in fields:
+        value = getattr(owner, name)
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= low
+        check(ok, f"{type(owner).__name__}.{name}", value, f"a number of at least {low}")
+
+
+def check_share(owner, *fields: str) -> None:
+    for name in fields:
+        value = getattr(owner, name)
+        ok = isinstance(value, (int, float)) and 0 <= value <= 1
+        check(ok, f"{type(owner).__name__}.{name}", value, "a share from 0 to 1")

@@ -1,0 +1,60 @@
+"""Devices, benchmark, and the root of every gin run file."""
+
+from dataclasses import dataclass
+
+from jaxasa.config.checks import check, check_at_least
+from jaxasa.config.model import Model
+from jaxasa.config.scenes import Scenes, Sounds
+from jaxasa.config.stages import STAGES, AlignStage, GrpoStage, SftStage, SpatialStage, TextStage
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices as (data, fsdp, tensor); -1 takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        sizes = (self.data, self.fsdp, self.tensor)
+        ok = all(isinstance(s, int) and (s > 0 or s == -1) for s in sizes)
+        ok = ok and sum(s == -1 for s in sizes) <= 1
+        check(ok, "Mesh", sizes, "positive sizes, at most one of them -1")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The benchmark: items a level, and how a model answers them."""
+
+    l1: int = 385
+    l2: int = 279
+    l3: int = 336
+    batch: int = 128
+    bootstrap: int = 2000
+
+    def __post_init__(self):
+        check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The root of every gin run file."""
+
+    name: str
+    stages: tuple[str, ...]
+    sounds: Sounds
+    scenes: Scenes
+    model: Model
+    mesh: Mesh
+    bench: Bench
+    text: TextStage
+    spatial: SpatialStage
+    align: AlignStage
+    sft: SftStage
+    grpo: GrpoStage
+    seed: int = 0
+
+    def __post_init__(self):
+        ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
+        check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))

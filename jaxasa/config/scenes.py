@@ -1,0 +1,108 @@
+"""Options of sounds and scenes. Units: metres, seconds, degrees, dB."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from jaxasa.config.checks import check, check_at_least, check_range, check_share
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """The sound bank: mono recordings with a class and a take.
+
+    bank: "debian" (recordings in Debian packages), "procedural" (synthesised, nothing to
+        download), "folder:PATH" (a folder per class), "esc50:PATH", "fsd50k:PATH" or
+        "manifest:PATH" (a CSV file with the columns path, class, take).
+    classes: class name -> labels of the source that it gathers; empty takes every label.
+    min_takes: a class with fewer takes is left out, and named.
+    max_seconds: longer clips are cut.
+    splits: shares of the takes of each class given to train, dev and test.
+    """
+
+    bank: str
+    classes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    min_takes: int = 8
+    max_seconds: float = 4.0
+    splits: tuple[float, float, float] = (0.6, 0.15, 0.25)
+
+    def __post_init__(self):
+        kind = str(self.bank).partition(":")[0]
+        kinds = ("debian", "procedural", "folder", "esc50", "fsd50k", "manifest")
+        check(kind in kinds, "Sounds.bank", self.bank, "one of " + ", ".join(kinds))
+        check_at_least(self, 3, "min_takes")
+        check_at_least(self, 0.1, "max_seconds")
+        ok = len(self.splits) == 3 and all(s > 0 for s in self.splits)
+        ok = ok and abs(sum(self.splits) - 1) < 1e-6
+        check(ok, "Sounds.splits", self.splits, "three positive shares that sum to 1")
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Ranges from which scenes are drawn, and how many of each split are rendered.
+
+    seconds: length of a scene. sources: least and most sources. Rooms are shoeboxes of
+    length x width x height. rt60 is the nominal range; scenes are labelled with what is
+    measured. distance: source to listener. snr: diffuse ambient noise. gain: a source's own
+    level, independent of its distance. speed: playback rate of a clip, as augmentation.
+
+    overlap: share of a source that is still to come when the next starts, 0 (one after the
+        other) to 1 (all at once); () leaves onsets free, at least 0.4 s apart.
+    moving: share of sources that walk while they sound; pace: metres a second. They keep to
+        `distance`; min_separation holds where they start.
+    turning: share of scenes in which the listener turns; turn_rate: degrees a second.
+    sensor_snr: (low, high) of the white noise of the microphones; () for none.
+    responses: rooms in a bank of room responses from which the scenes of train are mixed while
+        training, and none are stored; places: source positions in each. 0 stores scenes.
+    """
+
+    train: int
+    dev: int
+    benchmark: int
+    seconds: float = 5.0
+    sources: tuple[int, int] = (1, 3)
+    length: tuple[float, float] = (4.0, 9.0)
+    width: tuple[float, float] = (3.5, 7.0)
+    height: tuple[float, float] = (2.4, 3.6)
+    rt60: tuple[float, float] = (0.15, 0.7)
+    distance: tuple[float, float] = (0.6, 4.0)
+    min_separation: float = 30.0
+    snr: tuple[float, float] = (20.0, 40.0)
+    gain: tuple[float, float] = (-6.0, 6.0)
+    speed: tuple[float, float] = (1.0, 1.0)
+    overlap: tuple[float, ...] = ()
+    moving: float = 0.0
+    pace: tuple[float, float] = (0.3, 2.0)
+    turning: float = 0.0
+    turn_rate: tuple[float, float] = (10.0, 90.0)
+    sensor_snr: tuple[float, ...] = ()
+    responses: int = 0
+    places: int = 6
+    shard: int = 100
+    workers: int = 2
+
+    def __post_init__(self):
+        check_at_least(self, 1, "train", "dev", "benchmark", "shard", "workers")
+        check_at_least(self, 0.5, "seconds")
+        check_at_least(self, 0.0, "min_separation")
+        check_range(self, "length", "width", "height", low=1.0)
+        check_range(self, "sources", low=1)
+        check_range(self, "rt60", low=0.05)
+        check_range(self, "distance", low=0.05)
+        check_range(self, "snr", "gain", low=-100.0)
+        check_range(self, "speed", low=0.25)
+        check_range(self, "pace", "turn_rate", low=0.0)
+        check(self.pace[1] <= 10, "Scenes.pace", self.pace, "at most 10 m/s")
+        if self.overlap:
+            check_range(self, "overlap", low=0.0)
+            check(self.overlap[1] <= 1, "Scenes.overlap", self.overlap, "shares up to 1")
+        if self.sensor_snr:
+            check_range(self, "sensor_snr", low=-100.0)
+        check_share(self, "moving", "turning")
+        check_at_least(self, 0, "responses")
+        check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
+        if self.responses:
+            most, expected = self.sources[1], "at least as many as Scenes.sources"
+            check(most <= self.places, "Scenes.places", self.places, f"{expected} ({most})")
+            expected = f"0.0, for scenes mixed from {self.responses} stored responses stand still"
+            check(self.moving == 0, "Scenes.moving", self.moving, expected)
+        check(self.sources[1] <= 8, "Scenes.sources", self.sources, "at most 8 sources")
