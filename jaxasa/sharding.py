@@ -117,6 +117,31 @@ def place_batch(batch, mesh: Mesh):
     return jax.tree.map(one, batch)
 
 
+def row_shares() -> int:
+    """Among how many devices the rows of a batch are split on the mesh that is set; 1 for none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def by_rows(x: jax.Array) -> jax.Array:
+    """x [B, ...] kept split by rows over (data, fsdp), as the batch is that it comes from.
+
+    Said for activations, or the partitioner lets them lie as the weights that they meet, and
+    adds up partial products in place of gathering those weights. Rows that do not divide, as
+    when a model answers one question, lie as they come.
+    """
+    shares = row_shares()
+    split = shares > 1 and x.shape[0] % shares == 0
+    return jax.lax.with_sharding_constraint(x, BATCH) if split else x
+
+
+def gathered(table: jax.Array) -> jax.Array:
+    """table [V, D] whole in its width on every device, to meet rows that are: split over tensor."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return table
+    return jax.lax.with_sharding_constraint(table, PartitionSpec(MESH_AXES["vocab"], None))
+
+
 def _undivided(shape: Sequence[int], spec: PartitionSpec, mesh: Mesh) -> list[str]:
     return [
         f"{tuple(shape)}: dimension {d} does not divide by {axis} = {mesh.shape[axis]}"

@@ -43,3 +43,18 @@ def create(
     lies = sharding.state_sharding(jax.eval_shape(start, trainable), shardings)
     opt_state = jax.jit(start, out_shardings=lies)(trainable)
     return State(sharding.place(np.int32(0), whole), placed, opt_state)
+
+
+def shapes(params: Mapping, stage: config.Stage, mesh: Mesh) -> State:
+    """`create` of shapes: the state's, each with its sharding, and nothing is allocated."""
+    shardings = sharding.params_sharding(params, mesh)
+    placed = jax.tree.map(_lies, optim.merge(optim.flatten(params), {}), shardings)
+    trainable, _ = optim.split(placed, stage.trainable)
+    opt_state = jax.eval_shape(optim.make(stage).init, trainable)
+    opt_state = jax.tree.map(_lies, opt_state, sharding.state_sharding(opt_state, shardings))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return State(jax.ShapeDtypeStruct((), np.int32, sharding=whole), placed, opt_state)
+
+
+def _lies(shape, lies: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=lies)

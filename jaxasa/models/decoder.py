@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxasa import config
+from jaxasa import config, sharding
 
 MASKED = -1e9
 
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
 
     def _scan(self, body, x, inputs):
         scanned = nn.scan(
-            body,
+            lambda block, x, layer: body(block, sharding.by_rows(x), layer),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             length=self.decoder.layers,
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """ids [B, T] -> [B, T, D]."""
-        return self.embedding(ids).astype(self.dtype)
+        return sharding.by_rows(self.embedding(ids).astype(self.dtype))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [..., D] -> float32 [..., V]."""
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
         # A padded query sees itself, so that no row of the softmax is empty.
         mask = causal & (valid[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
         x, (k, v) = self._scan(lambda block, x, _: block(x, positions, mask[:, None]), x, None)
-        return self.norm(x), k, v
+        return self.norm(sharding.by_rows(x)), k, v
 
     def decode(self, x: jax.Array, cache: Cache, positions, prompt_mask, step):
         """x [B, 1, D], positions [B, 1], prompt_mask [P, S], step -> hidden [B, 1, D], Cache."""
@@ -184,7 +184,7 @@ class Decoder(nn.Module):
             return block.decode(x, layer, positions, prompt_mask, step)
 
         x, (k, v) = self._scan(body, x, cache)
-        return self.norm(x), cache._replace(k=k, v=v)
+        return self.norm(sharding.by_rows(x)), cache._replace(k=k, v=v)
 
 
 def position_ids(valid: jax.Array) -> jax.Array:

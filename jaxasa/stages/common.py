@@ -89,8 +89,8 @@ def reply_loss(
     }
 
 
-def gradient_step(context: Context, loss: Callable) -> Callable:
-    """loss(params, batch, key) -> (scalar, metrics); returns the loop's step(state, batch, key).
+def gradient_update(context: Context, loss: Callable) -> Callable:
+    """loss(params, batch, key) -> (scalar, metrics); returns update(state, batch, key), jitted.
 
     Gradients are taken with respect to what the stage trains, and nothing else.
     """
@@ -111,7 +111,12 @@ def gradient_step(context: Context, loss: Callable) -> Callable:
             state, step=state.step + 1, params=params, opt_state=opt_state
         ), metrics
 
-    jitted = jax.jit(update, donate_argnums=0)
+    return jax.jit(update, donate_argnums=0)
+
+
+def gradient_step(context: Context, loss: Callable) -> Callable:
+    """The loop's step(state, batch, key) of `loss`: places the batch and updates the state."""
+    jitted = gradient_update(context, loss)
 
     def step(state: State, batch, key) -> tuple[State, Mapping]:
         placed = sharding.place_batch(batch, context.mesh)

@@ -66,29 +66,41 @@ def completion_logps(context: common.Context, params, batch, adapted: bool = Tru
     return logps
 
 
-def task(context: common.Context) -> common.Task:
-    """Rollouts, rewards, updates. A prompt is one scene with one question."""
-    run, stage, asa, text = context.run, context.stage, context.asa, context.text
-    loss_of_tokens = policy.loss_of(stage)
-    # Sampler and learner round apart: the learner says how likely it found what was sampled.
-    is_rough = asa.dtype != jnp.float32
-    by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
-    batches = pipeline.Batches(context.train, asked(context, 1), run.seed, "grpo", stage.batch)
+def examples(context: common.Context) -> pipeline.Asked:
+    """The maker of examples: a prompt is one scene with one question."""
+    return asked(context, 1)
+
+
+def sampler(context: common.Context):
+    """rollout(params, batch, key, group, temperature), jitted."""
 
     def sample_them(params, batch, key, group: int, temperature: float):
         return rollout(context, params, batch, key, group, temperature)
 
-    sampled = jax.jit(sample_them, static_argnums=(3, 4))
+    return jax.jit(sample_them, static_argnums=(3, 4))
 
-    @jax.jit
-    def score(params, batch) -> dict[str, jax.Array]:
-        """[P, G, C]: what the updates need of the policy before them, and of the reference."""
-        found = {}
-        if is_rough and stage.epochs > 1:
-            found["learner"] = completion_logps(context, params, batch)
-        if stage.kl_weight:
-            found["reference"] = completion_logps(context, params, batch, adapted=False)
-        return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
+
+def is_rough(context: common.Context) -> bool:
+    """Sampler and learner round apart: the learner says how likely it found what was sampled."""
+    return context.asa.dtype != jnp.float32
+
+
+def rescores(context: common.Context) -> bool:
+    """Whether what the learner found before the first of several updates is kept for them."""
+    return is_rough(context) and context.stage.epochs > 1
+
+
+def paced(context: common.Context) -> common.Context:
+    """The context of the updates, whose schedule counts them: a step makes `epochs`."""
+    stage = context.stage
+    often = {name: getattr(stage, name) * stage.epochs for name in ("steps", "warmup")}
+    return dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
+
+
+def objective(context: common.Context):
+    """loss(params, batch, key) of completions with their advantages."""
+    stage, rough = context.stage, is_rough(context)
+    loss_of_tokens = policy.loss_of(stage)
 
     def loss(params, batch, key):
         logps = completion_logps(context, params, batch)
@@ -97,13 +109,13 @@ def task(context: common.Context) -> common.Task:
         mask = flat(batch["taught"])
         active = jnp.maximum(mask.sum(), 1)
         extra, metrics = {}, {}
-        if is_rough:
-            sampler, behaviour = behaviour, jax.lax.stop_gradient(logps)
+        if rough:
+            sampled, behaviour = behaviour, jax.lax.stop_gradient(logps)
             if "learner" in batch:
                 # Where nothing counts nothing may overflow either: infinity times 0 is no 0.
                 behaviour = jnp.where(mask > 0, flat(batch["learner"]), behaviour)
-            extra["weight"] = policy.truncated_ratio(behaviour, sampler)
-            ratio = jnp.where(mask > 0, jnp.exp(behaviour - sampler), 1.0)
+            extra["weight"] = policy.truncated_ratio(behaviour, sampled)
+            ratio = jnp.where(mask > 0, jnp.exp(behaviour - sampled), 1.0)
             metrics["sampler_ratio"] = (ratio * mask).sum() / active
             metrics["sampler_ratio_max"] = ratio.max()
         if "reference" in batch:
@@ -114,10 +126,37 @@ def task(context: common.Context) -> common.Task:
         drift = ((logps - behaviour) * mask).sum() / active
         return value, {"log_ratio": drift} | metrics
 
-    # Its schedule counts updates, of which a step makes `epochs`.
-    often = {name: getattr(stage, name) * stage.epochs for name in ("steps", "warmup")}
-    paced = dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
-    update = common.gradient_step(paced, loss)
+    return loss
+
+
+def played_shapes(context: common.Context, prompts: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What rollouts and rewards add to a batch before an update, as `task`'s step does."""
+    stage = context.stage
+    whole = (prompts, stage.group, context.run.model.reply_tokens)
+    names = ["logps", "mask", "taught"]
+    names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
+    shapes = {name: jax.ShapeDtypeStruct(whole, jnp.float32) for name in names}
+    shapes["ids"] = jax.ShapeDtypeStruct(whole, jnp.int32)
+    return shapes | {"advantages": jax.ShapeDtypeStruct(whole[:2], jnp.float32)}
+
+
+def task(context: common.Context) -> common.Task:
+    """Rollouts, rewards, updates. A prompt is one scene with one question."""
+    run, stage, text = context.run, context.stage, context.text
+    by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
+    batches = pipeline.Batches(context.train, examples(context), run.seed, "grpo", stage.batch)
+    sampled = sampler(context)
+    update = common.gradient_step(paced(context), objective(context))
+
+    @jax.jit
+    def score(params, batch) -> dict[str, jax.Array]:
+        """[P, G, C]: what the updates need of the policy before them, and of the reference."""
+        found = {}
+        if rescores(context):
+            found["learner"] = completion_logps(context, params, batch)
+        if stage.kl_weight:
+            found["reference"] = completion_logps(context, params, batch, adapted=False)
+        return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
 
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
@@ -168,7 +207,7 @@ def task(context: common.Context) -> common.Task:
         gains = policy.advantages(found["total"], by_deviation).astype(np.float32)
         taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
         batch = {**batch, **made, "taught": taught, "advantages": gains}
-        if stage.kl_weight or (is_rough and stage.epochs > 1):
+        if stage.kl_weight or rescores(context):
             before = score(state.params, sharding.place_batch(batch, context.mesh))
             batch |= jax.device_get(before)
         for _ in range(stage.epochs):

@@ -47,20 +47,22 @@ def flat(x):
     return x.reshape(-1, *x.shape[2:])
 
 
-def task(context: common.Context) -> common.Task:
-    """A scene is heard once, and asked `stage.questions` questions."""
-    run, stage, asa, text = context.run, context.stage, context.asa, context.text
+def objective(context: common.Context):
+    """loss(params, batch, key): a scene is heard once, and asked `stage.questions` questions."""
+    asa, text = context.asa, context.text
 
     def loss(params, batch, key):
         tokens = jnp.repeat(project(context, params, batch), batch["prompt"].shape[1], axis=0)
         prompt, reply = flat(batch["prompt"]), flat(batch["reply"])
         return common.reply_loss(asa, params, prompt, reply, tokens, text, True, ANSWER_WEIGHT)
 
-    def measure(params, batch):
-        value, hits = loss(params, batch, None)
-        return {"loss": value} | hits
+    return loss
 
-    make = asked(
+
+def examples(context: common.Context):
+    """The maker of training examples."""
+    stage = context.stage
+    return asked(
         context,
         stage.questions,
         mono_share=stage.mono_share,
@@ -68,6 +70,16 @@ def task(context: common.Context) -> common.Task:
         null_share=stage.null_share,
         open_share=pipeline.OPEN_SHARE,
     )
+
+
+def task(context: common.Context) -> common.Task:
+    """Questions on scenes heard once each."""
+    run, stage, loss, make = context.run, context.stage, objective(context), examples(context)
+
+    def measure(params, batch):
+        value, hits = loss(params, batch, None)
+        return {"loss": value} | hits
+
     plain = asked(context, 4, augment=False)
     batch = pipeline.fixed(context.dev, plain, run.seed, "sft/dev", common.EVAL_SCENES)
     return common.Task(

@@ -153,10 +153,10 @@ def colour(key: jax.Array, batch: int, deviation: float) -> jax.Array:
     return jax.random.normal(key, (batch, COLOURS)) * (deviation / 10)
 
 
-def task(context: common.Context) -> common.Task:
-    """Both encoders and the experts' heads, on scenes turned by random yaws."""
+def _objectives(context: common.Context):
+    """(loss(params, batch, key), measure(params, batch)): the latter hears without disguise."""
     run, stage, asa = context.run, context.stage, context.asa
-    seconds, slots = run.scenes.seconds, run.model.spatial.slots
+    seconds = run.scenes.seconds
 
     def heard(params, batch, disguise=None):
         audio = asa.listen(params, common.hear(batch), disguise)
@@ -175,13 +175,30 @@ def task(context: common.Context) -> common.Task:
         value, measured = heard(params, batch)
         return {"loss": value} | measured
 
-    make = pipeline.Targets(context.classes, slots, stage.mono_share, augment=True)
-    plain = pipeline.Targets(context.classes, slots, 0.0, augment=False)
+    return loss, measure
+
+
+def objective(context: common.Context):
+    """loss(params, batch, key) of slots, room, tags and experts."""
+    return _objectives(context)[0]
+
+
+def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
+    """The maker of examples; without `augment` they are as they were rendered."""
+    mono_share = context.stage.mono_share if augment else 0.0
+    slots = context.run.model.spatial.slots
+    return pipeline.Targets(context.classes, slots, mono_share, augment)
+
+
+def task(context: common.Context) -> common.Task:
+    """Both encoders and the experts' heads, on scenes turned by random yaws."""
+    run, stage = context.run, context.stage
+    loss, measure = _objectives(context)
     count = 2 * common.EVAL_SCENES
-    batch = pipeline.fixed(context.dev, plain, run.seed, "spatial/dev", count)
+    batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "spatial/dev", count)
     return common.Task(
         "spatial",
-        pipeline.Batches(context.train, make, run.seed, "spatial", stage.batch),
+        pipeline.Batches(context.train, examples(context), run.seed, "spatial", stage.batch),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )
