@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxasa import sharding
 
 # Logits that a device holds at a time.
-LIMIT = 2**24
+LIMIT = 2**26
 
 
 def token_logps(
