@@ -13,14 +13,14 @@ def token_logps(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and whether it is the likeliest token.
 
-    hidden [B, T, D], table [V, D] (the tied embedding), targets int [B, T] -> float32 [B, T],
+    hidden [B, T, D], table [V, D] (the output's), targets int [B, T] -> float32 [B, T],
     bool [B, T]. The logits exist for at most `rows` rows of the batch at a time, as many as divide
     it (None: as many as keep them under 2^24 numbers), forward and backward.
     """
 
     def chunk(args):
         h, y = args
-        logits = (h @ table.T).astype(jnp.float32) / temperature
+        logits = jnp.matmul(h, table.T, preferred_element_type=jnp.float32) / temperature
         chosen = jnp.take_along_axis(logits, y[..., None], -1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, -1), logits.argmax(-1) == y
 
