@@ -18,13 +18,13 @@ from jaxasa.config import ConfigError
 Rules = Sequence[tuple[str, tuple[str, ...] | None]]
 
 RULES: Rules = (
-    (r"decoder/embedding/embedding", ("vocab", "width")),
+    (r"decoder/(embedding/embedding|head)", ("vocab", "width")),
     (r"decoder/layers/[qkv]/kernel", ("layers", "width", "heads")),
     (r"decoder/layers/[qkv]/bias", ("layers", "heads")),
     (r"decoder/layers/o/kernel", ("layers", "heads", "width")),
     (r"decoder/layers/(gate|up)/kernel", ("layers", "width", "hidden")),
     (r"decoder/layers/down/kernel", ("layers", "hidden", "width")),
-    (r"decoder/layers/norm[12]/scale", ("layers", "norm")),
+    (r"decoder/layers/(norm[12]|[qk]_norm)/scale", ("layers", "norm")),
     (r"decoder/norm/scale", ("norm",)),
     (r"lora/layers/\w+/[ab]", None),
     (r"(semantic|spatial|projector)/.*", None),

@@ -5,19 +5,26 @@ from dataclasses import dataclass
 
 from jaxasa.config.checks import ConfigError, check, check_at_least
 
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
+
 
 @dataclass(frozen=True)
 class Semantic:
-    """Whisper-shaped encoder of the W channel: log-mel, two convolutions, transformer."""
+    """Whisper-shaped encoder of the W channel: log-mel, two convolutions, transformer.
+
+    pool: frames averaged into one before the last norm; 2 in Qwen2-Audio's tower.
+    """
 
     mels: int
     width: int
     heads: int
     layers: int
     max_seconds: float = 30.0
+    pool: int = 1
 
     def __post_init__(self):
-        check_at_least(self, 1, "mels", "width", "heads", "layers")
+        check_at_least(self, 1, "mels", "width", "heads", "layers", "pool")
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
 
@@ -76,7 +83,12 @@ class Projector:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Qwen2-shaped decoder: grouped KV heads, RoPE, QKV bias, SwiGLU, tied embeddings."""
+    """Qwen-shaped decoder: grouped KV heads, RoPE, SwiGLU.
+
+    qkv_bias: biases on queries, keys and values (Qwen2, Qwen2.5). qk_norm: RMSNorm of each
+    query and key head before RoPE (Qwen3). tied: the embedding table is the output's too;
+    otherwise the output has a table of its own (the larger sizes).
+    """
 
     vocab: int
     width: int
@@ -87,6 +99,9 @@ class Decoder:
     layers: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = True
 
     def __post_init__(self):
         check_at_least(self, 1, "vocab", "width", "heads", "kv_heads", "head_width", "hidden")
@@ -114,6 +129,12 @@ class Model:
     prompt_tokens: room for a question besides the audio; reply_tokens: the longest reply.
     unroll: layers compiled side by side in each turn of the scan over layers: 1 compiles fastest,
         and all of them run twice as fast on a CPU, where XLA works in a loop with less threads.
+    dtype: of activations and products; sums of norms, softmax and logits are float32.
+    frozen_dtype: in which parameters that a stage does not train are stored; those it trains
+        are float32.
+    remat: what the backward pass keeps of each decoder layer: "none" keeps all that it needs,
+        "dots" the outputs of the projections and computes the rest again, "full" the layer's
+        input alone.
     """
 
     semantic: Semantic
@@ -125,11 +146,15 @@ class Model:
     prompt_tokens: int = 48
     reply_tokens: int = 40
     unroll: int = 1
+    frozen_dtype: str = "float32"
+    remat: str = "none"
 
     def __post_init__(self):
         check_at_least(self, 1, "prompt_tokens", "reply_tokens", "unroll")
-        kinds = ("float32", "bfloat16")
-        check(self.dtype in kinds, "Model.dtype", self.dtype, " or ".join(kinds))
+        check(self.dtype in DTYPES, "Model.dtype", self.dtype, " or ".join(DTYPES))
+        frozen = self.frozen_dtype
+        check(frozen in DTYPES, "Model.frozen_dtype", frozen, " or ".join(DTYPES))
+        check(self.remat in REMAT, "Model.remat", self.remat, " or ".join(REMAT))
 
 
 def tuples(value):

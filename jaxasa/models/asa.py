@@ -70,7 +70,8 @@ class ASA:
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder(self.model.decoder, self.model.lora, self.model.unroll, self.dtype)
+        m = self.model
+        return Decoder(m.decoder, m.lora, m.unroll, self.dtype, m.remat)
 
     def audio_tokens(self, samples: int) -> int:
         """How many places a clip of `samples` takes in a prompt."""
@@ -141,8 +142,10 @@ class ASA:
         return self.decoder.apply(self._variables(params, adapted), x, valid)
 
     def table(self, params: Params) -> jax.Array:
-        """The tied embedding [V, D] in compute dtype, for `lm.token_logps`."""
-        return params["decoder"]["embedding"]["embedding"].astype(self.dtype)
+        """The output's table [V, D] in compute dtype, for `lm.token_logps`."""
+        tied = self.model.decoder.tied
+        decoder = params["decoder"]
+        return (decoder["embedding"]["embedding"] if tied else decoder["head"]).astype(self.dtype)
 
     def decode(self, params: Params, x, cache: Cache, positions, prompt_mask, step, adapted=True):
         """One token a row: x [B, 1, D] -> logits [B, V], Cache."""

@@ -18,7 +18,7 @@ def token_logps(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target and whether it is the likeliest token.
 
-    hidden [B, T, D], table [V, D] (the output embedding), targets int [B, T] -> float32 [B, T],
+    hidden [B, T, D], table [V, D] (the output's), targets int [B, T] -> float32 [B, T],
     bool [B, T]. The logits exist for at most `columns` moments at a time, as many as divide T
     (None: as many as keep a device's under LIMIT numbers), forward and backward. Time is cut and
     not the batch, whose rows are spread over the devices.
@@ -27,7 +27,7 @@ def token_logps(
     def chunk(args):
         h, y = args
         h = sharding.by_rows(h)
-        logits = (h @ table.T).astype(jnp.float32) / temperature
+        logits = jnp.matmul(h, table.T, preferred_element_type=jnp.float32) / temperature
         chosen = jnp.take_along_axis(logits, y[..., None], -1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, -1), logits.argmax(-1) == y
 

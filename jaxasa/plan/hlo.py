@@ -190,22 +190,27 @@ class Program:
             return out + sum(map(_bytes, taken))
         read, written = self._touched(made.called[0])
         kept: set[int] = set()
+        left: set[int] = set()
         if _is_spread(self.computations[made.called[0]]):
             # Arrays of the collective that it helps along are the collective's to move.
             pairs = re.findall(r"\{(\d*)\}: \((\d+),", made.attributes)
             kept = {int(index) for _, index in pairs}
             left = {int(place or 0) for place, _ in pairs}
-            out = _bytes(tuple(s for i, s in enumerate(made.shapes) if i not in left))
+        writes = sum(
+            min(_bytes((shape,)), written.get(place, math.inf))
+            for place, shape in enumerate(made.shapes)
+            if place not in left
+        )
         reads = sum(
             min(_bytes(shapes), read.get(index, math.inf))
             for index, shapes in enumerate(taken)
             if index not in kept
         )
-        return int(reads + min(out, written))
+        return int(reads + writes)
 
     @functools.cache  # noqa: B019
-    def _touched(self, name: str) -> tuple[Mapping[int, float], float]:
-        """Bytes that a fusion touches of arguments it only slices, and of what it updates."""
+    def _touched(self, name: str) -> tuple[Mapping[int, float], Mapping[int, float]]:
+        """Bytes that a fusion touches of arguments it only slices, and of results it updates."""
         inside = self.computations[name]
         users: dict[str, list[Instruction]] = {}
         for made in inside.values():
@@ -219,11 +224,14 @@ class Program:
             if sizes and all(size is not None for size in sizes):
                 read[int(made.attributes.split(")")[0] or 0)] = sum(filter(None, sizes))
         root = next(made for made in inside.values() if made.is_root)
-        while root.opcode == "bitcast":
-            root = inside[root.operands[0]]
-        if root.opcode == "dynamic-update-slice":
-            return read, _bytes(inside[root.operands[1]].shapes)
-        return read, math.inf
+        results = [inside[n] for n in root.operands] if root.opcode == "tuple" else [root]
+        written: dict[int, float] = {}
+        for place, result in enumerate(results):
+            while result.opcode == "bitcast":
+                result = inside[result.operands[0]]
+            if result.opcode == "dynamic-update-slice":
+                written[place] = _bytes(inside[result.operands[1]].shapes)
+        return read, written
 
     def _part(self, inside: Mapping, name: str, user: Instruction) -> int | None:
         if user.opcode in ("dynamic-slice", "slice", "gather"):

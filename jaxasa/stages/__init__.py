@@ -63,7 +63,12 @@ def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) ->
         "tokenizer": "tokenizer.json",
     }
     with jax.set_mesh(context.mesh):
-        start = state.create(_params_before(run, stage, folder, context), options, context.mesh)
+        start = state.create(
+            _params_before(run, stage, folder, context),
+            options,
+            context.mesh,
+            frozen_dtype=run.model.frozen_dtype,
+        )
         return loop.train(
             TASKS[stage](context),
             start,

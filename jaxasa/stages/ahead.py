@@ -57,7 +57,7 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> jax.stages.Lowered:
     around = context(run, name, mesh)
     stage = around.stage
     with jax.set_mesh(mesh):
-        start = state.shapes(params_shapes(run), stage, mesh)
+        start = state.shapes(params_shapes(run), stage, mesh, run.model.frozen_dtype)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(
             key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec())
