@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasa import optim
@@ -115,6 +116,27 @@ def place_batch(batch, mesh: Mesh):
         return jax.make_array_from_process_local_data(sharding, leaf)
 
     return jax.tree.map(one, batch)
+
+
+def local(tree):
+    """This process's rows, as numpy arrays, of global arrays that lie as `place_batch` lays them.
+
+    The inverse of `place_batch`.
+    """
+
+    def one(leaf: jax.Array) -> np.ndarray:
+        # A tensor axis gives several devices the same rows.
+        rows = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+    return jax.tree.map(one, tree)
+
+
+def gathered(tree):
+    """Numpy arrays [rows, ...] of each process -> those of all processes, everywhere the same."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _undivided(shape: Sequence[int], spec: PartitionSpec, mesh: Mesh) -> list[str]:

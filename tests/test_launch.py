@@ -173,7 +173,8 @@ def cluster(tmp_path):
         script(
             tools / name,
             f'printf "%s\\0" {name} "$@" >>"{log}"; echo >>"{log}"\n'
-            f'read -r code rest <"{codes_file}"; echo "$rest" >"{codes_file}"; exit "${{code:-0}}"\n',
+            f'read -r code rest <"{codes_file}"; echo "$rest" >"{codes_file}"\n'
+            'exit "${code:-0}"\n',
         )
 
     def run(name, *arguments, codes=(), **env):

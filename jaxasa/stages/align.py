@@ -42,7 +42,12 @@ def task(context: common.Context) -> common.Task:
     return common.Task(
         "align",
         pipeline.Batches(
-            context.train, make(stage.mono_share, True), run.seed, "align", stage.batch
+            context.train,
+            make(stage.mono_share, True),
+            run.seed,
+            "align",
+            stage.batch,
+            damaged=stage.damaged,
         ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),

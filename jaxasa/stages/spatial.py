@@ -181,7 +181,9 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, plain, run.seed, "spatial/dev", count)
     return common.Task(
         "spatial",
-        pipeline.Batches(context.train, make, run.seed, "spatial", stage.batch),
+        pipeline.Batches(
+            context.train, make, run.seed, "spatial", stage.batch, damaged=stage.damaged
+        ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )
