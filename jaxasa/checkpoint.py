@@ -90,7 +90,7 @@ class Store:
         The mesh may differ from the one that saved. Raises ConfigError, naming fields and
         values, when `meta` differs from the saved one (another model config, other classes),
         when parameters or optimizer state differ in name or shape, when the number of
-        processes differs, and when the files cannot be read.
+        processes differs and their data states do too, and when the files cannot be read.
         """
         self._manager.wait_until_finished()
         step = self.latest()
@@ -119,12 +119,15 @@ class Store:
         with _reading(place):
             found = self._manager.restore(step, args=restore)
         states = found["data"]["processes"]
-        if len(states) != jax.process_count():
+        if len(states) == jax.process_count():
+            return State(**found["state"]), states[jax.process_index()]
+        # Batches drawn, the same number everywhere: it serves any number of processes.
+        if any(state != states[0] for state in states):
             raise ConfigError(
-                f"{place}: data state of {len(states)} processes, "
-                f"expected {jax.process_count()} as run now"
+                f"{place}: data states of {len(states)} processes that differ, "
+                f"expected {jax.process_count()} of them as run now"
             )
-        return State(**found["state"]), states[jax.process_index()]
+        return State(**found["state"]), states[0]
 
     def meta(self) -> dict:
         """meta.json of the folder; ConfigError where there is none."""

@@ -21,17 +21,29 @@ from jaxasa.config import ConfigError, Run
 DEFAULT_GIN = "gin/run/demo.gin"
 BAD_INPUT, UNFINISHED, INTERRUPTED = 2, 75, 130
 # A full disk or a folder without permission is no bug.
-_FOR_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_FOR_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 Result = dict | list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code. A bug raises."""
+    code = 1
+    try:
+        code = _main(sys.argv[1:] if argv is None else argv)
+        return code
+    finally:
+        # Looked up, not imported: importing jax would make every --help wait.
+        distributed = sys.modules.get("jaxasa.distributed")
+        if distributed is not None:
+            distributed.leave(code)
+
+
+def _main(argv: Sequence[str]) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     cpu.tune()
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(argv)
     except ConfigError as error:
         return _say(" ".join(str(error).split()), BAD_INPUT)
     except OSError as error:
@@ -178,6 +190,9 @@ def import_(options: argparse.Namespace) -> Result:
 
 
 def train(options: argparse.Namespace) -> Result:
+    from jaxasa import distributed
+
+    distributed.join()
     from jaxasa import steps
 
     run, text, folder = _workdir(options)

@@ -146,12 +146,14 @@ class _Window:
         rows = jax.device_get(self._values)
         for row in rows:
             self._step += 1
-            loss = float(row["loss"])
-            if not math.isfinite(loss):
-                raise ConfigError(
-                    f"{self._name}: loss is {loss} at step {self._step}, expected a finite "
-                    "number: lower learning_rate or clip; the last checkpoint is kept"
-                )
+            # A gradient that is not finite shows in the next loss, which may come after a save.
+            for name in ("loss", "gradient_norm"):
+                value = float(row.get(name, 0.0))
+                if not math.isfinite(value):
+                    raise ConfigError(
+                        f"{self._name}: {name} is {value} at step {self._step}, expected a finite "
+                        "number: lower learning_rate or clip; the last checkpoint is kept"
+                    )
         spent = max(time.monotonic() - self._began, 1e-9)
         means = {}
         for name in {name: None for row in rows for name in row}:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxasa import optim
@@ -140,6 +141,27 @@ def gathered(table: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return table
     return jax.lax.with_sharding_constraint(table, PartitionSpec(MESH_AXES["vocab"], None))
+
+
+def local(tree):
+    """This process's rows, as numpy arrays, of global arrays that lie as `place_batch` lays them.
+
+    The inverse of `place_batch`.
+    """
+
+    def one(leaf: jax.Array) -> np.ndarray:
+        # A tensor axis gives several devices the same rows.
+        rows = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
+        return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+    return jax.tree.map(one, tree)
+
+
+def joined(tree):
+    """Numpy arrays [rows, ...] of each process -> those of all processes, everywhere the same."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def _undivided(shape: Sequence[int], spec: PartitionSpec, mesh: Mesh) -> list[str]:

@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEVELS = {
     "config": 0,
     "cpu": 0,
+    "distributed": 1,
     "gin_io": 1,
     "acoustics": 1,
     "mesh": 1,

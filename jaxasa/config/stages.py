@@ -13,6 +13,8 @@ class Stage:
     """What every training stage has: length, batch, optimizer, which parts learn.
 
     trainable: regular expressions on parameter paths ("decoder/.*"); what none matches is frozen.
+    damaged: records that may be unreadable: each is named, counted and replaced by the next one;
+        more end the run.
     """
 
     steps: int
@@ -25,10 +27,11 @@ class Stage:
     save_every: int = 100
     eval_every: int = 100
     log_every: int = 10
+    damaged: int = 10
 
     def __post_init__(self):
         check_at_least(self, 1, "steps", "batch", "save_every", "eval_every", "log_every")
-        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "clip")
+        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "clip", "damaged")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ under any number of processes, and a reader's state is one number.
 Letters: B batch, N samples, S slots, Q questions of a scene, P prompt and C reply tokens.
 """
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ from jaxasa import config
 from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import FRAME, Clip, describe, draw, turn
 from jaxasa.data import questions, tokens, words
+from jaxasa.data.records import Damaged
 from jaxasa.data.tokens import Text
 
 CAPTION_PROMPT = " what do you hear ?\n"
@@ -26,10 +29,13 @@ Example = dict[str, np.ndarray]
 
 
 class Batches:
-    """Endless batches of `make(element, rng)`, this process's share of them, checkpointable.
+    """Endless batches of `make(element, rng)`, this process's rows of them, checkpointable.
 
+    Process p of n has the p-th n-th of each batch, so that all of them together have what one
+    alone would have, in its order, and a saved state serves any number of processes.
     shuffle: elements in a new order at each pass; else in the order of `source`.
     mixed: further (source, make, share of the examples), whose arrays have the same shapes.
+    damaged: how many elements may be unreadable; each is replaced by the next one of its source.
     """
 
     def __init__(
@@ -41,6 +47,7 @@ class Batches:
         batch: int,
         shuffle: bool = True,
         mixed: Sequence[tuple[Any, Callable, float]] = (),
+        damaged: int = 0,
     ):
         processes = jax.process_count()
         if batch % processes:
@@ -50,16 +57,17 @@ class Batches:
             def example(index: int, element) -> Example:
                 return make(element, keys.rng(seed, *purpose, index))
 
-            data = grain.MapDataset.source(source).seed(seed)
+            data = grain.MapDataset.source(_Readable(source, damaged)).seed(seed)
             data = (data.shuffle() if shuffle else data).repeat(None)
-            return data.map_with_index(example)[jax.process_index() :: processes]
+            return data.map_with_index(example)
 
         data = examples(source, make, purpose)
         if mixed:
-            # Each is split by process first: taking turns could else give a process one of them.
             others = [examples(s, m, purpose, "mixed", k) for k, (s, m, _) in enumerate(mixed)]
             shares = [share for _, _, share in mixed]
             data = grain.MapDataset.mix([data, *others], [1 - sum(shares), *shares])
+        if processes > 1:
+            data = grain.MapDataset.source(_Rows(data, batch, jax.process_index(), processes))
         data = data.batch(batch // processes, drop_remainder=True)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(data.to_iter_dataset(options))
@@ -75,6 +83,54 @@ class Batches:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         self._iterator.set_state(state)
+
+
+class _Rows:
+    """The rows of process `index` of `count`, of endless `data` that is read in batches."""
+
+    def __init__(self, data, batch: int, index: int, count: int):
+        self._data, self._batch, self._share = data, batch, batch // count
+        self._first, self._count = index * self._share, count
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._count
+
+    def __getitem__(self, index: int):
+        number, row = divmod(index.__index__(), self._share)
+        return self._data[number * self._batch + self._first + row]
+
+
+class _Readable:
+    """`source` with the next readable element in place of a damaged one, for at most `most`."""
+
+    def __init__(self, source, most: int):
+        self._source, self._most = source, most
+        self._found: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int):
+        for step in range(self._most + 1):
+            place = (index + step) % len(self)
+            try:
+                return self._source[place]
+            except Damaged as error:
+                self._note(place, error)
+        raise AssertionError("more damaged elements than were counted")
+
+    def _note(self, index: int, error: Damaged) -> None:
+        with self._lock:
+            is_new = index not in self._found
+            self._found.add(index)
+            count = len(self._found)
+        if count > self._most or count == len(self):
+            raise config.ConfigError(
+                f"{error}; {count} damaged, expected at most {self._most} (Stage.damaged)"
+            ) from error
+        if is_new:
+            print(f"skipped {count} of at most {self._most}: {error}", file=sys.stderr, flush=True)
 
 
 def fixed(source: Sequence, make: Callable, seed: int, purpose: str, count: int) -> Example:

@@ -149,7 +149,9 @@ class Program:
             for called in made.called:
                 # A fused comparison takes its constant from outside.
                 passed = [constants[n] for n in made.operands if n in constants]
-                compares = any("direction=LT" in i.attributes for i in self.computations[called].values())
+                compares = any(
+                    "direction=LT" in i.attributes for i in self.computations[called].values()
+                )
                 yield from passed if compares and len(passed) == 1 else self._limits(called)
 
     def flops(self, name: str) -> int:
@@ -176,7 +178,10 @@ class Program:
     def moved(self, name: str, made: Instruction) -> int:
         """Bytes that one instruction reads and writes; of slices only what they touch."""
         inside = self.computations[name]
-        if made.opcode in _FREE or made.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES:
+        if (
+            made.opcode in _FREE
+            or made.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
+        ):
             return 0
         taken = [inside[operand].shapes for operand in made.operands if operand in inside]
         out = _bytes(made.shapes)

@@ -18,6 +18,7 @@ from jaxasa.data.sounds import Bank
 from jaxasa.models.asa import ASA
 from jaxasa.stages import align, grpo, sft, spatial, text
 from jaxasa.stages.common import Context
+from jaxasa.workdir import write_text
 
 TASKS = {
     "text": text.task,
@@ -53,7 +54,8 @@ def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) ->
     )
     out = folder / "checkpoints" / stage
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
+    if jax.process_index() == 0:
+        shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
     meta = {
         "stage": stage,
         "classes": list(bank.classes),
@@ -94,9 +96,7 @@ def _tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
     if not path.is_file():
         texts = pipeline.corpus(run.scenes, bank.clips("train"), bank.classes, run.seed)
         made = tokens.train(list(texts), run.model.decoder.vocab)
-        draft = path.with_name(".tokenizer.json.part")
-        made.tokenizer.save(str(draft))
-        draft.replace(path)
+        write_text(path, made.tokenizer.to_str(pretty=True))
     text = tokens.Text.load(path)
     if text.size > run.model.decoder.vocab:
         raise ConfigError(

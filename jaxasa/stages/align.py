@@ -51,7 +51,14 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "align/dev", count)
     return common.Task(
         "align",
-        pipeline.Batches(context.train, examples(context), run.seed, "align", stage.batch),
+        pipeline.Batches(
+            context.train,
+            examples(context),
+            run.seed,
+            "align",
+            stage.batch,
+            damaged=stage.damaged,
+        ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

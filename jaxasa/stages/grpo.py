@@ -9,10 +9,12 @@ Letters: P prompts, G completions of each, R = P x G rows, C new tokens.
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxasa import sharding
 from jaxasa.data import pipeline, questions
@@ -77,7 +79,9 @@ def sampler(context: common.Context):
     def sample_them(params, batch, key, group: int, temperature: float):
         return rollout(context, params, batch, key, group, temperature)
 
-    return jax.jit(sample_them, static_argnums=(3, 4))
+    # Laid like a batch, so that each process has the completions of its own prompts.
+    rows = NamedSharding(context.mesh, sharding.BATCH)
+    return jax.jit(sample_them, static_argnums=(3, 4), out_shardings=rows)
 
 
 def is_rough(context: common.Context) -> bool:
@@ -144,11 +148,15 @@ def task(context: common.Context) -> common.Task:
     """Rollouts, rewards, updates. A prompt is one scene with one question."""
     run, stage, text = context.run, context.stage, context.text
     by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
-    batches = pipeline.Batches(context.train, examples(context), run.seed, "grpo", stage.batch)
+    batches = pipeline.Batches(
+        context.train, examples(context), run.seed, "grpo", stage.batch, damaged=stage.damaged
+    )
     sampled = sampler(context)
     update = common.gradient_step(paced(context), objective(context))
 
-    @jax.jit
+    rows = NamedSharding(context.mesh, sharding.BATCH)
+
+    @partial(jax.jit, out_shardings=rows)
     def score(params, batch) -> dict[str, jax.Array]:
         """[P, G, C]: what the updates need of the policy before them, and of the reference."""
         found = {}
@@ -176,19 +184,19 @@ def task(context: common.Context) -> common.Task:
         return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
 
     def play(params, batch, key) -> tuple[dict, dict]:
-        """A rollout, each [P, G, C], and its rewards by name, each [P, G]."""
+        """A rollout, each [P, G, C], and its rewards by name, each [P, G]: of this process."""
         placed = sharding.place_batch(batch, context.mesh)
-        made = sampled(params, placed, key, stage.group, stage.temperature)
-        found = judge(jax.device_get(made.ids), batch)
-        mask = np.asarray(made.mask, np.float32)
-        return {"ids": np.asarray(made.ids), "logps": np.asarray(made.logps), "mask": mask}, found
+        made = sharding.local(sampled(params, placed, key, stage.group, stage.temperature))
+        found = judge(made.ids, batch)
+        return made._asdict() | {"mask": made.mask.astype(np.float32)}, found
 
     def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
         """Other prompts with their rollouts in place of those that teach nothing, while any are."""
         batch, made, found = ({k: np.array(v) for k, v in x.items()} for x in (batch, made, found))
         for n in range(stage.resample):
             dull = np.flatnonzero(_is_equal(found))
-            if not len(dull):
+            # While any process has some: a rollout is made by all of them.
+            if not sharding.joined(np.array([len(dull)])).any():
                 break
             other = next(batches)
             tried, earned = play(params, other, jax.random.fold_in(key, n + 1))
@@ -200,7 +208,7 @@ def task(context: common.Context) -> common.Task:
 
     def step(state: State, batch, key) -> tuple[State, Mapping]:
         made, found = play(state.params, batch, key)
-        equal = float(_is_equal(found).mean())
+        equal = _is_equal(found)
         if stage.resample:
             batch, made, found = refresh(state.params, batch, key, made, found)
         ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
@@ -208,21 +216,20 @@ def task(context: common.Context) -> common.Task:
         taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
         batch = {**batch, **made, "taught": taught, "advantages": gains}
         if stage.kl_weight or rescores(context):
-            before = score(state.params, sharding.place_batch(batch, context.mesh))
-            batch |= jax.device_get(before)
+            batch |= sharding.local(score(state.params, sharding.place_batch(batch, context.mesh)))
         for _ in range(stage.epochs):
             state, metrics = update(state, batch, key)
         if stage.epochs > 1:
             state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
-        metrics = metrics | {
-            **{f"reward/{name}": float(value.mean()) for name, value in found.items()},
+        measured = {f"reward/{name}": value for name, value in found.items()} | {
             "equal_groups": equal,
-            "length": float(made["mask"].sum(-1).mean()),
-            "truncated": float(1 - ended.mean()),
+            "length": made["mask"].sum(-1),
+            "truncated": ~ended,
         }
         if stage.resample:
-            metrics["equal_groups_left"] = float(_is_equal(found).mean())
-        return state, metrics
+            measured["equal_groups_left"] = _is_equal(found)
+        of_all = sharding.joined(measured)
+        return state, metrics | {name: float(value.mean()) for name, value in of_all.items()}
 
     plain = asked(context, 4, augment=False)
     dev = pipeline.fixed(context.dev, plain, run.seed, "grpo/dev", common.EVAL_SCENES)
@@ -231,7 +238,7 @@ def task(context: common.Context) -> common.Task:
         """Greedy answers to dev questions, by level."""
         placed = sharding.place_batch(dev, context.mesh)
         made = sampled(params, placed, jax.random.key(0), 1, 0.0)
-        right = judge(jax.device_get(made.ids), dev)["answer"][:, 0]
+        right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
         levels = dev["level"].reshape(-1)
         by_level = {
             name: float(right[levels == i].mean()) for i, name in enumerate(questions.LEVELS)

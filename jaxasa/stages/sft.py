@@ -84,7 +84,15 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, plain, run.seed, "sft/dev", common.EVAL_SCENES)
     return common.Task(
         "sft",
-        pipeline.Batches(context.train, make, run.seed, "sft", stage.batch, mixed=mixed(context)),
+        pipeline.Batches(
+            context.train,
+            make,
+            run.seed,
+            "sft",
+            stage.batch,
+            damaged=stage.damaged,
+            mixed=mixed(context),
+        ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

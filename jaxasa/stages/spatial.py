@@ -198,7 +198,14 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "spatial/dev", count)
     return common.Task(
         "spatial",
-        pipeline.Batches(context.train, examples(context), run.seed, "spatial", stage.batch),
+        pipeline.Batches(
+            context.train,
+            examples(context),
+            run.seed,
+            "spatial",
+            stage.batch,
+            damaged=stage.damaged,
+        ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )
