@@ -22,7 +22,8 @@ def task(context: common.Context) -> common.Task:
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
-    make = Texts(stage, run.model, text, context.classes, context.audio_tokens, total)
+    classes, places = context.classes, context.audio_tokens
+    make = Texts(stage, run.model, text, classes, places, total, run.questions)
     source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)
