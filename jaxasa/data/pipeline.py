@@ -22,6 +22,7 @@ from jaxasa.data.tokens import Text
 
 CAPTION_PROMPT = " what do you hear ?\n"
 OPEN_SHARE = 0.1
+ALL = config.Questions()
 _ATTEMPTS = 1000
 Example = dict[str, np.ndarray]
 
@@ -135,7 +136,7 @@ class Texts:
     classes: Sequence[str]
     audio_tokens: int
     total: int
-    which: config.Questions = config.Questions()
+    which: config.Questions = ALL
 
     def __call__(self, element: tuple[int, dict], rng: np.random.Generator) -> Example:
         position, scene = element
@@ -255,7 +256,7 @@ class Asked:
     null_share: float = 0.0
     open_share: float = 0.0
     augment: bool = True
-    which: config.Questions = config.Questions()
+    which: config.Questions = ALL
 
     def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
         audio, scene = element
@@ -296,7 +297,7 @@ def corpus(
     clips: Sequence[Clip],
     classes: Sequence[str],
     seed: int,
-    which: config.Questions = config.Questions(),
+    which: config.Questions = ALL,
 ) -> Iterator[tuple[str, str]]:
     """Pairs of prompt and reply from which the tiny tokenizer learns its words."""
     written = Written(scenes, clips, seed, "corpus", 3000)
@@ -309,9 +310,8 @@ def corpus(
 
 def check_lengths(pairs: Sequence[tuple[str, str]], model: config.Model, text: Text) -> None:
     """Raises ConfigError, before anything is trained, where texts of `corpus` find no room."""
-    for name, texts in zip(
-        ("prompt_tokens", "reply_tokens"), zip(*pairs, strict=True), strict=True
-    ):
+    prompts, replies = zip(*pairs, strict=True)
+    for name, texts in (("prompt_tokens", prompts), ("reply_tokens", replies)):
         longest = max(texts, key=lambda t: len(text.encode(t)))
         need, room = len(text.encode(longest)), getattr(model, name)
         expected = f"at least {need}, for {longest.strip()!r}"

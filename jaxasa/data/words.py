@@ -26,12 +26,9 @@ SECTORS = (
 SECTOR_WIDTH = 360.0 / len(SECTORS)
 NEAR = 1.6
 DISTANCES = ("near", "far")
-# Names of ranges, and the edges between them.
-ELEVATIONS, ELEVATION_EDGES = (
-    ("below", "level", "above", "overhead"),
-    (-10.0, 15.0, 40.0),
-)  # degrees
-DECAYS, DECAY_EDGES = ("dead", "dry", "live", "echoing"), (0.22, 0.35, 0.5)  # RT60, s
+# Names of ranges, and the edges (degrees, then seconds of RT60) between them.
+ELEVATIONS, ELEVATION_EDGES = ("below", "level", "above", "overhead"), (-10.0, 15.0, 40.0)
+DECAYS, DECAY_EDGES = ("dead", "dry", "live", "echoing"), (0.22, 0.35, 0.5)
 STEPS = (0.7, 1.2, 2.0, 3.4)  # m: distances by name, each 1.7 times the one before
 
 

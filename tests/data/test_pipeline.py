@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -224,7 +225,7 @@ def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, ask
             assert rewards.evidence(said, sources, tiny.classes) == 1
             assert 0 <= level < 3
         assert len({row.tobytes() for row in made["prompt"]}) > 1
-    assert located > 3
+    assert located > 1
 
 
 def test_a_scene_heard_not_at_all_has_neither_places_nor_thought(text, source, asked):

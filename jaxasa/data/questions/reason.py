@@ -24,17 +24,13 @@ from jaxasa.data.questions.draw import (
 from jaxasa.data.questions.relate import at, named
 
 TURNS = {"left": 90.0, "right": -90.0, "around": 180.0}
-ACTS = (
-    "stay",
-    "turn left",
-    "turn around",
-    "turn right",
-)  # what brings 0, 90, 180, 270 to the front
+# What brings an azimuth of 0, 90, 180 or 270 degrees to the front.
+ACTS = ("stay", "turn left", "turn around", "turn right")
 ARCS = {"a quarter": 90.0, "half": 180.0}
 ON_THE_WAY = 7.5  # degrees from a boundary
 ERROR = 1.25  # factor by which a distance may be misjudged without changing where a walk leads
-SMALL, LARGE, SIZE = 60.0, 110.0, 80.0  # m3: rooms below, above; between them is neither
-DRY, LIVE = 0.3, 0.4  # s of RT60
+# Rooms up to the first and from the second; those between (m3, s of RT60) are not asked about.
+SMALL_LARGE, DRY_LIVE = (60.0, 110.0), (0.3, 0.4)
 # Where classes are at home, by the names that sound banks give them.
 PLACES = {
     "office": ("alarm", "clock", "footsteps", "keyboard", "phone", "speech", "steps", "typing"),
@@ -252,7 +248,7 @@ def room(scene: dict, draw: Draw) -> Draft | None:
     """Which room fits: small or large by its volume, dry or live by its RT60."""
     if "rt60" not in scene or "volume" not in scene:
         return None
-    sizes = (scene["volume"], SMALL, LARGE), (scene["rt60"], DRY, LIVE)
+    sizes = (scene["volume"], *SMALL_LARGE), (scene["rt60"], *DRY_LIVE)
     clear = draw.lenient or all(v <= low or v >= high for v, low, high in sizes)
     if not clear:
         return None
