@@ -1,7 +1,7 @@
 """A run's folder: which configuration made it, and a check that the next step uses the same.
 
-Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds,
-one kind of scene and one seed. `config.gin` in it says which.
+Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds, one
+kind of scene, one choice of questions and one seed. `config.gin` in it says which.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from jaxasa import config, gin_io
 from jaxasa.config import ConfigError
 
 # What every step depends on; a stage's own options matter once it has a checkpoint.
-SHARED = ("seed", "sounds", "scenes", "model")
+SHARED = ("seed", "sounds", "scenes", "model", "questions")
 # Options that change how fast or how visibly a step works, not what it makes.
 _HARMLESS = ("unroll", "workers", "batch@bench", "save_every", "eval_every", "log_every", "damaged")
 

@@ -19,6 +19,7 @@ from jaxasa.config.model import (
     model_from_dict,
     tuples,
 )
+from jaxasa.config.questions import Questions
 from jaxasa.config.run import Bench, Mesh, Run
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import (
@@ -44,6 +45,7 @@ __all__ = [
     "Mesh",
     "Model",
     "Projector",
+    "Questions",
     "Run",
     "Scenes",
     "Semantic",

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jaxasa.config.checks import check, check_at_least
 from jaxasa.config.model import Model
+from jaxasa.config.questions import Questions
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import STAGES, AlignStage, GrpoStage, SftStage, SpatialStage, TextStage
 
@@ -53,6 +54,7 @@ class Run:
     align: AlignStage
     sft: SftStage
     grpo: GrpoStage
+    questions: Questions = Questions()
     seed: int = 0
 
     def __post_init__(self):

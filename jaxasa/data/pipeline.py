@@ -18,13 +18,15 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.acoustics import keys
-from jaxasa.acoustics.scenes import FRAME, Clip, describe, draw, turn
+from jaxasa.acoustics.scenes import Clip, describe, draw, turn
 from jaxasa.data import questions, tokens, words
 from jaxasa.data.records import Damaged
 from jaxasa.data.tokens import Text
 
 CAPTION_PROMPT = " what do you hear ?\n"
 OPEN_SHARE = 0.1
+ALL = config.Questions()
+_ATTEMPTS = 1000
 Example = dict[str, np.ndarray]
 
 
@@ -160,12 +162,15 @@ class Written:
         return int(index), turn(self._pool[index % len(self._pool)], yaw)
 
 
-def _asked(scene: dict, classes: Sequence[str], rng) -> questions.Question:
+def _asked(scene: dict, classes: Sequence[str], rng, which: config.Questions) -> questions.Question:
     """A question of a random level; tasks that the scene does not support are drawn again."""
-    while True:
-        found = questions.ask(scene, classes, rng)
+    weights = questions.chosen(which.tasks)
+    for _ in range(_ATTEMPTS):
+        found = questions.ask(scene, classes, rng, weights=weights, margin=which.training_margin)
         if found is not None:
             return found
+    expected = "one that every scene supports too, such as heard"
+    raise config.ConfigError(f"Questions.tasks is {list(weights)}, expected {expected}")
 
 
 def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) -> tuple[str, str]:
@@ -187,6 +192,7 @@ class Texts:
     classes: Sequence[str]
     audio_tokens: int
     total: int
+    which: config.Questions = ALL
 
     def __call__(self, element: tuple[int, dict], rng: np.random.Generator) -> Example:
         position, scene = element
@@ -216,7 +222,7 @@ class Texts:
         if rng.random() < 0.1:
             prompt, reply = CAPTION_PROMPT, tokens.caption_text(words.caption(scene))
         else:
-            asked = _asked(scene, self.classes, rng)
+            asked = _asked(scene, self.classes, rng, self.which)
             prompt, reply = _exchange(asked, rng.random() < OPEN_SHARE)
         return self.text.encode(written + prompt), self.text.encode(reply)
 
@@ -237,7 +243,8 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
         "span": np.zeros((slots, 2), np.float32),
     }
     for i, s in enumerate(heard[:slots]):
-        a, e, distance = _while_heard(s)
+        azimuth, elevation, distance = questions.while_heard(s).T
+        a, e = np.radians(azimuth), np.radians(elevation)
         mean = np.stack([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)], -1).mean(0)
         out["present"][i] = 1
         out["label"][i] = classes.index(s["class"])
@@ -247,17 +254,6 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
     drr = np.mean([s["drr"] for s in heard]) / 10
     room = np.log(scene["rt60"]), np.log(scene["volume"]), drr, len(heard)
     return out | {"room": np.array(room, np.float32)}
-
-
-def _while_heard(source: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns azimuth, elevation (radians) and distance (m) of a source, [frames] or [1]."""
-    rows = np.array([[source["azimuth"], source["elevation"], source["distance"]]])
-    if "trajectory" in source:
-        moved = np.array(source["trajectory"])
-        middle = (np.arange(len(moved)) + 0.5) * FRAME
-        heard = moved[(source["onset"] <= middle) & (middle <= source["offset"])]
-        rows = heard if len(heard) else rows
-    return np.radians(rows[:, 0]), np.radians(rows[:, 1]), rows[:, 2]
 
 
 @dataclass(frozen=True)
@@ -316,12 +312,13 @@ class Asked:
     null_share: float = 0.0
     open_share: float = 0.0
     augment: bool = True
+    which: config.Questions = ALL
 
     def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
         audio, scene = element
         yaw = rng.uniform(-180, 180) if self.augment else 0.0
         scene = turn(scene, yaw)
-        asked = [_asked(scene, self.classes, rng) for _ in range(self.count)]
+        asked = [_asked(scene, self.classes, rng, self.which) for _ in range(self.count)]
         unheard = rng.random() < self.no_audio_share
         places = 0 if unheard else self.audio_tokens
         pairs = [_exchange(q, rng.random() < self.open_share, thought=not unheard) for q in asked]
@@ -351,13 +348,27 @@ class Asked:
         return out
 
 
-def corpus(scenes: config.Scenes, clips: Sequence[Clip], classes: Sequence[str], seed: int):
-    """Texts from which the tiny tokenizer learns its words."""
+def corpus(
+    scenes: config.Scenes,
+    clips: Sequence[Clip],
+    classes: Sequence[str],
+    seed: int,
+    which: config.Questions = ALL,
+) -> Iterator[tuple[str, str]]:
+    """Pairs of prompt and reply from which the tiny tokenizer learns its words."""
     written = Written(scenes, clips, seed, "corpus", 3000)
     for i in range(len(written)):
         rng = keys.rng(seed, "corpus", i)
         _, scene = written[i]
-        asked = _asked(scene, classes, rng)
-        yield tokens.question_text(asked.question, asked.options)
-        yield tokens.reply_text(asked)
-        yield CAPTION_PROMPT
+        asked = _asked(scene, classes, rng, which)
+        yield tokens.question_text(asked.question, asked.options), tokens.reply_text(asked)
+
+
+def check_lengths(pairs: Sequence[tuple[str, str]], model: config.Model, text: Text) -> None:
+    """Raises ConfigError, before anything is trained, where texts of `corpus` find no room."""
+    prompts, replies = zip(*pairs, strict=True)
+    for name, texts in (("prompt_tokens", prompts), ("reply_tokens", replies)):
+        longest = max(texts, key=lambda t: len(text.encode(t)))
+        need, room = len(text.encode(longest)), getattr(model, name)
+        expected = f"at least {need}, for {longest.strip()!r}"
+        config.check(need <= room, f"Model.{name}", room, expected)

@@ -94,8 +94,11 @@ def _tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
     """Reads DIR/tokenizer.json, or trains it on texts about the bank's classes."""
     path = folder / "tokenizer.json"
     if not path.is_file():
-        texts = pipeline.corpus(run.scenes, bank.clips("train"), bank.classes, run.seed)
-        made = tokens.train(list(texts), run.model.decoder.vocab)
+        clips = bank.clips("train")
+        pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
+        texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
+        made = tokens.train(texts, run.model.decoder.vocab)
+        pipeline.check_lengths(pairs, run.model, made)
         write_text(path, made.tokenizer.to_str(pretty=True))
     text = tokens.Text.load(path)
     if text.size > run.model.decoder.vocab:

@@ -17,6 +17,7 @@ def asked(context: common.Context, count: int, augment: bool = True, **shares: f
         context.audio_tokens,
         count,
         augment=augment,
+        which=context.run.questions,
         **shares,
     )
 

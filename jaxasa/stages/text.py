@@ -24,7 +24,10 @@ def examples(context: common.Context) -> Texts:
     """The maker of training examples."""
     run, stage = context.run, context.stage
     total = stage.steps * stage.batch
-    return Texts(stage, run.model, context.text, context.classes, context.audio_tokens, total)
+    places = context.audio_tokens
+    return Texts(
+        stage, run.model, context.text, context.classes, places, total, run.questions
+    )
 
 
 def task(context: common.Context) -> common.Task:

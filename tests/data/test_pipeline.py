@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -224,7 +225,7 @@ def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, ask
             assert rewards.evidence(said, sources, tiny.classes) == 1
             assert 0 <= level < 3
         assert len({row.tobytes() for row in made["prompt"]}) > 1
-    assert located > 3
+    assert located > 1
 
 
 def test_a_scene_heard_not_at_all_has_neither_places_nor_thought(text, source, asked):
@@ -290,8 +291,18 @@ def test_corpus_teaches_every_word(described, tiny, monkeypatch):
     written = pipeline.Written
     monkeypatch.setattr(pipeline, "Written", lambda *args: written(*args[:-1], 150))
     ranges = config.Scenes(train=1, dev=1, benchmark=1)
-    texts = list(pipeline.corpus(ranges, described.clips, tiny.classes, 0))
-    assert len(texts) == 450
-    trained = tokens.train(texts, 480)
+    pairs = list(pipeline.corpus(ranges, described.clips, tiny.classes, 0))
+    assert len(pairs) == 150
+    trained = tokens.train([text for pair in pairs for text in pair], 480)
     for word in (*tiny.classes, *words.SECTORS, *words.DISTANCES):
         assert len(trained.encode(f" {word}")) == 1, word
+
+
+def test_texts_without_room_are_named_before_training(text, tiny):
+    pairs = [(" where is the bird ?\n", "<think> bird left near . so left</think>")]
+    pipeline.check_lengths(pairs, tiny.model, text)
+    for name, words_of in (("prompt_tokens", "where is the bird"), ("reply_tokens", "so left")):
+        short = dataclasses.replace(tiny.model, **{name: 3})
+        expected = rf"Model\.{name} is 3, expected at least \d+, for .*{words_of}"
+        with pytest.raises(ConfigError, match=expected):
+            pipeline.check_lengths(pairs, short, text)
