@@ -6,9 +6,10 @@ under any number of processes, and a reader's state is one number.
 Letters: B batch, N samples, S slots, Q questions of a scene, P prompt and C reply tokens.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -17,19 +18,34 @@ import numpy as np
 from jaxasa import config
 from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import FRAME, Clip, describe, draw, turn
-from jaxasa.data import questions, tokens, words
+from jaxasa.data import curriculum, phrases, questions, tokens, words
 from jaxasa.data.tokens import Text
 
 CAPTION_PROMPT = " what do you hear ?\n"
 OPEN_SHARE = 0.1
+TRIES = 30
+LEVELS = len(questions.LEVELS)
 Example = dict[str, np.ndarray]
 
 
-class Batches:
-    """Endless batches of `make(element, rng)`, this process's share of them, checkpointable.
+class Guest(NamedTuple):
+    """A further source: its `share` of the examples once `start` of the stage is done.
 
-    shuffle: elements in a new order at each pass; else in the order of `source`.
-    mixed: further (source, make, share of the examples), whose arrays have the same shapes.
+    Its arrays have the shapes of the others.
+    """
+
+    source: Any
+    make: Callable
+    share: float
+    start: float = 0.0
+
+
+class Batches:
+    """Endless batches of `make(element, rng, done)`, this process's share of them, checkpointable.
+
+    total: examples that the stage sees; done: the share of them that came before, 0 to 1.
+    shuffle: elements in a new order at each pass; else in the order of `source`. pace: (place in
+    that order, done) -> the element that is taken.
     """
 
     def __init__(
@@ -39,27 +55,30 @@ class Batches:
         seed: int,
         purpose: str,
         batch: int,
+        *,
+        total: int,
         shuffle: bool = True,
-        mixed: Sequence[tuple[Any, Callable, float]] = (),
+        guests: Sequence[Guest] = (),
+        pace: Callable[[int, float], int] | None = None,
     ):
         processes = jax.process_count()
         if batch % processes:
             raise config.ConfigError(f"batch is {batch}, expected a multiple of {processes}")
 
-        def examples(source, make: Callable, *purpose: str | int):
-            def example(index: int, element) -> Example:
-                return make(element, keys.rng(seed, *purpose, index))
+        def example(index: int, place: int) -> Example:
+            rng = keys.rng(seed, purpose, index)
+            done = min(1.0, index / total)
+            luck = keys.rng(seed, purpose, "guest", index).random() if guests else 1.0
+            for guest in guests:
+                if done >= guest.start:
+                    if luck < guest.share:
+                        return guest.make(guest.source[index % len(guest.source)], rng, done)
+                    luck -= guest.share
+            return make(source[pace(place, done) if pace else place], rng, done)
 
-            data = grain.MapDataset.source(source).seed(seed)
-            data = (data.shuffle() if shuffle else data).repeat(None)
-            return data.map_with_index(example)[jax.process_index() :: processes]
-
-        data = examples(source, make, purpose)
-        if mixed:
-            # Each is split by process first: taking turns could else give a process one of them.
-            others = [examples(s, m, purpose, "mixed", k) for k, (s, m, _) in enumerate(mixed)]
-            shares = [share for _, _, share in mixed]
-            data = grain.MapDataset.mix([data, *others], [1 - sum(shares), *shares])
+        data = grain.MapDataset.range(len(source)).seed(seed)
+        data = (data.shuffle() if shuffle else data).repeat(None).map_with_index(example)
+        data = data[jax.process_index() :: processes]
         data = data.batch(batch // processes, drop_remainder=True)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(data.to_iter_dataset(options))
@@ -78,13 +97,14 @@ class Batches:
 
 
 def fixed(source: Sequence, make: Callable, seed: int, purpose: str, count: int) -> Example:
-    """One batch of the first `count` examples of `source`, in order: for evaluation."""
-    rows = [make(source[i], keys.rng(seed, purpose, i)) for i in range(min(count, len(source)))]
+    """One batch of the first `count` examples of `source`, as at the end: for evaluation."""
+    count = min(count, len(source))
+    rows = [make(source[i], keys.rng(seed, purpose, i), 1.0) for i in range(count)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Written:
-    """Scenes that are never rendered, for stage 0: (index, description), drawn for `purpose`.
+    """Scenes that are never rendered, for stage 0: descriptions, drawn for `purpose`.
 
     Every 4,096 of them share their rooms and sources, and differ in how the listener is turned.
     """
@@ -99,15 +119,23 @@ class Written:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[int, dict]:
+    def __getitem__(self, index: int) -> dict:
         yaw = keys.rng(self._seed, self._purpose, "yaw", int(index)).uniform(-180, 180)
-        return int(index), turn(self._pool[index % len(self._pool)], yaw)
+        return turn(self._pool[index % len(self._pool)], yaw)
 
 
-def _asked(scene: dict, classes: Sequence[str], rng) -> questions.Question:
-    """A question of a random level; tasks that the scene does not support are drawn again."""
-    while True:
-        found = questions.ask(scene, classes, rng)
+def _asked(
+    scene: dict, classes: Sequence[str], rng, shares: np.ndarray | None = None
+) -> questions.Question:
+    """A question; tasks that the scene does not support are drawn again.
+
+    shares: of the levels; None: all alike. A scene that seems to have no question of these
+    levels is asked one of any.
+    """
+    for tries in itertools.count():
+        is_any = shares is None or tries >= TRIES
+        level = None if is_any else str(rng.choice(questions.LEVELS, p=shares))
+        found = questions.ask(scene, classes, rng, level)
         if found is not None:
             return found
 
@@ -122,7 +150,7 @@ def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) ->
 class Texts:
     """Stage 0: copying, captions and questions on written scenes.
 
-    -> prompt [P], reply [C]. Drills fade out at `stage.copy_until` of the run to a tenth.
+    -> prompt [P], reply [C]. Drills fade out at `stage.copy_until` of the stage to a fifth.
     """
 
     stage: config.TextStage
@@ -130,11 +158,9 @@ class Texts:
     text: Text
     classes: Sequence[str]
     audio_tokens: int
-    total: int
 
-    def __call__(self, element: tuple[int, dict], rng: np.random.Generator) -> Example:
-        position, scene = element
-        early = position < self.stage.copy_until * self.total
+    def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example:
+        early = done < self.stage.copy_until
         drills = self.stage.copy_share if early else self.stage.copy_share / 5
         if rng.random() < drills:
             prompt, reply = self._copy(rng)
@@ -171,8 +197,11 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
     present, label [S]; direction [S, 3] (x, y, z); log_distance [S]; span [S, 2] (onset, offset
     in seconds); room [4]: log RT60, log volume, mean DRR / 10, count of all sources. Direction
     and distance of what moves are means over the time that it is heard, as the slots' are.
+
+    Of a real recording some of this is not known: label is -1 for a class without a name, and
+    log_distance and room are NaN.
     """
-    heard = sorted(scene["sources"], key=lambda s: 20 * np.log10(s["distance"]) - s["level"])
+    heard = sorted(scene["sources"], key=_faintness)
     out = {
         "present": np.zeros(slots, np.float32),
         "label": np.zeros(slots, np.int32),
@@ -184,20 +213,28 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
         a, e, distance = _while_heard(s)
         mean = np.stack([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)], -1).mean(0)
         out["present"][i] = 1
-        out["label"][i] = classes.index(s["class"])
+        out["label"][i] = classes.index(s["class"]) if s["class"] in classes else -1
         out["direction"][i] = mean / max(float(np.linalg.norm(mean)), 1e-6)
         out["log_distance"][i] = np.log(distance).mean()
         out["span"][i] = s["onset"], s["offset"]
-    drr = np.mean([s["drr"] for s in heard]) / 10
-    room = np.log(scene["rt60"]), np.log(scene["volume"]), drr, len(heard)
+    room = [np.nan] * 4
+    if "rt60" in scene:
+        drr = np.mean([s["drr"] for s in heard]) / 10
+        room = [np.log(scene["rt60"]), np.log(scene["volume"]), drr, len(heard)]
     return out | {"room": np.array(room, np.float32)}
+
+
+def _faintness(source: dict) -> float:
+    """dB by which a source arrives below a reference; what is not known counts as nothing."""
+    return 20 * np.log10(source["distance"] or 1.0) - source.get("level", 0.0)
 
 
 def _while_heard(source: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns azimuth, elevation (radians) and distance (m) of a source, [frames] or [1]."""
-    rows = np.array([[source["azimuth"], source["elevation"], source["distance"]]])
+    # float: an unknown distance, None, becomes NaN.
+    rows = np.array([[source["azimuth"], source["elevation"], source["distance"]]], float)
     if "trajectory" in source:
-        moved = np.array(source["trajectory"])
+        moved = np.array(source["trajectory"], float)
         middle = (np.arange(len(moved)) + 0.5) * FRAME
         heard = moved[(source["onset"] <= middle) & (middle <= source["offset"])]
         rows = heard if len(heard) else rows
@@ -208,7 +245,8 @@ def _while_heard(source: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class Targets:
     """Stages 1 and 2: audio [N, 4], yaw (degrees to turn it by), mono, targets turned alike.
 
-    In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption.
+    In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption, a share
+    `phrasings` of them in other words than those of the reasoning traces.
     """
 
     classes: Sequence[str]
@@ -218,8 +256,11 @@ class Targets:
     model: config.Model | None = None
     text: Text | None = None
     audio_tokens: int = 0
+    phrasings: float = 0.0
 
-    def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
+    def __call__(
+        self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
+    ) -> Example:
         audio, scene = element
         yaw = rng.uniform(-180, 180) if self.augment else 0.0
         scene = turn(scene, yaw)
@@ -231,12 +272,19 @@ class Targets:
         if self.text is None:
             return out
         prompt = tokens.prompt_ids(self.text, self.audio_tokens, CAPTION_PROMPT)
-        reply = self.text.encode(tokens.caption_text(words.caption(scene)))
+        reply = self._caption(scene, rng)
         length = self.audio_tokens + self.model.prompt_tokens
         return out | {
             "prompt": tokens.pad_left([prompt], length, self.text.pad),
             "reply": tokens.pad_right([reply], self.model.reply_tokens, self.text.pad),
         }
+
+    def _caption(self, scene: dict, rng: np.random.Generator) -> list[int]:
+        if self.phrasings and rng.random() < self.phrasings:
+            said = self.text.encode(tokens.caption_text(phrases.phrased(scene, rng)))
+            if len(said) <= self.model.reply_tokens:
+                return said
+        return self.text.encode(tokens.caption_text(words.caption(scene)))
 
 
 @dataclass(frozen=True)
@@ -248,6 +296,8 @@ class Asked:
     (label [S], azimuth [S], distance [S]; label -1 where there is no source).
 
     A scene heard not at all has prompts without places for audio, and replies without a trace.
+    levels: shares of the levels at the beginning and at the end of the stage; () for all alike.
+    each_level: one question of each level in place of `count`, for curriculum.Promotion.
     """
 
     classes: Sequence[str]
@@ -260,12 +310,20 @@ class Asked:
     null_share: float = 0.0
     open_share: float = 0.0
     augment: bool = True
+    levels: tuple[tuple[float, ...], ...] = ()
+    each_level: bool = False
 
-    def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
+    def __call__(
+        self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
+    ) -> Example:
         audio, scene = element
         yaw = rng.uniform(-180, 180) if self.augment else 0.0
         scene = turn(scene, yaw)
-        asked = [_asked(scene, self.classes, rng) for _ in range(self.count)]
+        shares = curriculum.between(self.levels, done) if self.levels else None
+        if self.each_level:
+            asked = [_asked(scene, self.classes, rng, one) for one in np.eye(LEVELS)]
+        else:
+            asked = [_asked(scene, self.classes, rng, shares) for _ in range(self.count)]
         unheard = rng.random() < self.no_audio_share
         places = 0 if unheard else self.audio_tokens
         pairs = [_exchange(q, rng.random() < self.open_share, thought=not unheard) for q in asked]
@@ -300,7 +358,7 @@ def corpus(scenes: config.Scenes, clips: Sequence[Clip], classes: Sequence[str],
     written = Written(scenes, clips, seed, "corpus", 3000)
     for i in range(len(written)):
         rng = keys.rng(seed, "corpus", i)
-        _, scene = written[i]
+        scene = written[i]
         asked = _asked(scene, classes, rng)
         yield tokens.question_text(asked.question, asked.options)
         yield tokens.reply_text(asked)

@@ -26,7 +26,7 @@ def task(context: common.Context) -> common.Task:
         value, measured = loss(params, batch, None)
         return {"loss": value} | measured
 
-    def make(mono_share: float, augment: bool) -> pipeline.Targets:
+    def make(mono_share: float, augment: bool, phrasings: float = 0.0) -> pipeline.Targets:
         return pipeline.Targets(
             context.classes,
             run.model.spatial.slots,
@@ -35,15 +35,14 @@ def task(context: common.Context) -> common.Task:
             run.model,
             text,
             context.audio_tokens,
+            phrasings,
         )
 
     count = 2 * common.EVAL_SCENES
     batch = pipeline.fixed(context.dev, make(0.0, False), run.seed, "align/dev", count)
     return common.Task(
         "align",
-        pipeline.Batches(
-            context.train, make(stage.mono_share, True), run.seed, "align", stage.batch
-        ),
+        common.batches(context, make(stage.mono_share, True, stage.phrasings), "align"),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxasa import sharding
-from jaxasa.data import pipeline, questions
+from jaxasa.data import curriculum, pipeline
+from jaxasa.data.questions import LEVELS
 from jaxasa.models import lm, sample
 from jaxasa.stages import common, policy, rewards
 from jaxasa.stages.sft import asked, flat, project
@@ -73,7 +74,7 @@ def task(context: common.Context) -> common.Task:
     # Sampler and learner round apart: the learner says how likely it found what was sampled.
     is_rough = asa.dtype != jnp.float32
     by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
-    batches = pipeline.Batches(context.train, asked(context, 1), run.seed, "grpo", stage.batch)
+    batches = _batches(context)
 
     def sample_them(params, batch, key, group: int, temperature: float):
         return rollout(context, params, batch, key, group, temperature)
@@ -175,12 +176,22 @@ def task(context: common.Context) -> common.Task:
             state, metrics = update(state, batch, key)
         if stage.epochs > 1:
             state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
-        metrics = metrics | {
-            **{f"reward/{name}": float(value.mean()) for name, value in found.items()},
-            "equal_groups": equal,
-            "length": float(made["mask"].sum(-1).mean()),
-            "truncated": float(1 - ended.mean()),
-        }
+        moved = {}
+        if stage.promote:
+            batches.report(found["answer"].mean())
+            moved["promotion"] = batches.done
+        levels = np.asarray(batch["level"])[:, 0]
+        metrics = (
+            metrics
+            | moved
+            | {
+                **{f"level/{name}": float((levels == i).mean()) for i, name in enumerate(LEVELS)},
+                **{f"reward/{name}": float(value.mean()) for name, value in found.items()},
+                "equal_groups": equal,
+                "length": float(made["mask"].sum(-1).mean()),
+                "truncated": float(1 - ended.mean()),
+            }
+        )
         if stage.resample:
             metrics["equal_groups_left"] = float(_is_equal(found).mean())
         return state, metrics
@@ -194,12 +205,20 @@ def task(context: common.Context) -> common.Task:
         made = sampled(params, placed, jax.random.key(0), 1, 0.0)
         right = judge(jax.device_get(made.ids), dev)["answer"][:, 0]
         levels = dev["level"].reshape(-1)
-        by_level = {
-            name: float(right[levels == i].mean()) for i, name in enumerate(questions.LEVELS)
-        }
+        by_level = {name: float(right[levels == i].mean()) for i, name in enumerate(LEVELS)}
         return {"accuracy": float(right.mean())} | by_level
 
     return common.Task("grpo", batches, step, evaluate)
+
+
+def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion:
+    """A question a scene; its level by the schedule of the stage, or by what succeeds."""
+    stage = context.stage
+    if not stage.promote:
+        return common.batches(context, asked(context, 1, levels=stage.levels), "grpo")
+    each = common.batches(context, asked(context, 1, each_level=True), "grpo")
+    success = stage.promote, stage.promote_steps
+    return curriculum.Promotion(each, stage.levels, *success, context.run.seed)
 
 
 def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -8,7 +8,7 @@ from jaxasa.stages import common
 ANSWER_WEIGHT = 4.0
 
 
-def asked(context: common.Context, count: int, augment: bool = True, **shares: float):
+def asked(context: common.Context, count: int, augment: bool = True, **shares):
     """The maker of examples with `count` questions a scene."""
     return pipeline.Asked(
         context.classes,
@@ -21,12 +21,12 @@ def asked(context: common.Context, count: int, augment: bool = True, **shares: f
     )
 
 
-def mixed(context: common.Context) -> list:
-    """Imported questions for pipeline.Batches, the folders of `stage.imported` in equal shares."""
+def guests(context: common.Context) -> list[pipeline.Guest]:
+    """Imported questions, the folders of `stage.imported` in equal shares."""
     run, stage, text = context.run, context.stage, context.text
     make = imported.Asked(run.model, text, context.audio_tokens, stage.questions)
     return [
-        (
+        pipeline.Guest(
             imported.Imported(folder, run.model, text, run.scenes.seconds),
             make,
             stage.imported_share / len(stage.imported),
@@ -67,12 +67,13 @@ def task(context: common.Context) -> common.Task:
         no_audio_share=stage.no_audio_share,
         null_share=stage.null_share,
         open_share=pipeline.OPEN_SHARE,
+        levels=stage.levels,
     )
     plain = asked(context, 4, augment=False)
     batch = pipeline.fixed(context.dev, plain, run.seed, "sft/dev", common.EVAL_SCENES)
     return common.Task(
         "sft",
-        pipeline.Batches(context.train, make, run.seed, "sft", stage.batch, mixed=mixed(context)),
+        common.batches(context, make, "sft", guests(context)),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

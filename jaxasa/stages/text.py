@@ -22,14 +22,14 @@ def task(context: common.Context) -> common.Task:
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
-    make = Texts(stage, run.model, text, context.classes, context.audio_tokens, total)
+    make = Texts(stage, run.model, text, context.classes, context.audio_tokens)
     source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)
     batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))
     return common.Task(
         "text",
-        pipeline.Batches(source, make, run.seed, "text", stage.batch, shuffle=False),
+        pipeline.Batches(source, make, run.seed, "text", stage.batch, total=total, shuffle=False),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

@@ -89,7 +89,9 @@ def test_a_share_of_each_batch_comes_from_a_mixed_source(source, asked, monkeypa
     heard = []
     for index in range(processes):
         monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
-        batches = pipeline.Batches(source, asked(), 5, "t", 8, mixed=[(other, asked(2), 0.25)])
+        batches = pipeline.Batches(
+            source, asked(), 5, "t", 8, guests=[pipeline.Guest(other, asked(2), 0.25)]
+        )
         with pytest.raises(ValueError):  # other shapes do not mix
             take(batches, 3)
         mixed = [(other, asked(), 0.25)]
