@@ -6,7 +6,6 @@ under any number of processes, and a reader's state is one number.
 Letters: B batch, N samples, S slots, Q questions of a scene, P prompt and C reply tokens.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -132,8 +131,10 @@ def _asked(
     shares: of the levels; None: all alike. A scene that seems to have no question of these
     levels is asked one of any.
     """
-    for tries in itertools.count():
+    tries = 0
+    while True:
         is_any = shares is None or tries >= TRIES
+        tries += 1
         level = None if is_any else str(rng.choice(questions.LEVELS, p=shares))
         found = questions.ask(scene, classes, rng, level)
         if found is not None:
