@@ -4,6 +4,7 @@ Shapes of a batch are those of one example that the stage's own pipeline makes o
 with a tokenizer that knows one word.
 """
 
+import dataclasses
 import types
 from collections.abc import Mapping
 
@@ -77,8 +78,11 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> jax.stages.Lowered:
 def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch that the pipeline of stage `name` makes."""
     make, scene = STAGES[name].examples(around), around.train[0]
-    element = (0, scene[1]) if name == "text" else scene
-    example = make(element, np.random.default_rng(0))
+    if getattr(make, "each_level", False):
+        # Of which the stage keeps one (curriculum.Promotion).
+        make = dataclasses.replace(make, each_level=False)
+    element = scene[1] if name == "text" else scene
+    example = make(element, np.random.default_rng(0), 1.0)
     rows = around.stage.batch
     return {
         name: jax.ShapeDtypeStruct((rows, *np.shape(value)), np.asarray(value).dtype)

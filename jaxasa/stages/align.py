@@ -36,12 +36,13 @@ def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
         model,
         context.text,
         context.audio_tokens,
+        context.stage.phrasings if augment else 0.0,
     )
 
 
 def task(context: common.Context) -> common.Task:
     """One caption a scene."""
-    run, stage, loss = context.run, context.stage, objective(context)
+    run, loss = context.run, objective(context)
 
     def measure(params, batch):
         value, measured = loss(params, batch, None)
@@ -51,14 +52,7 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "align/dev", count)
     return common.Task(
         "align",
-        pipeline.Batches(
-            context.train,
-            examples(context),
-            run.seed,
-            "align",
-            stage.batch,
-            damaged=stage.damaged,
-        ),
+        common.batches(context, examples(context), "align"),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxasa import sharding
-from jaxasa.data import pipeline, questions
+from jaxasa.data import curriculum, pipeline
+from jaxasa.data.questions import LEVELS
 from jaxasa.models import lm, sample
 from jaxasa.stages import common, policy, rewards
 from jaxasa.stages.sft import asked, flat, project
@@ -69,8 +70,12 @@ def completion_logps(context: common.Context, params, batch, adapted: bool = Tru
 
 
 def examples(context: common.Context) -> pipeline.Asked:
-    """The maker of examples: a prompt is one scene with one question."""
-    return asked(context, 1)
+    """The maker of examples: a prompt is one scene with one question.
+
+    Where levels are promoted by success, one question of each level, of which one is taken.
+    """
+    stage = context.stage
+    return asked(context, 1, levels=stage.levels, each_level=stage.promote > 0)
 
 
 def sampler(context: common.Context):
@@ -148,9 +153,7 @@ def task(context: common.Context) -> common.Task:
     """Rollouts, rewards, updates. A prompt is one scene with one question."""
     run, stage, text = context.run, context.stage, context.text
     by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
-    batches = pipeline.Batches(
-        context.train, examples(context), run.seed, "grpo", stage.batch, damaged=stage.damaged
-    )
+    batches = _batches(context)
     sampled = sampler(context)
     update = common.gradient_step(paced(context), objective(context))
 
@@ -221,7 +224,9 @@ def task(context: common.Context) -> common.Task:
             state, metrics = update(state, batch, key)
         if stage.epochs > 1:
             state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
+        levels = np.asarray(batch["level"])[:, 0]
         measured = {f"reward/{name}": value for name, value in found.items()} | {
+            **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
             "equal_groups": equal,
             "length": made["mask"].sum(-1),
             "truncated": ~ended,
@@ -229,7 +234,11 @@ def task(context: common.Context) -> common.Task:
         if stage.resample:
             measured["equal_groups_left"] = _is_equal(found)
         of_all = sharding.joined(measured)
-        return state, metrics | {name: float(value.mean()) for name, value in of_all.items()}
+        metrics = metrics | {name: float(value.mean()) for name, value in of_all.items()}
+        if isinstance(batches, curriculum.Promotion):
+            batches.report(metrics["reward/answer"])
+            metrics["promotion"] = batches.done
+        return state, metrics
 
     plain = asked(context, 4, augment=False)
     dev = pipeline.fixed(context.dev, plain, run.seed, "grpo/dev", common.EVAL_SCENES)
@@ -240,12 +249,19 @@ def task(context: common.Context) -> common.Task:
         made = sampled(params, placed, jax.random.key(0), 1, 0.0)
         right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
         levels = dev["level"].reshape(-1)
-        by_level = {
-            name: float(right[levels == i].mean()) for i, name in enumerate(questions.LEVELS)
-        }
+        by_level = {name: float(right[levels == i].mean()) for i, name in enumerate(LEVELS)}
         return {"accuracy": float(right.mean())} | by_level
 
     return common.Task("grpo", batches, step, evaluate)
+
+
+def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion:
+    """A question a scene; its level by the schedule of the stage, or by what succeeds."""
+    stage, batches = context.stage, common.batches(context, examples(context), "grpo")
+    if not stage.promote:
+        return batches
+    success = stage.promote, stage.promote_steps
+    return curriculum.Promotion(batches, stage.levels, *success, context.run.seed)
 
 
 def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:

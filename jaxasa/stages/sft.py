@@ -8,7 +8,7 @@ from jaxasa.stages import common
 ANSWER_WEIGHT = 4.0
 
 
-def asked(context: common.Context, count: int, augment: bool = True, **shares: float):
+def asked(context: common.Context, count: int, augment: bool = True, **shares):
     """The maker of examples with `count` questions a scene."""
     return pipeline.Asked(
         context.classes,
@@ -22,12 +22,12 @@ def asked(context: common.Context, count: int, augment: bool = True, **shares: f
     )
 
 
-def mixed(context: common.Context) -> list:
-    """Imported questions for pipeline.Batches, the folders of `stage.imported` in equal shares."""
+def guests(context: common.Context) -> list[pipeline.Guest]:
+    """Imported questions, the folders of `stage.imported` in equal shares."""
     run, stage, text = context.run, context.stage, context.text
     make = imported.Asked(run.model, text, context.audio_tokens, stage.questions)
     return [
-        (
+        pipeline.Guest(
             imported.Imported(folder, run.model, text, run.scenes.seconds),
             make,
             stage.imported_share / len(stage.imported),
@@ -70,12 +70,13 @@ def examples(context: common.Context):
         no_audio_share=stage.no_audio_share,
         null_share=stage.null_share,
         open_share=pipeline.OPEN_SHARE,
+        levels=stage.levels,
     )
 
 
 def task(context: common.Context) -> common.Task:
     """Questions on scenes heard once each."""
-    run, stage, loss, make = context.run, context.stage, objective(context), examples(context)
+    run, loss, make = context.run, objective(context), examples(context)
 
     def measure(params, batch):
         value, hits = loss(params, batch, None)
@@ -85,15 +86,7 @@ def task(context: common.Context) -> common.Task:
     batch = pipeline.fixed(context.dev, plain, run.seed, "sft/dev", common.EVAL_SCENES)
     return common.Task(
         "sft",
-        pipeline.Batches(
-            context.train,
-            make,
-            run.seed,
-            "sft",
-            stage.batch,
-            damaged=stage.damaged,
-            mixed=mixed(context),
-        ),
+        common.batches(context, make, "sft", guests(context)),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxasa.data import features, pipeline
+from jaxasa.data import features, pipeline, recordings
 from jaxasa.models.asa import Disguise
 from jaxasa.models.projector import Experts
 from jaxasa.models.spatial import Heard, Slots, unit
@@ -29,8 +29,11 @@ def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
     return jnp.clip((high - low) * frames / seconds, 0.0, 1.0)
 
 
-def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
-    """Slot of each source, int [B, S]: least cost of presence, class, direction and activity."""
+def match(slots: Slots, batch: Batch, active: jax.Array, sure: Mapping) -> jax.Array:
+    """Slot of each source, int [B, S]: least cost of presence, class, direction and activity.
+
+    sure: masks of `known`.
+    """
     heard = batch["present"][:, None, :]
     presence = optax.sigmoid_binary_cross_entropy(slots.presence[..., None], heard)
     label = -jnp.take_along_axis(
@@ -41,6 +44,7 @@ def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
     away = 1.0 - jnp.einsum("bijc,bjc->bij", direction, batch["direction"])
     logits = slots.activity[:, :, None, :]
     timing = optax.sigmoid_binary_cross_entropy(logits, active[:, None]).mean(-1)
+    label = label * sure["label"][:, None, :]
     cost = presence + heard * (label + away * (1.0 - batch["mono"][:, None, None]) + 2.0 * timing)
 
     def assign(cost):
@@ -50,11 +54,26 @@ def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
     return jax.vmap(assign)(jax.lax.stop_gradient(cost))
 
 
+def known(batch: Batch) -> tuple[dict, dict]:
+    """(masks, batch with 0 for what is not known): what real recordings leave open teaches nothing.
+
+    masks, float: label [B, S], log_distance [B, S], room [B, 4].
+    """
+    masks = {
+        "label": batch["label"] >= 0,
+        "log_distance": jnp.isfinite(batch["log_distance"]),
+        "room": jnp.isfinite(batch["room"]),
+    }
+    filled = {name: jnp.where(mask, batch[name], 0) for name, mask in masks.items()}
+    return {name: mask.astype(jnp.float32) for name, mask in masks.items()}, {**batch, **filled}
+
+
 def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
     """Losses of the matched slots and of the room; direction counts only where it is heard."""
+    sure, batch = known(batch)
     slots = heard.slots
     active = activity(batch["span"], slots.activity.shape[-1], seconds)
-    order = match(slots, batch, active)
+    order = match(slots, batch, active, sure)
     pick = lambda x: jnp.take_along_axis(  # noqa: E731
         x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1
     )
@@ -69,15 +88,17 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
     room = jnp.stack(heard.room, -1)
     losses = {
         "presence": optax.sigmoid_binary_cross_entropy(slots.presence, present).mean(),
-        "label": mean(label, present),
+        "label": mean(label, present * sure["label"]),
         "activity": mean(timing, present),
         "direction": mean(1.0 - cosine, spatial),
-        "distance": mean(jnp.abs(slots.log_distance - batch["log_distance"]), present),
-        "room": jnp.abs(room - batch["room"]).mean(),
+        "distance": mean(
+            jnp.abs(slots.log_distance - batch["log_distance"]), present * sure["log_distance"]
+        ),
+        "room": mean(jnp.abs(room - batch["room"]), sure["room"]),
     }
     angle = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
     measured = losses | {
-        "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present),
+        "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present * sure["label"]),
         "doa_median": jnp.nanmedian(jnp.where(spatial > 0, angle, jnp.nan)),
     }
     total = (
@@ -92,18 +113,24 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
 
 
 def expert_loss(experts: Experts, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
-    """Auxiliary losses of the projector's experts at token rate, targets bound to classes."""
+    """Auxiliary losses of the projector's experts at token rate, targets bound to classes.
+
+    A source of a class without a name is in none of them but the count.
+    """
+    sure, batch = known(batch)
     classes = experts.tags.shape[-1]
     active = activity(batch["span"], experts.tags.shape[1], seconds) * batch["present"][..., None]
-    names = jax.nn.one_hot(batch["label"], classes)
+    names = jax.nn.one_hot(batch["label"], classes) * sure["label"][..., None]
     tags = jnp.einsum("bst,bsc->btc", active, names)
     where = jnp.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"])
     far = jnp.einsum("bsc,bs->bc", names * batch["present"][..., None], batch["log_distance"])
+    told = jnp.einsum("bst,bsc,bs->btc", active, names, sure["log_distance"])
     spatial = (1.0 - batch["mono"])[:, None, None]
     # Most of the targets are zero: what is heard weighs more.
     weights = (1.0 + 4.0 * tags) * spatial
     error = jnp.square(experts.direction - where).sum(-1)
-    room = batch["room"][:, None, jnp.array([0, 2])]
+    columns = jnp.array([0, 2])
+    room, sure_room = batch["room"][:, None, columns], sure["room"][:, None, columns]
     # Once more for the whole clip, where a class is heard if any moment has it.
     whole = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(experts.tags.shape[1])
     heard = (tags.max(1) > 0.2).astype(jnp.float32)
@@ -111,9 +138,10 @@ def expert_loss(experts: Experts, batch: Batch, seconds: float) -> tuple[jax.Arr
         "tags": optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean(),
         "clip_tags": optax.sigmoid_binary_cross_entropy(whole, heard).mean(),
         "class_direction": (error * weights).mean(),
-        "class_distance": (jnp.abs(experts.log_distance - far[:, None]) * tags).sum()
-        / jnp.maximum(tags.sum(), 1.0),
-        "reverberation": jnp.abs(experts.reverberation - room).mean(),
+        "class_distance": (jnp.abs(experts.log_distance - far[:, None]) * told).sum()
+        / jnp.maximum(told.sum(), 1.0),
+        "reverberation": (jnp.abs(experts.reverberation - room) * sure_room).sum()
+        / jnp.maximum(sure_room.sum() * experts.reverberation.shape[1], 1.0),
         "active_count": jnp.abs(experts.count - active.sum(1)).mean(),
     }
     total = (
@@ -190,22 +218,28 @@ def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
     return pipeline.Targets(context.classes, slots, mono_share, augment)
 
 
+def guests(context: common.Context) -> list[pipeline.Guest]:
+    """Real recordings, the folders of `stage.recordings` in equal shares, in the second phase."""
+    stage, make = context.stage, examples(context)
+    share = stage.recordings_share / max(len(stage.recordings), 1)
+    seconds, classes = context.run.scenes.seconds, context.classes
+    return [
+        pipeline.Guest(
+            recordings.Recordings(folder, seconds, classes), make, share, stage.recordings_start
+        )
+        for folder in stage.recordings
+    ]
+
+
 def task(context: common.Context) -> common.Task:
     """Both encoders and the experts' heads, on scenes turned by random yaws."""
-    run, stage = context.run, context.stage
+    run = context.run
     loss, measure = _objectives(context)
     count = 2 * common.EVAL_SCENES
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "spatial/dev", count)
     return common.Task(
         "spatial",
-        pipeline.Batches(
-            context.train,
-            examples(context),
-            run.seed,
-            "spatial",
-            stage.batch,
-            damaged=stage.damaged,
-        ),
+        common.batches(context, examples(context), "spatial", guests(context)),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

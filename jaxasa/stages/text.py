@@ -22,12 +22,8 @@ def objective(context: common.Context):
 
 def examples(context: common.Context) -> Texts:
     """The maker of training examples."""
-    run, stage = context.run, context.stage
-    total = stage.steps * stage.batch
-    places = context.audio_tokens
-    return Texts(
-        stage, run.model, context.text, context.classes, places, total, run.questions
-    )
+    run, places = context.run, context.audio_tokens
+    return Texts(context.stage, run.model, context.text, context.classes, places, run.questions)
 
 
 def task(context: common.Context) -> common.Task:
@@ -38,13 +34,14 @@ def task(context: common.Context) -> common.Task:
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
-    source = Written(run.scenes, context.clips, run.seed, "text", make.total)
+    total = stage.steps * stage.batch
+    source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)
     batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))
     return common.Task(
         "text",
-        pipeline.Batches(source, make, run.seed, "text", stage.batch, shuffle=False),
+        pipeline.Batches(source, make, run.seed, "text", stage.batch, total=total, shuffle=False),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

@@ -148,7 +148,9 @@ def costs(slots, batch):
 
 
 def test_matching_is_the_cheapest_of_all_permutations(batch, random_heard):
-    order = np.asarray(jax.jit(spatial.match)(random_heard.slots, batch, activity_of(batch)))
+    sure, _ = spatial.known(batch)
+    order = jax.jit(spatial.match)(random_heard.slots, batch, activity_of(batch), sure)
+    order = np.asarray(order)
     orders = list(itertools.permutations(range(S)))
     used = set()
     for cost, chosen in zip(costs(random_heard.slots, batch), order, strict=True):
