@@ -90,6 +90,13 @@ def parser() -> argparse.ArgumentParser:
         "jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300",
     )
     verb.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    verb.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="traces N steps to DIR/logs/STAGE/profile, for TensorBoard",
+    )
     _add_work(verb)
 
     _add_bench(verbs)

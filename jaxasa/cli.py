@@ -198,7 +198,7 @@ def train(options: argparse.Namespace) -> Result:
     run, text, folder = _workdir(options)
     if options.stage not in run.stages:
         raise ConfigError(f"stage {options.stage!r}: expected one of {', '.join(run.stages)}")
-    steps.train(run, folder, options.stage, text)
+    steps.train(run, folder, options.stage, text, options.profile)
     out = folder / "checkpoints" / options.stage
     print(f"stage {options.stage} is trained: {out}")
     return {"stage": options.stage, "checkpoint": str(out)}

@@ -68,9 +68,12 @@ def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
     return folder / "responses" if mixed else folder / "scenes" / split
 
 
-def train(run: config.Run, folder: Path, stage: str, text: str) -> None:
-    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was."""
-    stages.train(run, stage, folder, text)
+def train(run: config.Run, folder: Path, stage: str, text: str, profile: int = 0) -> None:
+    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was.
+
+    profile: steps to trace into DIR/logs/STAGE/profile.
+    """
+    stages.train(run, stage, folder, text, profile)
 
 
 def suite_of(folder: Path, split: str) -> Path:

@@ -29,9 +29,12 @@ TASKS = {
 }
 
 
-def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) -> state.State:
+def train(
+    run: config.Run, stage: str, workdir: str | Path, config_text: str, profile: int = 0
+) -> state.State:
     """Trains `stage` in `workdir`, from its own checkpoint or else from the stage before's.
 
+    profile: steps to trace (loop.train).
     Raises ConfigError where the sounds, scenes or checkpoints that it builds on are missing.
     """
     folder = Path(workdir)
@@ -53,9 +56,10 @@ def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) ->
         dev=Records(folder / "scenes" / "dev") if needs_scenes else None,
     )
     out = folder / "checkpoints" / stage
-    out.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
+    for place in [out, out / "best"] if options.best else [out]:
+        place.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            shutil.copyfile(folder / "tokenizer.json", place / "tokenizer.json")
     meta = {
         "stage": stage,
         "classes": list(bank.classes),
@@ -80,6 +84,7 @@ def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) ->
             meta=meta,
             config_text=config_text,
             seed=run.seed,
+            profile=profile,
         )
 
 

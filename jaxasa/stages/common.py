@@ -163,9 +163,21 @@ def gradient_step(context: Context, loss: Callable) -> Callable:
     def step(state: State, batch, key) -> tuple[State, Mapping]:
         placed = sharding.place_batch(batch, context.mesh)
         with jax.transfer_guard("disallow"):
-            return jitted(state, placed, key)
+            state, metrics = jitted(state, placed, key)
+        return state, metrics | _counts(context, batch)
 
     return step
+
+
+def _counts(context: Context, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Examples of a batch, of all processes, and the tokens of their prompts and replies."""
+    processes = jax.process_count()
+    counts = {"examples": len(next(iter(batch.values()))) * processes}
+    texts = [batch[name] for name in ("prompt", "reply") if name in batch]
+    if texts:
+        pad = context.text.pad
+        counts["tokens"] = sum(int((x != pad).sum()) for x in texts) * processes
+    return counts
 
 
 def _mean_of_parts(function: Callable, batch, key: jax.Array, parts: int):

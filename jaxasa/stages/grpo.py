@@ -8,6 +8,7 @@ Letters: P prompts, G completions of each, R = P x G rows, C new tokens.
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from functools import partial
 
@@ -210,6 +211,7 @@ def task(context: common.Context) -> common.Task:
         return batch, made, found
 
     def step(state: State, batch, key) -> tuple[State, Mapping]:
+        began = time.monotonic()
         made, found = play(state.params, batch, key)
         equal = _is_equal(found)
         if stage.resample:
@@ -217,6 +219,7 @@ def task(context: common.Context) -> common.Task:
         ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
         gains = policy.advantages(found["total"], by_deviation).astype(np.float32)
         taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
+        played = time.monotonic()
         batch = {**batch, **made, "taught": taught, "advantages": gains}
         if stage.kl_weight or rescores(context):
             batch |= sharding.local(score(state.params, sharding.place_batch(batch, context.mesh)))
@@ -224,6 +227,9 @@ def task(context: common.Context) -> common.Task:
             state, metrics = update(state, batch, key)
         if stage.epochs > 1:
             state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
+        # Only for the clock: the next step's rollout waits for the update in any case.
+        number = int(jax.block_until_ready(state.step))
+        seconds = {"rollout": played - began, "update": time.monotonic() - played}
         levels = np.asarray(batch["level"])[:, 0]
         measured = {f"reward/{name}": value for name, value in found.items()} | {
             **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
@@ -235,6 +241,10 @@ def task(context: common.Context) -> common.Task:
             measured["equal_groups_left"] = _is_equal(found)
         of_all = sharding.joined(measured)
         metrics = metrics | {name: float(value.mean()) for name, value in of_all.items()}
+        metrics |= {f"seconds/{name}": spent for name, spent in seconds.items()}
+        metrics["tokens"] = float(of_all["length"].sum())
+        if number % stage.log_every == 0:
+            metrics["samples"] = _samples(context, batch, found)
         if isinstance(batches, curriculum.Promotion):
             batches.report(metrics["reward/answer"])
             metrics["promotion"] = batches.done
@@ -262,6 +272,24 @@ def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion
         return batches
     success = stage.promote, stage.promote_steps
     return curriculum.Promotion(batches, stage.levels, *success, context.run.seed)
+
+
+def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[dict]:
+    """The completions of this process's first prompt, with their rewards, to be read."""
+    text = context.text
+    prompt = flat(np.asarray(batch["prompt"]))[0]
+    asked_for = text.decode(prompt[prompt != text.audio]).strip()
+    right = rewards.answer_of(text.decode(flat(np.asarray(batch["reply"]))[0]))
+    return [
+        {
+            "question": asked_for,
+            "right": right,
+            "said": text.decode(ids),
+            "rewards": {name: round(float(value[0, g]), 4) for name, value in found.items()},
+            "advantage": round(float(batch["advantages"][0, g]), 4),
+        }
+        for g, ids in enumerate(batch["ids"][0])
+    ]
 
 
 def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:
