@@ -170,8 +170,9 @@ class _Window:
 
         Raises ConfigError naming the step of a loss that is not finite.
         """
-        samples = [row.pop("samples", []) for row in self._values]
-        rows = jax.device_get(self._values)
+        samples = [row.get("samples", []) for row in self._values]
+        rows = [{k: v for k, v in row.items() if k != "samples"} for row in self._values]
+        rows = jax.device_get(rows)
         for row in rows:
             self._step += 1
             # A gradient that is not finite shows in the next loss, which may come after a save.
@@ -236,7 +237,7 @@ class _Best:
         """
         if self._store is None:
             return
-        if self._name not in (found or {}):
+        if found is None or self._name not in found:
             raise ConfigError(
                 f"Stage.best is {self._name!r}, expected one of the evaluations "
                 f"{', '.join(found or ['(none)'])}"
