@@ -64,3 +64,14 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
+    """Folder of the scenes of a split that the run's model hears.
+
+    Of train it is that of the responses, where scenes are mixed from them.
+    """
+    if run.model.spatial.format == "binaural":
+        return folder / "binaural" / split
+    mixed = split == "train" and run.scenes.responses > 0
+    return folder / "responses" if mixed else folder / "scenes" / split

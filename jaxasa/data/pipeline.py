@@ -165,6 +165,13 @@ class Texts:
         return self.text.encode(written + prompt), self.text.encode(reply)
 
 
+def _yaw(audio: np.ndarray, rng: np.random.Generator) -> float:
+    """A random angle to turn a scene by. Raises ConfigError for [N, C] that cannot be turned."""
+    expected = "4 of a field that can be turned: two ears are not augmented"
+    config.check(audio.shape[-1] == 4, "channels to augment", audio.shape[-1], expected)
+    return rng.uniform(-180, 180)
+
+
 def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
     """What stage 1 learns: the `slots` loudest sources of a scene, and its room.
 
@@ -206,7 +213,7 @@ def _while_heard(source: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Targets:
-    """Stages 1 and 2: audio [N, 4], yaw (degrees to turn it by), mono, targets turned alike.
+    """Stages 1 and 2: audio [N, C], yaw (degrees to turn it by), mono, targets turned alike.
 
     In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption.
     """
@@ -221,7 +228,7 @@ class Targets:
 
     def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
         audio, scene = element
-        yaw = rng.uniform(-180, 180) if self.augment else 0.0
+        yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
         out = {
             "audio": audio,
@@ -243,7 +250,7 @@ class Targets:
 class Asked:
     """Stages 3 and 4: a scene and `count` questions about it.
 
-    -> audio [N, 4], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
+    -> audio [N, C], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
     [Q] (0 to 2), and scene: the turned description as JSON-able columns for the evidence reward
     (label [S], azimuth [S], distance [S]; label -1 where there is no source).
 
@@ -263,7 +270,7 @@ class Asked:
 
     def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
         audio, scene = element
-        yaw = rng.uniform(-180, 180) if self.augment else 0.0
+        yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
         asked = [_asked(scene, self.classes, rng) for _ in range(self.count)]
         unheard = rng.random() < self.no_audio_share

@@ -19,7 +19,7 @@ def task(context: common.Context) -> common.Task:
         tokens, experts = asa.project(params, audio)
         prompt, reply = batch["prompt"][:, 0], batch["reply"][:, 0]
         said, hits = common.reply_loss(asa, params, prompt, reply, tokens, text, False)
-        aside, _ = expert_loss(experts, batch, run.scenes.seconds)
+        aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.classes)
         return said + EXPERT_WEIGHT * aside, {"caption": said} | hits
 
     def measure(params, batch):
@@ -42,7 +42,7 @@ def task(context: common.Context) -> common.Task:
     return common.Task(
         "align",
         pipeline.Batches(
-            context.train, make(stage.mono_share, True), run.seed, "align", stage.batch
+            context.train, make(stage.mono_share, context.turns), run.seed, "align", stage.batch
         ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
