@@ -246,11 +246,12 @@ def ask(
     is longer than what the model was trained on, is said to be on stderr, and under "note". With
     four `options` the answer is one of them. order: of FOA channels, see foa_file.read.
     """
-    model = Model.load(checkpoint)
-    if model.asa.model.spatial.format == "binaural":
+    heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
+    if heard == "binaural":
         given = foa_file.read_binaural(audio_path)
     else:
         given = foa_file.read(audio_path, order)
+    model = Model.load(checkpoint)
     audio, length = model.fit(given)
     # One gain for all channels: what they say of direction stays.
     audio = records.to_int16(audio / max(1.0, float(np.abs(audio).max())))

@@ -15,7 +15,7 @@ from jaxasa.config import ConfigError
 # What every step depends on; a stage's own options matter once it has a checkpoint.
 SHARED = ("seed", "sounds", "scenes", "model")
 # Options that change how fast or how visibly a step works, not what it makes.
-_HARMLESS = ("unroll", "workers", "batch@bench", "save_every", "eval_every", "log_every")
+_HARMLESS = ("unroll", "buckets", "workers", "batch@bench", "save_every", "eval_every", "log_every")
 
 
 def claim(folder: str | Path, run: config.Run, text: str, parts: Collection[str] = SHARED) -> Path:

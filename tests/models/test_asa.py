@@ -143,7 +143,10 @@ def test_a_clip_in_a_longer_array_is_heard_as_if_alone(tiny, clip, samples):
             alone = tiny.asa.listen(tiny.params, audio[row : row + 1, :n])
             steps, places = tiny.model.spatial.steps(n), tiny.asa.audio_tokens(int(n))
             assert alone.semantic.shape[1] == places and alone.heard.dense.shape[1] == steps
-            same = lambda a, b: np.testing.assert_allclose(a[row], b[0], atol=2e-5)  # noqa: E731
+
+            def same(a, b, row=row):
+                np.testing.assert_allclose(a[row], b[0], atol=2e-5)
+
             same(found.semantic[:, :places], alone.semantic)
             same(found.dense[:, :places], alone.dense)
             same(found.heard.dense[:, :steps], alone.heard.dense)
