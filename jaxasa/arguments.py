@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--format",
         choices=("records", "dcase", "binaural"),
-        help="shards for training (default); foa/*.wav and metadata/*.csv; shards for two ears",
+        help="shards of FOA; foa/*.wav and metadata/*.csv; shards for two ears; "
+        "default: what Spatial.format trains on, records or binaural",
     )
     _add_hrtf(verb)
     verb.add_argument(
@@ -110,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         'jaxasa ask runs/demo/export scene.wav "Where is the dog?" --options left right front back',
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
-    verb.add_argument("audio", type=Path, help="4-channel sound file")
+    verb.add_argument("audio", type=Path, help="sound file: FOA, or 2 ears if so trained")
     verb.add_argument("question")
     _add_order(verb)
     verb.add_argument("--options", nargs=4, metavar=tuple("ABCD"), help="four answers to choose of")

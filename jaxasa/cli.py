@@ -126,7 +126,7 @@ def simulate(options: argparse.Namespace) -> Result:
     from jaxasa.data import records
 
     splits = [options.split] if options.split else list(steps.SPLITS)
-    form = options.format or "records"
+    form = options.format
     if options.hrtf is not None:
         if form != "binaural":
             raise ConfigError(f"--hrtf {options.hrtf}: expected --format binaural with it")
@@ -138,13 +138,15 @@ def simulate(options: argparse.Namespace) -> Result:
     run, _, folder = _workdir(options)
     counts = {}
     for split in splits:
+        form = form or steps.format_of(run)
         out = steps.scenes(run, folder, split, form, options.runner, options.beam)
         counts[split] = records.read_manifest(out)["count"]
         print(f"{counts[split]} {'responses' if out.name == 'responses' else 'scenes'} in {out}")
     return counts
 
 
-def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> Result:
+def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str | None) -> Result:
+    from jaxasa import steps
     from jaxasa.data import simulate as simulating
 
     made = options.workdir / "config.gin"
@@ -154,6 +156,7 @@ def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> 
     for split in splits:
         count = getattr(run.scenes, split)
         bank = options.workdir / "sounds"
+        form = form or steps.format_of(run)
         row = simulating.estimate(run.scenes, bank, split, run.seed, count, form)
         table[split] = row
         print(

@@ -37,14 +37,18 @@ def text(items: Sequence, facts: dict) -> str:
     ]
     level_head = ("level", "items", "direction matters", "guessed by task", "guessed by wording")
     task_head = ("level", "task", "items", "direction matters", "right answers", "times each")
+    heard = (
+        "first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D\n  gains"
+        if facts["channels"] == 4
+        else "two channels, the left and the right ear"
+    )
     return f"""# Audio scene analysis: {facts["split"]} suite
 
 {facts["items"]} four-option questions over {facts["scenes"]} simulated scenes of
 {facts["seconds"]:g} s. Sounds: {facts["sounds"]}. Seed {facts["seed"]}. Chance is 25 %.
 
 ## Conventions
-- Audio: FLAC, 16 bit, 16 kHz, first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D
-  gains; one gain for all channels of a scene.
+- Audio: FLAC, 16 bit, 16 kHz, {heard}; one gain for all channels of a scene.
 - x is front, y left, z up. Azimuth in degrees, counter-clockwise, front 0, left +90, in
   (-180, 180]; elevation up; distances in metres, times in seconds (onset is arrival).
 - Bearings in words are eight sectors of 45 degrees; near is below 1.6 m.

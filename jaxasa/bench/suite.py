@@ -1,6 +1,6 @@
 """Benchmark suites: four-option items over fixed renders, written once and scored by anyone.
 
-A suite is a folder: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, 16 bit, 16 kHz),
+A suite is a folder: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, or 2 ears; 16 bit, 16 kHz),
 `metadata.jsonl` (one item a line), `card.md` (what it holds, for people) and `manifest.json`
 (counts, classes, takes, SHA-256 of every file). It appears under its name only when whole.
 
@@ -61,14 +61,14 @@ class Item:
         return tuple((s["class"], s["take"]) for s in self.scene["sources"])
 
     def audio(self) -> np.ndarray:
-        """Reads the render: int16 [N, 4], W Y Z X, 16 kHz. Raises ConfigError if it is not that."""
+        """Reads the render: int16 [N, 4] (W Y Z X) or [N, 2] (ears), 16 kHz; else ConfigError."""
         try:
             audio, rate = soundfile.read(self.file, dtype="int16", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
             raise ConfigError(f"{self.file}: cannot be read ({error}), expected FLAC") from None
-        if audio.shape[1] != 4 or rate != RATE:
+        if audio.shape[1] not in (2, 4) or rate != RATE:
             raise ConfigError(
-                f"{self.file}: {audio.shape[1]} channels at {rate} Hz, expected 4 at {RATE} Hz"
+                f"{self.file}: {audio.shape[1]} channels at {rate} Hz, expected 4 or 2 at {RATE} Hz"
             )
         return audio
 
@@ -232,6 +232,7 @@ def build(
         "levels": dict(collections.Counter(i.level for i in items)),
         "scenes": len(used),
         "seconds": scenes[used[0]]["seconds"],
+        "channels": int(source[used[0]][0].shape[1]),
         "classes": list(bank.classes),
         "takes": {s: {c: len(t) for c, t in by.items()} for s, by in takes.items()},
         "leak": {"task": leak(items, "task"), "question": leak(items, "question")},

@@ -10,6 +10,7 @@ Units: metres, seconds, hertz, degrees, dB.
 
 from jaxasa.config.checks import ConfigError, check
 from jaxasa.config.model import (
+    EXPERTS,
     Decoder,
     Lora,
     Model,
@@ -34,6 +35,7 @@ from jaxasa.config.stages import (
 )
 
 __all__ = [
+    "EXPERTS",
     "POLICY_LOSSES",
     "STAGES",
     "AlignStage",

@@ -263,6 +263,13 @@ class Texts:
         return self.text.encode(written + prompt), self.text.encode(reply)
 
 
+def _yaw(audio: np.ndarray, rng: np.random.Generator) -> float:
+    """A random angle to turn a scene by. Raises ConfigError for [N, C] that cannot be turned."""
+    expected = "4 of a field that can be turned: two ears are not augmented"
+    config.check(audio.shape[-1] == 4, "channels to augment", audio.shape[-1], expected)
+    return rng.uniform(-180, 180)
+
+
 def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
     """What stage 1 learns: the `slots` loudest sources of a scene, and its room.
 
@@ -304,7 +311,7 @@ def _faintness(source: dict) -> float:
 
 @dataclass(frozen=True)
 class Targets:
-    """Stages 1 and 2: audio [N, 4], yaw (degrees to turn it by), mono, targets turned alike.
+    """Stages 1 and 2: audio [N, C], yaw (degrees to turn it by), mono, targets turned alike.
 
     In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption, a share
     `phrasings` of them in other words than those of the reasoning traces.
@@ -323,7 +330,7 @@ class Targets:
         self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
     ) -> Example:
         audio, scene = element
-        yaw = rng.uniform(-180, 180) if self.augment else 0.0
+        yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
         out = {
             "audio": audio,
@@ -352,7 +359,7 @@ class Targets:
 class Asked:
     """Stages 3 and 4: a scene and `count` questions about it.
 
-    -> audio [N, 4], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
+    -> audio [N, C], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
     [Q] (0 to 2), and scene: the turned description as JSON-able columns for the evidence reward
     (label [S], azimuth [S], distance [S]; label -1 where there is no source).
 
@@ -379,7 +386,7 @@ class Asked:
         self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
     ) -> Example:
         audio, scene = element
-        yaw = rng.uniform(-180, 180) if self.augment else 0.0
+        yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
         shares = [curriculum.between(self.levels, done) if self.levels else None] * self.count
         if self.each_level:

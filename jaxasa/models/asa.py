@@ -1,4 +1,4 @@
-"""The whole model: semantic and spatial encoders, dense hybrid projector, decoder.
+"""The whole model: semantic and spatial encoders, projector, decoder.
 
 Parameters are a plain dict {"semantic", "spatial", "projector", "decoder", "lora"}; the
 functions here are pure. `lora` may be left out: then the decoder answers as its base model,
@@ -74,14 +74,26 @@ class ASA:
         return Decoder(m.decoder, m.lora, m.unroll, self.dtype, m.remat)
 
     def audio_tokens(self, samples: int) -> int:
-        """How many places a clip of `samples` takes in a prompt."""
-        return max(1, round(samples / features.RATE * self.model.projector.token_rate))
+        """How many places a clip of `samples` takes in a prompt, at least 1; half a place counts.
+
+        In whole numbers, so that it is the same for an array of lengths on the device.
+        """
+        each = round(features.RATE / self.model.projector.token_rate)
+        count = (samples + each // 2) // each
+        return count + (count < 1)
+
+    def mono(self, audio: jax.Array) -> jax.Array:
+        """[B, N, C] -> [B, N], what the semantic encoder hears: W of FOA, the mean of two ears.
+
+        That mean is a comb filter for sounds from the side, above about 700 Hz, as any downmix.
+        """
+        return audio[..., 0] if self.model.spatial.format == "foa" else audio.mean(-1)
 
     def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
         """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
         keys = jax.random.split(key, 5)
         m = self.model
-        audio = jnp.zeros((1, int(seconds * features.RATE), 4))
+        audio = jnp.zeros((1, int(seconds * features.RATE), m.spatial.channels))
         mels = features.log_mel(audio[..., 0], m.semantic.mels)
         semantic = jnp.zeros((1, 1, m.semantic.width))
         dense = jnp.zeros((1, 1, m.spatial.width))
@@ -97,20 +109,40 @@ class ASA:
             "lora": layers["lora"],
         }
 
-    def listen(self, params: Params, audio: jax.Array, disguise: Disguise | None = None) -> Audio:
-        """audio [B, N, 4], int16 or float -> both encoders' views at token rate."""
+    def listen(
+        self,
+        params: Params,
+        audio: jax.Array,
+        disguise: Disguise | None = None,
+        lengths: jax.Array | None = None,
+    ) -> Audio:
+        """audio [B, N, C], int16 or float -> both encoders' views at token rate.
+
+        lengths [B]: samples of each clip, at least one step of the map, where the rest of N is
+        padding. Its first audio_tokens(lengths) tokens are what they are without the padding, and
+        the others have no place in a prompt.
+        """
         if audio.dtype == jnp.int16:
             audio = audio.astype(jnp.float32) * SCALE
-        mels = features.log_mel(audio[..., 0], self.model.semantic.mels)
+        mels = features.log_mel(self.mono(audio), self.model.semantic.mels, lengths)
         colour = None
         if disguise is not None:
             colour = disguise.colour
             mels = mels + over_bands(colour, mels.shape[-1])[:, None] / features.WHISPER_RANGE
             mels = jnp.where(disguise.hidden, mels.mean(axis=(1, 2), keepdims=True), mels)
-        semantic = self.semantic.apply({"params": params["semantic"]}, mels)
-        heard = self.spatial.apply({"params": params["spatial"]}, audio, colour)
+        frames = None if lengths is None else lengths // features.HOP
+        semantic = self.semantic.apply({"params": params["semantic"]}, mels, frames)
+        heard = self.spatial.apply({"params": params["spatial"]}, audio, colour, lengths)
         count = self.audio_tokens(audio.shape[1])
-        return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
+        if lengths is None:
+            return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
+        frames, steps = self.model.semantic.frames(lengths), self.model.spatial.steps(lengths)
+        tokens = self.audio_tokens(lengths)
+        return Audio(
+            resample_time(semantic, count, frames, tokens),
+            resample_time(heard.dense, count, steps, tokens),
+            heard,
+        )
 
     def project(
         self, params: Params, audio: Audio, nulled: jax.Array | None = None

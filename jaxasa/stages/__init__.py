@@ -18,7 +18,7 @@ from jaxasa.data.sounds import Bank
 from jaxasa.models.asa import ASA
 from jaxasa.stages import align, grpo, sft, spatial, text
 from jaxasa.stages.common import Context
-from jaxasa.workdir import write_text
+from jaxasa.workdir import scenes_of, write_text
 
 TASKS = {
     "text": text.task,
@@ -53,7 +53,7 @@ def train(
         classes=bank.classes,
         clips=bank.clips("train"),
         train=_train_scenes(run, folder) if needs_scenes else None,
-        dev=Records(folder / "scenes" / "dev") if needs_scenes else None,
+        dev=Records(scenes_of(run, folder, "dev")) if needs_scenes else None,
     )
     out = folder / "checkpoints" / stage
     for place in [out, out / "best"] if options.best else [out]:
@@ -92,7 +92,7 @@ def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:
     """The scenes of train: stored, or mixed from DIR/responses where Scenes.responses is set."""
     if run.scenes.responses:
         return Mixed(run.scenes, folder / "sounds", folder / "responses", run.seed)
-    return Records(folder / "scenes" / "train")
+    return Records(scenes_of(run, folder, "train"))
 
 
 def _tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:

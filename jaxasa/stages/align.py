@@ -19,7 +19,7 @@ def objective(context: common.Context):
         tokens, experts = asa.project(params, audio)
         prompt, reply = batch["prompt"][:, 0], batch["reply"][:, 0]
         said, hits = common.reply_loss(asa, params, prompt, reply, tokens, text, False)
-        aside, _ = expert_loss(experts, batch, run.scenes.seconds)
+        aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.classes)
         return said + EXPERT_WEIGHT * aside, {"caption": said} | hits
 
     return loss
@@ -32,7 +32,7 @@ def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
         context.classes,
         model.spatial.slots,
         context.stage.mono_share if augment else 0.0,
-        augment,
+        augment and context.turns,
         model,
         context.text,
         context.audio_tokens,

@@ -41,6 +41,11 @@ class Context:
     dev: Records | None
 
     @property
+    def turns(self) -> bool:
+        """Whether scenes may be turned as they are read: FOA turns exactly, two ears do not."""
+        return self.run.model.spatial.format == "foa"
+
+    @property
     def audio_tokens(self) -> int:
         return self.asa.audio_tokens(round(self.run.scenes.seconds * 16_000))
 
@@ -79,10 +84,14 @@ def batches(
 
 
 def hear(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """int16 audio [B, N, 4] as float, the field turned by `yaw` (degrees), only W where `mono`.
+    """int16 audio [B, N, C] as float, the field turned by `yaw` (degrees), only W where `mono`.
 
     Turning by psi maps X to X cos psi - Y sin psi and Y to X sin psi + Y cos psi: exact in FOA.
+    Two ears are not turned, and hear their mean where `mono`.
     """
+    if batch["audio"].shape[-1] == 2:
+        ears = batch["audio"].astype(jnp.float32) * SCALE
+        return jnp.where(batch["mono"][:, None, None], ears.mean(-1, keepdims=True), ears)
     w, y, z, x = jnp.moveaxis(batch["audio"].astype(jnp.float32) * SCALE, -1, 0)
     angle = jnp.radians(batch["yaw"])[:, None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)

@@ -9,14 +9,14 @@ ANSWER_WEIGHT = 4.0
 
 
 def asked(context: common.Context, count: int, augment: bool = True, **shares):
-    """The maker of examples with `count` questions a scene."""
+    """The maker of examples with `count` questions a scene; augment: turned, where it can be."""
     return pipeline.Asked(
         context.classes,
         context.run.model,
         context.text,
         context.audio_tokens,
         count,
-        augment=augment,
+        augment=augment and context.turns,
         which=context.run.questions,
         **shares,
     )

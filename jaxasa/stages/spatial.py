@@ -19,6 +19,15 @@ from jaxasa.stages import common
 
 Batch = Mapping[str, jax.Array]
 COLOURS = 8  # points of a random filter over the mel bands
+# Of the experts' losses.
+WEIGHTS = {
+    "tags": 8.0,
+    "clip_tags": 4.0,
+    "class_direction": 8.0,
+    "class_distance": 0.5,
+    "reverberation": 0.5,
+    "active_count": 0.5,
+}
 
 
 def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
@@ -112,49 +121,50 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
     return total, measured
 
 
-def expert_loss(experts: Experts, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
+def expert_loss(
+    experts: Experts, batch: Batch, seconds: float, classes: int
+) -> tuple[jax.Array, dict]:
     """Auxiliary losses of the projector's experts at token rate, targets bound to classes.
 
-    A source of a class without a name is in none of them but the count.
+    An expert that the projector is built without has no loss. A source of a class without a name
+    is in none of them but the count.
     """
     sure, batch = known(batch)
-    classes = experts.tags.shape[-1]
-    active = activity(batch["span"], experts.tags.shape[1], seconds) * batch["present"][..., None]
+    frames = next((x.shape[1] for x in experts if x is not None), 1)
+    active = activity(batch["span"], frames, seconds) * batch["present"][..., None]
     names = jax.nn.one_hot(batch["label"], classes) * sure["label"][..., None]
     tags = jnp.einsum("bst,bsc->btc", active, names)
     where = jnp.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"])
     far = jnp.einsum("bsc,bs->bc", names * batch["present"][..., None], batch["log_distance"])
     told = jnp.einsum("bst,bsc,bs->btc", active, names, sure["log_distance"])
     spatial = (1.0 - batch["mono"])[:, None, None]
-    # Most of the targets are zero: what is heard weighs more.
-    weights = (1.0 + 4.0 * tags) * spatial
-    error = jnp.square(experts.direction - where).sum(-1)
-    columns = jnp.array([0, 2])
-    room, sure_room = batch["room"][:, None, columns], sure["room"][:, None, columns]
-    # Once more for the whole clip, where a class is heard if any moment has it.
-    whole = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(experts.tags.shape[1])
-    heard = (tags.max(1) > 0.2).astype(jnp.float32)
-    losses = {
-        "tags": optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean(),
-        "clip_tags": optax.sigmoid_binary_cross_entropy(whole, heard).mean(),
-        "class_direction": (error * weights).mean(),
-        "class_distance": (jnp.abs(experts.log_distance - far[:, None]) * told).sum()
-        / jnp.maximum(told.sum(), 1.0),
-        "reverberation": (jnp.abs(experts.reverberation - room) * sure_room).sum()
-        / jnp.maximum(sure_room.sum() * experts.reverberation.shape[1], 1.0),
-        "active_count": jnp.abs(experts.count - active.sum(1)).mean(),
-    }
-    total = (
-        8.0 * losses["tags"]
-        + 4.0 * losses["clip_tags"]
-        + 8.0 * losses["class_direction"]
-        + 0.5 * losses["class_distance"]
-        + 0.5 * losses["reverberation"]
-        + 0.5 * losses["active_count"]
-    )
-    rank = (whole[..., None, :] > whole[..., :, None]).sum(-1)
-    found = (rank < heard.sum(-1, keepdims=True)) * heard
-    return total, losses | {"tag_recall": found.sum() / jnp.maximum(heard.sum(), 1.0)}
+    losses, measured = {}, {}
+    if experts.tags is not None:
+        # Once more for the whole clip, where a class is heard if any moment has it.
+        whole = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(frames)
+        heard = (tags.max(1) > 0.2).astype(jnp.float32)
+        losses["tags"] = optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean()
+        losses["clip_tags"] = optax.sigmoid_binary_cross_entropy(whole, heard).mean()
+        rank = (whole[..., None, :] > whole[..., :, None]).sum(-1)
+        found = (rank < heard.sum(-1, keepdims=True)) * heard
+        measured["tag_recall"] = found.sum() / jnp.maximum(heard.sum(), 1.0)
+    if experts.direction is not None:
+        # Most of the targets are zero: what is heard weighs more.
+        weights = (1.0 + 4.0 * tags) * spatial
+        error = jnp.square(experts.direction - where).sum(-1)
+        losses["class_direction"] = (error * weights).mean()
+    if experts.log_distance is not None:
+        away = jnp.abs(experts.log_distance - far[:, None]) * told
+        losses["class_distance"] = away.sum() / jnp.maximum(told.sum(), 1.0)
+    if experts.reverberation is not None:
+        columns = jnp.array([0, 2])
+        away = jnp.abs(experts.reverberation - batch["room"][:, None, columns])
+        told = jnp.broadcast_to(sure["room"][:, None, columns], away.shape)
+        losses["reverberation"] = (away * told).sum() / jnp.maximum(told.sum(), 1.0)
+    if experts.count is not None:
+        losses["active_count"] = jnp.abs(experts.count - active.sum(1)).mean()
+    total = sum((WEIGHTS[name] * value for name, value in losses.items()), jnp.zeros(()))
+    return total, losses | measured
 
 
 def mel_mask(key: jax.Array, batch: int, frames: int, mels: int) -> jax.Array:
@@ -190,7 +200,7 @@ def _objectives(context: common.Context):
         audio = asa.listen(params, common.hear(batch), disguise)
         _, experts = asa.project(params, audio)
         by_slot, measured = slot_loss(audio.heard, batch, seconds)
-        by_expert, more = expert_loss(experts, batch, seconds)
+        by_expert, more = expert_loss(experts, batch, seconds, run.model.spatial.classes)
         return by_slot + by_expert, measured | more
 
     def loss(params, batch, key):
@@ -215,7 +225,7 @@ def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
     """The maker of examples; without `augment` they are as they were rendered."""
     mono_share = context.stage.mono_share if augment else 0.0
     slots = context.run.model.spatial.slots
-    return pipeline.Targets(context.classes, slots, mono_share, augment)
+    return pipeline.Targets(context.classes, slots, mono_share, augment and context.turns)
 
 
 def guests(context: common.Context) -> list[pipeline.Guest]:

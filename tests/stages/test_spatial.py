@@ -176,7 +176,7 @@ def test_experts_learn_what_is_active_by_class(batch):
         reverberation=np.repeat(batch["room"][:, None, [0, 2]], T, 1),
         count=active.sum(1),
     )
-    jitted = jax.jit(lambda experts, batch: spatial.expert_loss(experts, batch, SECONDS))
+    jitted = jax.jit(lambda experts, batch: spatial.expert_loss(experts, batch, SECONDS, CLASSES))
     loss = lambda experts: jitted(experts, batch)  # noqa: E731
     value, measured = loss(right)
     assert 0 <= value < 1e-3 and measured["tag_recall"] == 1
@@ -190,6 +190,11 @@ def test_experts_learn_what_is_active_by_class(batch):
         assert wrong > value + 0.05, name
         large = {k for k, v in parts.items() if k != "tag_recall" and v > 0.01}
         assert large - {"clip_tags"} == {part} and ("clip_tags" in large) == (name == "tags")
+    # Experts that a projector is built without leave the losses of the others.
+    some, parts = loss(right._replace(tags=None, direction=None))
+    assert set(parts) == {"class_distance", "reverberation", "active_count"} and some < 1e-3
+    none, parts = loss(Experts(*[None] * 5))
+    assert none == 0 and parts == {}
     # In mono there is no direction to learn.
     odd = right.direction.copy()
     odd[-1] += 1
@@ -225,7 +230,7 @@ def test_what_is_not_known_teaches_nothing(batch, random_heard):
         heard, experts = said
         return (
             spatial.slot_loss(heard, batch, SECONDS)[0]
-            + spatial.expert_loss(experts, batch, SECONDS)[0]
+            + spatial.expert_loss(experts, batch, SECONDS, CLASSES)[0]
         )
 
     unknown = batch | {
