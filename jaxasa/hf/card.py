@@ -72,10 +72,10 @@ Adapters are merged into the decoder. Sizes and classes are in `config.json`.
 ## Limits
 {_limits(meta, run)}
 """
-    return _header(meta, licences, results) + body
+    return _header(meta, results) + body
 
 
-def _header(meta: Mapping, licences: Mapping[str, str], results: Mapping | None) -> str:
+def _header(meta: Mapping, results: Mapping | None) -> str:
     """YAML, each value in JSON, which is YAML."""
     fields: dict = {
         "library_name": "transformers",
@@ -84,8 +84,8 @@ def _header(meta: Mapping, licences: Mapping[str, str], results: Mapping | None)
         "tags": ["jaxasa", "spatial-audio", "ambisonics", "audio-question-answering"],
     }
     base = _bases(meta)
-    if licences or base:
-        # The weights come from works under several licences; none of them is chosen here.
+    if meta.get("sounds") != "procedural" or base:
+        # The weights come from works of others; no licence is chosen here for them.
         fields |= {"license": "other", "license_name": "see-training-data"}
         fields["license_link"] = "README.md#training-data"
     else:

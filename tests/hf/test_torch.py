@@ -111,3 +111,68 @@ def test_logits_and_greedy_text_are_those_of_jax(model, clips, found, seconds):
 def test_adapters_were_merged(model, clips, found):
     base = logits(model, clips["3"], adapted=False)
     assert np.abs(found[1]["3"] - base).max() > 0.1
+
+
+def test_slots_and_batches_in_torch(model, clips, found):
+    facts, *_ = found
+    sources = model.sources(clips["10"], threshold=0.0)
+    theirs = facts["answers"]["10"]["sources"]
+    assert len(sources) == len(theirs) == 3
+    for a, b in zip(sources, theirs, strict=True):
+        assert a["class"] == b["class"]
+        for name in ("azimuth", "elevation", "distance", "presence"):
+            assert abs(a[name] - b[name]) < 0.11
+    first, second = facts["answers"]["pair"]
+    assert first == facts["answers"]["3"]["reply"] and second == facts["answers"]["alone"]
+
+
+def test_the_folder_is_whole_for_transformers(model, found):
+    facts, theirs, _ = found
+    assert not facts["report"] and facts["classes"] == list(model.classes)
+    assert facts["ids"] == model.text.encode(" where is the dog ?")
+    # Stock layers: two of Whisper's in the semantic encoder and two in the spatial one.
+    assert facts["stock"].count("WhisperEncoderLayer") == 4
+    assert facts["stock"].count("Qwen2Model") == 1
+    assert np.abs(theirs["bfloat16"] - theirs["3"]).mean() < 0.2
+    for fault, words in zip(
+        facts["faults"], ("(48000, 3)", "48000", "of one length", "at most 30 s"), strict=True
+    ):
+        assert words in fault
+
+
+def test_what_transformers_saves_is_read_back(model, found):
+    _, _, work = found
+    exported, _, _ = load.load(work / "export")
+    saved, meta, _ = load.load(work / "saved")
+    ours, theirs = load.flat(exported), load.flat(saved)
+    assert set(ours) == set(theirs) and meta["stage"] == "sft"
+    assert config.model_from_dict(meta["model"]).decoder == model.asa.model.decoder
+    # They went through bfloat16 in the other process.
+    for path, leaf in ours.items():
+        np.testing.assert_allclose(theirs[path], leaf, rtol=0.01, err_msg=path)
+
+
+def test_adapters_alone_are_those_of_peft(model, trained, tmp_path):
+    """peft on transformers' Qwen2, against the checkpoint with adapters on and off."""
+    peft = pytest.importorskip("peft")
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    out = adapter.write(trained, tmp_path / "adapter")
+    base = Qwen2ForCausalLM.from_pretrained(out / "base", dtype=torch.float32)
+    ids = np.arange(12)[None] + 20
+    hidden = jax.jit(model.asa.hidden, static_argnames="adapted")
+
+    def ours(adapted):
+        x = model.asa.embed(model.params, ids, None, model.text.audio)
+        found, *_ = hidden(model.params, x, np.ones_like(ids, bool), adapted=adapted)
+        return np.asarray(found @ model.asa.table(model.params).T)
+
+    def theirs(net):
+        with torch.no_grad():
+            return net(torch.from_numpy(ids)).logits.numpy()
+
+    np.testing.assert_allclose(theirs(base), ours(False), atol=1e-4)
+    adapted = peft.PeftModel.from_pretrained(base, out)
+    np.testing.assert_allclose(theirs(adapted), ours(True), atol=1e-4)
+    assert np.abs(ours(True) - ours(False)).max() > 0.1
