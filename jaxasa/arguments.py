@@ -123,12 +123,24 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "export",
         "Writes a model as a Hugging Face folder; adapters are merged.",
-        "Reads a checkpoint.",
-        "OUT: safetensors, config, tokenizer, model card",
-        "jaxasa export runs/demo/checkpoints/grpo runs/demo/export",
+        "Reads a checkpoint, and what the model card tells of from the run's folder around it.",
+        "OUT: safetensors, configs, tokenizer, the model in torch, model card",
+        "jaxasa export runs/demo/checkpoints/grpo runs/demo/export\n"
+        "  jaxasa export runs/demo/checkpoints/grpo runs/demo/adapter --adapter",
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE")
     verb.add_argument("out", type=Path, help="a new folder, or an export to replace")
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument(
+        "--adapter",
+        action="store_true",
+        help="instead: the adapters for peft, and the decoder that they belong to",
+    )
+    form.add_argument(
+        "--stablehlo",
+        action="store_true",
+        help="adds OUT/stablehlo: functions that run with jax alone",
+    )
 
     verb = _verb(
         verbs,

@@ -305,9 +305,15 @@ def draw(options: argparse.Namespace) -> Result:
 
 
 def export(options: argparse.Namespace) -> Result:
+    from jaxasa.hf import adapter
     from jaxasa.hf import export as exporting
 
-    out = exporting.export(options.checkpoint, options.out)
+    if options.adapter:
+        out = adapter.write(options.checkpoint, options.out)
+    else:
+        out = exporting.export(
+            options.checkpoint, options.out, with_stablehlo=options.stablehlo
+        )
     print(out)
     return {"export": str(out)}
 
