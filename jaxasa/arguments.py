@@ -125,8 +125,8 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(
         verbs,
         "plan",
-        "Compiles a stage's step for a TPU slice that need not be there: does it fit, how fast is it?",
-        "Reads gin files alone; with libtpu (pip install 'jaxasa[plan]') it can tell whether it fits.",
+        "Compiles a stage's step for a TPU slice that need not be there: does it fit, how fast?",
+        "Reads gin files alone; whether it fits is known with libtpu (pip install 'jaxasa[plan]').",
         "nothing but the file of --json; exit code 3 where the step does not fit",
         "jaxasa plan --gin_file gin/run/base_sft.gin --topology v5p:4x4x8\n"
         "  jaxasa plan --gin_file gin/run/base_grpo.gin --topology v5e:16x16 --stage rollout",

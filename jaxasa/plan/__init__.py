@@ -232,7 +232,10 @@ def table(result: dict) -> str:
     rows = [
         ("step", f"{result['stage']} on {result['topology']}: {result['chips']} chips, {over}"),
         ("compiled by", result["compiler"]),
-        ("parameters", f"{result['parameters']:,}, of which learn {result['trainable_parameters']:,}"),
+        (
+            "parameters",
+            f"{result['parameters']:,}, of which learn {result['trainable_parameters']:,}",
+        ),
         (
             "HBM a chip",
             f"arguments {hbm['arguments'] / GIB:.2f} + temporaries {hbm['temporaries'] / GIB:.2f}"
@@ -251,8 +254,11 @@ def table(result: dict) -> str:
                 for axes, kinds in result["collective_bytes"].items()
             ),
             ("step time", _times(result)),
-            ("throughput", f"{result['tokens_per_second']:,.0f} tokens/s, "
-             f"{result['clips_per_second']:,.0f} clips/s"),
+            (
+                "throughput",
+                f"{result['tokens_per_second']:,.0f} tokens/s, "
+                f"{result['clips_per_second']:,.0f} clips/s",
+            ),
             ("MFU", f"{100 * result['expected_mfu']:.1f} % expected"),
         ]
     verdict = {True: "fits", False: "does not fit", None: "unknown (needs libtpu: jaxasa[plan])"}

@@ -55,7 +55,9 @@ def cost(
     peak = chip.flops / shares * EFFICIENCY["products"]
     rate = chip.hbm_rate / shares * EFFICIENCY["memory"]
     found = Cost()
-    coords = coords or [tuple(np.unravel_index(n // shares, slice_.dims)) for n in range(slice_.devices)]
+    coords = coords or [
+        tuple(np.unravel_index(n // shares, slice_.dims)) for n in range(slice_.devices)
+    ]
     counts = program.runs(unknown)
     fused = {
         inner

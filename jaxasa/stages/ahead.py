@@ -64,9 +64,9 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, t
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
         batch = batch_shapes(around, name)
         if what == ROLLOUT:
-            given = (start.params, _placed(batch, mesh), key)
+            asked = (start.params, _placed(batch, mesh), key)
             sampled = grpo.sampler(around)
-            return sampled.lower(*given, stage.group, stage.temperature), given
+            return sampled.lower(*asked, stage.group, stage.temperature), asked
         if name == "grpo":
             batch |= grpo.played_shapes(around, stage.batch)
             around = grpo.paced(around)
@@ -77,8 +77,8 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, t
 
 def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch that the pipeline of stage `name` makes."""
-    make, scene = STAGES[name].examples(around), around.train[0]
-    element = (0, scene[1]) if name == "text" else scene
+    make, (audio, scene) = STAGES[name].examples(around), next(iter(around.train or ()))
+    element = (0, scene) if name == "text" else (audio, scene)
     example = make(element, np.random.default_rng(0))
     rows = around.stage.batch
     return {

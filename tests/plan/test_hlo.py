@@ -1,4 +1,4 @@
-"""Programs whose products and collectives are known in closed form, and XLA's spellings of groups."""
+"""Programs whose cost is known in closed form, and XLA's spellings of groups."""
 
 import math
 
@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxasa import config, gin_io, mesh
 from jaxasa.plan import chips, hlo, roofline
+from jaxasa.plan.groups import groups_of
 from jaxasa.stages import ahead
 
 SLICE = chips.topology("v5e:2x4")
@@ -100,7 +101,7 @@ def test_groups_by_an_array_of_numbers_are_numpy_s(order, dims, data):
     text = ",".join(map(str, dims)), ",".join(map(str, order))
     line = f"replica_groups=[{size // width},{width}]<=[{text[0]}]T({text[1]}), use"
     expected = np.arange(size).reshape(dims).transpose(order).reshape(-1, width)
-    assert np.array(hlo._groups(line, size)).tolist() == expected.tolist()
+    assert np.array(groups_of(line, size)).tolist() == expected.tolist()
 
 
 @given(st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 2))
@@ -109,17 +110,17 @@ def test_groups_by_an_axis_of_a_named_mesh(dims, axis):
     line = f"replica_groups=mesh[{named}] {{'axis_{axis}'}}, dimensions={{1}}"
     numbers = np.moveaxis(np.arange(math.prod(dims)).reshape(dims), axis, -1)
     expected = numbers.reshape(-1, dims[axis]).tolist()
-    assert [list(group) for group in hlo._groups(line, math.prod(dims))] == expected
+    assert [list(group) for group in groups_of(line, math.prod(dims))] == expected
 
 
 def test_groups_in_lists_pairs_and_parts_of_an_axis():
-    assert hlo._groups("replica_groups={{0,2},{1,3}}, to", 4) == ((0, 2), (1, 3))
-    assert hlo._groups("replica_groups={}, to", 3) == ((0, 1, 2),)
-    assert hlo._groups("source_target_pairs={{0,1},{1,0}}", 2) == ((0, 1), (1, 0))
-    part = hlo._groups("replica_groups=mesh['x'=8] {'x':(2)2}", 8)
+    assert groups_of("replica_groups={{0,2},{1,3}}, to", 4) == ((0, 2), (1, 3))
+    assert groups_of("replica_groups={}, to", 3) == ((0, 1, 2),)
+    assert groups_of("source_target_pairs={{0,1},{1,0}}", 2) == ((0, 1), (1, 0))
+    part = groups_of("replica_groups=mesh['x'=8] {'x':(2)2}", 8)
     assert part == ((0, 2), (1, 3), (4, 6), (5, 7))
     with pytest.raises(ValueError, match="not understood"):
-        hlo._groups("replica_groups=?", 4)
+        groups_of("replica_groups=?", 4)
 
 
 @pytest.mark.parametrize("axis, other", [("fsdp", "tensor"), ("tensor", "fsdp")])
