@@ -144,6 +144,21 @@ def parser() -> argparse.ArgumentParser:
 
     verb = _verb(
         verbs,
+        "plan",
+        "Compiles a stage's step for a TPU slice that need not be there: does it fit, how fast?",
+        "Reads gin files alone; whether it fits is known with libtpu (pip install 'jaxasa[plan]').",
+        "nothing but the file of --json; exit code 3 where the step does not fit",
+        "jaxasa plan --gin_file gin/run/base_sft.gin --topology v5p:4x4x8\n"
+        "  jaxasa plan --gin_file gin/run/base_grpo.gin --topology v5e:16x16 --stage rollout",
+    )
+    verb.add_argument("--topology", required=True, metavar="CHIP:AxBxC", help="as v5e:16x16")
+    verb.add_argument(
+        "--stage", choices=(*STAGES, "rollout"), help="default: the last of Run.stages"
+    )
+    gin_io.add_arguments(verb)
+
+    verb = _verb(
+        verbs,
         "demo",
         "The main job: every step from sounds to report. Finished steps are kept.",
         "Reads nothing; goes on with what is in DIR.",

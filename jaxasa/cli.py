@@ -1,6 +1,7 @@
 """The command line: a verb for each step, which works on what the one before it wrote.
 
-Exit codes: 0 done; 2 something that the user must mend (one line says what); 75 stopped, what
+Exit codes: 0 done; 2 something that the user must mend (one line says what); 3 a verdict of no
+(a plan that does not fit); 75 stopped, what
 was done is saved, start it again; 130 interrupted; 1 a bug, with its traceback.
 
 Heavy libraries are imported inside the verbs, so that --help answers at once.
@@ -19,7 +20,7 @@ from jaxasa import arguments, cpu, gin_io, workdir
 from jaxasa.config import ConfigError, Run
 
 DEFAULT_GIN = "gin/run/demo.gin"
-BAD_INPUT, UNFINISHED, INTERRUPTED = 2, 75, 130
+BAD_INPUT, NO, UNFINISHED, INTERRUPTED = 2, 3, 75, 130
 # A full disk or a folder without permission is no bug.
 _FOR_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
@@ -73,7 +74,7 @@ def _run(argv: Sequence[str]) -> int:
     result = VERBS[options.verb](options)
     if options.json is not None:
         workdir.write_text(options.json, json.dumps(result, indent=1) + "\n")
-    return 0
+    return NO if isinstance(result, dict) and result.get("fits") is False else 0
 
 
 def _say(line: str, code: int) -> int:
@@ -318,6 +319,15 @@ def export(options: argparse.Namespace) -> Result:
     return {"export": str(out)}
 
 
+def plan(options: argparse.Namespace) -> Result:
+    from jaxasa import plan as planning
+
+    run, _ = _config(options)
+    found = planning.plan(run, options.topology, options.stage)
+    print(planning.table(found))
+    return found
+
+
 def demo(options: argparse.Namespace) -> Result:
     from jaxasa import demo as main_job
 
@@ -348,6 +358,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "listen": listen,
     "draw": draw,
     "export": export,
+    "plan": plan,
     "demo": demo,
 }
 

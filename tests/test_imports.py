@@ -39,6 +39,7 @@ LEVELS = {
     "listen": 5,
     "stages": 5,
     "bench": 5,
+    "plan": 6,
     "steps": 6,
     "demo": 7,
     "cli": 8,

@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from jaxasa.plan.groups import groups_of
+
 Shape = tuple[str, tuple[int, ...], bool]  # dtype, dimensions, whether in the chip's own memory
 
 COLLECTIVES = (
@@ -259,7 +261,7 @@ class Program:
             if kind not in COLLECTIVES or (_is_spread(inside) and not is_start):
                 continue
             size = sum(_bytes(inside[o].shapes, everywhere=True) for o in made.operands)
-            groups = _groups(made.attributes, self.devices)
+            groups = groups_of(made.attributes, self.devices)
             if kind == "all-gather":
                 size *= len(groups[0])
             kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
@@ -360,70 +362,3 @@ def _valid(here: int, there: int, size: int, stride: int, low: int, spread: int,
             at = place * stride + tap * taps - low
             count += at >= 0 and at % spread == 0 and at // spread < here
     return count
-
-
-def _groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
-    """Groups of device numbers of a collective, in any of XLA's four spellings."""
-    pairs = re.search(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}", text)
-    if pairs:
-        return tuple(tuple(map(int, p.split(","))) for p in re.findall(r"\{(\d+,\d+)\}", pairs[1]))
-    listed = re.search(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}", text)
-    if listed:
-        found = [tuple(map(int, g.split(","))) for g in re.findall(r"\{([\d,]+)\}", listed[1])]
-        return tuple(found) or (tuple(range(devices)),)
-    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
-    if tiled:
-        order = _iota(tiled[3], tiled[4])
-        return _rows(order, int(tiled[2]))
-    named = re.search(
-        r"replica_groups=@?mesh\w*\[([^\]]*)\](?:, ?device_ids=\(?\[([\d,]+)\](?:T\(([\d,]+)\))?\)?)?"
-        r" ?\{([^}]*)\}",
-        text,
-    )
-    if named:
-        axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", named[1])]
-        order = _iota(named[2], named[3]) if named[2] else list(range(devices))
-        return _named_groups(axes, order, named[4])
-    raise ValueError(f"HLO: groups of a collective not understood: {text[:200]}")
-
-
-def _named_groups(axes, order: list[int], chosen: str) -> tuple[tuple[int, ...], ...]:
-    """Groups along axes of a named mesh: 'x', or a part 'x':(2)4, its places 2 apart... of 4."""
-    picked = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
-    # Every axis is split into what is outside of a part, the part, and what is inside of it.
-    dims: list[int] = []
-    varies: list[bool] = []
-    for name, size in axes:
-        part = next((p for p in picked if p[0] == name), None)
-        if part is None or not part[1]:
-            dims.append(size)
-            varies.append(part is not None)
-        else:
-            before, width = int(part[1]), int(part[2])
-            dims += [before, width, size // before // width]
-            varies += [False, True, False]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for position, device in enumerate(order):
-        place = []
-        for size in reversed(dims):
-            position, index = divmod(position, size)
-            place.append(index)
-        place.reverse()
-        rest = tuple(i for i, v in zip(place, varies, strict=True) if not v)
-        groups.setdefault(rest, []).append(device)
-    return tuple(map(tuple, groups.values()))
-
-
-def _iota(dims_text: str, order_text: str | None) -> list[int]:
-    """Numbers 0 to n - 1 of an array of `dims`, read after transposing it."""
-    dims = [int(d) for d in dims_text.split(",")]
-    axes = [int(a) for a in order_text.split(",")] if order_text else list(range(len(dims)))
-    strides = [math.prod(dims[a + 1 :]) for a in range(len(dims))]
-    numbers = [0]
-    for axis in axes:
-        numbers = [n + i * strides[axis] for n in numbers for i in range(dims[axis])]
-    return numbers
-
-
-def _rows(numbers: list[int], width: int) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(numbers[i : i + width]) for i in range(0, len(numbers), width))

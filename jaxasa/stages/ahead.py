@@ -49,10 +49,11 @@ def params_shapes(run: config.Run) -> dict:
     return jax.eval_shape(lambda: ASA(run.model).init(jax.random.key(0)))
 
 
-def lower(run: config.Run, what: str, mesh: Mesh) -> jax.stages.Lowered:
+def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, tuple]:
     """The update of a stage, or the `rollout` of stage grpo, as the training loop calls it.
 
-    Raises ConfigError where the parameters or the batch do not divide over the mesh.
+    Returns it lowered and the shapes of its arguments, each with its sharding. Raises ConfigError
+    where the parameters or the batch do not divide over the mesh.
     """
     name = "grpo" if what == ROLLOUT else what
     around = context(run, name, mesh)
@@ -60,28 +61,28 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> jax.stages.Lowered:
     with jax.set_mesh(mesh):
         start = state.shapes(params_shapes(run), stage, mesh, run.model.frozen_dtype)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(
-            key.shape, key.dtype, sharding=NamedSharding(mesh, PartitionSpec())
-        )
+        whole = NamedSharding(mesh, PartitionSpec())
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
         batch = batch_shapes(around, name)
         if what == ROLLOUT:
-            batch = _placed(batch, mesh)
+            asked = (start.params, _placed(batch, mesh), key)
             sampled = grpo.sampler(around)
-            return sampled.lower(start.params, batch, key, stage.group, stage.temperature)
+            return sampled.lower(*asked, stage.group, stage.temperature), asked
         if name == "grpo":
             batch |= grpo.played_shapes(around, stage.batch)
             around = grpo.paced(around)
+        given = (start, _placed(batch, mesh), key)
         update = common.gradient_update(around, STAGES[name].objective(around))
-        return update.lower(start, _placed(batch, mesh), key)
+        return update.lower(*given), given
 
 
 def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch that the pipeline of stage `name` makes."""
-    make, scene = STAGES[name].examples(around), around.train[0]
+    make, (audio, scene) = STAGES[name].examples(around), next(iter(around.train or ()))
     if getattr(make, "each_level", False):
         # Of which the stage keeps one (curriculum.Promotion).
         make = dataclasses.replace(make, each_level=False)
-    element = scene[1] if name == "text" else scene
+    element = scene if name == "text" else (audio, scene)
     example = make(element, np.random.default_rng(0), 1.0)
     rows = around.stage.batch
     return {

@@ -124,7 +124,7 @@ def reply_loss(
     }
 
 
-def gradient_update(context: Context, loss: Callable) -> Callable:
+def gradient_update(context: Context, loss: Callable) -> Any:
     """loss(params, batch, key) -> (scalar, metrics); returns update(state, batch, key), jitted.
 
     Gradients are taken with respect to what the stage trains, and nothing else; a batch is taken
