@@ -39,6 +39,7 @@ LEVELS = {
     "bench": 5,
     "steps": 6,
     "demo": 7,
+    "rehearse": 7,
     "cli": 8,
 }
 # Rooms of one level that stay apart.
