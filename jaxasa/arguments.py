@@ -88,9 +88,17 @@ def parser() -> argparse.ArgumentParser:
         "Trains one stage, from its last checkpoint if there is one.",
         "Reads DIR/scenes and the checkpoints of the stage before.",
         "DIR/checkpoints/STAGE and DIR/logs/STAGE",
-        "jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300",
+        "jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300\n"
+        "  jaxasa train --rehearse --gin_file gin/run/demo.gin",
     )
-    verb.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
+    stages = ", ".join(STAGES)
+    verb.add_argument("stage", nargs="?", choices=STAGES, metavar="STAGE", help=stages)
+    verb.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="instead: two steps of every stage, with evaluation, save and restore between them; "
+        "keeps nothing, and makes sounds and scenes up where there are none",
+    )
     verb.add_argument(
         "--profile",
         type=int,
@@ -98,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="traces N steps to DIR/logs/STAGE/profile, for TensorBoard",
     )
-    _add_work(verb)
+    _add_work(verb, required=False)
 
     _add_bench(verbs)
 

@@ -196,16 +196,33 @@ def import_(options: argparse.Namespace) -> Result:
 def train(options: argparse.Namespace) -> Result:
     from jaxasa import distributed
 
+    if options.rehearse:
+        return _rehearse(options)
+    for name in ("stage", "workdir"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"{name} is missing, expected STAGE and --workdir (or --rehearse)")
     distributed.join()
-    from jaxasa import steps
-
     run, text, folder = _workdir(options)
     if options.stage not in run.stages:
         raise ConfigError(f"stage {options.stage!r}: expected one of {', '.join(run.stages)}")
+    from jaxasa import steps
+
     steps.train(run, folder, options.stage, text, options.profile)
     out = folder / "checkpoints" / options.stage
     print(f"stage {options.stage} is trained: {out}")
     return {"stage": options.stage, "checkpoint": str(out)}
+
+
+def _rehearse(options: argparse.Namespace) -> Result:
+    from jaxasa import rehearse
+
+    if options.stage is not None:
+        raise ConfigError(f"{options.stage}: --rehearse does every stage of the run")
+    made = options.workdir / "config.gin" if options.workdir else None
+    if made is not None and made.is_file() and not options.gin_file:
+        options.gin_file = [str(made)]
+    run, text = _config(options)
+    return rehearse.rehearse(run, options.workdir, text)
 
 
 def bench_build(options: argparse.Namespace) -> Result:
@@ -312,9 +329,7 @@ def export(options: argparse.Namespace) -> Result:
     if options.adapter:
         out = adapter.write(options.checkpoint, options.out)
     else:
-        out = exporting.export(
-            options.checkpoint, options.out, with_stablehlo=options.stablehlo
-        )
+        out = exporting.export(options.checkpoint, options.out, with_stablehlo=options.stablehlo)
     print(out)
     return {"export": str(out)}
 

@@ -42,6 +42,7 @@ LEVELS = {
     "plan": 6,
     "steps": 6,
     "demo": 7,
+    "rehearse": 7,
     "cli": 8,
 }
 # Rooms of one level that stay apart.

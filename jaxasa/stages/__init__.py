@@ -38,15 +38,22 @@ def train(
     Raises ConfigError where the sounds, scenes or checkpoints that it builds on are missing.
     """
     folder = Path(workdir)
-    options: config.Stage = getattr(run, stage)
+    context = prepare(run, stage, folder)
+    with jax.set_mesh(context.mesh):
+        task = TASKS[stage](context)
+        return fit(context, task, context.stage, folder, config_text, profile)
+
+
+def prepare(run: config.Run, stage: str, folder: Path) -> Context:
+    """What `stage` builds its task from, out of a work folder. Raises ConfigError as `train`."""
     bank = Bank.load(folder / "sounds")
     most = run.model.spatial.classes
     if len(bank.classes) > most:
         raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
     needs_scenes = stage != "text"
-    context = Context(
+    return Context(
         run=run,
-        stage=options,
+        stage=getattr(run, stage),
         asa=ASA(run.model),
         mesh=mesh.make(run.mesh),
         text=_tokenizer(run, bank, folder),
@@ -55,6 +62,18 @@ def train(
         train=_train_scenes(run, folder) if needs_scenes else None,
         dev=Records(scenes_of(run, folder, "dev")) if needs_scenes else None,
     )
+
+
+def fit(
+    context: Context,
+    task: loop.Task,
+    options: config.Stage,
+    folder: Path,
+    config_text: str,
+    profile: int = 0,
+) -> state.State:
+    """Trains `task` as `options` say, in a mesh that is set; see `train`."""
+    run, stage = context.run, task.name
     out = folder / "checkpoints" / stage
     for place in [out, out / "best"] if options.best else [out]:
         place.mkdir(parents=True, exist_ok=True)
@@ -62,30 +81,29 @@ def train(
             shutil.copyfile(folder / "tokenizer.json", place / "tokenizer.json")
     meta = {
         "stage": stage,
-        "classes": list(bank.classes),
+        "classes": list(context.classes),
         "seconds": run.scenes.seconds,
-        "sounds": bank.name,
+        "sounds": Bank.load(folder / "sounds").name,
         "model": dataclasses.asdict(run.model),
         "tokenizer": "tokenizer.json",
     }
-    with jax.set_mesh(context.mesh):
-        start = state.create(
-            _params_before(run, stage, folder, context),
-            options,
-            context.mesh,
-            frozen_dtype=run.model.frozen_dtype,
-        )
-        return loop.train(
-            TASKS[stage](context),
-            start,
-            options,
-            folder=out,
-            logs=folder / "logs" / stage,
-            meta=meta,
-            config_text=config_text,
-            seed=run.seed,
-            profile=profile,
-        )
+    start = state.create(
+        _params_before(run, stage, folder, context),
+        options,
+        context.mesh,
+        frozen_dtype=run.model.frozen_dtype,
+    )
+    return loop.train(
+        task,
+        start,
+        options,
+        folder=out,
+        logs=folder / "logs" / stage,
+        meta=meta,
+        config_text=config_text,
+        seed=run.seed,
+        profile=profile,
+    )
 
 
 def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:

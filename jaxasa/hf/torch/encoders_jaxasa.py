@@ -249,9 +249,7 @@ class Spatial(Blocks):
         for stem, (_, frames, bands) in zip(self.stem, self.sizes["stem"], strict=True):
             x = stem(patches(x, frames, bands))
         x = self.context(self.stem_out(x.flatten(2)))
-        chosen = gates(
-            self.class_bands, self.class_bands_trust, x, self.sizes["classes"], field
-        )
+        chosen = gates(self.class_bands, self.class_bands_trust, x, self.sizes["classes"], field)
         found = torch.einsum("btsm,btmc->btsc", torch.sigmoid(chosen).float(), field[..., 1:4])
         found = found / field.shape[2]
         x = x + self.measured(torch.cat([unit(found), found], -1).flatten(2))
