@@ -1,5 +1,6 @@
 """A trained model that answers questions: for `jaxasa ask`, and for the benchmark."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from jaxasa.models.asa import ASA, Params
 
 HEARING = ("full", "mono", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
+GREEDY = config.Sampling()
 
 
 class Marks(NamedTuple):
@@ -71,11 +73,14 @@ class Model:
         questions: Sequence[str],
         options: Sequence[Sequence[str] | None],
         hearing: str = "full",
+        sampling: config.Sampling = GREEDY,
+        seed: int = 0,
     ) -> list[str]:
         """Replies to one question a scene: int16 audio [B, N, 4] -> texts with thought and answer.
 
         options: four to each question, or None for an open one. An answer that is none of the
-            options gives way to the one that the model finds likeliest after its thought.
+            options gives way to the one that the model finds likeliest after its thought; not so
+            where it is sampled, or ends at a string.
         hearing: "full", "mono" (W only) or "none" (the question alone).
         """
         config.check(hearing in HEARING, "hearing", hearing, ", ".join(HEARING))
@@ -92,6 +97,8 @@ class Model:
         prompts = tokens.pad_left(rows, length, self.text.pad)
         if hearing == "mono":
             audio = audio * np.array([1, 0, 0, 0], audio.dtype)
+        if sampling != GREEDY:
+            return self._sampled(audio, prompts, sampling, seed)
         made = np.asarray(_generate(self.asa, self.marks, self.params, audio, prompts))
         replies = [self.text.decode(row) for row in made]
         stray = [
@@ -105,6 +112,18 @@ class Model:
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
+
+    def _sampled(self, audio, prompts, sampling: config.Sampling, seed: int) -> list[str]:
+        """Replies to prompts [B, P] that are drawn, or end at a string."""
+        key = jax.random.key(seed)
+
+        def advance(stream: sample.Stream, until: int) -> sample.Stream:
+            # The strings are looked for on the host: they need not be compiled again.
+            choice = dataclasses.replace(sampling, stop=())
+            return _advance(self.asa, self.marks, choice, self.params, prompts, stream, key, until)
+
+        stream = _begin(self.asa, self.marks, self.params, audio, prompts)
+        return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
     def _choose(self, audio, prompts, made, options, part: Sequence[int]) -> list[str]:
         """Replies of the rows `part`: their thought, then the likeliest of their options."""
@@ -179,6 +198,40 @@ def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts) -> jax.Arr
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+def _begin(asa: ASA, marks: Marks, params: Params, audio, prompts) -> sample.Stream:
+    placed, _ = asa.project(params, asa.listen(params, audio))
+    return sample.begin(
+        asa,
+        params,
+        prompts,
+        placed,
+        max_new=asa.model.reply_tokens,
+        pad=marks.pad,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key, until):
+    return sample.advance(
+        asa,
+        params,
+        prompts,
+        stream,
+        key,
+        until,
+        temperature=choice.temperature,
+        top_k=choice.top_k,
+        top_p=choice.top_p,
+        pad=marks.pad,
+        eos=marks.eos,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _likelihoods(asa: ASA, marks: Marks, params: Params, audio, prompts, replies) -> jax.Array:
     """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
     placed, _ = asa.project(params, asa.listen(params, audio))
@@ -199,16 +252,20 @@ def ask(
     question: str,
     options: Sequence[str] | None = None,
     order: str = "ambix",
+    sampling: config.Sampling = GREEDY,
+    seed: int = 0,
 ) -> dict:
     """{"question", "answer", "thought", "reply", "sources"} for a FOA recording.
 
     The clip is cut, or padded with silence, to the length that the model was trained on. With
-    four `options` the answer is one of them. order: of its channels, see foa_file.read.
+    four `options` the answer is one of them, unless it is sampled or ends at a string. order: of
+    its channels, see foa_file.read. seed: of what is sampled.
     """
     audio = foa_file.read(audio_path, order)
     model = Model.load(checkpoint)
     audio = records.to_int16(_fit(audio, round(model.seconds * features.RATE)))
-    reply = model.respond(audio[None], [words.plain(question)], [options])[0]
+    asked = words.plain(question)
+    reply = model.respond(audio[None], [asked], [options], sampling=sampling, seed=seed)[0]
     return {
         "question": question,
         "answer": _answer(reply, options),
