@@ -123,6 +123,13 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("question")
     _add_order(verb)
     verb.add_argument("--options", nargs=4, metavar=tuple("ABCD"), help="four answers to choose of")
+    number: dict = {"type": float, "metavar": "X"}
+    verb.add_argument("--temperature", **number, default=0.0, help="of sampling (0: likeliest)")
+    verb.add_argument("--top_k", type=int, default=0, metavar="K", help="of the K likeliest (all)")
+    verb.add_argument("--top_p", **number, default=1.0, help="of the likeliest up to X (1: all)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    stop = {"metavar": "TEXT", "help": "the reply ends before it; repeatable"}
+    verb.add_argument("--stop", action="append", default=[], **stop)
 
     _add_listen(verbs)
     _add_draw(verbs)
@@ -233,7 +240,7 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
-    parts = bench.add_subparsers(metavar="{build,run,score,seld,report}", required=True)
+    parts = bench.add_subparsers(metavar="{build,run,score,seld,report,speed}", required=True)
 
     verb = _verb(
         parts,
@@ -304,6 +311,17 @@ def _add_bench(verbs) -> None:
     )
     _add_split(verb)
     _add_folder(verb)
+
+    verb = _verb(
+        parts,
+        "speed",
+        "Times generation or a training step against torch: medians of rounds taken in turn.",
+        "Reads nothing; needs the extra `speed`. Let nothing else run on the machine.",
+        "nothing but the file of --json",
+        "jaxasa bench speed decode --json decode.json",
+    )
+    verb.add_argument("what", choices=("decode", "sft", "grpo"))
+    verb.add_argument("--rounds", type=int, metavar="N", help="default: 5, 15 and 8")
 
 
 def _verb(

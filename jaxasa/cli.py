@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from jaxasa import arguments, cpu, gin_io, workdir
-from jaxasa.config import ConfigError, Run
+from jaxasa.config import ConfigError, Run, Sampling
 
 DEFAULT_GIN = "gin/run/demo.gin"
 BAD_INPUT, NO, UNFINISHED, INTERRUPTED = 2, 3, 75, 130
@@ -280,11 +280,29 @@ def bench_report(options: argparse.Namespace) -> Result:
     return {"report": str(path)}
 
 
+def bench_speed(options: argparse.Namespace) -> Result:
+    import importlib
+
+    if options.rounds is not None and options.rounds < 1:
+        raise ConfigError(f"--rounds is {options.rounds}, expected a number of at least 1")
+    # The three need different libraries of torch's side, and only theirs are imported.
+    comparison = importlib.import_module(f"jaxasa.bench.speed_{options.what}")
+    result = comparison.run(**({"rounds": options.rounds} if options.rounds else {}))
+    comparison.speed.show(result["rows"])
+    return result
+
+
 def ask(options: argparse.Namespace) -> Result:
     from jaxasa import ask as asking
 
     answer = asking.ask(
-        options.checkpoint, options.audio, options.question, options.options, options.order
+        options.checkpoint,
+        options.audio,
+        options.question,
+        options.options,
+        options.order,
+        Sampling(options.temperature, options.top_k, options.top_p, tuple(options.stop)),
+        options.seed,
     )
     print(answer["answer"])
     return answer
@@ -369,6 +387,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "bench score": bench_score,
     "bench seld": bench_seld,
     "bench report": bench_report,
+    "bench speed": bench_speed,
     "ask": ask,
     "listen": listen,
     "draw": draw,

@@ -206,6 +206,35 @@ class Model:
         check(self.remat in REMAT, "Model.remat", self.remat, " or ".join(REMAT))
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is chosen, token by token.
+
+    temperature: 0 takes the likeliest; otherwise samples come from softmax(logits / temperature).
+    top_k: only among the k likeliest tokens (0: all). top_p: only among the likeliest that
+        together have this probability (1: all). Both need a temperature.
+    stop: strings at which a reply ends; they are not part of it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_at_least(self, 0, "temperature", "top_k")
+        check(isinstance(self.top_k, int), "Sampling.top_k", self.top_k, "a whole number")
+        check(0 < self.top_p <= 1, "Sampling.top_p", self.top_p, "above 0 and at most 1")
+        filters = self.top_k or self.top_p < 1
+        check(
+            self.temperature > 0 or not filters,
+            "Sampling.temperature",
+            self.temperature,
+            "a number above 0 with top_k or top_p",
+        )
+        check(all(self.stop), "Sampling.stop", self.stop, "strings of at least a letter")
+
+
 def tuples(value):
     """Lists, however deep, as the tuples that JSON made them of."""
     return tuple(tuples(v) for v in value) if isinstance(value, (list, tuple)) else value

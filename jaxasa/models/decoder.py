@@ -10,6 +10,7 @@ F hidden, V vocabulary, L layers, P prompts, G completions of one prompt (B = P 
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -48,6 +49,13 @@ class Cache(NamedTuple):
     v: jax.Array
 
 
+def by_rows(x: jax.Array, pieces: Sequence[jax.Array]) -> jax.Array:
+    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, few rows of x as columns."""
+    columns = x.reshape(-1, x.shape[-1]).T
+    y = jnp.concatenate([rows @ columns for rows in pieces])
+    return y.T.reshape(*x.shape[:-1], -1)
+
+
 class Projection(nn.Module):
     """Dense layer, plus `alpha / rank * x a b` where adapters are given."""
 
@@ -58,9 +66,12 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
-        y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "rows"):  # [out, in], see decoding.py
+            y = by_rows(x, self.get_variable("params", "rows"))
+        else:
+            wide = (x.shape[-1], self.features)
+            kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
+            y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         adapted = re.fullmatch(self.lora.targets, self.name) is not None
