@@ -123,8 +123,16 @@ def test_resampling_time_means_over_spans():
 
 def test_bfloat16_reaches_the_tokens(tiny, clip):
     asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
-    made = jax.eval_shape(lambda p, a: asa.project(p, asa.listen(p, a))[0], tiny.params, clip)
-    assert made.dtype == jax.numpy.bfloat16
+
+    def listen(params, audio):
+        audio = asa.listen(params, audio)
+        return *asa.project(params, audio), audio
+
+    made, experts, audio = jax.eval_shape(listen, tiny.params, clip)
+    assert made.dtype == audio.dense.dtype == audio.semantic.dtype == jax.numpy.bfloat16
+    # What losses are taken of is in float32.
+    heads = (*experts, *audio.heard.slots, *audio.heard.room)
+    assert {x.dtype for x in heads} == {np.dtype("float32")}
     assert asa.table(tiny.params).dtype == jax.numpy.bfloat16
     with pytest.raises(config.ConfigError, match="Model.dtype is 'float8'"):
         dataclasses.replace(tiny.model, dtype="float8")
