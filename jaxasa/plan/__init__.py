@@ -135,6 +135,8 @@ def _tpu(name: str) -> Sequence:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # Its lock keeps processes apart that share a TPU; two plans share nothing.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:
