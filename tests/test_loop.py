@@ -211,6 +211,19 @@ def test_nan_stops_with_the_step_and_is_not_saved(tmp_path):
     assert task.steps == STAGE.steps - 6
 
 
+def test_a_gradient_that_is_no_number_is_not_saved(tmp_path):
+    """The loss of its step is finite; the parameters after it are not."""
+
+    class Broken(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            return new, values | {"gradient_norm": jnp.where(self.steps == 9, jnp.inf, 1.0)}
+
+    with pytest.raises(ConfigError, match="simulated: gradient_norm is inf at step 9"):
+        train(tmp_path, Broken())
+    assert {p.name for p in (tmp_path / "checkpoint").iterdir() if p.is_dir()} == {"3", "6"}
+
+
 def test_another_model_config_is_refused(whole):
     with pytest.raises(ConfigError, match="another model config: width was 4, is 8"):
         train(whole[1], meta=META | {"model": {"width": 8}})

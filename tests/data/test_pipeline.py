@@ -9,7 +9,7 @@ from jaxasa import config
 from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import turn
 from jaxasa.config import ConfigError
-from jaxasa.data import pipeline, tokens, words
+from jaxasa.data import pipeline, records, tokens, words
 from jaxasa.stages import rewards
 
 PLACES = 4
@@ -310,3 +310,61 @@ def test_texts_without_room_are_named_before_training(text, tiny):
         expected = rf"Model\.{name} is 3, expected at least \d+, for .*{words_of}"
         with pytest.raises(ConfigError, match=expected):
             pipeline.check_lengths(pairs, short, text)
+
+
+def number(element, rng, done):
+    return {"number": np.int32(element[1]["number"]), "noise": rng.normal()}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of eight records: their folder, and the records as read."""
+    made = []
+    for shard in range(2):
+        rows = [(np.full((500, 4), i, np.int16), {"number": 8 * shard + i}) for i in range(8)]
+        made.append(records.write_shard(tmp_path / f"{shard}.array_record", rows))
+    records.write_manifest(tmp_path, {}, made)
+    return tmp_path
+
+
+def damage(shards, place):
+    """Turns over a bit of the audio of record `place` of the first shard."""
+    path = shards / "0.array_record"
+    data = bytearray(path.read_bytes())
+    data[data.find(np.full(300, place, "<i2").tobytes()) + 200] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_records_are_named_counted_and_replaced(shards, capfd):
+    whole = take(batches_of(records.Records(shards), number, 0), 6)
+    damage(shards, 3)
+    damage(shards, 4)
+    made = take(batches_of(records.Records(shards), number, 0, damaged=2), 6)
+    for before, now in zip(whole, made, strict=True):
+        expected = np.where(np.isin(before["number"], (3, 4)), 5, before["number"])
+        assert np.array_equal(now["number"], expected)
+        # Examples are keyed by their place, whatever stands there.
+        assert np.array_equal(now["noise"], before["noise"])
+    said = capfd.readouterr().err
+    assert said.count("skipped") == 2 and "skipped 2 of at most 2" in said
+    assert all(f"0.array_record: record {i} is damaged" in said for i in (3, 4))
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_more_damage_than_allowed_ends_the_run(shards, most):
+    damage(shards, 3)
+    damage(shards, 4)
+    batches = batches_of(records.Records(shards), number, 0, damaged=most)
+    said = (
+        rf"0\.array_record: record [34] is damaged .*; {most + 1} damaged, expected at most {most}"
+    )
+    with pytest.raises(ConfigError, match=said):
+        take(batches, 6)
+
+
+def test_a_shard_that_vanished_ends_the_run(shards):
+    data = records.Records(shards)
+    (shards / "1.array_record").unlink()
+    batches = batches_of(data, number, 0, damaged=9)
+    with pytest.raises(ConfigError, match=r"1\.array_record: no such file, expected a shard"):
+        take(batches, 6)
