@@ -240,7 +240,7 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
-    parts = bench.add_subparsers(metavar="{build,run,score,seld,report,speed}", required=True)
+    parts = bench.add_subparsers(metavar="{build,run,score,audit,seld,report,speed}", required=True)
 
     verb = _verb(
         parts,
@@ -269,12 +269,25 @@ def _add_bench(verbs) -> None:
         parts,
         "score",
         "Scores the answers of any system.",
-        'Reads a suite, and a file with {"id", "answer"} a line; answers are letters or texts.',
+        'Reads a suite, and a file with {"id", "answer"} a line; answers are letters or texts.\n'
+        "With --open, answers to the questions without options (azimuth within 20 degrees, ...).",
         "nothing but the file of --json",
         "jaxasa bench score runs/demo/benchmark answers.jsonl --json scores.json",
     )
     verb.add_argument("benchmark", type=Path, help="folder with metadata.jsonl")
     verb.add_argument("predictions", type=Path, help="predictions.jsonl")
+    verb.add_argument("--open", action="store_true", help="score answers without options")
+
+    verb = _verb(
+        parts,
+        "audit",
+        "Shows what texts alone and metadata score on a suite, beside what systems score.",
+        "Reads the suite and DIR/results.json, where that is there.",
+        "audit.json of the suite, with the scores of question_only and mono",
+        "jaxasa bench audit --workdir runs/demo",
+    )
+    _add_split(verb)
+    _add_work(verb)
 
     verb = _verb(
         parts,

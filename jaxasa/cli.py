@@ -245,11 +245,23 @@ def bench_run(options: argparse.Namespace) -> Result:
 
 
 def bench_score(options: argparse.Namespace) -> Result:
-    from jaxasa.bench import score
+    from jaxasa.bench import free, score
 
-    scores = score.score_file(options.predictions, options.benchmark)
+    file = free.score_file if options.open else score.score_file
+    scores = file(options.predictions, options.benchmark)
     _print_scores(options.predictions.stem, scores)
     return scores
+
+
+def bench_audit(options: argparse.Namespace) -> Result:
+    from jaxasa import steps
+
+    _, _, folder = _workdir(options)
+    found = steps.audit_suite(folder, options.split)
+    for level, scores in found["levels"].items():
+        shares = (f"{name} {s:.3f}" for name, s in scores.items() if isinstance(s, float))
+        print(f"{level}: {scores['items']} items, {', '.join(shares)}")
+    return found
 
 
 def bench_seld(options: argparse.Namespace) -> Result:
@@ -385,6 +397,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "bench build": bench_build,
     "bench run": bench_run,
     "bench score": bench_score,
+    "bench audit": bench_audit,
     "bench seld": bench_seld,
     "bench report": bench_report,
     "bench speed": bench_speed,

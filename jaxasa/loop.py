@@ -217,7 +217,7 @@ class _Best:
 
     def __exit__(self, *_) -> None:
         if self._store is not None:
-            self._store.__exit__()
+            self._store.__exit__(None, None, None)
 
     def _goodness(self, value: float) -> float:
         return -value if self._name == "loss" else value

@@ -26,16 +26,22 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Bench:
-    """The benchmark: items a level, and how a model answers them."""
+    """The benchmark: items a level, and how a model answers them.
+
+    audit: items drawn without audio from which classifiers of texts learn, and as many on which
+    they are tested (bench/leak.py); 0 for none.
+    """
 
     l1: int = 385
     l2: int = 279
     l3: int = 336
     batch: int = 128
     bootstrap: int = 2000
+    audit: int = 10_000
 
     def __post_init__(self):
         check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
+        check_at_least(self, 0, "audit")
 
 
 @dataclass(frozen=True)

@@ -173,14 +173,15 @@ def walk(scene: dict, draw: Draw) -> Draft | None:
 
 def _bearing_from(a: dict, b: dict, scale_a: float, scale_b: float) -> float:
     """Azimuth of b from the place of a in the plan, their distances scaled."""
-    (ax, ay), (bx, by) = (
-        (
-            scale * s["distance"] * math.cos(math.radians(s["elevation"])) * f
-            for f in (math.cos(math.radians(s["azimuth"])), math.sin(math.radians(s["azimuth"])))
-        )
-        for s, scale in ((a, scale_a), (b, scale_b))
-    )
+    (ax, ay), (bx, by) = _in_plan(a, scale_a), _in_plan(b, scale_b)
     return math.degrees(math.atan2(by - ay, bx - ax))
+
+
+def _in_plan(source: dict, scale: float) -> tuple[float, float]:
+    """x to the front and y to the left (m) of a source, its distance scaled."""
+    azimuth, elevation = (math.radians(source[name]) for name in ("azimuth", "elevation"))
+    away = scale * source["distance"] * math.cos(elevation)
+    return away * math.cos(azimuth), away * math.sin(azimuth)
 
 
 def move(scene: dict, draw: Draw) -> Draft | None:

@@ -3,6 +3,7 @@
 Each function is a task (see draw.py): `(scene, draw) -> Draft | None`.
 """
 
+import bisect
 import math
 
 from jaxasa.data import words
@@ -22,6 +23,8 @@ from jaxasa.data.questions.draw import (
     the_only,
 )
 from jaxasa.data.questions.perceive import clear_distance, distance_draft, order_in_time
+
+NEARER, NEARER_EDGES = ("much nearer", "nearer", "alike", "farther", "much farther"), (1.31, 2.57)
 
 
 def named(draw: Draw, question: str, source: dict, asked: str = "", steps: str = "") -> Draft:
@@ -105,25 +108,26 @@ def how_far(scene: dict, draw: Draw) -> Draft | None:
 
 
 def nearer(scene: dict, draw: Draw) -> Draft | None:
-    """What is nearer, or farther, than a class."""
-    source, which = draw.source(), draw.one("which", ("nearer", "farther"))
-    sign = 1 if which == "farther" else -1
-
-    def gap(c, s):
-        return sign * math.log(s["distance"] / c["distance"])
-
-    found = the_only(draw, source, scene["sources"], gap, math.log(RATIO))
-    if found is None:
+    """How far a class is against another: alike (within 14 %), 1.5 to 2.2 times, or 3 times."""
+    if len(scene["sources"]) < 2:
+        return None
+    a, b = draw.two("a", "b")
+    away = math.log(a["distance"] / b["distance"])
+    edges = [math.log(e) for e in NEARER_EDGES]
+    degree = bisect.bisect(edges, abs(away))
+    off = min(abs(abs(away) - e) for e in edges)
+    if not draw.apart(off, math.log(1.15)) or not draw.audible(a, b):
         return None
     question = draw.say(
-        "what is {w} than the {c} ?",
-        "which sound is {w} to you than the {c} ?",
-        "what sounds {w} than the {c} ?",
-        w=which,
-        c=source["class"],
+        "is the {a} nearer or farther than the {b} ?",
+        "how far is the {a} against the {b} ?",
+        "next to the {b} , how near to you is the {a} ?",
+        a=a["class"],
+        b=b["class"],
     )
-    far = " ".join(f"{s['class']} {words.metres(s['distance'])}" for s in scene["sources"])
-    return named(draw, question, found, source["class"], far)
+    answer = NEARER[2 + degree] if away > 0 else NEARER[2 - degree]
+    steps = " ".join(f"{s['class']} {words.metres(s['distance'])}" for s in (a, b))
+    return Draft(question, answer, draw.shuffled(NEARER), steps)
 
 
 def left_of(scene: dict, draw: Draw) -> Draft | None:
