@@ -1,7 +1,7 @@
 """`jaxasa draw`: a room and what it does to sound, in one picture.
 
 Four panels: the plan with listener and sources; the response on W, with the time after which
-images are dense enough to be taken for noise (`rooms.mixing_time`); the decay of each octave band
+noise stands for the images (`rir.EARLY` mixing times); the decay of each octave band
 by Schroeder's backward integration, with its T20; and where the energy comes from over time.
 
 Directions are seen through the sharpest first-order beam, the hypercardioid
@@ -174,7 +174,7 @@ def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
     axes.fill_between(time, _FLOOR, level, step="post", color=_COLOURS[0], linewidth=0)
     arrival = distance / rooms.SPEED * 1000
     axes.plot(arrival, 0, "v", color=_COLOURS[4], label=f"direct sound, {arrival:.1f} ms")
-    mixing = float(rir.mixing_time(view.room, distance)) * 1000
+    mixing = 1000 * rir.EARLY * float(rir.mixing_time(view.room, distance))
     axes.axvline(mixing, color="black", linestyle="--", label=f"images end, {mixing:.0f} ms")
     axes.set_xlim(0, time[-1])
     axes.set_ylim(_FLOOR, 5)

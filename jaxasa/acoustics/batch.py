@@ -35,13 +35,14 @@ _RING_DOWN = 2048  # samples in which the high-pass has died away
 class Shape:
     """The static sizes of a batch.
 
-    length: samples of a response after LEAD. early: samples that hold images. reach: pairs of
-    images on either side along x, y and z. octaves: False where walls are flat and air is off.
+    length: samples of a response after LEAD. seconds: that hold images of all octaves, and of the
+    rir.LOW lowest. reach: pairs of images on either side along x, y and z, for each of the two.
+    octaves: False where walls are flat and air is off.
     """
 
     length: int
-    early: int
-    reach: tuple[int, int, int]
+    seconds: tuple[float, float]
+    reach: tuple[tuple[int, int, int], tuple[int, int, int]]
     octaves: bool
     full: bool
     air: bool
@@ -52,23 +53,24 @@ def plan(sizes, absorption, sources, listeners, full: bool = False, air: bool = 
 
     Raises ConfigError (rooms.validate) for the first room, source or listener that is none.
     """
-    mixing, seconds, radii = 0.0, 0.0, []
+    seconds, ends = 0.0, []
     for size, walls, here, listener in zip(sizes, absorption, sources, listeners, strict=True):
         for source in here:
             rooms.validate(size, walls, source, listener)
         far = max(math.dist(source, listener) for source in here)
-        late = float(rir.mixing_time(size, far))
-        decay = max(float(rooms.decay_time(size, walls, air).max()), late + 0.005)
-        mixing, seconds = max(mixing, late), max(seconds, decay)
-        radii.append(late)
-    heard = np.full(len(radii), seconds) if full else np.array(radii)
-    reach = heard[:, None] * rooms.SPEED / (2 * np.asarray(sizes, float))
+        late = float(rir.mixing_time(size, far)) + 0.005
+        seconds = max(seconds, late, float(rooms.decay_time(size, walls, air).max()))
+        size = np.asarray(size, float)
+        ends.append(rir.followed(size, rooms.log_absorption(walls), far, air))
+    heard = np.full((len(ends), 2), seconds) if full else np.array(ends)
+    reach = heard[:, :, None] * rooms.SPEED / (2 * np.asarray(sizes, float)[:, None])
+    most = (reach.max(axis=0).astype(int) + 1).tolist()
     reflect = np.array([image_source.reflections(walls) for walls in absorption])
     length = int(seconds * bands.RATE)
     return Shape(
         length=length,
-        early=min(int(heard.max() * bands.RATE) + 2, length),
-        reach=tuple((reach.max(axis=0).astype(int) + 1).tolist()),
+        seconds=tuple(np.minimum(heard.max(axis=0), length / bands.RATE).tolist()),
+        reach=(tuple(most[0]), tuple(most[1])),
         octaves=air or not bool((reflect == reflect[..., :1]).all()),
         full=full,
         air=air,
@@ -106,17 +108,19 @@ def responses(
 
 
 def _response(size, walls, source, listener, key, shape: Shape, scattering):
-    distance = jnp.linalg.norm(source - listener)
-    mixing = rir.mixing_time(size, distance, jnp)
-    radius = shape.length / bands.RATE * rooms.SPEED if shape.full else mixing * rooms.SPEED
-    fade = radius if shape.full else radius * rir.FADE
-    early = _images(size, walls, source, listener, radius, fade, shape)
-    out = jnp.pad(early, ((0, 0), (0, shape.length + bands.LEAD - early.shape[1])))
-    if not shape.full:
-        late = _tail(size, walls, source, listener, key, shape, scattering)
-        progress = (jnp.arange(shape.length) / bands.RATE / mixing - rir.FADE) / (1 - rir.FADE)
-        late *= jnp.sin(jnp.clip(progress, 0, 1) * jnp.pi / 2)
-        out = out.at[:, bands.LEAD :].add(late)
+    where = (size, walls, source, listener)
+    if shape.full:
+        radius = shape.length / bands.RATE * rooms.SPEED
+        return _high_pass(_images(*where, radius, None, shape, 0, slice(None), 1))
+    logs, distance = rooms.log_absorption(walls, jnp), jnp.linalg.norm(source - listener)
+    ends = rir.followed(size, logs, distance, shape.air, scattering, jnp)
+    late = _tail(*where, key, shape, scattering, rir.kept_by(*ends, jnp))
+    start = (jnp.minimum(*ends) * rir.FADE * bands.RATE).astype(int)
+    late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)
+    out = jnp.pad(late, ((0, 0), (bands.LEAD, 0)))
+    for i, (octaves, step) in enumerate(rir.GROUPS):
+        radius = ends[i] * rooms.SPEED
+        out += _images(*where, radius, radius * rir.FADE, shape, i, octaves, step)
     return _high_pass(out)
 
 
@@ -127,49 +131,58 @@ def _axis(source, listener, size, reach: int):
     return offset, np.abs(i - mirrored), np.abs(i)
 
 
-def _images(size, walls, source, listener, radius, fade, shape: Shape):
-    """As image_source.images: [4, early + LEAD]."""
-    reflect = jnp.sqrt(1 - jnp.broadcast_to(walls, (len(rooms.WALLS), walls.shape[-1])))
+def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, octaves, step: int):
+    """As image_source.images, of the group `i` of Shape's two: [4, LEAD + length]."""
+    reflect = jnp.sqrt(1 - jnp.broadcast_to(walls, (len(rooms.WALLS), walls.shape[-1])))[:, octaves]
     if not shape.octaves:
         reflect = reflect[:, :1]
+    count = math.ceil((int(shape.seconds[i] * bands.RATE) + 2) / step)
+    rate = bands.RATE / step / rooms.SPEED
     offsets, gains = [], []
     for d in range(3):
-        offset, low, high = _axis(source[d], listener[d], size[d], shape.reach[d])
+        offset, low, high = _axis(source[d], listener[d], size[d], shape.reach[i][d])
         offsets.append(offset)
         gains.append(reflect[2 * d] ** low[:, None] * reflect[2 * d + 1] ** high[:, None])
     x, y, z = offsets
     over = gains[1][:, None] * gains[2]
 
-    def add_plane(i, powers):
+    def add_plane(plane, powers):
         # A plane of images at a time: flat scatters of all are three to five times slower.
-        distance = jnp.sqrt(x[i] ** 2 + y[:, None] ** 2 + z**2)
-        time = distance * (bands.RATE / rooms.SPEED)
+        distance = jnp.sqrt(x[plane] ** 2 + y[:, None] ** 2 + z**2)
+        time = distance * rate
         sample = jnp.floor(time + 0.5)
         fraction = time - sample
-        progress = jnp.clip((distance - fade) / jnp.maximum(radius - fade, 1e-6), 0, 1)
-        level = jnp.where(distance < radius, jnp.cos(progress * jnp.pi / 2) / distance, 0.0)
-        turn = jnp.broadcast_arrays(distance, y[:, None], z, x[i])
+        level = jnp.where(distance < radius, 1 / distance, 0.0)
+        turn = jnp.broadcast_arrays(distance, y[:, None], z, x[plane])
         harmonic = level[..., None] * jnp.stack(turn, -1) / distance[..., None]
         powered = harmonic[..., None] * fraction[..., None, None] ** jnp.arange(image_source.ORDER)
-        gain = gains[0][i] * over
-        if shape.air:
-            gain *= jnp.exp(-0.5 * distance[..., None] * rooms.AIR.astype(np.float32))
+        gain = gains[0][plane] * over
         values = gain[..., None] * powered.reshape(*distance.shape, 1, -1)
-        where = jnp.where(level > 0, sample, shape.early).astype(int).reshape(-1)
+        where = jnp.where(level > 0, sample, count).astype(int).reshape(-1)
         return powers.at[where].add(values.reshape(-1, *values.shape[2:]), mode="drop")
 
     width = 4 * image_source.ORDER
-    powers = jnp.zeros((shape.early, reflect.shape[1], width), jnp.float32)
+    powers = jnp.zeros((count, reflect.shape[1], width), jnp.float32)
     powers = jax.lax.fori_loop(0, len(x), add_plane, powers)
-    n = image_source.transform_size(shape.early)
+    distance = np.arange(count)[:, None] / rate
+    level = jnp.ones((1, 1))
+    if shape.air:
+        level = jnp.exp(-0.5 * distance * rooms.AIR[octaves])
+    if fade is not None:
+        level *= jnp.cos(jnp.clip((distance - fade) / (radius - fade), 0, 1) * jnp.pi / 2)
+    powers *= level[:, :, None]
+    n = image_source.transform_size(count * step, step)
     spectrum = jnp.fft.rfft(powers, n, axis=0).reshape(n // 2 + 1, -1, 4, image_source.ORDER)
-    weights = bands.weights_of(n) if shape.octaves else np.ones((1, n // 2 + 1), np.float32)
+    weights = bands.weights_of(n * step)[octaves, : n // 2 + 1]
+    if not shape.octaves:
+        weights = weights.sum(axis=0, keepdims=True)
     mixed = jnp.einsum("bf,fbck->fck", weights, spectrum)
-    filtered = jnp.einsum("kf,fck->cf", image_source.spectra(n), mixed)
-    return jnp.fft.irfft(filtered, n)[:, : shape.early + bands.LEAD]
+    filtered = jnp.einsum("kf,fck->cf", image_source.spectra(n, step), mixed)
+    found = jnp.fft.irfft(filtered, n * step)[:, : shape.length + bands.LEAD]
+    return jnp.pad(found, ((0, 0), (0, shape.length + bands.LEAD - found.shape[1])))
 
 
-def _tail(size, walls, source, listener, key, shape: Shape, scattering):
+def _tail(size, walls, source, listener, key, shape: Shape, scattering, kept):
     """As tail.tail: [4, length]."""
     frames, hop = -(-shape.length // (tail.FRAME // 2)) + 1, tail.FRAME // 2
     times = np.arange(frames) * hop / bands.RATE
@@ -180,6 +193,7 @@ def _tail(size, walls, source, listener, key, shape: Shape, scattering):
     weights = bands.weights_of(tail.FRAME)
     signs = jax.random.rademacher(key, (2, 4, frames, weights.shape[1]), jnp.float32)
     spectrum = jax.lax.complex(*signs) * jnp.einsum("bct,bf->ctf", level, weights)
+    spectrum *= tail.beside(kept(times), weights, jnp)
     window = np.sin(np.pi * (np.arange(tail.FRAME) + 0.5) / tail.FRAME)
     framed = jnp.fft.irfft(spectrum, tail.FRAME) * window.astype(np.float32)
     out = framed[:, :-1, hop:] + framed[:, 1:, :hop]

@@ -173,7 +173,7 @@ def _axis(points: np.ndarray, listener: float, size: float, radius: float) -> np
 
 
 def mixing_radius(path: np.ndarray, room, listener) -> float:
-    """Returns the path length (m) up to which images are followed, as for a source at rest."""
+    """Returns the path length (m) up to which images are followed: of one mixing time."""
     furthest = np.linalg.norm(path[:, 1:] - listener, axis=1).max()
     return float(rir.mixing_time(room, furthest) * rooms.SPEED)
 
@@ -260,7 +260,8 @@ def tails(
     for k, place in enumerate(places):
         near = np.maximum(1 - np.abs(position - k), 0)
         part = dry * np.sin(np.pi / 2 * near).astype(np.float32)
-        # Two responses of one place differ in their tails alone.
         where = (room, absorption, place, listener)
-        one, other = (rir.response(*where, rng, air=air) for _ in range(2))
-        yield part, (one - other) * np.float32(0.5**0.5)
+        mixing = float(rir.mixing_time(room, math.dist(place, listener)))
+        seconds = max(float(rooms.decay_time(room, absorption, air).max()), mixing + 0.005)
+        ends = (mixing, mixing)  # as far as images that move are followed
+        yield part, rir.high_pass(rir.late(where, ends, int(seconds * rir.RATE), rng, air))

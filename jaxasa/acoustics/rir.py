@@ -1,10 +1,13 @@
-"""Room responses in first-order ambisonics: images up to the mixing time, then a tail.
+"""Room responses in first-order ambisonics: images for some mixing times, then a tail.
 
-Early reflections are the images themselves (image_source.py). After the mixing time the rest is
-noise with the energy, decay and directions that the room expects of its images (tail.py), joined
-by a sine and cosine cross-fade, so that energies add up to the whole. `full=True` follows all
-images to the end instead: the reference. All images are positive and add up at low
-frequencies, where no loudspeaker or microphone goes: a high-pass at 100 Hz ends both.
+Early reflections are the images themselves (image_source.py), for EARLY mixing times: by then
+most of a decay of 20 dB is over. The rest is noise with the energy, decay and directions that
+the room expects of its images (tail.py), joined by a cosine cross-fade, so that energies add up
+to the whole. The two lowest octaves have too few modes to be noise of a known level (Schroeder's
+frequency 2000 sqrt(RT60 / V) is in them), and their images are followed through the decay, or
+until there are MOST_LOW. `full=True` follows all images to the end instead: the reference. All
+images are positive and add up at low frequencies, where no loudspeaker or microphone goes: a
+high-pass at 100 Hz ends both.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import rir, rooms
@@ -31,9 +34,10 @@ from jaxasa.acoustics.measure import rt60 as rt60
 
 FADE = 2 / 3  # of the time at which all is tail: where it begins to replace the images
 EARLY = 3.5  # mixing times that images are followed
-# The lowest octaves have few modes, which are no noise: their images, at 1 / LOW_STEP of the
-# samples, are followed for the RT60, or until there are MOST_LOW of them.
-LOW, LOW_STEP, MOST_LOW = 2, 8, 60_000
+# The lowest octaves have few modes, which are no noise: their images are cheap
+# (few samples), and followed for the RT60 or until there are MOST_LOW of them.
+LOW, MOST_LOW = 2, 60_000
+GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many samples
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
 
@@ -69,22 +73,35 @@ def mixing_time(room, distance, xp=np):
     return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED + 0.005)
 
 
-def followed(size, logs, distance, air: bool, xp=np):
-    """Returns for how long (s) images are followed: in all octaves, and in the LOW lowest.
+def followed(size, logs, distance, air: bool, scattering=0.0, xp=np):
+    """Returns for how long (s) images are followed: those of all octaves, of the LOW lowest.
 
-    size: [3]. logs: rooms.log_absorption [7, 3]. distance (m): of the source.
+    size: [3]. logs: rooms.log_absorption [7, 3]. distance (m): of the source. Walls that scatter
+    (0 to 1) leave no wavefronts beyond one mixing time.
     """
-    high = EARLY * mixing_time(size, distance, xp)
+    mixing = mixing_time(size, distance, xp)
     decay = rooms.mean_decay_time(size, logs, air, xp)[:LOW].max()
-    # In the sphere of the last image.
+    # A sphere of this radius holds MOST_LOW images.
     radius = (3 / (4 * np.pi) * MOST_LOW * size[0] * size[1] * size[2]) ** (1 / 3)
-    return high, xp.maximum(high, xp.minimum(decay, radius / rooms.SPEED))
+    low = xp.maximum(EARLY * mixing, xp.minimum(decay, radius / rooms.SPEED))
+    return tuple(mixing + (1 - scattering) * (end - mixing) for end in (EARLY * mixing, low))
 
 
 def kept_by(high, low, xp=np):
     """Returns tail.tail's `kept`: how much of the images of each band there is at a time."""
     ends = xp.stack([*[low] * LOW, *[high] * (len(rooms.BANDS) - LOW)])[:, None]
     return lambda times: xp.cos(cross_fade(times, ends))
+
+
+def late(where, ends, length: int, rng, air: bool = True, scattering: float = 0.0) -> np.ndarray:
+    """Returns the tail [4, LEAD + length] beside images that are followed for `ends` (s).
+
+    where: room, absorption, source, listener as in `response`. ends: as from `followed`.
+    """
+    noise = tail.tail(*where[:2], length, rng, *where[2:], air, scattering, kept_by(*ends))
+    # No frame of noise may be heard before its fade.
+    noise[:, : int(min(ends) * FADE * RATE)] = 0
+    return np.pad(noise, ((0, 0), (LEAD, 0)))
 
 
 def cross_fade(time: np.ndarray, mixing: float) -> np.ndarray:
@@ -108,8 +125,8 @@ def response(
     rooms.WALLS, per octave band. Time zero is sample LEAD, and the direct sound has the gain
     1 / distance. It lasts until the slowest band has fallen by 60 dB. rng draws the tail;
     full=True follows every image instead. air=False leaves the air's absorption out. scattering
-    (0 to 1) mixes the tail's directions towards the isotropic. Raises ConfigError as
-    rooms.validate does.
+    (0 to 1) mixes the tail's directions towards the isotropic, and lets it begin earlier.
+    Raises ConfigError as rooms.validate does.
     """
     rooms.validate(room, absorption, source, listener)
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
@@ -120,14 +137,11 @@ def response(
     if full:
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
     size, logs = np.asarray(room, float), rooms.log_absorption(absorption)
-    high, low = (float(time) for time in followed(size, logs, distance, air))
-    length = int(seconds * RATE)
-    out = np.zeros((4, length + LEAD), np.float32)
-    for time, octaves, step in ((high, slice(LOW, None), 1), (low, slice(LOW), LOW_STEP)):
-        radius = time * rooms.SPEED
+    ends = followed(size, logs, distance, air, scattering)
+    out = late(where, ends, int(seconds * RATE), rng, air, scattering)
+    for end, (octaves, step) in zip(ends, GROUPS, strict=True):
+        radius = float(end) * rooms.SPEED
         images = image_source.images(*where, radius, radius * FADE, air, octaves, step)
-        out[:, : images.shape[1]] += images[:, : length + LEAD]
-    start = int(min(high, low) * FADE * RATE)
-    late = tail.tail(*where[:2], length, rng, *where[2:], air, scattering, kept_by(high, low))
-    out[:, LEAD + start :] += late[:, start:]
+        n = min(images.shape[1], out.shape[1])
+        out[:, :n] += images[:, :n]
     return high_pass(out)
