@@ -114,7 +114,7 @@ def _response(size, walls, source, listener, key, shape: Shape, scattering):
         return _high_pass(_images(*where, radius, None, shape, 0, slice(None), 1))
     logs, distance = rooms.log_absorption(walls, jnp), jnp.linalg.norm(source - listener)
     ends = rir.followed(size, logs, distance, shape.air, scattering, jnp)
-    late = _tail(*where, key, shape, scattering, rir.kept_by(*ends, jnp))
+    late = _tail(*where, key, shape, scattering, rir.kept_by(ends[0], ends[1], jnp))
     start = (jnp.minimum(*ends) * rir.FADE * bands.RATE).astype(int)
     late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)
     out = jnp.pad(late, ((0, 0), (bands.LEAD, 0)))

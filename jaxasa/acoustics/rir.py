@@ -98,7 +98,9 @@ def late(where, ends, length: int, rng, air: bool = True, scattering: float = 0.
 
     where: room, absorption, source, listener as in `response`. ends: as from `followed`.
     """
-    noise = tail.tail(*where[:2], length, rng, *where[2:], air, scattering, kept_by(*ends))
+    room, absorption, *places = where
+    options = {"air": air, "scattering": scattering, "kept": kept_by(*ends)}
+    noise = tail.tail(room, absorption, length, rng, *places, **options)
     # No frame of noise may be heard before its fade.
     noise[:, : int(min(ends) * FADE * RATE)] = 0
     return np.pad(noise, ((0, 0), (LEAD, 0)))
