@@ -1,5 +1,6 @@
 """A trained model that answers questions: for `jaxasa ask`, and for the benchmark."""
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from jaxasa.models.asa import ASA, Params
 HEARING = ("full", "mono", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
 SHORTEST = 0.5  # seconds; what is shorter ends in silence
+GREEDY = config.Sampling()
 
 
 class Marks(NamedTuple):
@@ -100,11 +102,14 @@ class Model:
         options: Sequence[Sequence[str] | None],
         hearing: str = "full",
         lengths: np.ndarray | None = None,
+        sampling: config.Sampling = GREEDY,
+        seed: int = 0,
     ) -> list[str]:
         """Replies to one question a scene: int16 audio [B, N, C] -> texts with thought and answer.
 
         options: four to each question, or None for an open one. An answer that is none of the
-            options gives way to the one that the model finds likeliest after its thought.
+            options gives way to the one that the model finds likeliest after its thought; not so
+            where it is sampled, or ends at a string.
         hearing: "full", "mono" (W only; of two ears their mean) or "none" (the question alone).
         lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
         Raises ConfigError for audio of another number of channels than the model hears.
@@ -126,6 +131,8 @@ class Model:
         prompts = tokens.pad_left(rows, length, self.text.pad)
         if hearing == "mono":
             audio = _mono(audio)
+        if sampling != GREEDY:
+            return self._sampled(audio, prompts, lengths, sampling, seed)
         made = np.asarray(_generate(self.asa, self.marks, self.params, audio, prompts, lengths))
         replies = [self.text.decode(row) for row in made]
         stray = [
@@ -139,6 +146,18 @@ class Model:
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
+
+    def _sampled(self, audio, prompts, lengths, sampling: config.Sampling, seed: int) -> list[str]:
+        """Replies to prompts [B, P] that are drawn, or end at a string."""
+        key = jax.random.key(seed)
+
+        def advance(stream: sample.Stream, until: int) -> sample.Stream:
+            # The strings are looked for on the host: they need not be compiled again.
+            choice = dataclasses.replace(sampling, stop=())
+            return _advance(self.asa, self.marks, choice, self.params, prompts, stream, key, until)
+
+        stream = _begin(self.asa, self.marks, self.params, audio, prompts, lengths)
+        return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
     def _choose(self, audio, prompts, made, options, part: Sequence[int], lengths) -> list[str]:
         """Replies of the rows `part`: their thought, then the likeliest of their options."""
@@ -217,6 +236,40 @@ def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=No
 
 
 @partial(jax.jit, static_argnums=(0, 1))
+def _begin(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=None) -> sample.Stream:
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
+    return sample.begin(
+        asa,
+        params,
+        prompts,
+        placed,
+        max_new=asa.model.reply_tokens,
+        pad=marks.pad,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key, until):
+    return sample.advance(
+        asa,
+        params,
+        prompts,
+        stream,
+        key,
+        until,
+        temperature=choice.temperature,
+        top_k=choice.top_k,
+        top_p=choice.top_p,
+        pad=marks.pad,
+        eos=marks.eos,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _likelihoods(
     asa: ASA, marks: Marks, params: Params, audio, prompts, replies, lengths=None
 ) -> jax.Array:
@@ -239,12 +292,15 @@ def ask(
     question: str,
     options: Sequence[str] | None = None,
     order: str = "ambix",
+    sampling: config.Sampling = GREEDY,
+    seed: int = 0,
 ) -> dict:
     """{"question", "answer", "thought", "reply", "sources"} for a recording of the model's format.
 
     The clip may have any length up to the longest bucket, to which it is cut. One that is cut, or
     is longer than what the model was trained on, is said to be on stderr, and under "note". With
-    four `options` the answer is one of them. order: of FOA channels, see foa_file.read.
+    four `options` the answer is one of them, unless it is sampled or ends at a string. order: of
+    FOA channels, see foa_file.read. seed: of what is sampled.
     """
     heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
     if heard == "binaural":
@@ -257,7 +313,9 @@ def ask(
     audio = records.to_int16(audio / max(1.0, float(np.abs(audio).max())))
     lengths = np.array([length], np.int32)
     asked = words.plain(question)
-    reply = model.respond(audio[None], [asked], [options], lengths=lengths)[0]
+    reply = model.respond(
+        audio[None], [asked], [options], lengths=lengths, sampling=sampling, seed=seed
+    )[0]
     note = _note(model, len(given), length)
     if note:
         print(f"{audio_path}: {note}", file=sys.stderr)

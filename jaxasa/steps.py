@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxasa import ask, config, stages
-from jaxasa.bench import controls, report, suite
+from jaxasa.bench import audit, build, controls, report, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.data import responses, simulate, sounds
@@ -71,9 +71,12 @@ def format_of(run: config.Run) -> str:
     return "binaural" if run.model.spatial.format == "binaural" else "records"
 
 
-def train(run: config.Run, folder: Path, stage: str, text: str) -> None:
-    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was."""
-    stages.train(run, stage, folder, text)
+def train(run: config.Run, folder: Path, stage: str, text: str, profile: int = 0) -> None:
+    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was.
+
+    profile: steps to trace into DIR/logs/STAGE/profile.
+    """
+    stages.train(run, stage, folder, text, profile)
 
 
 def suite_of(folder: Path, split: str) -> Path:
@@ -84,7 +87,7 @@ def suite_of(folder: Path, split: str) -> Path:
 def build_suite(run: config.Run, folder: Path, split: str) -> Sequence[suite.Item]:
     """Chooses the items of a suite from the scenes of SPLIT, as the run's model hears them."""
     source = scenes_of(run, folder, split)
-    return suite.build(run, folder / "sounds", source, suite_of(folder, split), split)
+    return build.build(run, folder / "sounds", source, suite_of(folder, split), split)
 
 
 def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = None) -> dict:
@@ -110,7 +113,18 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
     loaded = {stage: ask.Model.load(path) for stage, path in models.items()}
     responders = {name: loaded[system.stage] for name, system in systems.items()}
     marks = {name: loaded[system.stage].digest for name, system in systems.items()}
-    return bench_run.run(responders, where, where.parent, run.bench, marks)
+    results = bench_run.run(responders, where, where.parent, run.bench, marks)
+    audit.add_scores(where, results)
+    return results
+
+
+def audit_suite(folder: Path, split: str) -> dict:
+    """The audit of a suite, with the scores of DIR/results.json where that is there."""
+    where = suite_of(folder, split)
+    path = where.parent / "results.json"
+    expected = "results of `jaxasa bench run`"
+    results = suite.read_json(path, expected) if path.is_file() else {"systems": {}}
+    return audit.add_scores(where, results)
 
 
 def write_report(folder: Path, split: str) -> Path:

@@ -15,11 +15,13 @@ from jaxasa.config.model import (
     Lora,
     Model,
     Projector,
+    Sampling,
     Semantic,
     Spatial,
     model_from_dict,
     tuples,
 )
+from jaxasa.config.questions import Questions
 from jaxasa.config.run import Bench, Mesh, Run
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import (
@@ -46,7 +48,9 @@ __all__ = [
     "Mesh",
     "Model",
     "Projector",
+    "Questions",
     "Run",
+    "Sampling",
     "Scenes",
     "Semantic",
     "SftStage",

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from jaxasa.config.checks import ConfigError, check, check_at_least
 
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
+
 
 @dataclass(frozen=True)
 class Semantic:
     """Whisper-shaped encoder of one channel: log-mel, two convolutions, transformer.
 
     It hears W of FOA, the mean of both ears of binaural audio. max_seconds: its positions; longer
-    clips are cut.
+    clips are cut. pool: frames averaged into one before the last norm; 2 in Qwen2-Audio's tower.
     """
 
     mels: int
@@ -19,9 +22,10 @@ class Semantic:
     heads: int
     layers: int
     max_seconds: float = 30.0
+    pool: int = 1
 
     def __post_init__(self):
-        check_at_least(self, 1, "mels", "width", "heads", "layers")
+        check_at_least(self, 1, "mels", "width", "heads", "layers", "pool")
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
     def frames(self, samples):
@@ -120,7 +124,12 @@ class Projector:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Qwen2-shaped decoder: grouped KV heads, RoPE, QKV bias, SwiGLU, tied embeddings."""
+    """Qwen-shaped decoder: grouped KV heads, RoPE, SwiGLU.
+
+    qkv_bias: biases on queries, keys and values (Qwen2, Qwen2.5). qk_norm: RMSNorm of each
+    query and key head before RoPE (Qwen3). tied: the embedding table is the output's too;
+    otherwise the output has a table of its own (the larger sizes).
+    """
 
     vocab: int
     width: int
@@ -131,6 +140,9 @@ class Decoder:
     layers: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = True
 
     def __post_init__(self):
         check_at_least(self, 1, "vocab", "width", "heads", "kv_heads", "head_width", "hidden")
@@ -158,6 +170,12 @@ class Model:
     prompt_tokens: room for a question besides the audio; reply_tokens: the longest reply.
     unroll: layers compiled side by side in each turn of the scan over layers: 1 compiles fastest,
         and all of them run twice as fast on a CPU, where XLA works in a loop with less threads.
+    dtype: of activations and products; sums of norms, softmax and logits are float32.
+    frozen_dtype: in which parameters that a stage does not train are stored; those it trains
+        are float32.
+    remat: what the backward pass keeps of each decoder layer: "none" keeps all that it needs,
+        "dots" the outputs of the projections and computes the rest again, "full" the layer's
+        input alone.
     buckets: lengths in seconds, ascending. A clip to answer about is padded to the shortest that
         holds it, so that as many are compiled as there are buckets; the padding changes nothing.
         (): the length trained on, and its doubles up to Semantic.max_seconds.
@@ -172,6 +190,8 @@ class Model:
     prompt_tokens: int = 48
     reply_tokens: int = 40
     unroll: int = 1
+    frozen_dtype: str = "float32"
+    remat: str = "none"
     buckets: tuple[float, ...] = ()
 
     def __post_init__(self):
@@ -180,8 +200,39 @@ class Model:
         ok = ok and all(a < b for a, b in zip(lengths, lengths[1:], strict=False))
         check(ok, "Model.buckets", lengths, f"ascending lengths up to {most:g} s")
         check_at_least(self, 1, "prompt_tokens", "reply_tokens", "unroll")
-        kinds = ("float32", "bfloat16")
-        check(self.dtype in kinds, "Model.dtype", self.dtype, " or ".join(kinds))
+        check(self.dtype in DTYPES, "Model.dtype", self.dtype, " or ".join(DTYPES))
+        frozen = self.frozen_dtype
+        check(frozen in DTYPES, "Model.frozen_dtype", frozen, " or ".join(DTYPES))
+        check(self.remat in REMAT, "Model.remat", self.remat, " or ".join(REMAT))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is chosen, token by token.
+
+    temperature: 0 takes the likeliest; otherwise samples come from softmax(logits / temperature).
+    top_k: only among the k likeliest tokens (0: all). top_p: only among the likeliest that
+        together have this probability (1: all). Both need a temperature.
+    stop: strings at which a reply ends; they are not part of it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_at_least(self, 0, "temperature", "top_k")
+        check(isinstance(self.top_k, int), "Sampling.top_k", self.top_k, "a whole number")
+        check(0 < self.top_p <= 1, "Sampling.top_p", self.top_p, "above 0 and at most 1")
+        filters = self.top_k or self.top_p < 1
+        check(
+            self.temperature > 0 or not filters,
+            "Sampling.temperature",
+            self.temperature,
+            "a number above 0 with top_k or top_p",
+        )
+        check(all(self.stop), "Sampling.stop", self.stop, "strings of at least a letter")
 
 
 def tuples(value):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxasa import config
 from jaxasa.data import features
-from jaxasa.models.decoder import Cache, Decoder
+from jaxasa.models.decoder import Cache, Decoder, by_rows
 from jaxasa.models.layers import over_bands, resample_time
 from jaxasa.models.projector import Experts, Projector
 from jaxasa.models.semantic import Semantic
@@ -70,7 +70,8 @@ class ASA:
 
     @cached_property
     def decoder(self) -> Decoder:
-        return Decoder(self.model.decoder, self.model.lora, self.model.unroll, self.dtype)
+        m = self.model
+        return Decoder(m.decoder, m.lora, m.unroll, self.dtype, m.remat)
 
     def audio_tokens(self, samples: int) -> int:
         """How many places a clip of `samples` takes in a prompt, at least 1; half a place counts.
@@ -89,21 +90,26 @@ class ASA:
         return audio[..., 0] if self.model.spatial.format == "foa" else audio.mean(-1)
 
     def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
-        """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
+        """Fresh parameters. Adapters start at zero.
+
+        Only the random draws run, not the model. Outside `jit` each shape compiles by itself,
+        which takes less time than all in one; inside `jit` parameters may be built sharded.
+        """
         keys = jax.random.split(key, 5)
         m = self.model
-        audio = jnp.zeros((1, int(seconds * features.RATE), m.spatial.channels))
-        mels = features.log_mel(audio[..., 0], m.semantic.mels)
-        semantic = jnp.zeros((1, 1, m.semantic.width))
-        dense = jnp.zeros((1, 1, m.spatial.width))
-        x = jnp.zeros((1, 2, m.decoder.width))
-        decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
-        layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
+        a = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+        audio = a(1, int(seconds * features.RATE), m.spatial.channels)
+        mels = jax.eval_shape(lambda x: features.log_mel(x[..., 0], m.semantic.mels), audio)
+        semantic, dense = a(1, 1, m.semantic.width), a(1, 1, m.spatial.width)
+        ids, x, valid = a(1, 2, dtype=jnp.int32), a(1, 2, m.decoder.width), a(1, 2, dtype=bool)
+        decoder = self.decoder.lazy_init(keys[3], ids, method="embed")["params"]
+        layers = self.decoder.lazy_init(keys[4], x, valid)
         null = jnp.zeros((m.spatial.width,))
         return {
-            "semantic": self.semantic.init(keys[0], mels)["params"],
-            "spatial": self.spatial.init(keys[1], audio)["params"],
-            "projector": self.projector.init(keys[2], semantic, dense)["params"] | {"null": null},
+            "semantic": self.semantic.lazy_init(keys[0], mels)["params"],
+            "spatial": self.spatial.lazy_init(keys[1], audio)["params"],
+            "projector": self.projector.lazy_init(keys[2], semantic, dense)["params"]
+            | {"null": null},
             "decoder": decoder | layers["params"],
             "lora": layers["lora"],
         }
@@ -173,8 +179,10 @@ class ASA:
         return self.decoder.apply(self._variables(params, adapted), x, valid)
 
     def table(self, params: Params) -> jax.Array:
-        """The tied embedding [V, D] in compute dtype, for `lm.token_logps`."""
-        return params["decoder"]["embedding"]["embedding"].astype(self.dtype)
+        """The output's table [V, D] in compute dtype, for `lm.token_logps`."""
+        tied = self.model.decoder.tied
+        decoder = params["decoder"]
+        return (decoder["embedding"]["embedding"] if tied else decoder["head"]).astype(self.dtype)
 
     def decode(self, params: Params, x, cache: Cache, positions, prompt_mask, step, adapted=True):
         """One token a row: x [B, 1, D] -> logits [B, V], Cache."""
@@ -182,4 +190,8 @@ class ASA:
         hidden, cache = self.decoder.apply(
             variables, x, cache, positions, prompt_mask, step, method="decode"
         )
-        return (hidden[:, 0] @ self.table(params).T).astype(jnp.float32), cache
+        return self.logits(params, hidden[:, 0]), cache
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """hidden [B, D] of few rows -> float32 [B, V]."""
+        return by_rows(hidden, [self.table(params)]).astype(jnp.float32)

@@ -16,7 +16,7 @@ FRAMES_PER_SECOND = 50
 
 
 class Semantic(nn.Module):
-    """log-mel [B, 2T, M] -> [B, T, D], 50 frames a second."""
+    """log-mel [B, 2T, M] -> [B, T // pool, D], 50 / pool frames a second."""
 
     semantic: config.Semantic
     unroll: int = 1
@@ -39,4 +39,7 @@ class Semantic(nn.Module):
         x = x + sinusoids(limit, s.width)[: x.shape[1]].astype(self.dtype)
         mask = None if real is None else real[:, ::2]
         x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x, mask)
+        if s.pool > 1:
+            # As in Qwen2-Audio: frames that do not fill a mean are dropped.
+            x = nn.avg_pool(x, (s.pool,), (s.pool,))
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
