@@ -148,4 +148,4 @@ def test_what_two_ears_cannot_do_is_refused(run, described, text):
         dataclasses.replace(run.model.spatial, format="stereo")
     make = pipeline.Targets(("dog",), 3, 0.0, augment=True)
     with pytest.raises(ConfigError, match="channels to augment is 2, expected 4"):
-        make((np.zeros((10, 2), np.int16), described(1)[0]), np.random.default_rng(0))
+        make((np.zeros((10, 2), np.int16), described(1)[0]), np.random.default_rng(0), 0.0)

@@ -29,8 +29,8 @@ class Semantic:
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
     def frames(self, samples):
-        """Output frames (50 a second) of so many samples at 16 kHz, a number or an array."""
-        return (samples // 160 + 1) // 2
+        """Output frames (50 / pool a second) of so many samples at 16 kHz, a number or an array."""
+        return (samples // 160 + 1) // 2 // self.pool
 
 
 # Parts of a projector's token (models/projector.py).
