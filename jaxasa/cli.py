@@ -1,6 +1,7 @@
 """The command line: a verb for each step, which works on what the one before it wrote.
 
-Exit codes: 0 done; 2 something that the user must mend (one line says what); 75 stopped, what
+Exit codes: 0 done; 2 something that the user must mend (one line says what); 3 a verdict of no
+(a plan that does not fit); 75 stopped, what
 was done is saved, start it again; 130 interrupted; 1 a bug, with its traceback.
 
 Heavy libraries are imported inside the verbs, so that --help answers at once.
@@ -16,10 +17,10 @@ from pathlib import Path
 from types import FrameType
 
 from jaxasa import arguments, cpu, gin_io, workdir
-from jaxasa.config import ConfigError, Run
+from jaxasa.config import ConfigError, Run, Sampling
 
 DEFAULT_GIN = "gin/run/demo.gin"
-BAD_INPUT, UNFINISHED, INTERRUPTED = 2, 75, 130
+BAD_INPUT, NO, UNFINISHED, INTERRUPTED = 2, 3, 75, 130
 # A full disk or a folder without permission is no bug.
 _FOR_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
@@ -73,7 +74,7 @@ def _run(argv: Sequence[str]) -> int:
     result = VERBS[options.verb](options)
     if options.json is not None:
         workdir.write_text(options.json, json.dumps(result, indent=1) + "\n")
-    return 0
+    return NO if isinstance(result, dict) and result.get("fits") is False else 0
 
 
 def _say(line: str, code: int) -> int:
@@ -126,7 +127,7 @@ def simulate(options: argparse.Namespace) -> Result:
     from jaxasa.data import records
 
     splits = [options.split] if options.split else list(steps.SPLITS)
-    form = options.format or "records"
+    form = options.format
     if options.hrtf is not None:
         if form != "binaural":
             raise ConfigError(f"--hrtf {options.hrtf}: expected --format binaural with it")
@@ -138,13 +139,15 @@ def simulate(options: argparse.Namespace) -> Result:
     run, _, folder = _workdir(options)
     counts = {}
     for split in splits:
+        form = form or steps.format_of(run)
         out = steps.scenes(run, folder, split, form, options.runner, options.beam)
         counts[split] = records.read_manifest(out)["count"]
         print(f"{counts[split]} {'responses' if out.name == 'responses' else 'scenes'} in {out}")
     return counts
 
 
-def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> Result:
+def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str | None) -> Result:
+    from jaxasa import steps
     from jaxasa.data import simulate as simulating
 
     made = options.workdir / "config.gin"
@@ -154,6 +157,7 @@ def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> 
     for split in splits:
         count = getattr(run.scenes, split)
         bank = options.workdir / "sounds"
+        form = form or steps.format_of(run)
         row = simulating.estimate(run.scenes, bank, split, run.seed, count, form)
         table[split] = row
         print(
@@ -203,7 +207,7 @@ def train(options: argparse.Namespace) -> Result:
         raise ConfigError(f"stage {options.stage!r}: expected one of {', '.join(run.stages)}")
     from jaxasa import steps
 
-    steps.train(run, folder, options.stage, text)
+    steps.train(run, folder, options.stage, text, options.profile)
     out = folder / "checkpoints" / options.stage
     print(f"stage {options.stage} is trained: {out}")
     return {"stage": options.stage, "checkpoint": str(out)}
@@ -241,11 +245,23 @@ def bench_run(options: argparse.Namespace) -> Result:
 
 
 def bench_score(options: argparse.Namespace) -> Result:
-    from jaxasa.bench import score
+    from jaxasa.bench import free, score
 
-    scores = score.score_file(options.predictions, options.benchmark)
+    file = free.score_file if options.open else score.score_file
+    scores = file(options.predictions, options.benchmark)
     _print_scores(options.predictions.stem, scores)
     return scores
+
+
+def bench_audit(options: argparse.Namespace) -> Result:
+    from jaxasa import steps
+
+    _, _, folder = _workdir(options)
+    found = steps.audit_suite(folder, options.split)
+    for level, scores in found["levels"].items():
+        shares = (f"{name} {s:.3f}" for name, s in scores.items() if isinstance(s, float))
+        print(f"{level}: {scores['items']} items, {', '.join(shares)}")
+    return found
 
 
 def bench_seld(options: argparse.Namespace) -> Result:
@@ -276,11 +292,29 @@ def bench_report(options: argparse.Namespace) -> Result:
     return {"report": str(path)}
 
 
+def bench_speed(options: argparse.Namespace) -> Result:
+    import importlib
+
+    if options.rounds is not None and options.rounds < 1:
+        raise ConfigError(f"--rounds is {options.rounds}, expected a number of at least 1")
+    # The three need different libraries of torch's side, and only theirs are imported.
+    comparison = importlib.import_module(f"jaxasa.bench.speed_{options.what}")
+    result = comparison.run(**({"rounds": options.rounds} if options.rounds else {}))
+    comparison.speed.show(result["rows"])
+    return result
+
+
 def ask(options: argparse.Namespace) -> Result:
     from jaxasa import ask as asking
 
     answer = asking.ask(
-        options.checkpoint, options.audio, options.question, options.options, options.order
+        options.checkpoint,
+        options.audio,
+        options.question,
+        options.options,
+        options.order,
+        Sampling(options.temperature, options.top_k, options.top_p, tuple(options.stop)),
+        options.seed,
     )
     print(answer["answer"])
     return answer
@@ -319,11 +353,24 @@ def draw(options: argparse.Namespace) -> Result:
 
 
 def export(options: argparse.Namespace) -> Result:
+    from jaxasa.hf import adapter
     from jaxasa.hf import export as exporting
 
-    out = exporting.export(options.checkpoint, options.out)
+    if options.adapter:
+        out = adapter.write(options.checkpoint, options.out)
+    else:
+        out = exporting.export(options.checkpoint, options.out, with_stablehlo=options.stablehlo)
     print(out)
     return {"export": str(out)}
+
+
+def plan(options: argparse.Namespace) -> Result:
+    from jaxasa import plan as planning
+
+    run, _ = _config(options)
+    found = planning.plan(run, options.topology, options.stage)
+    print(planning.table(found))
+    return found
 
 
 def demo(options: argparse.Namespace) -> Result:
@@ -350,12 +397,15 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "bench build": bench_build,
     "bench run": bench_run,
     "bench score": bench_score,
+    "bench audit": bench_audit,
     "bench seld": bench_seld,
     "bench report": bench_report,
+    "bench speed": bench_speed,
     "ask": ask,
     "listen": listen,
     "draw": draw,
     "export": export,
+    "plan": plan,
     "demo": demo,
 }
 
