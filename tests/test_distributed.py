@@ -29,7 +29,7 @@ STAGE = config.Stage(
 RULES = ((r"dense/kernel", ("width", "hidden")), (r"dense/bias", None))
 
 
-def example(element, rng):
+def example(element, rng, done):
     x = rng.normal(size=8).astype(np.float32)
     return {"x": x, "y": np.float32(x.sum() + element), "id": np.int32(element)}
 
@@ -38,7 +38,7 @@ class Noted(pipeline.Batches):
     """Writes the ids of each batch, with the number of the draw, to `path`."""
 
     def __init__(self, path):
-        super().__init__(list(range(40)), example, 3, "test", STAGE.batch)
+        super().__init__(list(range(40)), example, 3, "test", STAGE.batch, total=192)
         self.path, self.number = path, 0
 
     def __next__(self):

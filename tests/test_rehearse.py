@@ -33,7 +33,7 @@ def counting(monkeypatch, tmp_path):
 
     def make(name):
         def task(context):
-            def element(element, rng):
+            def element(element, rng, done):
                 return {"audio": element[0]}
 
             def step(old, batch, key):
@@ -44,7 +44,8 @@ def counting(monkeypatch, tmp_path):
                 seen.append((name, "evaluation", len(context.dev)))
                 return {"accuracy": 0.5}
 
-            batches = pipeline.Batches(context.train, element, 0, name, context.stage.batch)
+            size = context.stage.batch
+            batches = pipeline.Batches(context.train, element, 0, name, size, total=size)
             return common.Task(name, batches, step, evaluate)
 
         return task
