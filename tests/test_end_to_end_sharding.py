@@ -66,7 +66,9 @@ def context_of(tiny, text, described):
     scenes = list(zip(audio, described(8), strict=True))
 
     seconds = types.SimpleNamespace(seconds=0.5)
-    settings = types.SimpleNamespace(model=tiny.model, scenes=seconds, seed=0)
+    settings = types.SimpleNamespace(
+        model=tiny.model, scenes=seconds, questions=config.Questions(), seed=0
+    )
 
     def make(name, over):
         return common.Context(
@@ -99,7 +101,8 @@ def step(tiny, context_of):
             after, metrics = task.step(start, next(task.batches), key)
         moments = optax.tree_utils.tree_get_all_with_path(after.opt_state, "mu")[0][1]
         gradients = {path: np.asarray(leaf) / 0.1 for path, leaf in moments.items()}
-        return {k: float(v) for k, v in metrics.items()}, gradients, after
+        found = {k: float(v) for k, v in metrics.items() if k != "samples" and "seconds/" not in k}
+        return found, gradients, after
 
     return run
 
@@ -114,10 +117,12 @@ def alone(step):
 def test_eight_devices_take_the_step_of_one(step, alone, name, over):
     metrics, gradients, _ = alone[name]
     found, slopes, after = step(name, mesh.make(MESHES[over]))
-    assert found["loss"] > 0.1 and metrics["gradient_norm"] > 0.1
+    # Advantages add up to nothing, so that the loss of stage 4 is near 0.
+    least = 1e-4 if name == "grpo" else 0.1
+    assert abs(found["loss"]) > least and metrics["gradient_norm"] > least
     for key, value in metrics.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
-    learning = {path for path, leaf in gradients.items() if np.abs(leaf).max() > 1e-4}
+    learning = {path for path, leaf in gradients.items() if np.abs(leaf).max() > least / 1000}
     assert ("spatial/stem0/kernel" if name == "spatial" else "lora/layers/q/a") in learning
     assert len(learning) > 0.6 * len(gradients)
     for path, expected in gradients.items():
