@@ -25,6 +25,7 @@ from jaxasa.acoustics import keys, scenes
 from jaxasa.config import ConfigError
 from jaxasa.data import records
 from jaxasa.data.sounds import Bank
+from jaxasa.workdir import scenes_of
 
 _COLUMNS = ("build", "first step", "evaluation", "save", "restore", "step")
 
@@ -84,22 +85,23 @@ def _furnish(run: config.Run, source: Path | None, folder: Path) -> tuple[config
         run = dataclasses.replace(run, scenes=dataclasses.replace(run.scenes, responses=0))
     splits = ("dev",) if run.scenes.responses else ("train", "dev")
     for split in splits:
-        if not borrow("scenes", split, closed_by="manifest.json"):
+        place = scenes_of(run, folder, split)
+        if not borrow(*place.relative_to(folder).parts, closed_by="manifest.json"):
             _write_scenes(run, folder, split)
     return run, made_up
 
 
 def _write_scenes(run: config.Run, folder: Path, split: str) -> None:
     """Noise with the descriptions of real scenes, as many as an evaluation or a batch takes."""
-    out = folder / "scenes" / split
+    out = scenes_of(run, folder, split)
     out.mkdir(parents=True)
     clips = Bank.load(folder / "sounds").clips(split)
     count = min(getattr(run.scenes, split), 2 * stages.common.EVAL_SCENES)
-    samples = round(run.scenes.seconds * 16_000)
+    samples, channels = round(run.scenes.seconds * 16_000), run.model.spatial.channels
 
     def scene(index: int) -> tuple[np.ndarray, dict]:
         rng = keys.rng(run.seed, "rehearsal", split, index)
-        audio = rng.integers(-1000, 1000, (samples, 4), dtype=np.int16)
+        audio = rng.integers(-1000, 1000, (samples, channels), dtype=np.int16)
         return audio, scenes.describe(scenes.draw(run.scenes, clips, run.seed, split, index))
 
     shard = records.write_shard(out / "scenes.array_record", map(scene, range(count)))
