@@ -11,7 +11,8 @@ time, recorded as a share ("share/NAME"); "samples", if it is there, is a list o
 look at (logs/samples.jsonl); all else is recorded as the mean over the steps since the last record.
 
 What goes wrong, and what is done:
-    SIGTERM, SIGINT          the step is finished and saved; exit code 75: start it again
+    SIGTERM                  the step is finished and saved; exit code 75: start it again (SIGINT
+                             too, where a process is alone)
     kill -9, power           goes on from the last whole checkpoint; half-written ones are removed
     a full disk              ends with the reason; the checkpoint before is kept
     loss or gradient is      ends with the step; what is not finite is not saved
