@@ -9,6 +9,17 @@ A task is what a stage gives:
 Of what a step returns, "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is
 time, recorded as a share ("share/NAME"); "samples", if it is there, is a list of JSON-able dicts to
 look at (logs/samples.jsonl); all else is recorded as the mean over the steps since the last record.
+
+What goes wrong, and what is done:
+    SIGTERM                  the step is finished and saved; exit code 75: start it again (SIGINT
+                             too, where a process is alone)
+    kill -9, power           goes on from the last whole checkpoint; half-written ones are removed
+    a full disk              ends with the reason; the checkpoint before is kept
+    loss or gradient is      ends with the step; what is not finite is not saved
+        no number
+    a damaged record         named, counted, replaced by the next; ends beyond stage.damaged
+    a vanished shard         ends with its name
+    another process is gone  ends within JAXASA_TIMEOUT seconds, with the reason (distributed.py)
 """
 
 import contextlib

@@ -85,8 +85,8 @@ def _furnish(run: config.Run, source: Path | None, folder: Path) -> tuple[config
         run = dataclasses.replace(run, scenes=dataclasses.replace(run.scenes, responses=0))
     splits = ("dev",) if run.scenes.responses else ("train", "dev")
     for split in splits:
-        parts = scenes_of(run, folder, split).relative_to(folder).parts
-        if not borrow(*parts, closed_by="manifest.json"):
+        place = scenes_of(run, folder, split)
+        if not borrow(*place.relative_to(folder).parts, closed_by="manifest.json"):
             _write_scenes(run, folder, split)
     return run, made_up
 

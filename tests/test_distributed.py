@@ -29,7 +29,7 @@ STAGE = config.Stage(
 RULES = ((r"dense/kernel", ("width", "hidden")), (r"dense/bias", None))
 
 
-def example(element, rng):
+def example(element, rng, done):
     x = rng.normal(size=8).astype(np.float32)
     return {"x": x, "y": np.float32(x.sum() + element), "id": np.int32(element)}
 
@@ -38,7 +38,7 @@ class Noted(pipeline.Batches):
     """Writes the ids of each batch, with the number of the draw, to `path`."""
 
     def __init__(self, path):
-        super().__init__(list(range(40)), example, 3, "test", STAGE.batch)
+        super().__init__(list(range(40)), example, 3, "test", STAGE.batch, total=192)
         self.path, self.number = path, 0
 
     def __next__(self):
@@ -122,7 +122,7 @@ def both(folder, zero=(), one=(), **options):
     port = free_port()
     processes = [begin(folder, i, port, *more, **options) for i, more in enumerate((zero, one))]
     ended: dict = {}
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while len(ended) < 2 and time.monotonic() < deadline:
         for i, process in enumerate(processes):
             if process.poll() is not None:
@@ -211,7 +211,7 @@ def test_a_coordinator_out_of_reach_and_processes_that_never_come_are_named(tmp_
     port = free_port()
     lost = begin(tmp_path, 1, port, seconds=5)
     alone = begin(tmp_path, 0, free_port(), seconds=5)
-    said = [process.communicate(timeout=60)[0] for process in (lost, alone)]
+    said = [process.communicate(timeout=240)[0] for process in (lost, alone)]
     assert [lost.returncode, alone.returncode] == [2, 2]
     assert said[0].splitlines()[0] == "process 1 of 2"
     assert f"127.0.0.1:{port}: it cannot be reached (Connection refused) within 5 s" in said[0]

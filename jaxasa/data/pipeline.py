@@ -74,8 +74,8 @@ class Batches:
         if batch % processes:
             raise config.ConfigError(f"batch is {batch}, expected a multiple of {processes}")
 
-        source = _Readable(source, damaged)
-        visitors = [guest._replace(source=_Readable(guest.source, damaged)) for guest in guests]
+        source = Readable(source, damaged)
+        visitors = [guest._replace(source=Readable(guest.source, damaged)) for guest in guests]
 
         def example(index: int, place: int) -> Example:
             rng = keys.rng(seed, purpose, index)
@@ -125,7 +125,7 @@ class _Rows:
         return self._data[number * self._batch + self._first + row]
 
 
-class _Readable:
+class Readable:
     """`source` with the next readable element in place of a damaged one, for at most `most`."""
 
     def __init__(self, source, most: int):

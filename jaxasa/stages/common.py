@@ -69,7 +69,8 @@ def batches(
         if not isinstance(scenes, Records):
             name = f"{type(stage).__name__}.easiest"
             raise ConfigError(f"{name} is {stage.easiest}, expected (1.0, 1.0) for mixed scenes")
-        described = [scenes[i][1] for i in range(len(scenes))]
+        readable = pipeline.Readable(scenes, stage.damaged)
+        described = [readable[i][1] for i in range(len(scenes))]
         pace = curriculum.Pace(curriculum.easiest_first(described, stage.hard_by), stage.easiest)
     return pipeline.Batches(
         scenes,
@@ -80,6 +81,7 @@ def batches(
         total=stage.steps * stage.batch,
         guests=guests,
         pace=pace,
+        damaged=stage.damaged,
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxasa import config, mesh, state
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
-from jaxasa.data import tokens
+from jaxasa.data import records, tokens
 from jaxasa.stages import common
 
 hear = jax.jit(common.hear)
@@ -104,3 +104,30 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole():
     np.testing.assert_allclose(parts["gradient_norm"], found["gradient_norm"], rtol=1e-5)
     with pytest.raises(ConfigError, match="accumulate is 8, expected parts of the batch of 8"):
         trained(8)  # a row each, on two devices
+
+
+class Scratched(list):
+    """Elements of which the third cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise records.Damaged("record 2 is damaged")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_stage_says_how_many_records_may_be_damaged(capfd, damaged):
+    stage = config.AlignStage(4, 8, 0.1, (".*",), damaged=damaged)
+    run = types.SimpleNamespace(seed=0)
+    context = types.SimpleNamespace(stage=stage, run=run, train=Scratched(range(8)))
+
+    def number(element, rng, done):
+        return {"number": np.int32(element)}
+
+    batches = common.batches(context, number, "test")
+    if damaged:
+        assert sorted(next(batches)["number"]) == [0, 1, 3, 3, 4, 5, 6, 7]
+        assert "skipped 1 of at most 1: record 2 is damaged" in capfd.readouterr().err
+    else:
+        with pytest.raises(ConfigError, match="record 2 is damaged; 1 damaged, expected at most 0"):
+            next(batches)

@@ -26,7 +26,10 @@ def make(tiny, text, described):
         fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "group": 4, "warmup": 0} | fields
         context = common.Context(
             run=types.SimpleNamespace(
-                model=asa.model, scenes=types.SimpleNamespace(seconds=1.0), seed=0
+                model=asa.model,
+                scenes=types.SimpleNamespace(seconds=1.0),
+                questions=config.Questions(),
+                seed=0,
             ),
             stage=config.GrpoStage(trainable=("lora/.*",), **fields),
             asa=asa,

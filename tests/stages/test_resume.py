@@ -38,7 +38,9 @@ def task_of(tiny, text, described):
 
     def make(name):
         context = common.Context(
-            run=types.SimpleNamespace(model=tiny.model, scenes=ranges, seed=0),
+            run=types.SimpleNamespace(
+                model=tiny.model, scenes=ranges, questions=config.Questions(), seed=0
+            ),
             stage=STAGES[name],
             asa=tiny.asa,
             mesh=mesh.make(config.Mesh(), jax.devices()[:1]),

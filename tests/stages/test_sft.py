@@ -43,7 +43,10 @@ def context(tiny, text, described, **changes):
     data = list(zip(audio, described(16, (2, 3)), strict=True))
     return common.Context(
         run=types.SimpleNamespace(
-            model=tiny.model, scenes=types.SimpleNamespace(seconds=1.0), seed=0
+            model=tiny.model,
+            scenes=types.SimpleNamespace(seconds=1.0),
+            questions=config.Questions(),
+            seed=0,
         ),
         stage=stage,
         asa=tiny.asa,
