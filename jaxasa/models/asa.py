@@ -189,4 +189,4 @@ class ASA:
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """hidden [B, D] of few rows -> float32 [B, V]."""
-        return by_rows(hidden, [self.table(params)]).astype(jnp.float32)
+        return by_rows(hidden, [self.table(params)], jnp.float32)
