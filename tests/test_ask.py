@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasa import ask, checkpoint, state
+from jaxasa import ask, checkpoint, config, state
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
 from jaxasa.data import tokens
@@ -264,3 +264,36 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model,
     best = max(scores, key=scores.get)
     assert sorted(scores.values())[-1] - sorted(scores.values())[-2] > 1e-4
     assert reply.endswith(f"{tokens.ANSWER} {best}{tokens.END_ANSWER}")
+
+
+def test_replies_are_drawn_from_a_seed_and_end_at_strings(model):
+    audio = (noise(0.5) * 32767).astype(np.int16)[None]
+
+    def reply(seed=0, options=None, **fields):
+        sampling = config.Sampling(temperature=2.0, top_k=50, **fields)
+        given = dict(sampling=sampling, seed=seed)
+        return model.respond(audio, ["where is the dog ?"], [options], **given)[0]
+
+    free = reply()
+    assert free == reply() == reply(options=None) and free != reply(1)
+    middle = free[len(free) // 2 : len(free) // 2 + 3]
+    ended = reply(stop=(middle, "never said"))
+    assert ended == free[: free.find(middle)] and middle not in ended
+    # What is drawn, or cut, is not mended towards the options.
+    assert ask._answer(reply(options=OPTIONS, stop=("<",)), OPTIONS) not in OPTIONS
+
+
+@pytest.mark.parametrize(
+    "fields, why",
+    [
+        ({"temperature": -1.0}, "Sampling.temperature is -1.0, expected a number of at least 0"),
+        ({"temperature": float("nan")}, "Sampling.temperature is nan"),
+        ({"temperature": 1.0, "top_p": 0.0}, "Sampling.top_p is 0.0, expected above 0"),
+        ({"temperature": 1.0, "top_k": 2.5}, "Sampling.top_k is 2.5, expected a whole number"),
+        ({"top_k": 5}, "Sampling.temperature is 0.0, expected a number above 0 with top_k"),
+        ({"stop": ("",)}, "Sampling.stop"),
+    ],
+)
+def test_sampling_that_would_be_ignored_or_wrong_is_refused(fields, why):
+    with pytest.raises(ConfigError, match=why):
+        config.Sampling(**fields)

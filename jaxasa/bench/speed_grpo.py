@@ -6,6 +6,7 @@ after each.
 """
 
 import tempfile
+import time
 
 import jax
 import jax.numpy as jnp
@@ -113,14 +114,14 @@ def run(
     seconds: tuple[list[float], list[float]] = ([], [])
     what = f"grpo, steps of {prompts} x {group} completions of {reply} tokens"
 
-    class Turns(transformers.TrainerCallback):
+    class Turns(transformers.TrainerCallback):  # type: ignore[name-defined]
         """Takes the time of each of the trainer's steps, and of one of ours after it."""
 
         def on_step_begin(self, *_, **__):
-            self.began = speed.time.perf_counter()
+            self.began = time.perf_counter()
 
         def on_step_end(self, args, at, control, **_):
-            spent = speed.time.perf_counter() - self.began
+            spent = time.perf_counter() - self.began
             ours = speed.timed(step)
             if at.global_step > 1:
                 seconds[0].append(ours)

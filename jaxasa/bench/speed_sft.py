@@ -100,7 +100,7 @@ def run(
         torch.nn.utils.clip_grad_norm_(learning, stage.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        losses[1].append(float(value))
+        losses[1].append(float(value.detach()))
 
     what = f"sft, steps of {rows} rows of {prompt + reply} tokens"
     seconds = speed.in_turn(what, step, step_too, rounds)

@@ -169,7 +169,8 @@ class Model:
 
     prompt_tokens: room for a question besides the audio; reply_tokens: the longest reply.
     unroll: layers compiled side by side in each turn of the scan over layers: 1 compiles fastest,
-        and all of them run twice as fast on a CPU, where XLA works in a loop with less threads.
+        and all of them run twice as fast on a CPU, where XLA works in a loop with less threads;
+        while it generates, the decoder's weights are then held twice (models/decoding.py).
     dtype: of activations and products; sums of norms, softmax and logits are float32.
     frozen_dtype: in which parameters that a stage does not train are stored; those it trains
         are float32.

@@ -90,26 +90,21 @@ class ASA:
         return audio[..., 0] if self.model.spatial.format == "foa" else audio.mean(-1)
 
     def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
-        """Fresh parameters. Adapters start at zero.
-
-        Only the random draws run, not the model. Outside `jit` each shape compiles by itself,
-        which takes less time than all in one; inside `jit` parameters may be built sharded.
-        """
+        """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
         keys = jax.random.split(key, 5)
         m = self.model
-        a = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
-        audio = a(1, int(seconds * features.RATE), m.spatial.channels)
-        mels = jax.eval_shape(lambda x: features.log_mel(x[..., 0], m.semantic.mels), audio)
-        semantic, dense = a(1, 1, m.semantic.width), a(1, 1, m.spatial.width)
-        ids, x, valid = a(1, 2, dtype=jnp.int32), a(1, 2, m.decoder.width), a(1, 2, dtype=bool)
-        decoder = self.decoder.lazy_init(keys[3], ids, method="embed")["params"]
-        layers = self.decoder.lazy_init(keys[4], x, valid)
+        audio = jnp.zeros((1, int(seconds * features.RATE), m.spatial.channels))
+        mels = features.log_mel(audio[..., 0], m.semantic.mels)
+        semantic = jnp.zeros((1, 1, m.semantic.width))
+        dense = jnp.zeros((1, 1, m.spatial.width))
+        x = jnp.zeros((1, 2, m.decoder.width))
+        decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
+        layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
         null = jnp.zeros((m.spatial.width,))
         return {
-            "semantic": self.semantic.lazy_init(keys[0], mels)["params"],
-            "spatial": self.spatial.lazy_init(keys[1], audio)["params"],
-            "projector": self.projector.lazy_init(keys[2], semantic, dense)["params"]
-            | {"null": null},
+            "semantic": self.semantic.init(keys[0], mels)["params"],
+            "spatial": self.spatial.init(keys[1], audio)["params"],
+            "projector": self.projector.init(keys[2], semantic, dense)["params"] | {"null": null},
             "decoder": decoder | layers["params"],
             "lora": layers["lora"],
         }
@@ -194,4 +189,4 @@ class ASA:
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """hidden [B, D] of few rows -> float32 [B, V]."""
-        return by_rows(hidden, [self.table(params)]).astype(jnp.float32)
+        return by_rows(hidden, [self.table(params)], jnp.float32)

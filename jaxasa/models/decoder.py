@@ -49,10 +49,13 @@ class Cache(NamedTuple):
     v: jax.Array
 
 
-def by_rows(x: jax.Array, pieces: Sequence[jax.Array]) -> jax.Array:
-    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, few rows of x as columns."""
+def by_rows(x: jax.Array, pieces: Sequence[jax.Array], dtype=None) -> jax.Array:
+    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, few rows of x as columns.
+
+    dtype: of the sums, if it is not that of x.
+    """
     columns = x.reshape(-1, x.shape[-1]).T
-    y = jnp.concatenate([rows @ columns for rows in pieces])
+    y = jnp.concatenate([jnp.matmul(r, columns, preferred_element_type=dtype) for r in pieces])
     return y.T.reshape(*x.shape[:-1], -1)
 
 

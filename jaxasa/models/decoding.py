@@ -73,7 +73,7 @@ def step(
         after.append(layer._replace(k=k, v=v))
     norm = nn.RMSNorm(epsilon=d.norm_eps, dtype=asa.dtype)
     hidden = norm.apply({"params": params["decoder"]["norm"]}, x[:, 0])
-    return by_rows(hidden, prepared.table).astype(jnp.float32), after
+    return by_rows(hidden, prepared.table, jnp.float32), after
 
 
 def _is_apart(asa: ASA) -> bool:

@@ -136,7 +136,7 @@ def _params_before(run: config.Run, stage: str, folder: Path, context: Context) 
     index = run.stages.index(stage)
     if index == 0:
         key = jax.random.key(run.seed)
-        return jax.device_get(context.asa.init(key, run.scenes.seconds))
+        return jax.device_get(jax.jit(lambda k: context.asa.init(k, run.scenes.seconds))(key))
     before = run.stages[index - 1]
     source = folder / "checkpoints" / before
     if not source.is_dir():
