@@ -188,9 +188,7 @@ def derive(scene, task, question, options):
             return found
         case "earlier":
             sign = 1 if "after" in w.words else -1
-            (found,) = [
-                c for c, s in w.sources.items() if (s["onset"] - one["onset"]) * sign > 0
-            ]
+            (found,) = [c for c, s in w.sources.items() if (s["onset"] - one["onset"]) * sign > 0]
             return found
         case "same_side":
             same = w.on("left") if one["at"][1] > 0 else w.on("right")
