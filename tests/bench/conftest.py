@@ -78,8 +78,8 @@ def small(tmp_path_factory, run_config):
 
 @pytest.fixture(scope="session")
 def large():
-    """The full-size choice over 1,000 scenes: [(scene, question)]."""
-    described = describe(1000, seed=1)
+    """The full-size choice over 800 scenes: [(scene, question)]."""
+    described = describe(800, seed=1)
     bench, which = config.Bench(), config.Questions()
     chosen, left_out = choose.choose(described, CLASSES, bench, which, 1, "benchmark")
     assert left_out == ["motion", "listener_turn", "place"]

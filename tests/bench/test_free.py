@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxasa.bench import free
@@ -40,6 +40,8 @@ from jaxasa.config import ConfigError
         ("count", "There are 2.", 2.0),
         ("count", "none", 0.0),
         ("count", "2 or 3", None),
+        ("count", "2.0", 2.0),
+        ("count", "2.5", None),
         ("name", "It is the dog.", "dog"),
         ("name", "dog and cat", None),
     ],
@@ -49,6 +51,7 @@ def test_read(kind, text, value):
     assert found == value if isinstance(value, str | None) else found == pytest.approx(value)
 
 
+@settings(max_examples=40)
 @given(value=st.floats(-179, 180), digits=st.integers(0, 2))
 def test_a_bearing_written_out_is_read_back(value, digits):
     value = round(value, digits)
@@ -58,6 +61,7 @@ def test_a_bearing_written_out_is_read_back(value, digits):
         assert free.is_right(free.read(text, "azimuth"), form), text
 
 
+@settings(max_examples=40)
 @given(text=st.text(max_size=60), kind=st.sampled_from(["name", *free.TOLERANCES]))
 def test_any_text_is_read_or_refused(text, kind):
     found = free.read(text, kind, ("dog",))
