@@ -77,6 +77,7 @@ def build(
         "levels": dict(collections.Counter(i.level for i in items)),
         "scenes": len(used),
         "seconds": measured[used[0]]["seconds"],
+        "channels": int(source[used[0]][0].shape[1]),
         "classes": list(bank.classes),
         "takes": {s: {c: len(t) for c, t in by.items()} for s, by in takes.items()},
         "left_out": left_out,

@@ -77,14 +77,18 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
     margin = facts["margin"]
     steps = ", ".join(words.metres(s) for s in words.STEPS)
     low, high = draw.AUDIBLE_DRR
+    heard = (
+        "first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D\n  gains"
+        if facts["channels"] == 4
+        else "two channels, the left and the right ear"
+    )
     return f"""# Audio scene analysis: {facts["split"]} suite
 
 {facts["items"]} four-option questions over {facts["scenes"]} simulated scenes of
 {facts["seconds"]:g} s. Sounds: {facts["sounds"]}. Seed {facts["seed"]}. Chance is 25 %.
 
 ## Conventions
-- Audio: FLAC, 16 bit, 16 kHz, first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D
-  gains; one gain for all channels of a scene.
+- Audio: FLAC, 16 bit, 16 kHz, {heard}; one gain for all channels of a scene.
 - x is front, y left, z up. Azimuth in degrees, counter-clockwise, front 0, left +90, in
   (-180, 180]; elevation up; distances in metres, times in seconds (onset is arrival).
 - `metadata.jsonl`: file_name, id, level, task, question, direction, options, answer (letter),

@@ -1,7 +1,7 @@
 """Benchmark suites: four-option items over fixed renders, readable and scorable by anyone.
 
-A suite is a folder that bench/build.py writes: `audio/*.flac` (4 channels W, Y, Z, X in SN3D,
-16 bit, 16 kHz), `metadata.jsonl` (one item a line), `card.md` (what it holds, for people),
+A suite is a folder that bench/build.py writes: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, or
+2 ears; 16 bit, 16 kHz), `metadata.jsonl` (one item a line), `card.md` (what it holds, for people),
 `manifest.json` (counts, classes, takes, SHA-256 of every file) and `audit.json` (what readers of
 texts and of metadata score on it). It appears under its name only when whole.
 """
@@ -53,14 +53,14 @@ class Item:
         return tuple((s["class"], s["take"]) for s in self.scene["sources"])
 
     def audio(self) -> np.ndarray:
-        """Reads the render: int16 [N, 4], W Y Z X, 16 kHz. Raises ConfigError if it is not that."""
+        """Reads the render: int16 [N, 4] (W Y Z X) or [N, 2] (ears), 16 kHz; else ConfigError."""
         try:
             audio, rate = soundfile.read(self.file, dtype="int16", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
             raise ConfigError(f"{self.file}: cannot be read ({error}), expected FLAC") from None
-        if audio.shape[1] != 4 or rate != RATE:
+        if audio.shape[1] not in (2, 4) or rate != RATE:
             raise ConfigError(
-                f"{self.file}: {audio.shape[1]} channels at {rate} Hz, expected 4 at {RATE} Hz"
+                f"{self.file}: {audio.shape[1]} channels at {rate} Hz, expected 4 or 2 at {RATE} Hz"
             )
         return audio
 

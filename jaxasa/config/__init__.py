@@ -10,10 +10,12 @@ Units: metres, seconds, hertz, degrees, dB.
 
 from jaxasa.config.checks import ConfigError, check
 from jaxasa.config.model import (
+    EXPERTS,
     Decoder,
     Lora,
     Model,
     Projector,
+    Sampling,
     Semantic,
     Spatial,
     model_from_dict,
@@ -34,6 +36,7 @@ from jaxasa.config.stages import (
 )
 
 __all__ = [
+    "EXPERTS",
     "POLICY_LOSSES",
     "STAGES",
     "AlignStage",
@@ -47,6 +50,7 @@ __all__ = [
     "Projector",
     "Questions",
     "Run",
+    "Sampling",
     "Scenes",
     "Semantic",
     "SftStage",

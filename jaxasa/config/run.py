@@ -66,3 +66,10 @@ class Run:
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
         check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))
+        longest = self.model.semantic.max_seconds
+        ok = self.scenes.seconds <= longest
+        check(ok, "Scenes.seconds", self.scenes.seconds, f"at most {longest} (Semantic)")
+        if self.model.spatial.format == "binaural":
+            responses, imported = self.scenes.responses, self.sft.imported
+            check(responses == 0, "Scenes.responses", responses, "0: binaural scenes are stored")
+            check(not imported, "SftStage.imported", imported, "(): imported recordings are FOA")

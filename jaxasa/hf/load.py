@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from jaxasa import checkpoint, config, optim
 from jaxasa.config import ConfigError
 from jaxasa.hf import keymap
+from jaxasa.hf.folder import INDEX, WEIGHTS
 from jaxasa.models import asa
 
-WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CONFIG = "config.json"
 MODEL_TYPE = "jaxasa"
 _META = ("stage", "classes", "seconds", "model", "tokenizer")
 

@@ -175,10 +175,11 @@ def received(source: dict) -> float:
 
 def while_heard(source: dict) -> np.ndarray:
     """Rows of azimuth, elevation (degrees) and distance (m) while a source sounds: [frames, 3]."""
-    rest = np.array([[source["azimuth"], source["elevation"], source["distance"]]])
+    # float: an unknown distance, None, becomes NaN.
+    rest = np.array([[source["azimuth"], source["elevation"], source["distance"]]], float)
     if "trajectory" not in source:
         return rest
-    moved = np.array(source["trajectory"])
+    moved = np.array(source["trajectory"], float)
     middle = (np.arange(len(moved)) + 0.5) * FRAME
     heard = moved[(source["onset"] <= middle) & (middle <= source["offset"])]
     return heard if len(heard) else rest
