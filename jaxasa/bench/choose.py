@@ -19,8 +19,8 @@ from jaxasa.data.questions import TASKS, Question
 
 DIRECTION_SHARE = 0.55  # least share of each level's items to which direction matters
 PER_SCENE = 2  # items of one task on one scene
-_DRAWS, _ROUNDS = 2, 12  # questions tried for each task on each scene, at most so often
-_PLENTY = 8  # candidates for each item with which no more are looked for
+_DRAWS, _ROUNDS = 2, 6  # questions tried for each task on each scene, at most so often
+_PLENTY = 4  # candidates for each item with which no more are looked for
 _SLACK = 0.1  # a right answer's text may be so much more common than an equal share
 
 

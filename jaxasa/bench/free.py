@@ -107,7 +107,9 @@ def _azimuth(text: str, numbers: set[float]) -> float | None:
 
 
 def _count(text: str) -> float | None:
-    found = {float(n) for n in re.findall(r"(?<![\w.-])\d+(?![\w.]*\d)", text)}
+    found = {float(n) for n in re.findall(rf"{_NUMBER}(?![\w.]*\d)", text)}
+    if any(n < 0 or n % 1 for n in found):
+        return None
     found |= {float(k) for k, word in enumerate(_COUNTS) if re.search(rf"\b{word}\b", text)}
     if re.search(r"\b(?:none|no|nothing)\b", text):
         found.add(0.0)

@@ -8,7 +8,7 @@ import pytest
 from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.acoustics.scenes import Clip
-from jaxasa.bench import suite
+from jaxasa.bench import build, choose
 from jaxasa.data import records, sounds
 
 CLASSES = tuple(f"sound{n:02d}" for n in range(16))
@@ -17,7 +17,7 @@ CLASSES = tuple(f"sound{n:02d}" for n in range(16))
 class Bank:
     """A bank with four takes of each class in each split."""
 
-    name, classes = "made-up sounds", CLASSES
+    name, classes, folder, digest = "made-up sounds", CLASSES, "bank", "none"
 
     def clips(self, split):
         return [
@@ -26,6 +26,9 @@ class Bank:
             for t in range(4)
             for k in range(2)
         ]
+
+    def audio(self, clip):
+        return np.frombuffer(clip.encode(), np.uint8).astype(np.float32)
 
 
 def describe(count, seed=0, split="benchmark", clips="test"):
@@ -51,8 +54,12 @@ def make():
 
 @pytest.fixture(scope="session")
 def run_config():
-    """What suite.build reads of config.Run."""
-    return types.SimpleNamespace(bench=config.Bench(l1=20, l2=12, l3=12, bootstrap=200), seed=3)
+    """What build.build reads of config.Run."""
+    return types.SimpleNamespace(
+        bench=config.Bench(l1=20, l2=12, l3=12, bootstrap=200, audit=0),
+        questions=config.Questions(),
+        seed=3,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +70,7 @@ def small(tmp_path_factory, run_config):
     audio = write_records(root / "records", described)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sounds.Bank, "load", staticmethod(lambda folder: Bank()))
-        items = suite.build(run_config, root / "bank", root / "records", root / "benchmark")
+        items = build.build(run_config, root / "bank", root / "records", root / "benchmark")
     return types.SimpleNamespace(
         root=root, folder=root / "benchmark", items=items, audio=audio, scenes=described
     )
@@ -71,9 +78,11 @@ def small(tmp_path_factory, run_config):
 
 @pytest.fixture(scope="session")
 def large():
-    """The full-size choice over 1,000 scenes: [(scene, question)]."""
-    described = describe(1000, seed=1)
-    chosen = suite.choose(described, CLASSES, config.Bench(), 1, "benchmark")
+    """The full-size choice over 800 scenes: [(scene, question)]."""
+    described = describe(800, seed=1)
+    bench, which = config.Bench(), config.Questions()
+    chosen, left_out = choose.choose(described, CLASSES, bench, which, 1, "benchmark")
+    assert left_out == ["motion", "listener_turn", "place"]
     return [(described[i], q) for i, q in chosen]
 
 

@@ -1,5 +1,4 @@
 import collections
-import dataclasses
 import hashlib
 import json
 import re
@@ -9,78 +8,21 @@ import pytest
 import soundfile
 
 from jaxasa import config
-from jaxasa.bench import suite
+from jaxasa.bench import build, choose, suite
 from jaxasa.config import ConfigError
 from jaxasa.data import sounds
-
-PLACES = "front front-left left back-left back back-right right front-right".split()
-TURN = {"left": 90, "right": -90, "around": 180}
-
-
-def place(azimuth):
-    return PLACES[int(((azimuth + 22.5) % 360) // 45)]
-
-
-def derive(scene, q):
-    """The answer, from the scene and the wording alone, sharing no code with questions.py."""
-    sources = {s["class"]: s for s in scene["sources"]}
-    named = [w for w in q.question.split() if w in sources]
-    side = {"left": 1, "right": -1}
-    if q.task == "heard":
-        (present,) = [o for o in q.options if o in sources]
-        return present
-    ends = {
-        "first": min(sources, key=lambda c: sources[c]["onset"]),
-        "last": max(sources, key=lambda c: sources[c]["onset"]),
-    }
-    end = next((ends[w] for w in q.question.split() if w in ends), None)
-    closest = min(sources, key=lambda c: sources[c]["distance"])
-    if q.task == "first":
-        return end
-    if q.task == "where_in_time":
-        return place(sources[end]["azimuth"])
-    if q.task == "nearest":
-        return closest
-    if q.task == "where_nearest":
-        return place(sources[closest]["azimuth"])
-    if q.task == "azimuth":
-        return place(sources[named[0]]["azimuth"])
-    if q.task in ("side_count", "turn_count"):
-        which = re.search(r"on the (left|right)", q.question)[1]
-        facing = 180 if q.task == "turn_count" else 0
-        seen = [np.radians(s["azimuth"] - facing) for s in sources.values()]
-        return str(sum(np.sin(azimuth) * side[which] > 0 for azimuth in seen))
-    turned = re.search(r"turn (left|right|around)", q.question)
-    angle = TURN[turned[1]] if turned else 0
-    if q.task == "face":
-        angle = sources[named[0]]["azimuth"]
-        return place(sources[named[1]]["azimuth"] - angle)
-    if q.task == "turn":
-        return place(sources[named[0]]["azimuth"] - angle)
-    assert q.task in ("at", "turn_at")
-    (where,) = [w for w in q.question.partition("turn")[2].split()[1:] if w in PLACES] or [
-        w for w in q.question.split() if w in PLACES
-    ]
-    (found,) = [c for c, s in sources.items() if place(s["azimuth"] - angle) == where]
-    return found
-
-
-def test_every_answer_follows_from_the_scene(large):
-    for scene, q in large:
-        assert q.options["ABCD".index(q.answer)] == derive(scene, q), (scene["id"], q)
-        assert len(set(q.options)) == 4
 
 
 def test_counts_are_exact_and_letters_balanced(large):
     questions = [q for _, q in large]
     assert collections.Counter(q.level for q in questions) == {"L1": 385, "L2": 279, "L3": 336}
     tasks = collections.Counter(q.task for q in questions)
-    # L1 has two tasks of each kind: those with direction get 55 %, the rest is equal.
-    assert tasks == {
-        **{"heard": 87, "first": 86, "azimuth": 106, "side_count": 106},
-        **{"at": 70, "where_in_time": 70, "nearest": 69, "where_nearest": 70},
-        **{"turn": 84, "turn_at": 84, "face": 84, "turn_count": 84},
+    # All but what needs motion or classes with a home; L1 has three tasks with direction.
+    assert len(tasks) == 33 and {tasks[t] for t in ("azimuth", "side_count", "elevation")} == {
+        71,
+        70,
     }
+    assert max(tasks.values()) <= 71 and min(tasks.values()) >= 23
     for level in ("L1", "L2", "L3"):
         kinds = [q.direction for q in questions if q.level == level]
         assert np.mean(kinds) >= 0.55
@@ -94,7 +36,7 @@ def test_right_answers_are_equally_common_and_scenes_spread(large):
     counts = collections.Counter(q.answer_text for _, q in large if q.task == "side_count")
     assert sorted(counts) == ["0", "1", "2", "3"]
     assert max(counts.values()) - min(counts.values()) <= 1
-    for task, texts in {"azimuth": 8, "turn": 8, "face": 7, "where_nearest": 8}.items():
+    for task, texts in {"azimuth": 8, "turn": 8, "face": 7, "elevation": 4, "room": 4}.items():
         counts = collections.Counter(q.answer_text for _, q in large if q.task == task)
         assert len(counts) == texts and max(counts.values()) <= 1.1 * min(counts.values()) + 2
     per_task = collections.Counter((s["id"], q.task) for s, q in large)
@@ -103,55 +45,50 @@ def test_right_answers_are_equally_common_and_scenes_spread(large):
     assert len({(s["id"], q.trace, q.task) for s, q in large}) == 1000
 
 
-def test_texts_alone_tell_nothing_and_the_check_would_see_a_leak(large):
-    items = as_items(large)
-    by_task = [dataclasses.replace(i, level=i.task) for i in items]
-    for key in ("task", "question"):
-        # Three standard errors: 8 points of the smallest level, 16 of the smallest task.
-        assert all(0.1 < share < 0.33 for share in suite.leak(items, key).values()), key
-        shares = suite.leak(by_task, key)
-        assert max(shares.values()) < 0.41, (key, shares)
-    # Wrong options that are never right elsewhere give an item away.
-    leaky = [
-        dataclasses.replace(
-            i,
-            options=tuple(
-                o if o == i.answer_text else f"wrong {n}" for n, o in enumerate(i.options)
-            ),
-        )
-        for i in items
-    ]
-    assert min(suite.leak(leaky).values()) > 0.95
-
-
-def as_items(large):
-    names = ("level", "task", "question", "options", "answer", "direction")
-    return [
-        suite.Item(id=str(n), scene=s, file="", **{k: getattr(q, k) for k in names})
-        for n, (s, q) in enumerate(large)
-    ]
-
-
 def test_the_choice_is_a_function_of_the_seed(make):
     described, bench = make.describe(60), config.Bench(l1=8, l2=4, l3=4)
+    which = config.Questions({"heard": 1, "azimuth": 1, "at": 1, "turn": 2, "aim": 1})
     a, again, b = (
-        suite.choose(described, make.Bank.classes, bench, seed, "benchmark") for seed in (1, 1, 2)
+        choose.choose(described, make.Bank.classes, bench, which, seed, "benchmark")
+        for seed in (1, 1, 2)
     )
-    assert a == again and a != b
-    assert a != suite.choose(described, make.Bank.classes, bench, 1, "dev")
+    assert a == again and a != b and a[1] == []
+    tasks = collections.Counter(q.task for _, q in a[0])
+    # 55 % of eight, rounded up; weights within a kind.
+    assert tasks == {"heard": 3, "azimuth": 5, "at": 4, "turn": 3, "aim": 1}
+    assert a != choose.choose(described, make.Bank.classes, bench, which, 1, "dev")
+    held = choose.choose(
+        described, make.Bank.classes, bench, which, 1, "benchmark", lambda index, q: index % 2 == 0
+    )
+    assert {index % 2 for index, _ in held[0]} == {0}
 
 
 def test_too_few_scenes_say_how_many_are_needed(make):
-    described = make.describe(60)
+    described, which = make.describe(60), config.Questions({"azimuth": 1, "at": 1, "turn": 1})
+    arguments = (described, make.Bank.classes, config.Bench(), which, 0, "dev")
     with pytest.raises(ConfigError, match=r"Scenes\.dev is 60, expected about (\d+): task") as e:
-        suite.choose(described, make.Bank.classes, config.Bench(), 0, "dev")
+        choose.choose(*arguments)
     needed = int(re.search(r"about (\d+)", str(e.value))[1])
     assert 60 < needed < 3000
 
 
+def test_selections_that_cannot_be_are_refused(make):
+    scenes, bench = make.describe(4), config.Bench()
+    for tasks, message in {
+        ("heard", "at", "turn"): "expected a task of L1 to which direction matters",
+        ("azimuth", "at", "juggle"): r"\['juggle'\], expected names out of heard",
+    }.items():
+        which = config.Questions(dict.fromkeys(tasks, 1))
+        with pytest.raises(ConfigError, match=message):
+            choose.choose(scenes, make.Bank.classes, bench, which, 0, "dev")
+    for field, value in (("tasks", {"at": 0}), ("margin", 22.5), ("training_margin", -1)):
+        with pytest.raises(ConfigError, match=rf"Questions\.{field}"):
+            config.Questions(**{field: value})
+
+
 def test_build_writes_lossless_audio_metadata_and_checksums(small):
     lines = [json.loads(x) for x in (small.folder / "metadata.jsonl").read_text().splitlines()]
-    keys = "file_name id level task question direction options answer scene".split()
+    keys = "file_name id level task question direction options answer scene about open".split()
     assert len(lines) == 44 and all(list(x) == keys for x in lines)
     by_id = {s["id"]: n for n, s in enumerate(small.scenes)}
     for line in lines:
@@ -162,7 +99,7 @@ def test_build_writes_lossless_audio_metadata_and_checksums(small):
     assert soundfile.info(small.folder / lines[0]["file_name"]).subtype == "PCM_16"
     facts = suite.manifest(small.folder)
     on_disk = {str(p.relative_to(small.folder)) for p in small.folder.rglob("*") if p.is_file()}
-    assert on_disk == set(facts["files"]) | {"manifest.json"}
+    assert on_disk == set(facts["files"]) | {"manifest.json", "audit.json"}
     assert len([f for f in on_disk if f.endswith(".flac")]) == len({x["file_name"] for x in lines})
     for name, digest in facts["files"].items():
         assert hashlib.sha256((small.folder / name).read_bytes()).hexdigest() == digest
@@ -171,6 +108,10 @@ def test_build_writes_lossless_audio_metadata_and_checksums(small):
     assert sorted(p.name for p in small.root.iterdir()) == ["benchmark", "records"]
     card = (small.folder / "card.md").read_text()
     assert "W, Y, Z, X" in card and "| L1 | side_count | " in card and "Chance is 25 %" in card
+    assert "dead below 0.22 s, dry to 0.35, live to 0.5, echoing above" in card
+    assert "motion, listener_turn" in card and "| distance, m | " in card
+    elsewhere = json.dumps([[x[k] for k in ("id", "question", "options", "answer")] for x in lines])
+    assert facts["sha256_of"]["questions"] == hashlib.sha256(elsewhere.encode()).hexdigest()
 
 
 def test_load_gives_back_what_was_built(small):
@@ -183,12 +124,14 @@ def test_load_gives_back_what_was_built(small):
 def test_build_keeps_a_finished_suite_and_replaces_another(small, run_config, make, monkeypatch):
     monkeypatch.setattr(sounds.Bank, "load", staticmethod(lambda folder: make.Bank()))
     before = (small.folder / "metadata.jsonl").stat().st_mtime_ns
-    suite.build(run_config, small.root / "bank", small.root / "records", small.folder)
+    build.build(run_config, small.root / "bank", small.root / "records", small.folder)
     assert (small.folder / "metadata.jsonl").stat().st_mtime_ns == before
     other = small.root / "other"
-    suite.build(run_config, "", small.root / "records", other)
-    run_config = type(run_config)(bench=config.Bench(l1=8, l2=4, l3=4), seed=3)
-    assert len(suite.build(run_config, "", small.root / "records", other)) == 16
+    build.build(run_config, "", small.root / "records", other)
+    which = config.Questions({"heard": 1, "azimuth": 1, "at": 1, "turn": 1})
+    bench = config.Bench(l1=8, l2=4, l3=4, audit=0)
+    run_config = type(run_config)(bench=bench, questions=which, seed=3)
+    assert len(build.build(run_config, "", small.root / "records", other)) == 16
     assert suite.manifest(other)["items"] == 16
     (other / "card.md").unlink()
 
@@ -197,7 +140,7 @@ def test_build_refuses_recordings_of_another_split(tmp_path, make, run_config, m
     monkeypatch.setattr(sounds.Bank, "load", staticmethod(lambda folder: make.Bank()))
     make.write_records(tmp_path / "records", make.describe(60, clips="train"))
     with pytest.raises(ConfigError, match="is in the train split .* expected only takes of test"):
-        suite.build(run_config, "", tmp_path / "records", tmp_path / "benchmark")
+        build.build(run_config, "", tmp_path / "records", tmp_path / "benchmark")
     assert not (tmp_path / "benchmark").exists()
 
 

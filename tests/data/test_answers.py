@@ -237,9 +237,9 @@ def asked():
     rest = {"train": 1, "dev": 1, "benchmark": 1, "seconds": 4.0}
     found = []
     for ranges, count, tasks in (
-        (rest, 500, questions.TASKS),
-        (rest | {"moving": 0.5, "pace": (0.5, 2.0)}, 260, ("motion", "azimuth", "heard", "face")),
-        (rest | {"turning": 1.0}, 160, ("listener_turn", "turn", "order")),
+        (rest, 320, questions.TASKS),
+        (rest | {"moving": 0.5, "pace": (0.5, 2.0)}, 200, ("motion", "azimuth", "heard", "face")),
+        (rest | {"turning": 1.0}, 120, ("listener_turn", "turn", "order")),
     ):
         for i in range(count):
             spec = scenes.draw(config.Scenes(**ranges), clips, 0, "test", i)
@@ -259,8 +259,8 @@ def test_every_answer_follows_from_the_scene(asked):
         assert len(set(q.options)) == 4
     counts = Counter(q.task for _, q in asked)
     assert set(counts) == set(questions.TASKS) and len(counts) >= 20
-    assert min(counts.values()) >= 20, counts
-    assert len(asked) > 5000
+    assert min(counts.values()) >= 12, counts
+    assert len(asked) > 4000
 
 
 def test_a_question_is_asked_again_of_the_same_scene(asked):

@@ -1,0 +1,153 @@
+"""The audit of a suite, and that its renders are the same wherever they are made."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from jaxasa import config
+from jaxasa.acoustics import scenes
+from jaxasa.bench import audit, build
+from jaxasa.config import ConfigError
+from jaxasa.data import simulate, sounds
+
+TASKS = {"heard": 1, "azimuth": 1, "reverberance": 1, "at": 1, "how_far": 1, "turn": 1, "aim": 1}
+RENDER = """
+import sys, numpy as np
+from jaxasa.acoustics import render, scenes
+spec = scenes.from_json(open(sys.argv[1]).read())
+noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32) * 0.05
+audio, _ = render.render(spec, lambda clip: noise)
+np.save(sys.argv[2], np.round(audio * 32767).astype(np.int16))
+"""
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    """A bank, rendered scenes, and suites built of them with one worker and with two."""
+    from jaxasa.data import procedural
+
+    root = tmp_path_factory.mktemp("rendered")
+    with pytest.MonkeyPatch.context() as patch:
+        keep = ("alarm", "blast", "drum", "typing", "bird", "rain")
+        patch.setattr(procedural, "CLASSES", {name: procedural.CLASSES[name] for name in keep})
+        patch.setattr(procedural, "CLIPS", 1)
+        bank = sounds.build(config.Sounds("procedural"), root / "bank", 0)
+    folders = []
+    for workers in (1, 2):
+        ranges = config.Scenes(
+            train=1, dev=1, benchmark=60, seconds=1.2, workers=workers, shard=30, rt60=(0.15, 0.6)
+        )
+        where = root / f"scenes{workers}"
+        simulate.simulate(ranges, bank.folder, "benchmark", where, 0, 60)
+        run = types.SimpleNamespace(
+            bench=config.Bench(l1=16, l2=8, l3=8, audit=60),
+            questions=config.Questions(TASKS),
+            scenes=ranges,
+            seed=0,
+        )
+        build.build(run, bank.folder, where, root / f"suite{workers}")
+        folders.append(root / f"suite{workers}")
+    return types.SimpleNamespace(bank=bank, folders=folders, run=run)
+
+
+def test_a_suite_is_the_same_whatever_the_workers(rendered):
+    one, two = (
+        {p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}
+        for f in rendered.folders
+    )
+    # The stamp says of which records, hence of which shards, a suite was made.
+    facts = [json.loads(x.pop(next(p for p in x if p.name == "manifest.json"))) for x in (one, two)]
+    assert one == two and len(one) > 20
+    assert facts[0]["sha256"] == facts[1]["sha256"]
+
+
+def test_the_audit_says_what_texts_and_metadata_tell(rendered):
+    found = json.loads((rendered.folders[0] / audit.FILE).read_text())
+    assert found["chance"] == 0.25 and 50 <= found["drawn"] <= 70
+    assert set(found["tasks"]) == set(TASKS)
+    for scores in (*found["levels"].values(), *found["tasks"].values()):
+        assert scores["oracle"] == 1.0
+        assert 0 <= scores["text_only"] <= 1 and 0 <= scores["options_only"] <= 1
+    assert found["takes"]["shared"] == []
+    assert len({found["takes"][s]["sha256"] for s in ("train", "dev", "test")}) == 3
+    card = (rendered.folders[0] / "card.md").read_text()
+    assert "not measured" not in card and "100.0 %" in card
+
+
+def test_the_oracle_reads_what_is_there_and_shared_takes_are_named(rendered):
+    items = build.load(rendered.folders[0])
+    assert audit.oracle(items, rendered.bank.classes).all()
+    turned = [
+        types.SimpleNamespace(**{**i.__dict__, "scene": scenes.turn(i.scene, 90.0)}) for i in items
+    ]
+    for item, other in zip(items, turned, strict=True):
+        if item.task in ("azimuth", "turn", "aim"):
+            assert audit.key(other, other.scene, rendered.bank.classes) != i_text(item)
+
+    class Leaky:
+        classes = rendered.bank.classes
+        audio = staticmethod(rendered.bank.audio)
+
+        def clips(self, split):
+            return rendered.bank.clips("train" if split == "dev" else split)
+
+    shared = audit.takes(Leaky())["shared"]
+    assert any(name.startswith("drum: ") for name in shared)
+    assert audit.takes(rendered.bank)["shared"] == []
+
+
+def i_text(item):
+    return item.options["ABCD".index(item.answer)]
+
+
+def test_scores_of_systems_are_added(rendered, tmp_path):
+    folder = rendered.folders[1]
+    a = {"accuracy": 0.5}
+    system = {level: a for level in ("L1", "L2", "L3")} | {"tasks": dict.fromkeys(TASKS, a)}
+    found = audit.add_scores(folder, {"systems": {"mono": system}})
+    assert found == json.loads((folder / audit.FILE).read_text())
+    assert found["tasks"]["at"]["mono"] == 0.5 and "question_only" not in found["levels"]["L1"]
+    with pytest.raises(ConfigError, match="audit.json: cannot be read"):
+        audit.add_scores(tmp_path, {"systems": {}})
+
+
+def test_renders_of_other_processors_differ_by_a_step_at_most(tmp_path, described):
+    """The compiled loops for a processor of 2004, XLA and numpy kept from newer instructions."""
+    clips = [scenes.Clip("a/0", "a", "a", 0.5), scenes.Clip("b/0", "b", "b", 0.5)]
+    ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.0, sources=(2, 2))
+    spec = scenes.draw(ranges, clips, 0, "benchmark", 0)
+    (tmp_path / "scene.json").write_text(scenes.to_json(spec))
+    features = np.show_config(mode="dicts")["SIMD Extensions"]
+    old = {
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2",
+        "NPY_DISABLE_CPU_FEATURES": " ".join(features.get("found", [])),
+        "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+    }
+    made = []
+    for name, settings in (("new", {}), ("old", old)):
+        out = tmp_path / f"{name}.npy"
+        command = [sys.executable, "-c", RENDER, str(tmp_path / "scene.json"), str(out)]
+        subprocess.run(command, check=True, env={**os.environ, "JAX_PLATFORMS": "cpu", **settings})
+        made.append(np.load(out).astype(int))
+    assert np.abs(made[0]).max() > 1000
+    assert np.abs(made[0] - made[1]).max() <= 1
+
+
+def test_a_suite_loads_as_an_audiofolder(rendered):
+    datasets = pytest.importorskip("datasets")
+    folder = rendered.folders[0]
+    found = datasets.load_dataset(
+        "audiofolder", data_dir=str(folder), split="train", cache_dir=str(folder.parent / "cache")
+    ).cast_column("audio", datasets.Audio(decode=False))
+    items = build.load(folder)
+    assert found["id"] == [i.id for i in items]
+    assert found["options"] == [list(i.options) for i in items]
+    assert found[0]["answer"] == items[0].answer and found[0]["scene"]["id"] == items[0].scene["id"]
+    assert found[0]["audio"]["path"].endswith(items[0].file.name)
