@@ -293,9 +293,7 @@ def export(options: argparse.Namespace) -> Result:
     if options.adapter:
         out = adapter.write(options.checkpoint, options.out)
     else:
-        out = exporting.export(
-            options.checkpoint, options.out, with_stablehlo=options.stablehlo
-        )
+        out = exporting.export(options.checkpoint, options.out, with_stablehlo=options.stablehlo)
     print(out)
     return {"export": str(out)}
 
