@@ -24,24 +24,30 @@ QUESTION = "where is the dog ?"
 SECONDS = (3, 10, 30)
 
 
+def save(folder, model, classes, text, params):
+    """Writes `folder` as a trained checkpoint."""
+    meta = {
+        "stage": "sft",
+        "classes": list(classes),
+        "seconds": 3.0,
+        "model": dataclasses.asdict(model),
+        "tokenizer": "tokenizer.json",
+    }
+    with checkpoint.Store(folder) as store:
+        store.save(1, state.State(np.int32(1), params, {}), {}, meta, "")
+    text.tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, text, tmp_path_factory):
     """A checkpoint whose adapters are not zero, and whose replies are not one word repeated."""
     params = optim.flatten(tiny.params)
     params["decoder/layers/down/kernel"] = 4 * params["decoder/layers/down/kernel"]
     params["decoder/layers/o/kernel"] = 0.5 * params["decoder/layers/o/kernel"]
+    model = dataclasses.replace(tiny.model, reply_tokens=16)
     folder = tmp_path_factory.mktemp("checkpoints") / "sft"
-    meta = {
-        "stage": "sft",
-        "classes": list(tiny.classes),
-        "seconds": 3.0,
-        "model": dataclasses.asdict(dataclasses.replace(tiny.model, reply_tokens=16)),
-        "tokenizer": "tokenizer.json",
-    }
-    with checkpoint.Store(folder) as store:
-        store.save(1, state.State(np.int32(1), optim.merge({}, params), {}), {}, meta, "")
-    text.tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return save(folder, model, tiny.classes, text, optim.merge({}, params))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,7 @@ def model(trained):
 
 @pytest.fixture(scope="module")
 def heard(model):
-    """`heard(audio, params)`: logits [T, V], reply and slots by the checkpoint as it was trained."""
+    """`heard(audio, params)`: logits [T, V], reply and slots of the checkpoint as trained."""
 
     @jax.jit
     def of(params, ids, audio):
