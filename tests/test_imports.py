@@ -19,6 +19,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if TWIN not in path.parent
 LEVELS = {
     "config": 0,
     "cpu": 0,
+    "distributed": 1,
     "gin_io": 1,
     "acoustics": 1,
     "mesh": 1,
@@ -38,8 +39,10 @@ LEVELS = {
     "listen": 5,
     "stages": 5,
     "bench": 5,
+    "plan": 6,
     "steps": 6,
     "demo": 7,
+    "rehearse": 7,
     "cli": 8,
 }
 # Rooms of one level that stay apart.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxasa.config import ConfigError
+from jaxasa.config import EXPERTS, ConfigError
 
 # Axes of the file's layout in terms of ours; the inverse is its argsort.
 _AXES = {"linear": (1, 0), "conv1d": (2, 1, 0)}
@@ -90,6 +90,7 @@ SPATIAL: tuple[Row, ...] = (
     *_transformer("spatial/context", "spatial_encoder.context"),
     *_transformer("spatial/blocks", "spatial_encoder"),
     *_linear("spatial/class_bands", "spatial_encoder.class_bands"),
+    Row("spatial/cues", "spatial_encoder.cues"),
     Row("spatial/class_bands_trust", "spatial_encoder.class_bands_trust"),
     *_linear("spatial/measured", "spatial_encoder.measured"),
     *_linear("spatial/slot_bands", "spatial_encoder.heads.slot_bands"),
@@ -121,13 +122,13 @@ SPATIAL: tuple[Row, ...] = (
 PROJECTOR: tuple[Row, ...] = (
     *(
         row
-        for expert in ("semantic", "direction", "distance", "reverberation", "count", "joint")
+        for expert in (*EXPERTS, "trunk", "spatial")
         for part in ("in", "out")
         for row in _linear(f"projector/{expert}_{part}", f"projector.experts.{expert}.{part}")
     ),
     *(
         row
-        for expert in ("semantic", "direction", "distance", "reverberation", "count")
+        for expert in EXPERTS[:-1]
         for row in _linear(f"projector/{expert}_head", f"projector.experts.{expert}.head")
     ),
     *_norm("projector/norm", "projector.norm"),

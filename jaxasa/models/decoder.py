@@ -1,4 +1,4 @@
-"""Decoder language model in the shape of Qwen2: RMSNorm, grouped KV heads, RoPE, SwiGLU.
+"""Decoder language model in the shape of Qwen2 and Qwen3: RMSNorm, grouped heads, RoPE, SwiGLU.
 
 Layers are scanned: parameters carry a leading layer axis. Low-rank adapters (LoRA,
 arXiv:2106.09685) are a collection of their own, `lora`: the base model is `apply` without
@@ -8,16 +8,23 @@ Letters: B batch, T query time, S cache slots, D width, N heads, K KV heads, H h
 F hidden, V vocabulary, L layers, P prompts, G completions of one prompt (B = P x G).
 """
 
+import functools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxasa import config
+from jaxasa import config, sharding
 
 MASKED = -1e9
+# What the backward pass finds kept of a layer, by `config.Model.remat`.
+KEPT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
@@ -42,6 +49,13 @@ class Cache(NamedTuple):
     v: jax.Array
 
 
+def by_rows(x: jax.Array, pieces: Sequence[jax.Array]) -> jax.Array:
+    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, few rows of x as columns."""
+    columns = x.reshape(-1, x.shape[-1]).T
+    y = jnp.concatenate([rows @ columns for rows in pieces])
+    return y.T.reshape(*x.shape[:-1], -1)
+
+
 class Projection(nn.Module):
     """Dense layer, plus `alpha / rank * x a b` where adapters are given."""
 
@@ -52,9 +66,12 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
-        y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "rows"):  # [out, in], see decoding.py
+            y = by_rows(x, self.get_variable("params", "rows"))
+        else:
+            wide = (x.shape[-1], self.features)
+            kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
+            y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         adapted = re.fullmatch(self.lora.targets, self.name) is not None
@@ -81,13 +98,15 @@ class Block(nn.Module):
         d = self.decoder
         kv_width = d.kv_heads * d.head_width
         proj = lambda width, bias=False: Projection(width, self.lora, bias, self.dtype)  # noqa: E731
-        self.q = proj(d.heads * d.head_width, True)
-        self.k = proj(kv_width, True)
-        self.v = proj(kv_width, True)
+        self.q = proj(d.heads * d.head_width, d.qkv_bias)
+        self.k = proj(kv_width, d.qkv_bias)
+        self.v = proj(kv_width, d.qkv_bias)
         self.o = proj(d.width)
         self.gate, self.up, self.down = proj(d.hidden), proj(d.hidden), proj(d.width)
-        self.norm1 = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
-        self.norm2 = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
+        norm = lambda: nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)  # noqa: E731
+        self.norm1, self.norm2 = norm(), norm()
+        if d.qk_norm:
+            self.q_norm, self.k_norm = norm(), norm()
 
     def _qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         d = self.decoder
@@ -95,6 +114,8 @@ class Block(nn.Module):
         q = self.q(h).reshape(*h.shape[:-1], d.heads, d.head_width)
         k = self.k(h).reshape(*h.shape[:-1], d.kv_heads, d.head_width)
         v = self.v(h).reshape(*h.shape[:-1], d.kv_heads, d.head_width)
+        if d.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
         return rope(q, positions, d.rope_theta), rope(k, positions, d.rope_theta), v
 
     def _finish(self, x: jax.Array, mixed: jax.Array) -> jax.Array:
@@ -120,8 +141,9 @@ class Block(nn.Module):
         own_k = jax.lax.dynamic_update_slice_in_dim(cache.k, k.reshape(shape), step, axis=2)
         own_v = jax.lax.dynamic_update_slice_in_dim(cache.v, v.reshape(shape), step, axis=2)
         q = q.reshape(p, g, d.kv_heads, d.heads // d.kv_heads, d.head_width) * d.head_width**-0.5
-        by_prompt = jnp.einsum("pgkrh,pskh->pgkrs", q, cache.prompt_k).astype(jnp.float32)
-        by_own = jnp.einsum("pgkrh,pgckh->pgkrc", q, own_k).astype(jnp.float32)
+        weigh = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        by_prompt = weigh("pgkrh,pskh->pgkrs", q, cache.prompt_k)
+        by_own = weigh("pgkrh,pgckh->pgkrc", q, own_k)
         by_prompt = jnp.where(prompt_mask[:, None, None, None, :], by_prompt, MASKED)
         by_own = jnp.where(jnp.arange(own_k.shape[2]) <= step, by_own, MASKED)
         weights = jax.nn.softmax(jnp.concatenate([by_prompt, by_own], -1), -1).astype(x.dtype)
@@ -132,22 +154,29 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embeddings in, hidden states out; `embed` and `logits` share the embedding table."""
+    """Embeddings in, hidden states out.
+
+    Parameters "embedding" [V, D] and, where it is not tied, "head" [V, D], the output's table.
+    """
 
     decoder: config.Decoder
     lora: config.Lora
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     def setup(self):
         d = self.decoder
-        self.embedding = nn.Embed(d.vocab, d.width, embedding_init=nn.initializers.normal(0.02))
+        start = nn.initializers.normal(0.02)
+        self.embedding = nn.Embed(d.vocab, d.width, embedding_init=start)
+        if not d.tied:
+            self.head = self.param("head", start, (d.vocab, d.width))
         self.layers = Block(d, self.lora, self.dtype)
         self.norm = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
 
     def _scan(self, body, x, inputs):
         scanned = nn.scan(
-            body,
+            lambda block, x, layer: body(block, sharding.by_rows(x), layer),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             length=self.decoder.layers,
@@ -157,12 +186,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """ids [B, T] -> [B, T, D]."""
-        return self.embedding(ids).astype(self.dtype)
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """hidden [..., D] -> float32 [..., V]."""
-        table = self.embedding.embedding.astype(self.dtype)
-        return (hidden @ table.T).astype(jnp.float32)
+        return sharding.by_rows(self.embedding(ids).astype(self.dtype))
 
     def __call__(self, x: jax.Array, valid: jax.Array):
         """x [B, T, D], valid [B, T] -> hidden [B, T, D], keys and values [L, B, T, K, H].
@@ -174,8 +198,14 @@ class Decoder(nn.Module):
         causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
         # A padded query sees itself, so that no row of the softmax is empty.
         mask = causal & (valid[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
-        x, (k, v) = self._scan(lambda block, x, _: block(x, positions, mask[:, None]), x, None)
-        return self.norm(x), k, v
+
+        def body(block, x, _):
+            return block(x, positions, mask[:, None])
+
+        if self.remat != "none":
+            body = nn.remat(body, policy=KEPT[self.remat], prevent_cse=False)
+        x, (k, v) = self._scan(body, x, None)
+        return self.norm(sharding.by_rows(x)), k, v
 
     def decode(self, x: jax.Array, cache: Cache, positions, prompt_mask, step):
         """x [B, 1, D], positions [B, 1], prompt_mask [P, S], step -> hidden [B, 1, D], Cache."""
@@ -184,7 +214,7 @@ class Decoder(nn.Module):
             return block.decode(x, layer, positions, prompt_mask, step)
 
         x, (k, v) = self._scan(body, x, cache)
-        return self.norm(x), cache._replace(k=k, v=v)
+        return self.norm(sharding.by_rows(x)), cache._replace(k=k, v=v)
 
 
 def position_ids(valid: jax.Array) -> jax.Array:

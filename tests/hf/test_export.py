@@ -83,8 +83,13 @@ def test_table_covers_the_model_and_is_inverted(params):
     tensors = keymap.to_file(leaves)
     assert sum(t.size for t in tensors.values()) == sum(x.size for x in leaves.values())
     assert same(keymap.from_file(tensors), leaves)
-    # No row is left over: each describes some parameter of the model.
-    rows = {keymap._find(keymap._OURS, path)[0] for path in leaves}
+    # No row is left over: each describes some parameter of this model, or of one of other options.
+    paths, ears = set(leaves), dataclasses.replace(MODEL.spatial, format="binaural")
+    for kind in ("p0", "p1"):
+        projector = dataclasses.replace(MODEL.projector, kind=kind)
+        other = dataclasses.replace(MODEL, spatial=ears, projector=projector)
+        paths |= set(load.expected_shapes(other))
+    rows = {keymap._find(keymap._OURS, path)[0] for path in paths}
     assert rows == set(keymap.TABLE)
     for one in ("ours", "theirs"):
         names = [getattr(row, one) for row in keymap.TABLE]
