@@ -81,5 +81,5 @@ def _config(meta: Mapping, leaves: Mapping[str, np.ndarray], text: tokens.Text) 
         "audio_config": remote.audio_config(model["semantic"]),
         **{key: value for key, value in meta.items() if key != "tokenizer"},
         "tokenizer": "tokenizer.json",
-        "conventions": card.CONVENTIONS,
+        "conventions": card.conventions(meta),
     }

@@ -80,7 +80,7 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
         placed, _ = asa.project(params, asa.listen(params, clips))
         x = asa.embed(params, ids, placed, ours.text.audio)
         hidden, *_ = asa.hidden(params, x, ids != ours.text.pad)
-        return hidden @ asa.table(params).T
+        return asa.logits(params, hidden)
 
     np.testing.assert_allclose(found["logits"], logits(ours.params), atol=1e-4)
 

@@ -105,7 +105,7 @@ def heard(model):
         marks = {"pad": model.text.pad, "eos": model.text.eos, "audio_id": model.text.audio}
         most, key = model.asa.model.reply_tokens, jax.random.key(0)
         made = sample.generate(model.asa, params, ids, placed, key, max_new=most, **marks)
-        return hidden[0] @ model.asa.table(params).T, made.ids[0, 0], audio.heard.slots
+        return model.asa.logits(params, hidden)[0], made.ids[0, 0], audio.heard.slots
 
     def run(audio, params=model.params):
         places = model.asa.audio_tokens(len(audio))
@@ -188,7 +188,7 @@ def test_adapters_alone_are_those_of_peft(model, trained, tmp_path):
     def ours(adapted):
         x = model.asa.embed(model.params, ids, None, model.text.audio)
         found, *_ = hidden(model.params, x, np.ones_like(ids, bool), adapted=adapted)
-        return np.asarray(found @ model.asa.table(model.params).T)
+        return np.asarray(model.asa.logits(model.params, found))
 
     def theirs(net):
         with torch.no_grad():
