@@ -13,14 +13,29 @@ from pathlib import Path
 from jaxasa import config, gin_io
 from jaxasa.config import ConfigError
 
-CONVENTIONS = {
-    "audio": "first-order ambisonics, 16 kHz, channels W Y Z X (ACN), SN3D gains (AmbiX)",
-    "axes": "x front, y left, z up",
-    "azimuth": "degrees, counter-clockwise, front 0, left +90, in (-180, 180]",
-    "elevation": "degrees, up positive, in [-90, 90]",
-    "distance": "metres",
-    "time": "seconds",
+_AUDIO = {
+    "foa": "first-order ambisonics, 16 kHz, channels W Y Z X (ACN), SN3D gains (AmbiX)",
+    "binaural": "binaural, 16 kHz, channels left ear, right ear",
 }
+
+
+def audio(meta: Mapping) -> str:
+    """What the model hears, in words."""
+    return _AUDIO[meta["model"]["spatial"].get("format", "foa")]
+
+
+def conventions(meta: Mapping) -> dict[str, str]:
+    """What its numbers mean."""
+    return {
+        "audio": audio(meta),
+        "axes": "x front, y left, z up",
+        "azimuth": "degrees, counter-clockwise, front 0, left +90, in (-180, 180]",
+        "elevation": "degrees, up positive, in [-90, 90]",
+        "distance": "metres",
+        "time": "seconds",
+    }
+
+
 _LEVELS = ("overall", "L1", "L2", "L3")
 
 
@@ -36,11 +51,11 @@ def text(checkpoint: str | Path, meta: Mapping, parameters: int) -> str:
     run = _run(folder)
     body = f"""# {run.name if run else "A jaxasa model"}, after stage `{meta["stage"]}`
 
-Answers questions about a scene recorded in first-order ambisonics: what sounds, where, how far.
+Answers questions about a scene: what sounds, where, how far. It hears {audio(meta)}.
 {parameters:,} parameters. Classes: {", ".join(meta["classes"])}.
 
 ## Conventions
-{_list(CONVENTIONS)}
+{_list(conventions(meta))}
 
 ## Use
 With transformers (nothing of jaxasa is needed):
@@ -50,7 +65,7 @@ from transformers import AutoModel, AutoProcessor
 
 processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
 model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
-audio, rate = soundfile.read("scene.wav")  # [samples, 4], 16 kHz, at most \
+audio, rate = soundfile.read("scene.wav")  # [samples, channels], at most \
 {meta["model"]["semantic"]["max_seconds"]:g} s
 inputs = processor(audio, "Where is the {meta["classes"][0]}?", sampling_rate=rate)
 reply, sources = model.generate(**inputs, return_sources=True)

@@ -12,6 +12,7 @@ The folder appears whole or not at all. `hf.load.load` reads it back to equal ar
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ import numpy as np
 from jaxasa.config import ConfigError
 from jaxasa.data import tokens
 from jaxasa.hf import card, folder, keymap, load, remote, stablehlo
+
+_MLP = re.compile(r"projector/\w+_in/kernel")
 
 
 def export(
@@ -42,7 +45,7 @@ def export(
         folder.write_weights(draft, tensors, shard_bytes)
         folder.write_json(draft / load.CONFIG, facts)
         remote.write_tokenizer(draft, tokenizer, meta["model"]["reply_tokens"])
-        remote.write_modules(draft, meta["model"])
+        remote.write_modules(draft, meta["model"], tokenizer)
         if with_stablehlo:
             stablehlo.write(draft / "stablehlo", tensors, meta, tokenizer)
         text = card.text(checkpoint, meta, sum(leaf.size for leaf in leaves.values()))
@@ -73,9 +76,10 @@ def _config(meta: Mapping, leaves: Mapping[str, np.ndarray], text: tokens.Text) 
         "auto_map": {name: place for name, place in remote.AUTO.items() if name != "AutoProcessor"},
         "dtype": remote.dtype(leaves),
         "audio_token_id": text.audio,
+        "expert_width": max(n.shape[1] for p, n in leaves.items() if _MLP.fullmatch(p)),
         "text_config": remote.text_config(model["decoder"]),
         "audio_config": remote.audio_config(model["semantic"]),
         **{key: value for key, value in meta.items() if key != "tokenizer"},
         "tokenizer": "tokenizer.json",
-        "conventions": card.CONVENTIONS,
+        "conventions": card.conventions(meta),
     }

@@ -97,8 +97,9 @@ def write_tokenizer(out: Path, tokenizer: Path, reply_tokens: int) -> None:
     )
 
 
-def write_modules(out: Path, model: Mapping) -> None:
+def write_modules(out: Path, model: Mapping, tokenizer: Path) -> None:
     """The torch modules, and processor_config.json."""
+    text = tokens.Text.load(tokenizer)
     for path in sorted(MODULES.glob("*.py")):
         shutil.copyfile(path, out / path.name)
     folder.write_json(
@@ -107,6 +108,9 @@ def write_modules(out: Path, model: Mapping) -> None:
             "processor_class": "JaxasaProcessor",
             "auto_map": {"AutoProcessor": AUTO["AutoProcessor"]},
             "token_rate": model["projector"]["token_rate"],
+            "channels": 4 if model["spatial"].get("format", "foa") == "foa" else 2,
             "audio_token": tokens.AUDIO,
+            "before": list(getattr(text, "before", ())),
+            "after": list(getattr(text, "after", ())),
         },
     )

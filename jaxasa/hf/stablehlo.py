@@ -9,6 +9,7 @@ there are several) by their names, so that the functions hold no weights and sta
 batch b is free; N and T are those of the clips that the model was trained on.
 """
 
+import dataclasses
 import importlib.util
 from collections.abc import Mapping
 from functools import partial
@@ -21,7 +22,7 @@ import numpy as np
 from jaxasa import config, optim
 from jaxasa.config import ConfigError
 from jaxasa.data import features, tokens
-from jaxasa.hf import folder, keymap
+from jaxasa.hf import card, folder, keymap
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
 
@@ -37,7 +38,9 @@ def write(
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError("--stablehlo: expected flatbuffers, `pip install jaxasa[stablehlo]`")
-    asa, text = ASA(config.model_from_dict(meta["model"])), tokens.Text.load(tokenizer)
+    # Layers in a loop, whatever the machine that trained liked: small files.
+    model = dataclasses.replace(config.model_from_dict(meta["model"]), unroll=1)
+    asa, text = ASA(model), tokens.Text.load(tokenizer)
     samples = round(meta["seconds"] * features.RATE)
     places = asa.audio_tokens(samples)
     length = places + asa.model.prompt_tokens
@@ -46,7 +49,7 @@ def write(
     arguments = (
         {name: shaped(tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
         shaped((batch, length), jnp.int32),
-        shaped((batch, samples, 4), jnp.float32),
+        shaped((batch, samples, asa.model.spatial.channels), jnp.float32),
     )
     out.mkdir(parents=True)
     facts = {
@@ -60,9 +63,9 @@ def write(
             "what": f"pad on the left, {places} times audio, ' QUESTION\\n' by tokenizer.json",
         },
         "audio": {
-            "shape": ["b", samples, 4],
+            "shape": ["b", samples, asa.model.spatial.channels],
             "dtype": "float32",
-            "what": "in [-1, 1], W Y Z X (ACN, SN3D), 16 kHz",
+            "what": f"in [-1, 1], {card.audio(meta)}",
         },
         "tokens": {"pad": text.pad, "audio": text.audio, "eos": text.eos},
         "functions": {},
@@ -91,7 +94,7 @@ def _logits(asa: ASA, text: tokens.Text, weights, ids, audio):
     params, placed = _heard(asa, weights, audio)
     x = asa.embed(params, ids, placed, text.audio)
     hidden, *_ = asa.hidden(params, x, ids != text.pad, adapted=False)
-    return (hidden @ asa.table(params).T).astype(jnp.float32)
+    return asa.logits(params, hidden)
 
 
 def _answer(asa: ASA, text: tokens.Text, weights, ids, audio):

@@ -13,7 +13,7 @@ META = {
     "classes": ["bell", "dog"],
     "seconds": 4.0,
     "sounds": "debian",
-    "model": {"semantic": {"max_seconds": 30.0}},
+    "model": {"semantic": {"max_seconds": 30.0}, "spatial": {}},
 }
 LEVELS = ("overall", "L1", "L2", "L3")
 

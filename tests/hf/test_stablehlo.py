@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -72,11 +73,16 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     found = np.load(tmp_path / "found.npz")
     replies = ours.respond(clips, questions, [None] * 3)
     assert [ours.text.decode(row) for row in found["answer"]] == replies
-    asa, params = ours.asa, ours.params
-    placed, _ = asa.project(params, asa.listen(params, clips))
-    x = asa.embed(params, ids, placed, ours.text.audio)
-    hidden, *_ = asa.hidden(params, x, ids != ours.text.pad)
-    np.testing.assert_allclose(found["logits"], hidden @ asa.table(params).T, atol=1e-4)
+    asa = ours.asa
+
+    @jax.jit
+    def logits(params):
+        placed, _ = asa.project(params, asa.listen(params, clips))
+        x = asa.embed(params, ids, placed, ours.text.audio)
+        hidden, *_ = asa.hidden(params, x, ids != ours.text.pad)
+        return asa.logits(params, hidden)
+
+    np.testing.assert_allclose(found["logits"], logits(ours.params), atol=1e-4)
 
 
 def test_what_serialises_may_be_missing(monkeypatch, tmp_path):

@@ -24,7 +24,7 @@ except ImportError:
     pass
 
 config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model, report = AutoModel.from_pretrained(
     folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float32

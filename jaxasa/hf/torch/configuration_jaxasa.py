@@ -17,6 +17,7 @@ class JaxasaConfig(PretrainedConfig):
     model: all options of the model as jaxasa writes them, the spatial encoder's and the
         projector's among them.
     classes: names of the sounds that slots tell apart; seconds: of the clips it was trained on.
+    expert_width: hidden width of the projector's MLPs.
     audio_token_id: the token whose places take the audio.
     """
 
@@ -30,6 +31,7 @@ class JaxasaConfig(PretrainedConfig):
         model=None,
         classes=(),
         seconds=10.0,
+        expert_width=1,
         audio_token_id=None,
         **kwargs,
     ):
@@ -38,6 +40,7 @@ class JaxasaConfig(PretrainedConfig):
         self.model = dict(model or {})
         self.classes = list(classes)
         self.seconds = seconds
+        self.expert_width = expert_width
         self.audio_token_id = audio_token_id
         kwargs["tie_word_embeddings"] = self.text_config.tie_word_embeddings
         super().__init__(**kwargs)

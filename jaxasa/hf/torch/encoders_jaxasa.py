@@ -1,4 +1,4 @@
-"""The two encoders: Whisper's layers on W, and the spatial encoder on all four channels.
+"""The two encoders: Whisper's layers on one channel, and the spatial encoder on all.
 
 Letters: B batch, T frames, S slots, D width, M mel bands.
 """
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from .features_jaxasa import foa_stft, intensity, resample_time
+from .features_jaxasa import intensity, interaural, resample_time, stft_parts
 
 FRAMES_PER_SECOND = 50
 SLOT_STEPS = 2
@@ -72,12 +72,13 @@ class Semantic(Blocks):
     """Whisper's encoder: log-mel [B, 2T, M] -> [B, T, D]. Positions are cut to the clip's length,
     which WhisperEncoder itself does not do: it insists on 30 s."""
 
-    def __init__(self, c):
+    def __init__(self, c, pool):
+        """pool: frames averaged into one, as Qwen2-Audio's tower does."""
         super().__init__(c, c.d_model, c.encoder_attention_heads, c.encoder_layers)
         self.conv1 = nn.Conv1d(c.num_mel_bins, c.d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(c.d_model, c.d_model, 3, stride=2, padding=1)
         self.layer_norm = nn.LayerNorm(c.d_model)
-        self.limit = c.max_source_positions
+        self.limit, self.pool = c.max_source_positions, pool
 
     def forward(self, log_mel):
         x = log_mel.transpose(1, 2).to(self.conv1.weight.dtype)
@@ -88,7 +89,10 @@ class Semantic(Blocks):
                 f"expected at most {self.limit / FRAMES_PER_SECOND:g} s"
             )
         x = x + torch.from_numpy(sinusoids(x.shape[1], x.shape[2])).to(x)
-        return self.layer_norm(super().forward(x))
+        x = super().forward(x)
+        if self.pool > 1:
+            x = F.avg_pool1d(x.transpose(1, 2), self.pool).transpose(1, 2)
+        return self.layer_norm(x)
 
 
 class Cell(nn.Module):
@@ -172,6 +176,7 @@ class Heads(nn.Module):
     def __init__(self, s):
         super().__init__()
         width, mels = s["width"], s["mels"]
+        self.bounded = s.get("format", "foa") == "foa"
         self.activity_bias = nn.Parameter(torch.zeros(()))
         self.activity_keys = Dense(width, width)
         self.slot_dense, self.slot_attractor = Dense(width, width), Dense(width, width)
@@ -191,8 +196,11 @@ class Heads(nn.Module):
         common = gates(self.slot_bands, self.slot_bands_trust, dense, 1, field).movedim(2, 1)
         chosen = torch.sigmoid(self.bands(hidden) + common).float()
         measured = torch.einsum("bstm,btmc->bstc", chosen, field[..., 1:4]) / field.shape[2]
-        size = torch.linalg.vector_norm(measured + 1e-6, dim=-1, keepdim=True)
-        direction = measured + 0.2 * size * torch.tanh(self.residual(hidden))
+        residual = self.residual(hidden)
+        if self.bounded:
+            size = torch.linalg.vector_norm(measured + 1e-6, dim=-1, keepdim=True)
+            residual = 0.2 * size * torch.tanh(residual)
+        direction = measured + residual
         pooled = torch.einsum("bst,bstd->bsd", weights, hidden.float())
         summary = gelu(self.slot_hidden(torch.cat([pooled, attractors], -1)))
         return Slots(
@@ -210,15 +218,18 @@ class Heads(nn.Module):
 
 
 class Spatial(Blocks):
-    """FOA [B, N, 4] -> Heard. `s` is config.model["spatial"]."""
+    """FOA [B, N, 4] or ears [B, N, 2] -> Heard. `s` is config.model["spatial"]."""
 
     def __init__(self, audio_config, s):
         super().__init__(audio_config, s["width"], s["heads"], s["layers"])
         width, mels, classes = s["width"], s["mels"], s["classes"]
         self.sizes = s
         self.context = Blocks(audio_config, width, s["heads"], s["layers"])
-        by_intensity = s["features"] == "intensity"
-        rows, inputs = (mels, 5) if by_intensity else (s["fft"] // 2 + 1, 8)
+        self.foa = s.get("format", "foa") == "foa"
+        if not self.foa:
+            self.cues = nn.Parameter(torch.zeros(mels, 3, 3))
+        parts = (s["fft"] // 2 + 1, 8 if self.foa else 4)
+        rows, inputs = parts if s["features"] == "stft" else (mels, 5)
         self.stem = nn.ModuleList()
         for channels, frames, bands in s["stem"]:
             self.stem.append(Stem(frames * bands * inputs, channels))
@@ -233,14 +244,16 @@ class Spatial(Blocks):
 
     def forward(self, audio):
         s = self.sizes
-        vectors = intensity(audio, s["fft"], s["hop"], s["mels"])
-        x = vectors
-        if s["features"] != "intensity":
-            x = foa_stft(audio, s["fft"], s["hop"])
+        measure = intensity if self.foa else interaural
+        vectors = measure(audio, s["fft"], s["hop"], s["mels"])
+        x = stft_parts(audio, s["fft"], s["hop"]) if s["features"] == "stft" else vectors
         merged = int(np.prod([frames for _, frames, _ in s["stem"]]))
         steps = x.shape[1] // merged
         field = vectors[:, : merged * steps]
         field = field.reshape(field.shape[0], steps, merged, *field.shape[2:]).mean(2)
+        if not self.foa:
+            found = torch.einsum("btmc,mcd->btmd", field[..., 1:4], self.cues.float())
+            field = torch.cat([field[..., :1], found, field[..., 4:]], -1)
         dense = self._dense(x[:, : merged * steps], field)
         slots = self.heads.of_slots(dense, self.attractors(dense), field)
         return Heard(dense, slots, self.heads.of_room(dense))

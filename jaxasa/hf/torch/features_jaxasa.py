@@ -1,7 +1,7 @@
 """Audio features in torch: Whisper's log-mel, STFT parts, intensity vectors.
 
-Letters: B batch, N samples, T frames, F frequency bins, M mel bands. Audio is 16 kHz; channels
-are W, Y, Z, X (SN3D).
+Letters: B batch, N samples, T frames, F frequency bins, M mel bands, C channels. Audio is 16 kHz;
+channels are W, Y, Z, X (SN3D), or the left and the right ear.
 """
 
 from functools import lru_cache
@@ -44,8 +44,8 @@ def log_mel(audio, mels):
     return (logs + 4.0) / WHISPER_RANGE
 
 
-def foa_stft(audio, fft, hop):
-    """Real and imaginary parts of W, Y, Z, X: [B, N, 4] -> [B, T, F, 8], magnitudes to 0.3."""
+def stft_parts(audio, fft, hop):
+    """Real parts, then imaginary ones: [B, N, C] -> [B, T, F, 2C], magnitudes to the 0.3."""
     spectra = stft(audio.transpose(1, 2), fft, hop).permute(0, 2, 3, 1)
     size = torch.sqrt(spectra.real**2 + spectra.imag**2 + 1e-10)
     spectra = spectra * size**-0.7
@@ -66,12 +66,26 @@ def intensity(audio, fft, hop, mels):
     return torch.cat([logs[..., None], vector, diffuse[..., None]], -1)
 
 
+def interaural(audio, fft, hop, mels):
+    """[B, N, 2] -> [B, T, M, 5]: log power, sine and cosine of the phase difference times
+    coherence, level difference in bel, 1 - coherence."""
+    left, right = stft(audio.transpose(1, 2), fft, hop).unbind(1)
+    mel = mel_matrix(fft, mels, audio)
+    powers = [(ear.abs() ** 2) @ mel + 1e-7 for ear in (left, right)]
+    cross = left * right.conj()
+    size = torch.sqrt(powers[0] * powers[1])
+    cosine, sine = (cross.real @ mel) / size, (cross.imag @ mel) / size
+    logs = (torch.log10((powers[0] + powers[1]) / 2) + 4.0) / WHISPER_RANGE
+    level = torch.log10(powers[0] / powers[1])
+    diffuse = 1.0 - torch.sqrt(cosine**2 + sine**2 + 1e-12)
+    return torch.stack([logs, sine, cosine, level, diffuse], -1)
+
+
 def resample_time(x, length):
     """[B, T, D] -> [B, length, D]: means over equal spans of time, fractions of frames counted."""
     frames = x.shape[1]
-    edges = np.linspace(0, frames, length + 1)
-    index = np.arange(frames)
-    low = np.maximum(edges[:-1, None], index[None])
-    high = np.minimum(edges[1:, None], index[None] + 1)
-    weights = np.maximum(high - low, 0) / (frames / length)
-    return torch.einsum("lt,btd->bld", torch.from_numpy(weights).to(x), x)
+    index, out = np.arange(frames), np.arange(length)[:, None]
+    low = np.maximum(out * frames, index * length)
+    high = np.minimum((out + 1) * frames, (index + 1) * length)
+    weights = torch.from_numpy(np.maximum(high - low, 0) / frames).to(x.device, torch.float32)
+    return torch.einsum("lt,btd->bld", weights, x.float()).to(x.dtype)

@@ -22,7 +22,13 @@ from .configuration_jaxasa import JaxasaConfig
 from .encoders_jaxasa import Dense, Heard, Semantic, Spatial, gelu
 from .features_jaxasa import RATE, log_mel, resample_time
 
-SPATIAL_EXPERTS = ("direction", "distance", "reverberation", "count")
+EXPERTS = ("semantic", "direction", "distance", "reverberation", "count", "joint")
+
+
+def audio_tokens(samples, token_rate):
+    """How many places a clip of `samples` takes in a prompt; half a place counts."""
+    each = round(RATE / token_rate)
+    return max(1, (samples + each // 2) // each)
 
 
 class Audio(NamedTuple):
@@ -34,12 +40,14 @@ class Audio(NamedTuple):
 
 
 class Expert(nn.Module):
-    """[B, A, inputs] -> [B, A, E]; `head` gives its auxiliary estimates."""
+    """An MLP [B, A, inputs] -> [B, A, outputs] where `inputs`, and the head of a part's auxiliary
+    estimates, which training needs and answers do not, where `estimates`."""
 
-    def __init__(self, inputs, size, estimates):
+    def __init__(self, inputs, hidden, outputs, size, estimates):
         super().__init__()
-        self.add_module("in", Dense(inputs, 2 * size))
-        self.out = Dense(2 * size, size)
+        if inputs:
+            self.add_module("in", Dense(inputs, hidden))
+            self.out = Dense(hidden, outputs)
         if estimates:
             self.head = Dense(size, estimates)
 
@@ -48,25 +56,46 @@ class Expert(nn.Module):
 
 
 class Projector(nn.Module):
-    """Semantic and spatial streams -> audio tokens [B, A, D]."""
+    """Semantic and spatial streams -> audio tokens [B, A, D], by parts of E numbers each.
 
-    def __init__(self, p, semantic, spatial, classes, width):
+    p2 has an MLP for each part, p1 one for each stream, p0 one for all.
+    """
+
+    def __init__(self, p, hidden, semantic, spatial, classes, width):
         super().__init__()
-        size = p["expert"]
-        estimates = {"direction": 3 * classes, "distance": classes, "reverberation": 2, "count": 1}
-        self.experts = nn.ModuleDict({"semantic": Expert(semantic, size, classes)})
-        for name in SPATIAL_EXPERTS:
-            self.experts[name] = Expert(spatial, size, estimates[name])
-        self.experts["joint"] = Expert(semantic + spatial, size, 0)
-        self.norm = nn.LayerNorm(size * len(self.experts), eps=1e-6)
-        self.bottleneck = Dense(size * len(self.experts), p["hidden"])
+        size, both = p["expert"], semantic + spatial
+        self.kind = p.get("kind", "p2")
+        parts = [name for name in EXPERTS if name not in p.get("without", ())]
+        if self.kind == "p0":
+            mlps = {"trunk": (both, len(parts))}
+        elif self.kind == "p1":
+            mlps = {"semantic": (semantic, 2), "spatial": (spatial, len(parts) - 2)}
+        else:
+            inputs = {"semantic": semantic, "joint": both}
+            mlps = {name: (inputs.get(name, spatial), 1) for name in parts}
+        heads = {"direction": 3 * classes, "distance": classes, "reverberation": 2, "count": 1}
+        heads = {"semantic": classes, **heads, "joint": 0}
+        self.experts = nn.ModuleDict()
+        for name in dict.fromkeys((*mlps, *parts)):
+            inputs, count = mlps.get(name, (0, 0))
+            estimates = heads[name] if name in parts else 0
+            if inputs or estimates:
+                self.experts[name] = Expert(inputs, hidden, count * size, size, estimates)
+        self.norm = nn.LayerNorm(size * len(parts), eps=1e-6)
+        self.bottleneck = Dense(size * len(parts), p["hidden"])
         self.out = Dense(p["hidden"], width)
         self.null = nn.Parameter(torch.zeros(spatial))
 
     def forward(self, semantic, dense):
-        inputs = dict.fromkeys(SPATIAL_EXPERTS, dense) | {"semantic": semantic}
-        inputs["joint"] = torch.cat([semantic, dense], -1)
-        x = torch.cat([expert(inputs[name]) for name, expert in self.experts.items()], -1)
+        both, e = torch.cat([semantic, dense], -1), self.experts
+        if self.kind == "p0":
+            x = e["trunk"](both)
+        elif self.kind == "p1":
+            first, last = e["semantic"](semantic).chunk(2, -1)
+            x = torch.cat([first, e["spatial"](dense), last], -1)
+        else:
+            inputs = dict.fromkeys(EXPERTS, dense) | {"semantic": semantic, "joint": both}
+            x = torch.cat([e[name](inputs[name]) for name in EXPERTS if name in e], -1)
         return self.out(gelu(self.bottleneck(self.norm(x))))
 
 
@@ -84,10 +113,11 @@ class JaxasaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         m, text = config.model, config.text_config
-        self.audio_tower = Semantic(config.audio_config)
+        self.audio_tower = Semantic(config.audio_config, m["semantic"].get("pool", 1))
         self.spatial_encoder = Spatial(config.audio_config, m["spatial"])
         self.projector = Projector(
             m["projector"],
+            config.expert_width,
             config.audio_config.d_model,
             m["spatial"]["width"],
             m["spatial"]["classes"],
@@ -107,13 +137,15 @@ class JaxasaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def listen(self, audio):
-        """audio [B, N, 4] in [-1, 1] -> both encoders' views at token rate."""
+        """audio [B, N, C] in [-1, 1] -> both encoders' views at token rate."""
         audio = audio.float()
-        mels = log_mel(audio[..., 0], self.config.audio_config.num_mel_bins)
+        # W of FOA, the mean of two ears.
+        one = audio[..., 0] if audio.shape[2] == 4 else audio.mean(-1)
+        mels = log_mel(one, self.config.audio_config.num_mel_bins)
         semantic = self.audio_tower(mels)
         heard = self.spatial_encoder(audio)
         rate = self.config.model["projector"]["token_rate"]
-        count = max(1, round(audio.shape[1] / RATE * rate))
+        count = audio_tokens(audio.shape[1], rate)
         return Audio(
             resample_time(semantic, count),
             resample_time(heard.dense, count),

@@ -9,6 +9,7 @@ from transformers.processing_utils import ProcessorMixin
 
 RATE = 16_000
 FULL_SCALE = 32767  # steps of 16 bit, as in training
+SHORTEST = RATE // 2  # samples
 LETTERS = "ABCD"
 
 
@@ -17,13 +18,26 @@ class JaxasaProcessor(ProcessorMixin):
 
     tokenizer_class = "AutoTokenizer"
 
-    def __init__(self, tokenizer, token_rate=12.5, audio_token="<AcousticTokens>", **kwargs):
+    def __init__(
+        self,
+        tokenizer,
+        token_rate=12.5,
+        channels=4,
+        audio_token="<AcousticTokens>",
+        before=(),
+        after=(),
+        **kwargs,
+    ):
+        """before, after: ids around a prompt, where the decoder was taught conversations."""
         self.token_rate = token_rate
+        self.channels = channels
         self.audio_token = audio_token
+        self.before, self.after = list(before), list(after)
         super().__init__(tokenizer, **kwargs)
 
     def __call__(self, audio=None, text=None, options=None, sampling_rate=RATE, **kwargs):
-        """audio: one clip [N, 4] (W, Y, Z, X; SN3D), or several of one length, or None.
+        """audio: one clip [N, C], or several of one length, or None; shorter than half a second,
+        they end in silence. C: W, Y, Z, X (SN3D) of FOA, or the left and the right ear.
 
         text: the question, or one a clip. options: four answers to choose of, or a list of
         fours. Batches are padded on the left.
@@ -36,11 +50,14 @@ class JaxasaProcessor(ProcessorMixin):
         places, data = 0, {}
         if audio is not None:
             data["audio"] = self._audio(audio, len(questions))
-            places = max(1, round(data["audio"].shape[1] / RATE * self.token_rate))
+            each = round(RATE / self.token_rate)
+            places = max(1, (data["audio"].shape[1] + each // 2) // each)
         sound = self.tokenizer.convert_tokens_to_ids(self.audio_token)
         rows = [
-            [sound] * places
+            self.before
+            + [sound] * places
             + self.tokenizer.encode(self._prompt(question, choice), add_special_tokens=False)
+            + self.after
             for question, choice in zip(questions, options, strict=True)
         ]
         length = max(len(row) for row in rows)
@@ -51,19 +68,21 @@ class JaxasaProcessor(ProcessorMixin):
             mask[i, length - len(row) :] = 1
         return BatchFeature({"input_ids": ids, "attention_mask": mask} | data)
 
-    @staticmethod
-    def _audio(audio, count):
+    def _audio(self, audio, count):
         clips = [np.asarray(a, np.float32) for a in audio]
         if clips[0].ndim == 1:
             clips = [np.asarray(audio, np.float32)]
         shapes = {clip.shape for clip in clips}
-        if any(len(shape) != 2 or shape[1] != 4 for shape in shapes):
-            raise ValueError(f"audio of shape {sorted(shapes)}, expected [samples, 4] (W, Y, Z, X)")
+        if any(len(shape) != 2 or shape[1] != self.channels for shape in shapes):
+            expected = f"[samples, {self.channels}]"
+            raise ValueError(f"audio of shape {sorted(shapes)}, expected {expected}")
         if len(shapes) > 1 or len(clips) != count:
             raise ValueError(
                 f"{len(clips)} clips of {sorted(s[0] for s in shapes)} samples for {count} "
                 "questions, expected as many, of one length"
             )
+        short = max(0, SHORTEST - len(clips[0]))
+        clips = [np.pad(clip, ((0, short), (0, 0))) for clip in clips]
         # One gain for all channels: what they say of direction stays.
         clips = [clip / max(1.0, float(np.abs(clip).max())) for clip in clips]
         rounded = np.rint(np.stack(clips) * FULL_SCALE) / FULL_SCALE
