@@ -71,8 +71,8 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
         for name in facts["classes"]
     ]
     level_head = ("level", "items", "direction matters", "text only", "options only", "oracle")
-    task_head = ("level", "task", "items", "direction matters", "chance", "text only")
-    task_head = (*task_head, "right answers", "times each", "open form")
+    task_head = ["level", "task", "items", "direction matters", "chance", "text only"]
+    task_head += ["right answers", "times each", "open form"]
     left_out = ", ".join(facts["left_out"]) or "none"
     margin = facts["margin"]
     steps = ", ".join(words.metres(s) for s in words.STEPS)
