@@ -294,7 +294,7 @@ def _add_bench(verbs) -> None:
     verb = _verb(
         parts,
         "doa",
-        "Compares the slots' directions with an intensity histogram and MUSIC, by RT60 and sources.",
+        "Compares the slots' directions with an intensity histogram and MUSIC, by RT60.",
         "Reads DIR/sounds and the checkpoint of the last stage; renders scenes of its own.",
         "the rows to DIR/results.json",
         "jaxasa bench doa --workdir runs/demo --scenes 200",

@@ -16,6 +16,7 @@ Letters: N samples, T frames, F bins, G directions of a grid, S sources.
     [60, 20]
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -74,8 +75,8 @@ def histogram(audio: np.ndarray, count: int, weights: np.ndarray | None = None) 
     found = active[kept] / length[kept][:, None]
     # Compressed, so that one loud sound does not hide the others.
     strength = value[kept] ** 0.3
-    closeness = np.exp((found @ grid().T - 1) / np.radians(WIDTH) ** 2)
-    return _peaks(strength @ closeness, count)
+    spread = np.radians(WIDTH) ** 2
+    return _peaks(lambda u: strength @ np.exp((found @ u.T - 1) / spread), count)
 
 
 def music(audio: np.ndarray, count: int) -> np.ndarray:
@@ -85,23 +86,39 @@ def music(audio: np.ndarray, count: int) -> np.ndarray:
     covariance /= np.maximum(np.trace(covariance, axis1=1, axis2=2).real, 1e-20)[:, None, None]
     _, axes = np.linalg.eigh(covariance)
     noise = axes[:, :, : 4 - min(count, 3)]
+
+    def spectrum(directions: np.ndarray) -> np.ndarray:
+        ones = np.ones((len(directions), 1))
+        steering = np.concatenate([ones, directions[:, [1, 2, 0]]], 1) / 2**0.5
+        # |u^H v|^2 = u^T Re(v v^H) u for a real u.
+        leaks = np.einsum("fik,fjk->fij", noise, np.conj(noise)).real
+        leak = np.einsum("gi,fij,gj->fg", steering, leaks, steering, optimize=True)
+        return (1 / np.maximum(leak, 1e-6)).sum(0)
+
+    return _peaks(spectrum, count)
+
+
+def _peaks(density: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
+    """The `count` highest points [count, 3] of density([G, 3]), APART from each other."""
     directions = grid()
-    steering = np.concatenate([np.ones((GRID, 1)), directions[:, [1, 2, 0]]], 1) / 2**0.5
-    leak = (np.abs(np.einsum("gi,fik->fgk", steering, np.conj(noise))) ** 2).sum(-1)
-    return _peaks((1 / np.maximum(leak, 1e-6)).sum(0), count)
-
-
-def _peaks(density: np.ndarray, count: int) -> np.ndarray:
-    """The `count` highest points [count, 3] of a density on the grid, APART from each other."""
-    directions, left = grid(), density.copy()
+    left = density(directions)
     found: list[np.ndarray] = []
     for _ in range(count):
         best = int(left.argmax())
         if left[best] == -np.inf:
             break
-        near = directions @ directions[best] > np.cos(np.radians(WIDTH / 2))
-        # The middle of what is around the peak: finer than the grid.
-        centre = (density[near, None] * directions[near]).sum(0)
-        found.append(centre / np.linalg.norm(centre))
+        around = _cap(directions[best])
+        found.append(around[density(around).argmax()])
         left[directions @ directions[best] > np.cos(np.radians(APART))] = -np.inf
     return np.array(found + [found[-1]] * (count - len(found)))
+
+
+def _cap(centre: np.ndarray) -> np.ndarray:
+    """[400, 3] directions up to 4 degrees around `centre`, some 0.4 degrees from each other."""
+    k = np.arange(400)
+    radius, turn = np.radians(4) * np.sqrt(k / 400), np.pi * (3 - 5**0.5) * k
+    aside = np.cross(centre, np.eye(3)[np.abs(centre).argmin()])
+    aside /= np.linalg.norm(aside)
+    across = np.cross(centre, aside)
+    flat = np.outer(np.cos(turn), aside) + np.outer(np.sin(turn), across)
+    return np.cos(radius)[:, None] * centre + np.sin(radius)[:, None] * flat
