@@ -240,7 +240,9 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
-    parts = bench.add_subparsers(metavar="{build,run,score,audit,seld,report,speed}", required=True)
+    parts = bench.add_subparsers(
+        metavar="{build,run,score,audit,doa,seld,report,speed}", required=True
+    )
 
     verb = _verb(
         parts,
@@ -287,6 +289,17 @@ def _add_bench(verbs) -> None:
         "jaxasa bench audit --workdir runs/demo",
     )
     _add_split(verb)
+    _add_work(verb)
+
+    verb = _verb(
+        parts,
+        "doa",
+        "Compares the slots' directions with an intensity histogram and MUSIC, by RT60.",
+        "Reads DIR/sounds and the checkpoint of the last stage; renders scenes of its own.",
+        "the rows to DIR/results.json",
+        "jaxasa bench doa --workdir runs/demo --scenes 200",
+    )
+    verb.add_argument("--scenes", type=int, default=200, metavar="N", help="a cell (200)")
     _add_work(verb)
 
     verb = _verb(

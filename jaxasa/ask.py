@@ -22,7 +22,7 @@ from jaxasa.hf import load
 from jaxasa.models import lm, sample
 from jaxasa.models.asa import ASA, Params
 
-HEARING = ("full", "mono", "none")
+HEARING = ("full", "mono", "nulled", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
 SHORTEST = 0.5  # seconds; what is shorter ends in silence
 GREEDY = config.Sampling()
@@ -110,7 +110,8 @@ class Model:
         options: four to each question, or None for an open one. An answer that is none of the
             options gives way to the one that the model finds likeliest after its thought; not so
             where it is sampled, or ends at a string.
-        hearing: "full", "mono" (W only; of two ears their mean) or "none" (the question alone).
+        hearing: "full", "mono" (W only; of two ears their mean), "nulled" (the learnt null in place
+            of the dense map) or "none" (the question alone).
         lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
         Raises ConfigError for audio of another number of channels than the model hears.
         """
@@ -131,9 +132,11 @@ class Model:
         prompts = tokens.pad_left(rows, length, self.text.pad)
         if hearing == "mono":
             audio = _mono(audio)
+        nulled = np.full(len(audio), hearing == "nulled")
         if sampling != GREEDY:
-            return self._sampled(audio, prompts, lengths, sampling, seed)
-        made = np.asarray(_generate(self.asa, self.marks, self.params, audio, prompts, lengths))
+            return self._sampled(audio, prompts, nulled, lengths, sampling, seed)
+        heard = audio, prompts, nulled, lengths
+        made = np.asarray(_generate(self.asa, self.marks, self.params, *heard))
         replies = [self.text.decode(row) for row in made]
         stray = [
             i
@@ -142,12 +145,14 @@ class Model:
         ]
         for start in range(0, len(stray), CHOOSING):
             part = stray[start : start + CHOOSING]
-            chosen = self._choose(audio, prompts, made, options, part, lengths)
+            chosen = self._choose(audio, prompts, made, options, part, nulled, lengths)
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
 
-    def _sampled(self, audio, prompts, lengths, sampling: config.Sampling, seed: int) -> list[str]:
+    def _sampled(
+        self, audio, prompts, nulled, lengths, sampling: config.Sampling, seed: int
+    ) -> list[str]:
         """Replies to prompts [B, P] that are drawn, or end at a string."""
         key = jax.random.key(seed)
 
@@ -156,10 +161,12 @@ class Model:
             choice = dataclasses.replace(sampling, stop=())
             return _advance(self.asa, self.marks, choice, self.params, prompts, stream, key, until)
 
-        stream = _begin(self.asa, self.marks, self.params, audio, prompts, lengths)
+        stream = _begin(self.asa, self.marks, self.params, audio, prompts, nulled, lengths)
         return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
-    def _choose(self, audio, prompts, made, options, part: Sequence[int], lengths) -> list[str]:
+    def _choose(
+        self, audio, prompts, made, options, part: Sequence[int], nulled, lengths
+    ) -> list[str]:
         """Replies of the rows `part`: their thought, then the likeliest of their options."""
         candidates = [
             [self._with_answer(made[i], option) for option in options[i] or ()] for i in part
@@ -170,7 +177,7 @@ class Model:
         padded = [tokens.pad_right(c, width, self.text.pad) for c in candidates]
         padded += [padded[-1]] * (CHOOSING - len(part))
         lengths = None if lengths is None else lengths[rows]
-        heard = audio[rows], prompts[rows], np.stack(padded), lengths
+        heard = audio[rows], prompts[rows], np.stack(padded), nulled[rows], lengths
         found = _likelihoods(self.asa, self.marks, self.params, *heard)
         best = np.asarray(found).argmax(-1)
         return [self.text.decode(candidates[r][best[r]]) for r in range(len(part))]
@@ -211,15 +218,94 @@ class Model:
             )
         return found
 
+    def describe(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
+        """What slots and room heads hold of clips int16 [B, N, C], as scenes.describe says it.
+
+        Each source has class, azimuth, elevation, distance, onset, offset, drr and presence; the
+        likeliest of a class stands for it. The likeliest is named, however unlikely.
+        """
+        heard, _ = _hear(self.asa, self.params, audio)
+        slots, room = jax.device_get((heard.slots, heard.room))
+        presence = 1 / (1 + np.exp(-slots.presence))
+        activity = 1 / (1 + np.exp(-slots.activity))
+        labels = slots.label[..., : len(self.classes)].argmax(-1)
+        seconds = audio.shape[1] / features.RATE
+        step = seconds / activity.shape[-1]
+        scenes = []
+        for b in range(len(audio)):
+            drr = 10 * float(room.drr[b])
+            found: dict[str, dict] = {}
+            for rank, s in enumerate(np.argsort(-presence[b])):
+                name = self.classes[labels[b, s]]
+                if name in found or (rank and presence[b, s] < threshold):
+                    continue
+                azimuth, elevation = foa.direction(slots.direction[b, s])
+                active = np.flatnonzero(activity[b, s] >= 0.5 * activity[b, s].max())
+                found[name] = {
+                    "class": name,
+                    "azimuth": float(azimuth),
+                    "elevation": float(elevation),
+                    "distance": float(np.exp(slots.log_distance[b, s])),
+                    "onset": float(active[0] * step),
+                    "offset": float((active[-1] + 1) * step),
+                    "drr": drr,
+                    "presence": float(presence[b, s]),
+                }
+            rt60, volume = np.exp(room.log_rt60[b]), np.exp(room.log_volume[b])
+            sources = sorted(found.values(), key=lambda source: source["onset"])
+            scenes.append(
+                {
+                    "seconds": seconds,
+                    "rt60": float(rt60),
+                    "volume": float(volume),
+                    "sources": sources,
+                }
+            )
+        return scenes
+
+    def directions(self, audio: np.ndarray, count: int) -> np.ndarray:
+        """Unit vectors [B, count, 3] of the `count` likeliest slots of clips int16 [B, N, C]."""
+        heard, _ = _hear(self.asa, self.params, audio)
+        presence, found = jax.device_get((heard.slots.presence, heard.slots.direction))
+        order = np.argsort(-presence, axis=1)[:, :count]
+        chosen = np.take_along_axis(found, order[..., None], axis=1)
+        return chosen / np.maximum(np.linalg.norm(chosen, axis=-1, keepdims=True), 1e-9)
+
+    def tags(self, audio: np.ndarray) -> tuple[np.ndarray, float]:
+        """Probabilities [B, A, classes] of each class at token rate, and the clips' seconds.
+
+        Raises ConfigError for a projector without a semantic expert, which tells them.
+        """
+        _, tags = _hear(self.asa, self.params, audio)
+        kind = self.asa.model.projector
+        config.check(tags is not None, "Projector", (kind.kind, kind.without), "a semantic expert")
+        return 1 / (1 + np.exp(-np.asarray(tags))), audio.shape[1] / features.RATE
+
     @partial(jax.jit, static_argnums=0)
     def _slots(self, params: Params, audio: jax.Array, lengths: jax.Array | None = None):
         return self.asa.listen(params, audio, lengths=lengths).heard.slots
 
 
+@partial(jax.jit, static_argnums=0)
+def _hear(asa: ASA, params: Params, audio: jax.Array):
+    """What the encoders hear, and the logits of the tags at token rate (None where there are none).
+
+    Not `Model`'s own, so that checkpoints of one model share what is compiled.
+    """
+    listened = asa.listen(params, audio)
+    _, experts = asa.project(params, listened)
+    return listened.heard, experts.tags
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=None) -> jax.Array:
-    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, C], of which lengths [B] count."""
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
+def _generate(
+    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
+) -> jax.Array:
+    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, C], of which lengths [B] count.
+
+    nulled [B]: where the learnt null stands for the dense map.
+    """
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
     made = sample.generate(
         asa,
         params,
@@ -236,8 +322,10 @@ def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=No
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _begin(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=None) -> sample.Stream:
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
+def _begin(
+    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
+) -> sample.Stream:
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
     return sample.begin(
         asa,
         params,
@@ -271,10 +359,10 @@ def _advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, ke
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _likelihoods(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, replies, lengths=None
+    asa: ASA, marks: Marks, params: Params, audio, prompts, replies, nulled, lengths=None
 ) -> jax.Array:
     """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
     rows, four, length = replies.shape
     replies = replies.reshape(rows * four, length)
     ids = jnp.concatenate([jnp.repeat(prompts, four, 0), replies], 1)[:, :-1]

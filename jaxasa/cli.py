@@ -253,6 +253,16 @@ def bench_score(options: argparse.Namespace) -> Result:
     return scores
 
 
+def bench_doa(options: argparse.Namespace) -> Result:
+    from jaxasa import steps
+    from jaxasa.bench import doa
+
+    run, _, folder = _workdir(options)
+    rows = steps.directions(run, folder, options.scenes)
+    print(doa.table(rows))
+    return rows
+
+
 def bench_audit(options: argparse.Namespace) -> Result:
     from jaxasa import steps
 
@@ -398,6 +408,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "bench run": bench_run,
     "bench score": bench_score,
     "bench audit": bench_audit,
+    "bench doa": bench_doa,
     "bench seld": bench_seld,
     "bench report": bench_report,
     "bench speed": bench_speed,

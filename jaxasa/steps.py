@@ -13,12 +13,13 @@ DIR/report/  DIR/export/
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxasa import ask, config, stages
-from jaxasa.bench import audit, build, controls, report, suite
+from jaxasa import ask, config, stages, workdir
+from jaxasa.bench import audit, baselines, build, controls, doa, report, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.data import responses, simulate, sounds
@@ -105,17 +106,45 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
             for stage in ("sft", "grpo")
             if (folder / "checkpoints" / stage).is_dir()
         }
-    systems = controls.systems(list(models))
+    is_foa = run.model.spatial.format == "foa"
+    chosen = [n for n in run.bench.controls if is_foa or n not in controls.FOA_ONLY]
+    systems = controls.systems(list(models), chosen)
     if not systems:
         raise ConfigError(
             f"{model or folder / 'checkpoints'}: expected a model after stage sft or grpo"
         )
     loaded = {stage: ask.Model.load(path) for stage, path in models.items()}
-    responders = {name: loaded[system.stage] for name, system in systems.items()}
-    marks = {name: loaded[system.stage].digest for name, system in systems.items()}
-    results = bench_run.run(responders, where, where.parent, run.bench, marks)
+    marks = {stage: model.digest for stage, model in loaded.items()}
+    last = loaded[list(models)[-1]]
+    readers = {
+        "oracle": baselines.oracle(last.classes),
+        "slots": baselines.reader(last.describe, last.classes, "slots"),
+    }
+    if is_foa and "semantic" not in run.model.projector.without:
+        heard = baselines.cascade(last.tags, last.classes, run.scenes.distance)
+        readers["cascade"] = baselines.reader(heard, last.classes, "cascade")
+    results = bench_run.run(systems, loaded, where, where.parent, run.bench, marks, readers)
     audit.add_scores(where, results)
     return results
+
+
+def directions(run: config.Run, folder: Path, count: int) -> list[dict]:
+    """Errors of the slots of the last stage beside classical estimators; see bench/doa.py.
+
+    They go to "doa" of DIR/results.json too.
+    """
+    if run.model.spatial.format != "foa":
+        raise ConfigError("Spatial.format is 'binaural', expected 'foa': directions need FOA")
+    trained = [s for s in run.stages if (folder / "checkpoints" / s).is_dir() and s != "text"]
+    if not trained:
+        raise ConfigError(f"{folder / 'checkpoints'}: expected a model after stage spatial")
+    model = ask.Model.load(folder / "checkpoints" / trained[-1])
+    bank = sounds.Bank.load(folder / "sounds")
+    rows = doa.run(model.directions, run.scenes, bank, run.seed, count)
+    path = folder / "results.json"
+    results = suite.read_json(path, "results of `jaxasa bench run`") if path.is_file() else {}
+    workdir.write_text(path, json.dumps(results | {"doa": rows}, indent=1) + "\n")
+    return rows
 
 
 def audit_suite(folder: Path, split: str) -> dict:

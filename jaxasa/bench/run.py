@@ -2,67 +2,99 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from jaxasa import config
-from jaxasa.bench import controls, score, suite
+from jaxasa.bench import changes, controls, score, suite
 from jaxasa.config import ConfigError
 from jaxasa.data.progress import progress
 from jaxasa.workdir import write_text
 
 
 class Responder(Protocol):
-    """What answers: `hearing` is "full", "mono" or "none"; audio is int16 [B, N, 4]."""
+    """What answers: `hearing` is one of ask.HEARING; audio is int16 [B, N, C]."""
 
     def respond(
         self, audio: np.ndarray, questions: list[str], options: list[tuple], hearing: str
     ) -> list[str]: ...
 
 
+# A baseline: items -> {id: answer}, a letter or free text.
+Reader = Callable[[Sequence[suite.Item]], Mapping[str, str]]
+
+
 def run(
-    systems: Mapping[str, Responder],
+    systems: Mapping[str, controls.System],
+    responders: Mapping[str, Responder],
     benchmark_folder: str | Path,
     out_folder: str | Path,
     bench: config.Bench,
     marks: Mapping[str, str] | None = None,
+    readers: Mapping[str, Reader] | None = None,
 ) -> dict:
     """Answers, scores and compares; returns what results.json then holds.
 
-    systems: by the names of controls.systems, which say what each hears. marks: a text per
-    system that changes with its weights (a checkpoint's step, say). Answers that are there, for
-    this suite and mark, are not asked for again. Keys of results.json that are not of the
-    benchmark are kept, and so are other systems' scores on the same suite.
+    systems: as of controls.systems. responders: by stage. marks: a text per stage that changes
+    with its weights (a checkpoint's step, say). readers: baselines by name, which are asked anew
+    each time. Answers that are there, for this suite and mark, are not asked for again. Keys of
+    results.json that are not of the benchmark are kept, and so are other systems' scores on the
+    same suite.
     """
     items, out = suite.load(benchmark_folder), Path(out_folder)
     facts = suite.manifest(benchmark_folder)
-    known = controls.systems(("sft", "grpo"))
-    unknown = [name for name in systems if name not in known]
-    config.check(not unknown, "systems", unknown, "names out of " + ", ".join(known))
-    predictions = {}
-    for name, responder in systems.items():
+    answered: dict[str, Answered] = {}
+    for name, system in systems.items():
         path = out / "predictions" / f"{name}.jsonl"
-        mark = f"{facts['sha256']} {(marks or {}).get(name, '')}"
+        mark = f"{facts['sha256']} {(marks or {}).get(system.stage, '')}"
+        changed = system.change(items, facts["classes"])
+        if not changed.items:
+            raise ConfigError(f"{benchmark_folder}: no item is left for {name}, expected some")
         if not _complete(path, mark):
-            answers = answer(responder, items, known[name].hearing, bench.batch, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, "".join(json.dumps(a) + "\n" for a in answers))
-            write_text(_seal(path), _digest(path, mark))
-        predictions[name] = score.read(path, items)
-    return _merge(out / "results.json", results(items, facts, predictions, bench.bootstrap))
+            responder = responders[system.stage]
+            answers = answer(responder, changed, system.hearing, bench.batch, name)
+            _write(path, answers, mark)
+        answered[name] = Answered(changed, score.read(path, changed.items))
+    for name, reader in (readers or {}).items():
+        found = reader(items)
+        path = out / "predictions" / f"{name}.jsonl"
+        _write(path, [{"id": i.id, "answer": found[i.id]} for i in items], facts["sha256"])
+        answered[name] = Answered(changes.none(items, ()), score.read(path, items))
+    return _merge(out / "results.json", results(items, facts, answered, systems, bench.bootstrap))
+
+
+class Answered(NamedTuple):
+    """What a system was asked, and its answers by id."""
+
+    changed: changes.Changed
+    predictions: Mapping[str, str]
+
+    @property
+    def right(self) -> dict[str, bool]:
+        """id -> whether the answer is right."""
+        items = self.changed.items
+        hits = score.correct(items, self.predictions)
+        return {item.id: bool(hit) for item, hit in zip(items, hits, strict=True)}
+
+
+def _write(path: Path, answers: Sequence[dict], mark: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(json.dumps(a) + "\n" for a in answers))
+    write_text(_seal(path), _digest(path, mark))
 
 
 def answer(
-    responder: Responder, items: Sequence[suite.Item], hearing: str, batch: int, title: str
+    responder: Responder, changed: changes.Changed, hearing: str, batch: int, title: str
 ) -> list[dict]:
     """Answers of all items, {"id", "answer"}, in the suite's order.
 
     Every call has `batch` rows (the last repeats its last item), so that one compilation
     serves; where the system hears nothing, it is given silence and no file is read.
     """
+    items = changed.items
     order = sorted(range(len(items)), key=lambda i: (str(items[i].file), i))
     silence = np.zeros_like(items[0].audio()) if hearing == "none" else None
     texts: dict[str, str] = {}
@@ -70,7 +102,7 @@ def answer(
         for start in range(0, len(order), batch):
             rows = [items[i] for i in order[start : start + batch]]
             padded = rows + [rows[-1]] * (batch - len(rows))
-            audio = {i.file: i.audio() if silence is None else silence for i in rows}
+            audio = {i.file: changed.sound(i) if silence is None else silence for i in rows}
             shapes = {a.shape for a in audio.values()}
             config.check(len(shapes) == 1, "benchmark audio", shapes, "clips of one length")
             found = responder.respond(
@@ -85,25 +117,72 @@ def answer(
 
 
 def results(
-    items: Sequence[suite.Item], facts: dict, predictions: Mapping[str, dict], bootstrap: int
+    items: Sequence[suite.Item],
+    facts: dict,
+    answered: Mapping[str, Answered],
+    systems: Mapping[str, controls.System],
+    bootstrap: int,
 ) -> dict:
     """The benchmark's part of results.json: suite, systems, paired differences."""
     names = ("items", "levels", "seed", "sounds", "split", "scenes", "classes", "takes", "sha256")
-    systems = {name: score.score(items, found) for name, found in predictions.items()}
+    scores = {name: score.score(a.changed.items, a.predictions) for name, a in answered.items()}
+    for name, found in scores.items():
+        whole = answered.get(systems[name].stage) if name in systems else None
+        if name in controls.TURNED and whole is not None:
+            found |= {"beside": _beside(answered[name], whole)}
+    scores |= _four_yaws(items, answered, systems)
     paired: dict = {}
-    for system, control, name in controls.pairs(predictions):
-        found: dict = {"against": name}
+    for system, control, name in controls.pairs(answered):
+        found = {"against": name}
         for group, mask in score.groups(items).items():
             part = [i for i, keep in zip(items, mask, strict=True) if keep]
             if part and not group.startswith("task/"):
-                a, b = predictions[system], predictions[name]
+                a, b = answered[system].predictions, answered[name].predictions
                 found[group] = score.paired(part, a, b, samples=bootstrap)
         paired.setdefault(system, {})[control] = found
     return {
         "benchmark": {name: facts[name] for name in names} | {"leak": facts["leak"]},
-        "systems": systems | {"chance": score.chance(items)},
+        "systems": scores | {"chance": score.chance(items)},
         "paired": paired,
     }
+
+
+def _beside(control: Answered, whole: Answered) -> dict:
+    """What a turned control's accuracy is to be read beside, on items tagged `direction`.
+
+    "still": A of the system on the same items unturned; "now": A of the control; "before": A of
+    the control by the answers before the turn, on items whose answer the turn changes, and
+    "changed": A on those by the answers after it.
+    """
+    items = [item for item in control.changed.items if item.direction]
+    now, still = control.right, whole.right
+    of = lambda hits: score.accuracy(np.array(list(hits), bool))  # noqa: E731
+    moved = [item for item in items if item.id in control.changed.before]
+    said = {i.id: score.parse(control.predictions[i.id], i.options)[0] for i in moved}
+    return {
+        "still": of(still[i.id] for i in items),
+        "now": of(now[i.id] for i in items),
+        "before": of(said[i.id] == control.changed.before[i.id] for i in moved),
+        "changed": of(now[i.id] for i in moved),
+    }
+
+
+def _four_yaws(
+    items: Sequence[suite.Item],
+    answered: Mapping[str, Answered],
+    systems: Mapping[str, controls.System],
+) -> dict:
+    """{"four_yaws": scores} of items that are right at 0, 90, 180 and 270 degrees, if all ran."""
+    turned = [f"rotated_{yaw}" for yaw in controls.YAWS]
+    if any(name not in answered or name not in systems for name in turned):
+        return {}
+    stage = systems[turned[0]].stage
+    if stage not in answered:
+        return {}
+    rights = [answered[name].right for name in (stage, *turned)]
+    kept = [i for i in items if all(i.id in right for right in rights)]
+    every = np.array([all(right[i.id] for right in rights) for i in kept], bool)
+    return {"four_yaws": score.by_groups(kept, every)}
 
 
 def _merge(path: Path, new: dict) -> dict:

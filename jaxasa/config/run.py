@@ -24,10 +24,25 @@ class Mesh:
         check(ok, "Mesh", sizes, "positive sizes, at most one of them -1")
 
 
+CONTROLS = (
+    "question_only",
+    "mono",
+    "spatial_nulled",
+    "channels_shuffled",
+    "other_audio",
+    "rotated",
+    "mirrored",
+    "rotated_90",
+    "rotated_180",
+    "rotated_270",
+)
+
+
 @dataclass(frozen=True)
 class Bench:
     """The benchmark: items a level, and how a model answers them.
 
+    controls: systems out of CONTROLS (bench/controls.py) beside the trained ones.
     audit: items drawn without audio from which classifiers of texts learn, and as many on which
     they are tested (bench/leak.py); 0 for none.
     """
@@ -37,11 +52,14 @@ class Bench:
     l3: int = 336
     batch: int = 128
     bootstrap: int = 2000
+    controls: tuple[str, ...] = CONTROLS
     audit: int = 10_000
 
     def __post_init__(self):
         check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
         check_at_least(self, 0, "audit")
+        ok = isinstance(self.controls, tuple) and set(self.controls) <= set(CONTROLS)
+        check(ok, "Bench.controls", self.controls, "names out of " + ", ".join(CONTROLS))
 
 
 @dataclass(frozen=True)

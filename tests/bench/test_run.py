@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.bench import run, suite
+from jaxasa.bench import changes, controls, run, suite
 from jaxasa.config import ConfigError
 
+SFT = {"sft": controls.System("sft")}
 BENCH = config.Bench(batch=16, bootstrap=200)
+SYSTEMS = controls.systems(("sft", "grpo"), ("question_only", "mono"))
 NAMES = ("sft", "grpo", "question_only", "mono", "question_only_sft", "mono_sft")
 
 
@@ -20,7 +22,8 @@ def chance_without_audio(item, hearing):
 @pytest.fixture
 def done(small, oracle, tmp_path):
     responder = oracle(small.items, chance_without_audio)
-    results = run.run(dict.fromkeys(NAMES, responder), small.folder, tmp_path, BENCH)
+    both = dict.fromkeys(("sft", "grpo"), responder)
+    results = run.run(SYSTEMS, both, small.folder, tmp_path, BENCH)
     return results, responder, tmp_path
 
 
@@ -62,7 +65,8 @@ def test_audio_meets_its_own_question(small):
                 assert np.array_equal(one, by_key[q, tuple(four)])
             return ["A"] * len(questions)
 
-    answers = run.answer(Checks(), small.items, "full", 10, "checks")
+    changed = changes.none(small.items, ())
+    answers = run.answer(Checks(), changed, "full", 10, "checks")
     assert [a["id"] for a in answers] == [i.id for i in small.items]
 
 
@@ -71,7 +75,9 @@ def test_answers_are_kept_until_weights_or_suite_change(done, small, oracle):
 
     def calls(marks=None):
         responder = oracle(small.items)
-        run.run({"sft": responder, "mono": responder}, small.folder, out, BENCH, marks)
+        both = dict.fromkeys(("sft", "grpo"), responder)
+        part = {name: SYSTEMS[name] for name in ("sft", "mono")}
+        run.run(part, both, small.folder, out, BENCH, marks)
         return [hearing for _, _, hearing, _ in responder.calls]
 
     assert calls() == []
@@ -86,14 +92,14 @@ def test_results_keep_what_others_wrote(done, small, oracle):
     results, _, out = done
     path = out / "results.json"
     path.write_text(json.dumps(results | {"seconds": {"sft": 3.0}, "peak_memory_gb": 2.5}))
-    found = run.run({"sft": oracle(small.items)}, small.folder, out, BENCH)
+    found = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
     assert found["seconds"] == {"sft": 3.0} and found["peak_memory_gb"] == 2.5
     assert set(found["systems"]) == {*NAMES, "chance"} and "grpo" in found["paired"]
     # Scores on another suite are not comparable, and go.
     changed = json.loads(path.read_text())
     changed["benchmark"]["sha256"] = "another"
     path.write_text(json.dumps(changed))
-    found = run.run({"sft": oracle(small.items)}, small.folder, out, BENCH)
+    found = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
     assert set(found["systems"]) == {"sft", "chance"} and found["seconds"] == {"sft": 3.0}
 
 
@@ -103,18 +109,16 @@ def test_an_interrupted_system_leaves_nothing_half_written(small, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.run({"sft": Breaks()}, small.folder, tmp_path, BENCH)
+        run.run(SFT, {"sft": Breaks()}, small.folder, tmp_path, BENCH)
     assert list(tmp_path.rglob("*.jsonl")) == []
 
 
 def test_refusals(small, oracle, tmp_path):
-    with pytest.raises(ConfigError, match=r"systems is \['gtp'\], expected names out of sft"):
-        run.run({"gtp": oracle(small.items)}, small.folder, tmp_path, BENCH)
     with pytest.raises(ConfigError, match="metadata.jsonl: cannot be read"):
-        run.run({}, tmp_path, tmp_path, BENCH)
+        run.run({}, {}, tmp_path, tmp_path, BENCH)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ConfigError, match="results.json: is not JSON"):
-        run.run({"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
+        run.run(SFT, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
 
 
 def test_all_right_or_constant_answers(small, tmp_path):
@@ -122,7 +126,7 @@ def test_all_right_or_constant_answers(small, tmp_path):
         def respond(self, audio, questions, options, hearing):
             return ["<answer>C</answer>"] * len(questions)
 
-    found = run.run({"sft": Constant()}, small.folder, tmp_path, BENCH)["systems"]["sft"]
+    found = run.run(SFT, {"sft": Constant()}, small.folder, tmp_path, BENCH)["systems"]["sft"]
     # 44 items and balanced letters: exactly a quarter.
     assert found["overall"]["accuracy"] == 0.25 and found["parsing"]["strict"] == 1.0
     assert len(suite.load(small.folder)) == found["overall"]["items"]

@@ -1,0 +1,97 @@
+"""Baselines of the benchmark: answers by rules, from a description of the scene.
+
+    oracle    reads the metadata; it must be always right
+    slots     reads what the spatial encoder's slots and room heads say, without a decoder
+    cascade   names what the tagger of the semantic encoder hears and when, and points to where an
+              intensity histogram of those moments has its peak (bench/classical.py); distance is
+              not estimated: the geometric mean of the range of distances stands for it
+
+A description that does not support the question, or whose answer is not among the options, is
+answered by a guess.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxasa.acoustics import foa, keys
+from jaxasa.bench import classical, run, suite
+from jaxasa.data import questions
+from jaxasa.data.progress import progress
+
+TAGGED = 0.5  # probability from which a class counts as heard
+MOST = 3
+
+
+def reader(describe, classes: Sequence[str], title: str) -> run.Reader:
+    """A baseline that answers from describe(audio [B, N, C]) -> descriptions of the scenes."""
+
+    def answers(items: Sequence[suite.Item]) -> dict[str, str]:
+        files = sorted({item.file for item in items})
+        first = {item.file: item for item in items}
+        found: dict[Path, dict] = {}
+        with progress(f"answering: {title}", len(files), "scenes") as advance:
+            for start in range(0, len(files), 32):
+                part = files[start : start + 32]
+                padded = part + [part[-1]] * (32 - len(part))
+                heard = describe(np.stack([first[file].audio() for file in padded]))
+                found |= dict(zip(part, heard, strict=False))
+                advance(len(part))
+        return {item.id: by_rule(item, found[item.file], classes) for item in items}
+
+    return answers
+
+
+def oracle(classes: Sequence[str]) -> run.Reader:
+    """The baseline that reads the metadata."""
+    return lambda items: {item.id: by_rule(item, item.scene, classes) for item in items}
+
+
+def by_rule(item: suite.Item, scene: Mapping, classes: Sequence[str]) -> str:
+    """The letter of the answer that a description gives, or a guess."""
+    rng = keys.rng(0, "guess", item.id)
+    asked = questions.again(item.task, item.about, dict(scene), classes, rng, lenient=True)
+    if asked is not None and asked.answer_text in item.options:
+        return questions.LETTERS[item.options.index(asked.answer_text)]
+    return questions.LETTERS[rng.integers(4)]
+
+
+def cascade(hear, classes: Sequence[str], distance: tuple[float, float]):
+    """describe(audio) of the cascade. hear(audio) -> (tags [B, T, classes] as probabilities,
+    seconds); distance: range in metres."""
+    metres = math.sqrt(distance[0] * distance[1])
+
+    def describe(audio: np.ndarray) -> list[dict]:
+        tags, seconds = hear(audio)
+        return [
+            _tagged(clip, t, classes, seconds, metres) for clip, t in zip(audio, tags, strict=True)
+        ]
+
+    return describe
+
+
+def _tagged(
+    audio: np.ndarray, tags: np.ndarray, classes: Sequence[str], seconds: float, metres: float
+) -> dict:
+    peaks = tags[:, : len(classes)].max(0)
+    order = np.argsort(-peaks)[:MOST]
+    named = [k for k in order if peaks[k] >= TAGGED] or [order[0]]
+    sources = []
+    for k in named:
+        active = tags[:, k] >= 0.5 * peaks[k]
+        where = np.flatnonzero(active)
+        azimuth, elevation = foa.direction(classical.histogram(audio, 1, tags[:, k] * active)[0])
+        step = seconds / len(tags)
+        sources.append(
+            {
+                "class": classes[k],
+                "azimuth": float(azimuth),
+                "elevation": float(elevation),
+                "distance": metres,
+                "onset": float(where[0] * step),
+                "offset": float((where[-1] + 1) * step),
+            }
+        )
+    return {"seconds": seconds, "sources": sorted(sources, key=lambda s: s["onset"])}

@@ -1,0 +1,66 @@
+import doctest
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import foa
+from jaxasa.bench import classical, doa
+
+PLACES = {1: [(60, 20)], 2: [(60, 20), (-100, -10)], 3: [(60, 20), (-100, -10), (170, 0)]}
+
+
+def test_the_example_of_the_module():
+    assert doctest.testmod(classical).failed == 0
+
+
+def bursts(places, seconds=3.0):
+    """Noise bursts in turn, which overlap a little, from (azimuth, elevation), with faint hiss."""
+    rng = np.random.default_rng(0)
+    samples = round(seconds * 16_000)
+    field = 1e-3 * rng.normal(size=(samples, 4))
+    length = round(1.2 * samples / len(places))
+    for k, (azimuth, elevation) in enumerate(places):
+        start = max(0, k * samples // len(places) - length // 12)
+        part = field[start : start + length]
+        part += rng.normal(size=(len(part), 1)) * foa.encode(azimuth, elevation)
+    return field
+
+
+def truth(places):
+    return foa.encode(*np.array(places, float).T)[:, [3, 1, 2]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_histogram_finds_free_field_sources(count):
+    found = classical.histogram(bursts(PLACES[count]), count)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-9)
+    assert doa.errors(found, truth(PLACES[count])).max() < 4
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_music_finds_one_source_and_two(count):
+    found = classical.music(bursts(PLACES[count]), count)
+    assert doa.errors(found, truth(PLACES[count])).max() < 4
+
+
+def test_weights_choose_the_moment():
+    places = PLACES[2]
+    audio = bursts(places)
+    for k, place in enumerate(places):
+        weights = np.zeros(12)
+        weights[8 * k : 8 * k + 4] = 1  # a third in which this one sounds alone
+        found = classical.histogram(audio, 1, weights)
+        assert doa.errors(found, truth([place])).max() < 3
+
+
+def test_silence_has_a_direction_too():
+    assert classical.histogram(np.zeros((8000, 4)), 2).shape == (2, 3)
+
+
+def test_errors_are_of_the_best_assignment():
+    true = truth(PLACES[3])
+    for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
+        np.testing.assert_allclose(doa.errors(true[order], true), 0, atol=1e-5)
+    moved = truth([(70, 20), (-100, -10), (170, 30)])
+    found = doa.errors(moved[[2, 0, 1]], true)
+    assert found[1] < 1e-5 and found[2] == pytest.approx(30) and 9 < found[0] < 10
