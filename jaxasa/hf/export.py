@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from jaxasa.config import ConfigError
 from jaxasa.data import tokens
-from jaxasa.hf import keymap, load
+from jaxasa.hf import keymap, load, weights
 
 # Hubs and older file systems dislike larger files.
 SHARD_BYTES = 5_000_000_000
@@ -82,7 +82,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], shard_bytes:
         shards[-1][name] = tensor
         filled += tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / load.WEIGHTS, metadata={"format": "pt"})
+        save_file(shards[0], folder / weights.WEIGHTS, metadata={"format": "pt"})
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -91,7 +91,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, np.ndarray], shard_bytes:
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    _write_json(folder / load.INDEX, index)
+    _write_json(folder / weights.INDEX, index)
 
 
 def _config(meta: Mapping, leaves: Mapping[str, np.ndarray]) -> dict:

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from jaxasa import checkpoint, config, optim, state
 from jaxasa.config import ConfigError
 from jaxasa.data import tokens
-from jaxasa.hf import export, keymap, load
+from jaxasa.hf import export, keymap, load, weights
 from jaxasa.models import asa
 
 MODEL = config.Model(
@@ -83,7 +83,7 @@ def test_table_covers_the_model_and_is_inverted(params):
     assert sum(t.size for t in tensors.values()) == sum(x.size for x in leaves.values())
     assert same(keymap.from_file(tensors), leaves)
     # No row is left over: each describes some parameter of the model.
-    rows = {keymap._find(keymap._OURS, path)[0] for path in leaves}
+    rows = {keymap._find(keymap._ours(keymap.TABLE), path)[0] for path in leaves}
     assert rows == set(keymap.TABLE)
     for one in ("ours", "theirs"):
         names = [getattr(row, one) for row in keymap.TABLE]
@@ -165,7 +165,7 @@ def test_folder_holds_what_the_hub_expects(exported):
 
 def test_shards(trained, exported, tmp_path):
     out = export.export(trained, tmp_path / "out", shard_bytes=4000)
-    index = json.loads((out / load.INDEX).read_text())
+    index = json.loads((out / weights.INDEX).read_text())
     files = sorted(out.glob("*.safetensors"))
     assert len(files) > 2 and {f.name for f in files} == set(index["weight_map"].values())
     largest = max(t.nbytes for f in files for t in load_file(f).values())
