@@ -19,7 +19,7 @@ from jaxasa.config.model import (
     model_from_dict,
     tuples,
 )
-from jaxasa.config.run import Bench, Mesh, Run
+from jaxasa.config.run import Bench, Mesh, Pretrained, Run
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import (
     POLICY_LOSSES,
@@ -43,6 +43,7 @@ __all__ = [
     "Lora",
     "Mesh",
     "Model",
+    "Pretrained",
     "Projector",
     "Run",
     "Scenes",

@@ -11,7 +11,7 @@ arrays that are made. Layers are written one by one into the array [L, ...] that
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -107,6 +107,28 @@ def load(
     if faults:
         raise ConfigError(f"{folder}: NaN or infinite values in {', '.join(faults)}")
     return made
+
+
+def with_rows(
+    made: Mapping[str, jax.Array], spelt: Mapping[int, Sequence[int]]
+) -> dict[str, jax.Array]:
+    """The tables of `made` with rows for tokens that the tokenizer gained.
+
+    spelt: {id of a new token: ids of the pieces that spelt it before}. Spare rows have learnt
+    nothing; each becomes the mean of the rows of its pieces.
+    """
+
+    def fill(table):
+        for row, pieces in spelt.items():
+            mean = table[np.array(pieces)].astype(jnp.float32).mean(0)
+            table = table.at[row].set(mean.astype(table.dtype))
+        return table
+
+    return {
+        path: jax.jit(fill, donate_argnums=0, out_shardings=made[path].sharding)(made[path])
+        for path in ("decoder/embedding/embedding", "decoder/head")
+        if path in made and spelt
+    }
 
 
 def tokenizer_of(source: str) -> Path:

@@ -84,7 +84,8 @@ def test_table_covers_the_model_and_is_inverted(params):
     assert same(keymap.from_file(tensors), leaves)
     # No row is left over: each describes some parameter of the model.
     rows = {keymap._find(keymap._ours(keymap.TABLE), path)[0] for path in leaves}
-    assert rows == set(keymap.TABLE)
+    others = {row.ours for row in set(keymap.TABLE) - rows}
+    assert others == {"decoder/head", *(f"decoder/layers/{n}_norm/scale" for n in "qk")}
     for one in ("ours", "theirs"):
         names = [getattr(row, one) for row in keymap.TABLE]
         assert len(set(names)) == len(names)
