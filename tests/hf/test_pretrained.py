@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from jaxasa import config, mesh, optim, sharding
 from jaxasa.config import ConfigError
 from jaxasa.hf import keymap, pretrained, weights
+from jaxasa.models import sample
+from jaxasa.models.asa import ASA
 from jaxasa.models.decoder import Decoder
 from jaxasa.models.layers import sinusoids
 from jaxasa.models.semantic import Semantic
@@ -321,3 +323,170 @@ def test_each_row_of_each_architecture_is_read_both_ways(kind, n, data):
     assert (
         keymap.from_layout(np.zeros(keymap.in_file(shape, row.layout)), row.layout).shape == shape
     )
+
+
+# Against transformers, each model written by its own save_pretrained and loaded from there.
+
+PAD, NEW = 0, 6
+
+
+def stir(torch, twin):
+    """Weights of a size at which every part of the model shows in its output."""
+    torch.manual_seed(0)
+    for name, weight in twin.named_parameters():
+        if "embed_positions" in name:
+            # Qwen2-Audio's class does not make them, its published weights hold them.
+            weight.data = torch.tensor(sinusoids(*weight.shape))
+            continue
+        noise = torch.randn_like(weight)
+        if weight.ndim == 1:
+            weight.data = ("norm" in name and name.endswith("weight")) + 0.1 * noise
+        else:
+            weight.data = (
+                0.5 * noise if "embed_tokens" in name else noise * weight[0].numel() ** -0.5
+            )
+    return twin.eval()
+
+
+def prompts(vocab):
+    """int32 [3, 9], padded on the left."""
+    ids = np.random.default_rng(1).integers(3, vocab, (3, 9)).astype(np.int32)
+    ids[1, :4] = ids[2, :2] = PAD
+    return ids
+
+
+def text_settings(d, **more):
+    return dict(
+        vocab_size=d.vocab,
+        hidden_size=d.width,
+        intermediate_size=d.hidden,
+        num_hidden_layers=d.layers,
+        num_attention_heads=d.heads,
+        num_key_value_heads=d.kv_heads,
+        rms_norm_eps=d.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": d.rope_theta},
+        tie_word_embeddings=d.tied,
+        **more,
+    )
+
+
+def agrees(torch, twin, model, params):
+    """Logits under left padding, and greedy text through the cache, are those of `twin`."""
+    asa, ids = ASA(model), prompts(model.decoder.vocab)
+    valid = ids != PAD
+    with torch.no_grad():
+        expected = twin(
+            input_ids=torch.tensor(ids).long(),
+            attention_mask=torch.tensor(valid).long(),
+            position_ids=torch.tensor(np.maximum(np.cumsum(valid, 1) - 1, 0)),
+        ).logits.numpy()
+        said = twin.generate(
+            input_ids=torch.tensor(ids).long(),
+            attention_mask=torch.tensor(valid).long(),
+            max_new_tokens=NEW,
+            do_sample=False,
+            pad_token_id=PAD,
+            eos_token_id=None,
+        )[:, 9:].numpy()
+
+    @jax.jit
+    def run(params):
+        hidden, *_ = asa.hidden(params, asa.embed(params, ids, None, 2), valid, False)
+        made = sample.generate(
+            asa, params, ids, None, jax.random.key(0),
+            max_new=NEW, pad=PAD, eos=-1, audio_id=2, adapted=False,
+        )  # fmt: skip
+        return hidden @ asa.table(params).T, made.ids[:, 0]
+
+    found, ids = run(params)
+    assert expected[valid].std() > 0.5
+    np.testing.assert_allclose(np.asarray(found)[valid], expected[valid], atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(ids), said)
+    assert len(np.unique(said)) > 4
+
+
+DECODERS = {
+    "qwen2": dataclasses.replace(DECODER, rope_theta=1e6),
+    "qwen2.5": dataclasses.replace(DECODER, tied=False, norm_eps=1e-5),
+    "qwen3": QWEN3,
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_loaded_decoder_says_what_transformers_says(name, one, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    d = DECODERS[name]
+    kind = "Qwen3" if name == "qwen3" else "Qwen2"
+    settings = text_settings(d, head_dim=d.head_width, attn_implementation="eager")
+    settings = getattr(transformers, f"{kind}Config")(**settings)
+    twin = stir(torch, getattr(transformers, f"{kind}ForCausalLM")(settings))
+    twin.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert (tmp_path / weights.INDEX).is_file()
+    model = model_of(decoder=d)
+    found = pretrained.load(str(tmp_path), "decoder", model, targets_of(model, "decoder", one))
+    agrees(torch, twin, model, optim.merge(found, {}))
+
+
+def heard(model, params, mels):
+    return np.asarray(ASA(model).semantic.apply({"params": params["semantic"]}, mels))
+
+
+def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    s = SEMANTIC
+    settings = transformers.WhisperConfig(
+        num_mel_bins=s.mels, d_model=s.width, encoder_layers=s.layers, decoder_layers=1,
+        encoder_attention_heads=s.heads, decoder_attention_heads=2, encoder_ffn_dim=4 * s.width,
+        decoder_ffn_dim=8, max_source_positions=25, vocab_size=50, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0, decoder_start_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
+    twin = stir(torch, transformers.WhisperForConditionalGeneration(settings))
+    twin.save_pretrained(tmp_path)
+    model = model_of()
+    found = pretrained.load(str(tmp_path), "semantic", model, targets_of(model, "semantic", one))
+    params = optim.merge(found, {})
+    mels = np.random.default_rng(0).normal(size=(2, 50, s.mels)).astype(np.float32)
+    encoder = twin.model.encoder
+    with torch.no_grad():
+        expected = encoder(torch.tensor(mels).mT).last_hidden_state.numpy()
+        # A clip of 0.24 s: its own submodules, with positions cut to its length.
+        x = torch.nn.functional.gelu(encoder.conv1(torch.tensor(mels[:, :24]).mT))
+        x = torch.nn.functional.gelu(encoder.conv2(x)).mT + encoder.embed_positions.weight[:12]
+        for layer in encoder.layers:
+            x = layer(x, None)
+            x = x[0] if isinstance(x, tuple) else x
+        short = encoder.layer_norm(x).numpy()
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(heard(model, params, mels), expected, atol=1e-4)
+    np.testing.assert_allclose(heard(model, params, mels[:, :24]), short, atol=1e-4)
+
+
+def test_a_loaded_qwen2_audio_hears_and_says_what_transformers_does(one, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    s = dataclasses.replace(SEMANTIC, pool=2)
+    d = dataclasses.replace(DECODER, kv_heads=4, tied=False)
+    tower = dict(
+        num_mel_bins=s.mels, d_model=s.width, encoder_layers=s.layers,
+        encoder_attention_heads=s.heads, encoder_ffn_dim=4 * s.width, max_source_positions=25,
+    )  # fmt: skip
+    settings = transformers.Qwen2AudioConfig(
+        audio_config=transformers.Qwen2AudioEncoderConfig(**tower),
+        text_config=transformers.Qwen2Config(**text_settings(d)),
+        audio_token_index=95,
+        attn_implementation="eager",
+    )
+    twin = stir(torch, transformers.Qwen2AudioForConditionalGeneration(settings))
+    twin.save_pretrained(tmp_path)
+    model, found = model_of(s, d), {}
+    for part in ("semantic", "decoder"):
+        found |= pretrained.load(str(tmp_path), part, model, targets_of(model, part, one))
+    params = optim.merge(found, {})
+    mels = np.random.default_rng(0).normal(size=(2, 50, s.mels)).astype(np.float32)
+    with torch.no_grad():
+        expected = twin.model.audio_tower(torch.tensor(mels).mT).last_hidden_state.numpy()
+    assert expected.shape == (2, 12, 16) and expected.std() > 0.5
+    np.testing.assert_allclose(heard(model, params, mels), expected, atol=1e-4)
+    agrees(torch, twin, model, params)
