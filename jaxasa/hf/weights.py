@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401  (makes "bfloat16" a name that numpy knows)
+import jax.numpy  # noqa: F401  (makes "bfloat16" a name that numpy knows)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
