@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--format",
         choices=("records", "dcase", "binaural"),
-        help="shards for training (default); foa/*.wav and metadata/*.csv; shards for two ears",
+        help="shards of FOA; foa/*.wav and metadata/*.csv; shards for two ears; "
+        "default: what Spatial.format trains on, records or binaural",
     )
     _add_hrtf(verb)
     verb.add_argument(
@@ -87,10 +88,25 @@ def parser() -> argparse.ArgumentParser:
         "Trains one stage, from its last checkpoint if there is one.",
         "Reads DIR/scenes and the checkpoints of the stage before.",
         "DIR/checkpoints/STAGE and DIR/logs/STAGE",
-        "jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300",
+        "jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300\n"
+        "  jaxasa train --rehearse --gin_file gin/run/demo.gin",
     )
-    verb.add_argument("stage", choices=STAGES, metavar="STAGE", help=", ".join(STAGES))
-    _add_work(verb)
+    stages = ", ".join(STAGES)
+    verb.add_argument("stage", nargs="?", choices=STAGES, metavar="STAGE", help=stages)
+    verb.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="instead: two steps of every stage, with evaluation, save and restore between them; "
+        "keeps nothing, and makes sounds and scenes up where there are none",
+    )
+    verb.add_argument(
+        "--profile",
+        type=int,
+        default=0,
+        metavar="N",
+        help="traces N steps to DIR/logs/STAGE/profile, for TensorBoard",
+    )
+    _add_work(verb, required=False)
 
     _add_bench(verbs)
 
@@ -103,10 +119,17 @@ def parser() -> argparse.ArgumentParser:
         'jaxasa ask runs/demo/export scene.wav "Where is the dog?" --options left right front back',
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
-    verb.add_argument("audio", type=Path, help="4-channel sound file")
+    verb.add_argument("audio", type=Path, help="sound file: FOA, or 2 ears if so trained")
     verb.add_argument("question")
     _add_order(verb)
     verb.add_argument("--options", nargs=4, metavar=tuple("ABCD"), help="four answers to choose of")
+    number: dict = {"type": float, "metavar": "X"}
+    verb.add_argument("--temperature", **number, default=0.0, help="of sampling (0: likeliest)")
+    verb.add_argument("--top_k", type=int, default=0, metavar="K", help="of the K likeliest (all)")
+    verb.add_argument("--top_p", **number, default=1.0, help="of the likeliest up to X (1: all)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
+    stop = {"metavar": "TEXT", "help": "the reply ends before it; repeatable"}
+    verb.add_argument("--stop", action="append", default=[], **stop)
 
     _add_listen(verbs)
     _add_draw(verbs)
@@ -115,12 +138,39 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "export",
         "Writes a model as a Hugging Face folder; adapters are merged.",
-        "Reads a checkpoint.",
-        "OUT: safetensors, config, tokenizer, model card",
-        "jaxasa export runs/demo/checkpoints/grpo runs/demo/export",
+        "Reads a checkpoint, and what the model card tells of from the run's folder around it.",
+        "OUT: safetensors, configs, tokenizer, the model in torch, model card",
+        "jaxasa export runs/demo/checkpoints/grpo runs/demo/export\n"
+        "  jaxasa export runs/demo/checkpoints/grpo runs/demo/adapter --adapter",
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE")
     verb.add_argument("out", type=Path, help="a new folder, or an export to replace")
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument(
+        "--adapter",
+        action="store_true",
+        help="instead: the adapters for peft, and the decoder that they belong to",
+    )
+    form.add_argument(
+        "--stablehlo",
+        action="store_true",
+        help="adds OUT/stablehlo: functions that run with jax alone",
+    )
+
+    verb = _verb(
+        verbs,
+        "plan",
+        "Compiles a stage's step for a TPU slice that need not be there: does it fit, how fast?",
+        "Reads gin files alone; whether it fits is known with libtpu (pip install 'jaxasa[plan]').",
+        "nothing but the file of --json; exit code 3 where the step does not fit",
+        "jaxasa plan --gin_file gin/run/base_sft.gin --topology v5p:4x4x8\n"
+        "  jaxasa plan --gin_file gin/run/base_grpo.gin --topology v5e:16x16 --stage rollout",
+    )
+    verb.add_argument("--topology", required=True, metavar="CHIP:AxBxC", help="as v5e:16x16")
+    verb.add_argument(
+        "--stage", choices=(*STAGES, "rollout"), help="default: the last of Run.stages"
+    )
+    gin_io.add_arguments(verb)
 
     verb = _verb(
         verbs,
@@ -190,7 +240,7 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
-    parts = bench.add_subparsers(metavar="{build,run,score,seld,report}", required=True)
+    parts = bench.add_subparsers(metavar="{build,run,score,audit,seld,report,speed}", required=True)
 
     verb = _verb(
         parts,
@@ -219,12 +269,25 @@ def _add_bench(verbs) -> None:
         parts,
         "score",
         "Scores the answers of any system.",
-        'Reads a suite, and a file with {"id", "answer"} a line; answers are letters or texts.',
+        'Reads a suite, and a file with {"id", "answer"} a line; answers are letters or texts.\n'
+        "With --open, answers to the questions without options (azimuth within 20 degrees, ...).",
         "nothing but the file of --json",
         "jaxasa bench score runs/demo/benchmark answers.jsonl --json scores.json",
     )
     verb.add_argument("benchmark", type=Path, help="folder with metadata.jsonl")
     verb.add_argument("predictions", type=Path, help="predictions.jsonl")
+    verb.add_argument("--open", action="store_true", help="score answers without options")
+
+    verb = _verb(
+        parts,
+        "audit",
+        "Shows what texts alone and metadata score on a suite, beside what systems score.",
+        "Reads the suite and DIR/results.json, where that is there.",
+        "audit.json of the suite, with the scores of question_only and mono",
+        "jaxasa bench audit --workdir runs/demo",
+    )
+    _add_split(verb)
+    _add_work(verb)
 
     verb = _verb(
         parts,
@@ -261,6 +324,17 @@ def _add_bench(verbs) -> None:
     )
     _add_split(verb)
     _add_folder(verb)
+
+    verb = _verb(
+        parts,
+        "speed",
+        "Times generation or a training step against torch: medians of rounds taken in turn.",
+        "Reads nothing; needs the extra `speed`. Let nothing else run on the machine.",
+        "nothing but the file of --json",
+        "jaxasa bench speed decode --json decode.json",
+    )
+    verb.add_argument("what", choices=("decode", "sft", "grpo"))
+    verb.add_argument("--rounds", type=int, metavar="N", help="default: 5, 15 and 8")
 
 
 def _verb(

@@ -1,6 +1,8 @@
 """A trained model that answers questions: for `jaxasa ask`, and for the benchmark."""
 
+import dataclasses
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +24,8 @@ from jaxasa.models.asa import ASA, Params
 
 HEARING = ("full", "mono", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
+SHORTEST = 0.5  # seconds; what is shorter ends in silence
+GREEDY = config.Sampling()
 
 
 class Marks(NamedTuple):
@@ -35,7 +39,10 @@ class Marks(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Weights, tokenizer and classes. digest: changes with the weights."""
+    """Weights, tokenizer and classes. seconds: of the scenes it was trained on.
+
+    digest: changes with the weights.
+    """
 
     asa: ASA
     params: Params
@@ -65,34 +72,68 @@ class Model:
     def marks(self) -> Marks:
         return Marks(self.text.pad, self.text.eos, self.text.audio, self.text.answer)
 
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths in samples to which clips are padded: Model.buckets, or as it says without."""
+        seconds, most = list(self.asa.model.buckets), self.asa.model.semantic.max_seconds
+        if not seconds:
+            seconds = [self.seconds]
+            while seconds[-1] < most:
+                seconds.append(min(2 * seconds[-1], most))
+        return tuple(round(s * features.RATE) for s in seconds)
+
+    def fit(self, audio: np.ndarray) -> tuple[np.ndarray, int]:
+        """A clip [N, C] in its bucket, and its length in samples, of which the rest is padding.
+
+        Cut to the longest bucket; shorter than half a second, it ends in silence.
+        """
+        buckets = self.buckets
+        spatial = self.asa.model.spatial
+        least = max(round(SHORTEST * features.RATE), spatial.frames_per_step * spatial.hop)
+        length = min(max(len(audio), least), buckets[-1])
+        bucket = next(b for b in buckets if b >= length)
+        kept = audio[:length]
+        return np.pad(kept, ((0, bucket - len(kept)), (0, 0))), length
+
     def respond(
         self,
         audio: np.ndarray,
         questions: Sequence[str],
         options: Sequence[Sequence[str] | None],
         hearing: str = "full",
+        lengths: np.ndarray | None = None,
+        sampling: config.Sampling = GREEDY,
+        seed: int = 0,
     ) -> list[str]:
-        """Replies to one question a scene: int16 audio [B, N, 4] -> texts with thought and answer.
+        """Replies to one question a scene: int16 audio [B, N, C] -> texts with thought and answer.
 
         options: four to each question, or None for an open one. An answer that is none of the
-            options gives way to the one that the model finds likeliest after its thought.
-        hearing: "full", "mono" (W only) or "none" (the question alone).
+            options gives way to the one that the model finds likeliest after its thought; not so
+            where it is sampled, or ends at a string.
+        hearing: "full", "mono" (W only; of two ears their mean) or "none" (the question alone).
+        lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
+        Raises ConfigError for audio of another number of channels than the model hears.
         """
         config.check(hearing in HEARING, "hearing", hearing, ", ".join(HEARING))
-        places = self.asa.audio_tokens(audio.shape[1])
+        spatial = self.asa.model.spatial
+        expected = f"{spatial.channels} for a model of {spatial.format} audio"
+        config.check(audio.shape[-1] == spatial.channels, "channels", audio.shape[-1], expected)
+        heard = [audio.shape[1]] * len(audio) if lengths is None else lengths.tolist()
         rows = [
             tokens.prompt_ids(
                 self.text,
-                0 if hearing == "none" else places,
+                0 if hearing == "none" else self.asa.audio_tokens(samples),
                 tokens.question_text(question, choice),
             )
-            for question, choice in zip(questions, options, strict=True)
+            for question, choice, samples in zip(questions, options, heard, strict=True)
         ]
-        length = places + self.asa.model.prompt_tokens
+        length = self.asa.audio_tokens(audio.shape[1]) + self.asa.model.prompt_tokens
         prompts = tokens.pad_left(rows, length, self.text.pad)
         if hearing == "mono":
-            audio = audio * np.array([1, 0, 0, 0], audio.dtype)
-        made = np.asarray(_generate(self.asa, self.marks, self.params, audio, prompts))
+            audio = _mono(audio)
+        if sampling != GREEDY:
+            return self._sampled(audio, prompts, lengths, sampling, seed)
+        made = np.asarray(_generate(self.asa, self.marks, self.params, audio, prompts, lengths))
         replies = [self.text.decode(row) for row in made]
         stray = [
             i
@@ -101,12 +142,24 @@ class Model:
         ]
         for start in range(0, len(stray), CHOOSING):
             part = stray[start : start + CHOOSING]
-            chosen = self._choose(audio, prompts, made, options, part)
+            chosen = self._choose(audio, prompts, made, options, part, lengths)
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
 
-    def _choose(self, audio, prompts, made, options, part: Sequence[int]) -> list[str]:
+    def _sampled(self, audio, prompts, lengths, sampling: config.Sampling, seed: int) -> list[str]:
+        """Replies to prompts [B, P] that are drawn, or end at a string."""
+        key = jax.random.key(seed)
+
+        def advance(stream: sample.Stream, until: int) -> sample.Stream:
+            # The strings are looked for on the host: they need not be compiled again.
+            choice = dataclasses.replace(sampling, stop=())
+            return _advance(self.asa, self.marks, choice, self.params, prompts, stream, key, until)
+
+        stream = _begin(self.asa, self.marks, self.params, audio, prompts, lengths)
+        return sample.texts(stream, advance, self.text.decode, sampling.stop)
+
+    def _choose(self, audio, prompts, made, options, part: Sequence[int], lengths) -> list[str]:
         """Replies of the rows `part`: their thought, then the likeliest of their options."""
         candidates = [
             [self._with_answer(made[i], option) for option in options[i] or ()] for i in part
@@ -116,9 +169,9 @@ class Model:
         rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
         padded = [tokens.pad_right(c, width, self.text.pad) for c in candidates]
         padded += [padded[-1]] * (CHOOSING - len(part))
-        found = _likelihoods(
-            self.asa, self.marks, self.params, audio[rows], prompts[rows], np.stack(padded)
-        )
+        lengths = None if lengths is None else lengths[rows]
+        heard = audio[rows], prompts[rows], np.stack(padded), lengths
+        found = _likelihoods(self.asa, self.marks, self.params, *heard)
         best = np.asarray(found).argmax(-1)
         return [self.text.decode(candidates[r][best[r]]) for r in range(len(part))]
 
@@ -130,12 +183,16 @@ class Model:
         row += [] if text.end_think in row else [text.end_think]
         return row + text.encode(tokens.answer_text(option))
 
-    def sources(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
-        """What the slots of the spatial encoder hold for a clip int16 [N, 4], likeliest first.
+    def sources(
+        self, audio: np.ndarray, threshold: float = 0.5, length: int | None = None
+    ) -> list[dict]:
+        """What the slots of the spatial encoder hold for a clip int16 [N, C], likeliest first.
 
-        Each has class, azimuth and elevation (degrees), distance (m), presence (probability).
+        length: its samples, where the rest of N is padding. Each has class, azimuth and elevation
+        (degrees), distance (m), presence (probability).
         """
-        slots = self._slots(self.params, audio[None])
+        lengths = None if length is None else np.array([length], np.int32)
+        slots = self._slots(self.params, audio[None], lengths)
         presence = jax.nn.sigmoid(slots.presence[0])
         labels = np.asarray(slots.label[0])[:, : len(self.classes)].argmax(-1)
         found = []
@@ -155,14 +212,14 @@ class Model:
         return found
 
     @partial(jax.jit, static_argnums=0)
-    def _slots(self, params: Params, audio: jax.Array):
-        return self.asa.listen(params, audio).heard.slots
+    def _slots(self, params: Params, audio: jax.Array, lengths: jax.Array | None = None):
+        return self.asa.listen(params, audio, lengths=lengths).heard.slots
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts) -> jax.Array:
-    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, 4]."""
-    placed, _ = asa.project(params, asa.listen(params, audio))
+def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=None) -> jax.Array:
+    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, C], of which lengths [B] count."""
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
     made = sample.generate(
         asa,
         params,
@@ -179,9 +236,45 @@ def _generate(asa: ASA, marks: Marks, params: Params, audio, prompts) -> jax.Arr
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _likelihoods(asa: ASA, marks: Marks, params: Params, audio, prompts, replies) -> jax.Array:
+def _begin(asa: ASA, marks: Marks, params: Params, audio, prompts, lengths=None) -> sample.Stream:
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
+    return sample.begin(
+        asa,
+        params,
+        prompts,
+        placed,
+        max_new=asa.model.reply_tokens,
+        pad=marks.pad,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key, until):
+    return sample.advance(
+        asa,
+        params,
+        prompts,
+        stream,
+        key,
+        until,
+        temperature=choice.temperature,
+        top_k=choice.top_k,
+        top_p=choice.top_p,
+        pad=marks.pad,
+        eos=marks.eos,
+        audio_id=marks.audio,
+        adapted="lora" in params,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _likelihoods(
+    asa: ASA, marks: Marks, params: Params, audio, prompts, replies, lengths=None
+) -> jax.Array:
     """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
-    placed, _ = asa.project(params, asa.listen(params, audio))
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths))
     rows, four, length = replies.shape
     replies = replies.reshape(rows * four, length)
     ids = jnp.concatenate([jnp.repeat(prompts, four, 0), replies], 1)[:, :-1]
@@ -199,29 +292,62 @@ def ask(
     question: str,
     options: Sequence[str] | None = None,
     order: str = "ambix",
+    sampling: config.Sampling = GREEDY,
+    seed: int = 0,
 ) -> dict:
-    """{"question", "answer", "thought", "reply", "sources"} for a FOA recording.
+    """{"question", "answer", "thought", "reply", "sources"} for a recording of the model's format.
 
-    The clip is cut, or padded with silence, to the length that the model was trained on. With
-    four `options` the answer is one of them. order: of its channels, see foa_file.read.
+    The clip may have any length up to the longest bucket, to which it is cut. One that is cut, or
+    is longer than what the model was trained on, is said to be on stderr, and under "note". With
+    four `options` the answer is one of them, unless it is sampled or ends at a string. order: of
+    FOA channels, see foa_file.read. seed: of what is sampled.
     """
-    audio = foa_file.read(audio_path, order)
+    heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
+    if heard == "binaural":
+        given = foa_file.read_binaural(audio_path)
+    else:
+        given = foa_file.read(audio_path, order)
     model = Model.load(checkpoint)
-    audio = records.to_int16(_fit(audio, round(model.seconds * features.RATE)))
-    reply = model.respond(audio[None], [words.plain(question)], [options])[0]
+    audio, length = model.fit(given)
+    # One gain for all channels: what they say of direction stays.
+    audio = records.to_int16(audio / max(1.0, float(np.abs(audio).max())))
+    lengths = np.array([length], np.int32)
+    asked = words.plain(question)
+    reply = model.respond(
+        audio[None], [asked], [options], lengths=lengths, sampling=sampling, seed=seed
+    )[0]
+    note = _note(model, len(given), length)
+    if note:
+        print(f"{audio_path}: {note}", file=sys.stderr)
     return {
         "question": question,
         "answer": _answer(reply, options),
         "thought": _between(reply, tokens.THINK, tokens.END_THINK),
         "reply": reply,
-        "sources": model.sources(audio),
+        "sources": model.sources(audio, length=length),
+        **({"note": note} if note else {}),
     }
 
 
-def _fit(audio: np.ndarray, length: int) -> np.ndarray:
-    """[N, 4] -> [length, 4], within full scale."""
-    audio = np.pad(audio[:length], ((0, max(0, length - len(audio))), (0, 0)))
-    return audio / max(1.0, float(np.abs(audio).max()))
+def _note(model: Model, given: int, heard: int) -> str:
+    """What is out of the ordinary about a clip of `given` samples, of which so many are heard."""
+    notes = []
+    if given > heard:
+        notes.append(f"only the first {heard / features.RATE:g} s are heard")
+    if heard > round(model.seconds * features.RATE):
+        notes.append(
+            f"{heard / features.RATE:.1f} s are beyond what the model was trained on, "
+            f"scenes of {model.seconds:g} s"
+        )
+    return "; ".join(notes)
+
+
+def _mono(audio: np.ndarray) -> np.ndarray:
+    """int16 [B, N, C] without direction: W of FOA alone; of two ears their mean in both."""
+    if audio.shape[-1] == 4:
+        return audio * np.array([1, 0, 0, 0], audio.dtype)
+    mean = audio.astype(np.int32).sum(-1, keepdims=True) // 2
+    return np.repeat(mean, 2, axis=-1).astype(audio.dtype)
 
 
 def _between(reply: str, opening: str, closing: str) -> str:

@@ -27,9 +27,12 @@ from jaxasa.workdir import write_text
 _PARTS = {"state": "_METADATA", "data": "metadata", "about": "metadata"}
 _SHOWN = 4
 
-# Orbax warns of each option that reading only implies; its errors are still heard.
+# Orbax warns of each option that reading only implies, and logs the traceback of an error several
+# times before it raises it; its other errors are still heard.
 logging.getLogger("absl").addFilter(
-    lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR
+    lambda record: (
+        "orbax" not in record.pathname or (record.levelno >= logging.ERROR and not record.exc_info)
+    )
 )
 
 
@@ -57,8 +60,13 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, kind, *_) -> None:
+        try:
+            with _writing(self.folder):
+                self._manager.close()
+        except ConfigError:
+            if kind is None:  # else what ended the training matters more
+                raise
 
     def latest(self) -> int | None:
         """Number of the last whole (or just now being written) step."""
@@ -67,10 +75,16 @@ class Store:
     def save(
         self, step: int, state: State, data_state: Mapping, meta: Mapping, config_text: str
     ) -> None:
-        """Starts writing; returns once `state` is copied. Raises what an earlier write raised.
+        """Starts writing; returns once `state` is copied.
 
-        data_state, meta: what `json` can write; meta["model"] holds the model's config.
+        data_state, meta: what `json` can write; meta["model"] holds the model's config. Raises
+        ConfigError where this step, or an earlier one, cannot be written (a full disk): whole
+        steps stay, and training goes on from the last of them.
         """
+        with _writing(self.folder):
+            self._save(step, state, data_state, meta, config_text)
+
+    def _save(self, step: int, state: State, data_state, meta: Mapping, config_text: str) -> None:
         meta = json.loads(json.dumps(meta))
         if jax.process_index() == 0:
             write_text(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")
@@ -90,7 +104,7 @@ class Store:
         The mesh may differ from the one that saved. Raises ConfigError, naming fields and
         values, when `meta` differs from the saved one (another model config, other classes),
         when parameters or optimizer state differ in name or shape, when the number of
-        processes differs, and when the files cannot be read.
+        processes differs and their data states do too, and when the files cannot be read.
         """
         self._manager.wait_until_finished()
         step = self.latest()
@@ -119,12 +133,15 @@ class Store:
         with _reading(place):
             found = self._manager.restore(step, args=restore)
         states = found["data"]["processes"]
-        if len(states) != jax.process_count():
+        if len(states) == jax.process_count():
+            return State(**found["state"]), states[jax.process_index()]
+        # Batches drawn, the same number everywhere: it serves any number of processes.
+        if any(state != states[0] for state in states):
             raise ConfigError(
-                f"{place}: data state of {len(states)} processes, "
-                f"expected {jax.process_count()} as run now"
+                f"{place}: data states of {len(states)} processes that differ, "
+                f"expected {jax.process_count()} of them as run now"
             )
-        return State(**found["state"]), states[jax.process_index()]
+        return State(**found["state"]), states[0]
 
     def meta(self) -> dict:
         """meta.json of the folder; ConfigError where there is none."""
@@ -193,6 +210,19 @@ def _meta(folder: Path) -> dict:
         return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / 'meta.json'}: {error}, expected JSON") from None
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # Of "Error writing NAME: Failed writing: PATH: No space left on device [code]" the end.
+        reason = str(error).strip().splitlines()[0].partition(" [os_error")[0].rpartition('": ')[2]
+        raise ConfigError(
+            f"{folder}: a checkpoint cannot be written ({reason}); the one before is kept: "
+            "make room and run the same command again"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The command line: a verb for each step, which works on what the one before it wrote.
 
-Exit codes: 0 done; 2 something that the user must mend (one line says what); 75 stopped, what
+Exit codes: 0 done; 2 something that the user must mend (one line says what); 3 a verdict of no
+(a plan that does not fit); 75 stopped, what
 was done is saved, start it again; 130 interrupted; 1 a bug, with its traceback.
 
 Heavy libraries are imported inside the verbs, so that --help answers at once.
@@ -16,22 +17,34 @@ from pathlib import Path
 from types import FrameType
 
 from jaxasa import arguments, cpu, gin_io, workdir
-from jaxasa.config import ConfigError, Run
+from jaxasa.config import ConfigError, Run, Sampling
 
 DEFAULT_GIN = "gin/run/demo.gin"
-BAD_INPUT, UNFINISHED, INTERRUPTED = 2, 75, 130
+BAD_INPUT, NO, UNFINISHED, INTERRUPTED = 2, 3, 75, 130
 # A full disk or a folder without permission is no bug.
-_FOR_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_FOR_THE_USER = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 Result = dict | list
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code. A bug raises."""
+    code = 1
+    try:
+        code = _main(sys.argv[1:] if argv is None else argv)
+        return code
+    finally:
+        # Looked up, not imported: importing jax would make every --help wait.
+        distributed = sys.modules.get("jaxasa.distributed")
+        if distributed is not None:
+            distributed.leave(code)
+
+
+def _main(argv: Sequence[str]) -> int:
     before = signal.signal(signal.SIGTERM, _stop)
     cpu.tune()
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(argv)
     except ConfigError as error:
         return _say(" ".join(str(error).split()), BAD_INPUT)
     except OSError as error:
@@ -61,7 +74,7 @@ def _run(argv: Sequence[str]) -> int:
     result = VERBS[options.verb](options)
     if options.json is not None:
         workdir.write_text(options.json, json.dumps(result, indent=1) + "\n")
-    return 0
+    return NO if isinstance(result, dict) and result.get("fits") is False else 0
 
 
 def _say(line: str, code: int) -> int:
@@ -114,7 +127,7 @@ def simulate(options: argparse.Namespace) -> Result:
     from jaxasa.data import records
 
     splits = [options.split] if options.split else list(steps.SPLITS)
-    form = options.format or "records"
+    form = options.format
     if options.hrtf is not None:
         if form != "binaural":
             raise ConfigError(f"--hrtf {options.hrtf}: expected --format binaural with it")
@@ -126,13 +139,15 @@ def simulate(options: argparse.Namespace) -> Result:
     run, _, folder = _workdir(options)
     counts = {}
     for split in splits:
+        form = form or steps.format_of(run)
         out = steps.scenes(run, folder, split, form, options.runner, options.beam)
         counts[split] = records.read_manifest(out)["count"]
         print(f"{counts[split]} {'responses' if out.name == 'responses' else 'scenes'} in {out}")
     return counts
 
 
-def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> Result:
+def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str | None) -> Result:
+    from jaxasa import steps
     from jaxasa.data import simulate as simulating
 
     made = options.workdir / "config.gin"
@@ -142,6 +157,7 @@ def _estimate(options: argparse.Namespace, splits: Sequence[str], form: str) -> 
     for split in splits:
         count = getattr(run.scenes, split)
         bank = options.workdir / "sounds"
+        form = form or steps.format_of(run)
         row = simulating.estimate(run.scenes, bank, split, run.seed, count, form)
         table[split] = row
         print(
@@ -178,15 +194,35 @@ def import_(options: argparse.Namespace) -> Result:
 
 
 def train(options: argparse.Namespace) -> Result:
-    from jaxasa import steps
+    from jaxasa import distributed
 
+    if options.rehearse:
+        return _rehearse(options)
+    for name in ("stage", "workdir"):
+        if getattr(options, name) is None:
+            raise ConfigError(f"{name} is missing, expected STAGE and --workdir (or --rehearse)")
+    distributed.join()
     run, text, folder = _workdir(options)
     if options.stage not in run.stages:
         raise ConfigError(f"stage {options.stage!r}: expected one of {', '.join(run.stages)}")
-    steps.train(run, folder, options.stage, text)
+    from jaxasa import steps
+
+    steps.train(run, folder, options.stage, text, options.profile)
     out = folder / "checkpoints" / options.stage
     print(f"stage {options.stage} is trained: {out}")
     return {"stage": options.stage, "checkpoint": str(out)}
+
+
+def _rehearse(options: argparse.Namespace) -> Result:
+    from jaxasa import rehearse
+
+    if options.stage is not None:
+        raise ConfigError(f"{options.stage}: --rehearse does every stage of the run")
+    made = options.workdir / "config.gin" if options.workdir else None
+    if made is not None and made.is_file() and not options.gin_file:
+        options.gin_file = [str(made)]
+    run, text = _config(options)
+    return rehearse.rehearse(run, options.workdir, text)
 
 
 def bench_build(options: argparse.Namespace) -> Result:
@@ -209,11 +245,23 @@ def bench_run(options: argparse.Namespace) -> Result:
 
 
 def bench_score(options: argparse.Namespace) -> Result:
-    from jaxasa.bench import score
+    from jaxasa.bench import free, score
 
-    scores = score.score_file(options.predictions, options.benchmark)
+    file = free.score_file if options.open else score.score_file
+    scores = file(options.predictions, options.benchmark)
     _print_scores(options.predictions.stem, scores)
     return scores
+
+
+def bench_audit(options: argparse.Namespace) -> Result:
+    from jaxasa import steps
+
+    _, _, folder = _workdir(options)
+    found = steps.audit_suite(folder, options.split)
+    for level, scores in found["levels"].items():
+        shares = (f"{name} {s:.3f}" for name, s in scores.items() if isinstance(s, float))
+        print(f"{level}: {scores['items']} items, {', '.join(shares)}")
+    return found
 
 
 def bench_seld(options: argparse.Namespace) -> Result:
@@ -244,11 +292,29 @@ def bench_report(options: argparse.Namespace) -> Result:
     return {"report": str(path)}
 
 
+def bench_speed(options: argparse.Namespace) -> Result:
+    import importlib
+
+    if options.rounds is not None and options.rounds < 1:
+        raise ConfigError(f"--rounds is {options.rounds}, expected a number of at least 1")
+    # The three need different libraries of torch's side, and only theirs are imported.
+    comparison = importlib.import_module(f"jaxasa.bench.speed_{options.what}")
+    result = comparison.run(**({"rounds": options.rounds} if options.rounds else {}))
+    comparison.speed.show(result["rows"])
+    return result
+
+
 def ask(options: argparse.Namespace) -> Result:
     from jaxasa import ask as asking
 
     answer = asking.ask(
-        options.checkpoint, options.audio, options.question, options.options, options.order
+        options.checkpoint,
+        options.audio,
+        options.question,
+        options.options,
+        options.order,
+        Sampling(options.temperature, options.top_k, options.top_p, tuple(options.stop)),
+        options.seed,
     )
     print(answer["answer"])
     return answer
@@ -287,11 +353,24 @@ def draw(options: argparse.Namespace) -> Result:
 
 
 def export(options: argparse.Namespace) -> Result:
+    from jaxasa.hf import adapter
     from jaxasa.hf import export as exporting
 
-    out = exporting.export(options.checkpoint, options.out)
+    if options.adapter:
+        out = adapter.write(options.checkpoint, options.out)
+    else:
+        out = exporting.export(options.checkpoint, options.out, with_stablehlo=options.stablehlo)
     print(out)
     return {"export": str(out)}
+
+
+def plan(options: argparse.Namespace) -> Result:
+    from jaxasa import plan as planning
+
+    run, _ = _config(options)
+    found = planning.plan(run, options.topology, options.stage)
+    print(planning.table(found))
+    return found
 
 
 def demo(options: argparse.Namespace) -> Result:
@@ -318,12 +397,15 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "bench build": bench_build,
     "bench run": bench_run,
     "bench score": bench_score,
+    "bench audit": bench_audit,
     "bench seld": bench_seld,
     "bench report": bench_report,
+    "bench speed": bench_speed,
     "ask": ask,
     "listen": listen,
     "draw": draw,
     "export": export,
+    "plan": plan,
     "demo": demo,
 }
 

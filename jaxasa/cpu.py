@@ -1,12 +1,17 @@
 """How processes use the CPU: settings that make training faster, and workers of one thread.
 
+Where libtpu is installed for `jaxasa plan` and no TPU is there, JAX is told not to look for one:
+it would print errors, and wait for the metadata server of a cloud, before it took the CPU.
+
 On other platforms, and elsewhere than on glibc, `tune` changes nothing.
 """
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 # What numpy's libraries, numba and pyroomacoustics ask for their number of threads.
@@ -22,7 +27,20 @@ def tune() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_enable_fast_math" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FAST_MATH}".strip()
+    if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
+        if not _has_any("accel[0-9]*", "vfio/[0-9]*"):
+            os.environ["JAX_PLATFORMS"] = _platforms()
     _keep_memory()
+
+
+def _platforms() -> str:
+    """What JAX may look for besides TPUs."""
+    return "cuda,cpu" if _has_any("nvidia[0-9]*") else "rocm,cpu" if _has_any("kfd") else "cpu"
+
+
+def _has_any(*patterns: str) -> bool:
+    """Whether a device node is there, of a TPU as its drivers name them, or of a GPU."""
+    return any(path for pattern in patterns for path in Path("/dev").glob(pattern))
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def plan(run: config.Run, folder: Path, text: str) -> list[Step]:
                 f"scenes_{split}",
                 _scenes_title(run, split),
                 partial(steps.scenes, run, folder, split),
-                steps.scenes_of(run, folder, split) / "manifest.json",
+                workdir.scenes_of(run, folder, split) / "manifest.json",
             )
         )
     for stage in run.stages:

@@ -5,6 +5,10 @@ A task is what a stage gives:
     batches                  iterator with get_state() -> JSON-able dict, set_state(dict)
     step(state, batch, key)  -> (state with step + 1, {"loss": [], ...}); runs on the host
     evaluate(params)         -> {name: number} or None
+
+Of what a step returns, "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is
+time, recorded as a share ("share/NAME"); "samples", if it is there, is a list of JSON-able dicts to
+look at (logs/samples.jsonl); all else is recorded as the mean over the steps since the last record.
 """
 
 import contextlib
@@ -24,6 +28,8 @@ from jax.experimental import multihost_utils
 from jaxasa import checkpoint, config, metrics
 from jaxasa.config import ConfigError
 from jaxasa.state import State
+
+COUNTS = ("examples", "tokens")
 
 
 class Batches(Protocol):
@@ -59,11 +65,14 @@ def train(
     meta: Mapping,
     config_text: str,
     seed: int,
+    profile: int = 0,
 ) -> State:
     """Trains from the latest checkpoint in `folder`, else from `state`; returns the last state.
 
     Saves, evaluates and records as `stage` says, and at the last step. Step i uses a key made
-    of (seed, task.name, i), so a resumed run equals an uninterrupted one. Raises ConfigError
+    of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best` keeps the
+    state of the best evaluation in folder/best. profile: steps to trace, from the third that this
+    process does (TensorBoard shows what is in logs/profile). Raises ConfigError
     for a checkpoint of another config and for a loss that is not finite, Preempted after
     SIGTERM or SIGINT, once saved.
     """
@@ -78,8 +87,19 @@ def train(
 
         keys = _keys(seed, task.name, state.step.sharding)
         window = _Window(task.name, step)
-        with metrics.Writer(task.name, logs, step, stage.steps) as writer, _Stop() as stop:
+        with (
+            metrics.Writer(task.name, logs, step, stage.steps) as writer,
+            _Best(stage.best, store.folder / "best") as best,
+            _Trace(Path(logs) / "profile", step + 2, profile) as trace,
+            _Stop() as stop,
+        ):
+            if stage.best and step == 0:
+                # Known at once whether there is such an evaluation, and how good the start was.
+                about = task.batches.get_state(), meta, config_text
+                best.offer(0, task.evaluate(state.params), state, *about)
+                window.restart()
             while step < stage.steps:
+                trace.at(step)
                 # Drawn after saving, so that a saved data state is that of the saved step.
                 with window.waiting():
                     batch = next(task.batches)
@@ -93,12 +113,16 @@ def train(
                 is_saving = is_last or is_stopped or step % stage.save_every == 0
                 is_evaluating = is_last or (not is_stopped and step % stage.eval_every == 0)
                 if step % stage.log_every == 0 or is_saving or is_evaluating:
-                    writer.write(step, window.close())
+                    values, samples = window.close()
+                    writer.write(step, values)
+                    writer.samples(step, samples)
                 # Before saving: a step that has a checkpoint has all of its records too.
                 if is_evaluating:
                     found = task.evaluate(state.params)
                     if found:
                         writer.write(step, {f"eval/{k}": v for k, v in found.items()})
+                    about = task.batches.get_state(), meta, config_text
+                    best.offer(step, found, state, *about)
                 if is_saving:
                     store.save(step, state, task.batches.get_state(), meta, config_text)
                 if is_evaluating or is_saving:
@@ -141,27 +165,112 @@ class _Window:
         # Kept on the device, so that the host runs ahead of it until the window closes.
         self._values.append(values)
 
-    def close(self) -> dict[str, float]:
-        """Means over the window; ConfigError naming the step of a loss that is not finite."""
-        rows = jax.device_get(self._values)
+    def close(self) -> tuple[dict[str, float], list[dict]]:
+        """What is recorded of the window, and the last step's samples.
+
+        Raises ConfigError naming the step of a loss that is not finite.
+        """
+        samples = [row.get("samples", []) for row in self._values]
+        rows = [{k: v for k, v in row.items() if k != "samples"} for row in self._values]
+        rows = jax.device_get(rows)
         for row in rows:
             self._step += 1
-            loss = float(row["loss"])
-            if not math.isfinite(loss):
-                raise ConfigError(
-                    f"{self._name}: loss is {loss} at step {self._step}, expected a finite "
-                    "number: lower learning_rate or clip; the last checkpoint is kept"
-                )
+            # A gradient that is not finite shows in the next loss, which may come after a save.
+            for name in ("loss", "gradient_norm"):
+                value = float(row.get(name, 0.0))
+                if not math.isfinite(value):
+                    raise ConfigError(
+                        f"{self._name}: {name} is {value} at step {self._step}, expected a finite "
+                        "number: lower learning_rate or clip; the last checkpoint is kept"
+                    )
         spent = max(time.monotonic() - self._began, 1e-9)
         means = {}
         for name in {name: None for row in rows for name in row}:
             found = [float(row[name]) for row in rows if name in row]
-            means[name] = math.fsum(found) / len(found)
+            if name in COUNTS:
+                means[f"{name}_per_s"] = math.fsum(found) / spent
+            elif name.startswith("seconds/"):
+                means[f"share/{name.removeprefix('seconds/')}"] = math.fsum(found) / spent
+            else:
+                means[name] = math.fsum(found) / len(found)
         means["steps_per_s"] = len(rows) / spent
         means["data_wait"] = self._waited / spent
         self._values.clear()
         self.restart()
-        return means
+        return means, samples[-1] if samples else []
+
+
+class _Best:
+    """Keeps the state of the best evaluation of `name` in `folder`; does nothing for ""."""
+
+    def __init__(self, name: str, folder: Path):
+        self._name, self._folder = name, folder
+        self._store: checkpoint.Store | None = None
+        self._value = -math.inf
+
+    def __enter__(self) -> "_Best":
+        if self._name:
+            self._store = checkpoint.Store(self._folder, keep=1)
+            if self._store.latest() is not None:
+                self._value = self._goodness(self._store.meta()["best"]["value"])
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._store is not None:
+            self._store.__exit__(None, None, None)
+
+    def _goodness(self, value: float) -> float:
+        return -value if self._name == "loss" else value
+
+    def offer(
+        self,
+        step: int,
+        found: Mapping[str, float] | None,
+        state: State,
+        data_state: Mapping,
+        meta: Mapping,
+        config_text: str,
+    ) -> None:
+        """Saves `state` if `found` says that it is the best so far.
+
+        Raises ConfigError where there is no evaluation of that name.
+        """
+        if self._store is None:
+            return
+        if found is None or self._name not in found:
+            raise ConfigError(
+                f"Stage.best is {self._name!r}, expected one of the evaluations "
+                f"{', '.join(found or ['(none)'])}"
+            )
+        value = float(found[self._name])
+        if self._goodness(value) > self._value:
+            self._value = self._goodness(value)
+            about = {"name": self._name, "value": value, "step": step}
+            self._store.save(step, state, data_state, {**meta, "best": about}, config_text)
+
+
+class _Trace:
+    """A trace of the profiler over `count` steps from step `first` on."""
+
+    def __init__(self, folder: Path, first: int, count: int):
+        self._folder, self._first, self._last = folder, first, first + count
+        self._is_on = False
+
+    def __enter__(self) -> "_Trace":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._is_on:
+            jax.profiler.stop_trace()
+            self._is_on = False
+
+    def at(self, step: int) -> None:
+        """Begins or ends the trace before `step`, if it is time."""
+        if self._first <= step < self._last and not self._is_on:
+            jax.profiler.start_trace(str(self._folder))
+            self._is_on = True
+        elif step >= self._last:
+            self.__exit__()
 
 
 class _Stop:

@@ -14,7 +14,8 @@ AXES = ("data", "fsdp", "tensor")
 def make(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Mesh over `devices` (by default all, of every process); a size of -1 takes what is left.
 
-    Raises ConfigError when the sizes do not multiply to the number of devices.
+    Raises ConfigError when the sizes do not multiply to the number of devices, and when the
+    tensor axis would reach from one process into another, whose rows of a batch are others.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [mesh.data, mesh.fsdp, mesh.tensor]
@@ -23,5 +24,8 @@ def make(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.
         sizes[sizes.index(-1)] = len(devices) // fixed
     expected = f"sizes that multiply to the {len(devices)} devices here"
     config.check(math.prod(sizes) == len(devices), f"Mesh {AXES}", tuple(sizes), expected)
+    here = sum(device.process_index == devices[0].process_index for device in devices)
+    expected = f"a divisor of the {here} devices of a process"
+    config.check(here % sizes[2] == 0, "Mesh.tensor", sizes[2], expected)
     # jax's default is Explicit, which would make every array's type carry its sharding.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from jaxasa.workdir import write_text
+
+# What the progress bar shows of a record.
+BRIEF = ("loss", "reward/total", "steps_per_s", "examples_per_s", "mfu", "data_wait")
 
 
 class Writer:
@@ -41,8 +44,10 @@ class Writer:
         if self._first:
             path = Path(logs) / "metrics.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_file():
-                write_text(path, "".join(kept(path.read_text(encoding="utf-8"), start)))
+            self._samples = path.with_name("samples.jsonl")
+            for file in (path, self._samples):
+                if file.is_file():
+                    write_text(file, "".join(kept(file.read_text(encoding="utf-8"), start)))
             self._file = path.open("a", encoding="utf-8")
             self._events = SummaryWriter(str(path.parent), purge_step=start + 1)
 
@@ -73,6 +78,16 @@ class Writer:
         self._events.flush()
         self._show(step, values)
 
+    def samples(self, step: int, found: Sequence[Mapping]) -> None:
+        """Adds what a step has to show to samples.jsonl, and to TensorBoard as text."""
+        if not self._first or not found:
+            return
+        with self._samples.open("a", encoding="utf-8") as file:
+            for row in found:
+                file.write(json.dumps({"step": step, **row}, ensure_ascii=False) + "\n")
+        blocks = (json.dumps(row, ensure_ascii=False, indent=1) for row in found)
+        self._events.add_text("samples", "\n\n".join(f"```\n{b}\n```" for b in blocks), step)
+
     def _show(self, step: int, values: Mapping[str, float]) -> None:
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         is_evaluation = any(name.startswith("eval/") for name in values)
@@ -82,7 +97,7 @@ class Writer:
             line = f"{self.name} {step}/{self.steps} {shown} eta {left:.0f} s"
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         if not is_evaluation:
-            brief = [n for n in ("loss", "steps_per_s", "data_wait") if n in values]
+            brief = [n for n in BRIEF if n in values]
             self._bar.update(self._task, shown=" ".join(f"{n} {values[n]:.3g}" for n in brief))
 
 

@@ -42,18 +42,18 @@ def stored(params: Mapping, stage: config.Stage, frozen_dtype: str = "float32") 
     )
 
 
-def abstract(
-    shapes: Mapping,
+def shapes(
+    params: Mapping,
     stage: config.Stage,
     mesh: Mesh,
-    rules: sharding.Rules = sharding.RULES,
     frozen_dtype: str = "float32",
+    rules: sharding.Rules = sharding.RULES,
 ) -> State:
-    """What `create` makes of parameters of these `shapes`, without an array: shapes that lie.
+    """`create` of parameters or of their shapes, and nothing is allocated.
 
     Every leaf is a jax.ShapeDtypeStruct with its sharding. Raises ConfigError as `create` does.
     """
-    kept = jax.eval_shape(functools.partial(stored, stage=stage, frozen_dtype=frozen_dtype), shapes)
+    kept = jax.eval_shape(functools.partial(stored, stage=stage, frozen_dtype=frozen_dtype), params)
     lies = sharding.params_sharding(kept, mesh, rules)
     trainable, _ = optim.split(kept, stage.trainable)
     opt_state = jax.eval_shape(optim.make(stage).init, trainable)
@@ -79,7 +79,7 @@ def create(
     Raises ConfigError as `optim.split` and `sharding.params_sharding` do.
     """
     lies = jax.tree.map(
-        lambda leaf: leaf.sharding, abstract(params, stage, mesh, rules, frozen_dtype)
+        lambda leaf: leaf.sharding, shapes(params, stage, mesh, frozen_dtype, rules)
     )
     # Only values of plain dicts: flax may give other mappings.
     placed = sharding.place(stored(params, stage, frozen_dtype), lies.params)

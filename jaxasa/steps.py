@@ -18,11 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxasa import ask, config, stages
-from jaxasa.bench import controls, report, suite
+from jaxasa.bench import audit, build, controls, report, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.data import responses, simulate, sounds
 from jaxasa.hf import export, load
+from jaxasa.workdir import scenes_of
 
 SPLITS = ("train", "dev", "benchmark")
 
@@ -42,35 +43,40 @@ def scenes(
     run: config.Run,
     folder: Path,
     split: str,
-    format: str = "records",
+    format: str | None = None,
     runner: str | None = None,
     options: Sequence[str] = (),
 ) -> Path:
     """Renders DIR/scenes/SPLIT (or DIR/FORMAT/SPLIT) from DIR/sounds; returns that folder.
 
-    Where Scenes.responses is set, the records of train are DIR/responses, made from nothing.
+    format: None for what the run's model hears. Where Scenes.responses is set, the records of
+    train are DIR/responses, made from nothing.
     """
-    out = scenes_of(run, folder, split)
-    if format == "records" and out.name == "responses":
+    format = format or format_of(run)
+    kind = format.partition(":")[0]
+    out = folder / ("scenes" if kind == "records" else kind) / split
+    if kind == format_of(run):
+        out = scenes_of(run, folder, split)
+    if out.name == "responses":
         responses.build(run.scenes, out, run.seed)
         return out
-    if format != "records":
-        out = folder / format.partition(":")[0] / split
     count = getattr(run.scenes, split)
     bank = folder / "sounds"
     simulate.simulate(run.scenes, bank, split, out, run.seed, count, format, runner, options)
     return out
 
 
-def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
-    """Folder of the scenes of a split, or of the responses from which those of train are mixed."""
-    mixed = split == "train" and run.scenes.responses > 0
-    return folder / "responses" if mixed else folder / "scenes" / split
+def format_of(run: config.Run) -> str:
+    """The format of `simulate` that the run's model hears."""
+    return "binaural" if run.model.spatial.format == "binaural" else "records"
 
 
-def train(run: config.Run, folder: Path, stage: str, text: str) -> None:
-    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was."""
-    stages.train(run, stage, folder, text)
+def train(run: config.Run, folder: Path, stage: str, text: str, profile: int = 0) -> None:
+    """Trains DIR/checkpoints/STAGE, from where it was interrupted if it was.
+
+    profile: steps to trace into DIR/logs/STAGE/profile.
+    """
+    stages.train(run, stage, folder, text, profile)
 
 
 def suite_of(folder: Path, split: str) -> Path:
@@ -79,10 +85,9 @@ def suite_of(folder: Path, split: str) -> Path:
 
 
 def build_suite(run: config.Run, folder: Path, split: str) -> Sequence[suite.Item]:
-    """Chooses the items of a suite from DIR/scenes/SPLIT."""
-    return suite.build(
-        run, folder / "sounds", folder / "scenes" / split, suite_of(folder, split), split
-    )
+    """Chooses the items of a suite from the scenes of SPLIT, as the run's model hears them."""
+    source = scenes_of(run, folder, split)
+    return build.build(run, folder / "sounds", source, suite_of(folder, split), split)
 
 
 def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = None) -> dict:
@@ -108,7 +113,18 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
     loaded = {stage: ask.Model.load(path) for stage, path in models.items()}
     responders = {name: loaded[system.stage] for name, system in systems.items()}
     marks = {name: loaded[system.stage].digest for name, system in systems.items()}
-    return bench_run.run(responders, where, where.parent, run.bench, marks)
+    results = bench_run.run(responders, where, where.parent, run.bench, marks)
+    audit.add_scores(where, results)
+    return results
+
+
+def audit_suite(folder: Path, split: str) -> dict:
+    """The audit of a suite, with the scores of DIR/results.json where that is there."""
+    where = suite_of(folder, split)
+    path = where.parent / "results.json"
+    expected = "results of `jaxasa bench run`"
+    results = suite.read_json(path, expected) if path.is_file() else {"systems": {}}
+    return audit.add_scores(where, results)
 
 
 def write_report(folder: Path, split: str) -> Path:

@@ -1,11 +1,12 @@
 """A run's folder: which configuration made it, and a check that the next step uses the same.
 
-Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds,
-one kind of scene and one seed. `config.gin` in it says which.
+Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds, one
+kind of scene, one choice of questions and one seed. `config.gin` in it says which.
 """
 
 import dataclasses
 import os
+import uuid
 from collections.abc import Collection
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from jaxasa import config, gin_io
 from jaxasa.config import ConfigError
 
 # What every step depends on; a stage's own options matter once it has a checkpoint.
-SHARED = ("seed", "sounds", "scenes", "model")
+SHARED = ("seed", "sounds", "scenes", "model", "questions")
 # Options that change how fast or how visibly a step works, not what it makes.
-_HARMLESS = ("unroll", "workers", "batch@bench", "save_every", "eval_every", "log_every")
+_HARMLESS = (
+    *("unroll", "buckets", "workers", "batch@bench", "save_every", "eval_every", "log_every"),
+    "damaged",
+)
 
 
 def claim(folder: str | Path, run: config.Run, text: str, parts: Collection[str] = SHARED) -> Path:
@@ -61,6 +65,18 @@ def differences(before, now, name: str) -> list[str]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes through a temporary name, so that a file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Unique among the hosts of one run too: each of them may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
+    """Folder of the scenes of a split that the run's model hears.
+
+    Of train it is that of the responses, where scenes are mixed from them.
+    """
+    if run.model.spatial.format == "binaural":
+        return folder / "binaural" / split
+    mixed = split == "train" and run.scenes.responses > 0
+    return folder / "responses" if mixed else folder / "scenes" / split

@@ -61,16 +61,17 @@ def noise(seconds=1.0, channels=4):
 
 
 @pytest.fixture
-def loaded(model, monkeypatch):
+def loaded(model, folder, monkeypatch):
     """`ask.ask` of the model that is in memory, its functions compiled once."""
     monkeypatch.setattr(ask.Model, "load", classmethod(lambda cls, path: model))
-    return lambda audio, *args: ask.ask("anywhere", audio, *args)
+    return lambda audio, *args: ask.ask(folder, audio, *args)
 
 
 def test_an_answer_is_json_with_what_the_slots_hold(tiny, loaded, record):
     found = loaded(record("scene.wav", noise()), "Where is the Dog?", OPTIONS)
     assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["question", "answer", "thought", "reply", "sources"]
+    assert list(found) == ["question", "answer", "thought", "reply", "sources", "note"]
+    assert found["note"] == "1.0 s are beyond what the model was trained on, scenes of 0.5 s"
     assert found["question"] == "Where is the Dog?" and found["reply"]
     assert len(found["sources"]) == 3
     for source in found["sources"]:
@@ -102,34 +103,80 @@ def test_sources_below_the_threshold_are_left_out(model):
 def test_a_letter_becomes_its_option(loaded, record, monkeypatch, reply, options, answer, thought):
     asked = []
 
-    def respond(self, audio, questions, choices):
-        asked.append((audio.shape, audio.dtype, questions, choices))
+    def respond(self, audio, questions, choices, lengths):
+        asked.append((audio.shape, audio.dtype, questions, choices, lengths))
         return [reply]
 
     monkeypatch.setattr(ask.Model, "respond", respond)
     found = loaded(record("scene.wav", noise()), "Where is the dog?", options)
     assert (found["answer"], found["thought"], found["reply"]) == (answer, thought, reply)
-    assert asked == [((1, 8000, 4), np.int16, ["where is the dog ?"], [options])]
+    assert asked == [((1, 16_000, 4), np.int16, ["where is the dog ?"], [options], [16_000])]
 
 
-def test_clips_are_cut_padded_and_kept_within_full_scale(loaded, record, monkeypatch):
+def test_clips_are_put_into_buckets_and_kept_within_full_scale(loaded, record, monkeypatch):
     heard = []
-    monkeypatch.setattr(
-        ask.Model, "respond", lambda self, audio, *_: heard.append(audio[0]) or ["x"]
-    )
-    short, long = noise(0.25), noise(1.0)
-    for name, samples in (("short", short), ("long", long), ("loud", 100 * long)):
-        loaded(record(f"{name}.wav", samples), "what ?")
-    assert all(x.shape == (8000, 4) for x in heard)
-    assert (heard[0][4000:] == 0).all()
-    np.testing.assert_allclose(heard[0][:4000] / 32767, short, atol=2e-5)
-    np.testing.assert_allclose(heard[1] / 32767, long[:8000], atol=2e-5)
+
+    def respond(self, audio, questions, choices, lengths):
+        heard.append((audio[0], int(lengths[0])))
+        return ["x"]
+
+    monkeypatch.setattr(ask.Model, "respond", respond)
+    monkeypatch.setattr(ask.Model, "sources", lambda self, audio, length: [])
+    short, middle, long = noise(0.25), noise(0.75), noise(31.0)
+    notes = [
+        loaded(record(f"{n}.wav", samples), "what ?").get("note", "")
+        for n, samples in enumerate((short, middle, long, 100 * middle))
+    ]
+    # Trained on 0.5 s: buckets of 0.5, 1, 2, 4, 8, 16 and 30 s.
+    assert [(len(x), n) for x, n in heard] == [
+        (8000, 8000), (16_000, 12_000), (480_000, 480_000), (16_000, 12_000)
+    ]  # fmt: skip
+    beyond = "0.8 s are beyond what the model was trained on, scenes of 0.5 s"
+    assert notes[0] == "" and notes[1] == notes[3] == beyond
+    assert notes[2].startswith("only the first 30 s are heard; 30.0 s are beyond")
+    for (audio, _), samples in zip(heard[:3], (short, middle, long), strict=True):
+        n = min(len(samples), len(audio))
+        np.testing.assert_allclose(audio[:n] / 32767, samples[:n], atol=2e-5)
+        assert (audio[n:] == 0).all()
     # One gain for all channels: what they say of direction stays.
-    loud = heard[2].astype(float)
+    loud = heard[3][0].astype(float)
     assert np.abs(loud).max() == 32767
     np.testing.assert_allclose(
-        foa.direction(foa.intensity(loud)), foa.direction(foa.intensity(long[:8000])), atol=0.1
+        foa.direction(foa.intensity(loud)), foa.direction(foa.intensity(middle)), atol=0.1
     )
+
+
+def test_a_clip_in_a_bucket_is_answered_as_if_alone_and_compiled_once_a_bucket(model, text):
+    """3 s in the bucket of 4 s: the same words, and options equally likely within 1e-4."""
+    clip = (noise(3.0) * 32767).astype(np.int16)
+    padded, length = model.fit(clip)
+    assert padded.shape == (64_000, 4) and length == 48_000
+    padded[length:] = 9999  # whatever is there
+    asked, lengths = ["where is the dog ?"], np.array([length], np.int32)
+    before = ask._generate._cache_size(), ask.Model._slots._cache_size()
+    found = model.respond(padded[None], asked, [None], lengths=lengths)
+    places = model.asa.audio_tokens(length)
+    for samples in (52_800, 57_300, 63_999, 64_000):
+        other = np.array([samples], np.int32)
+        model.respond(padded[None], asked, [None], lengths=other)
+        model.sources(padded, length=samples)
+    after = ask._generate._cache_size(), ask.Model._slots._cache_size()
+    assert after == (before[0] + 1, before[1] + 1)
+    assert found == model.respond(clip[None], asked, [None])
+
+    def scores(audio, lengths, room):
+        """Log-probabilities of four replies to a prompt with `room` for audio."""
+        prompt = tokens.prompt_ids(text, places, tokens.question_text(asked[0], None))
+        prompts = tokens.pad_left([prompt], room + model.asa.model.prompt_tokens, text.pad)
+        rows = [text.encode(tokens.answer_text(option)) for option in OPTIONS]
+        replies = tokens.pad_right(rows, 16, text.pad)[None]
+        args = model.asa, model.marks, model.params, audio[None], prompts, replies
+        return np.asarray(ask._likelihoods(*args, lengths))
+
+    full = model.asa.audio_tokens(len(padded))
+    in_bucket, alone = scores(padded, lengths, full), scores(clip, None, places)
+    np.testing.assert_allclose(in_bucket, alone, atol=1e-4)
+    assert np.ptp(alone) > 0.1
 
 
 def test_controls_hear_less(model, monkeypatch):
@@ -138,7 +185,7 @@ def test_controls_hear_less(model, monkeypatch):
     turned = np.concatenate([clip[..., :1], other[..., 1:]], -1)
     prompts = []
 
-    def generate(asa, marks, params, audio, prompt):
+    def generate(asa, marks, params, audio, prompt, lengths):
         prompts.append((audio, prompt))
         return np.full((1, 4), model.text.eos)
 
@@ -153,6 +200,8 @@ def test_controls_hear_less(model, monkeypatch):
     assert (mono[0][..., 1:] == 0).all() and (mono[0][..., 0] == clip[..., 0]).all()
     with pytest.raises(ConfigError, match="hearing is 'both', expected full, mono, none"):
         model.respond(clip, ["what ?"], [None], "both")
+    with pytest.raises(ConfigError, match="channels is 2, expected 4 for a model of foa audio"):
+        model.respond(clip[..., :2], ["what ?"], [None])
 
 
 def test_files_that_are_no_recording(loaded, record, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import resource
 import shutil
 
 import jax
@@ -121,6 +122,35 @@ def test_another_config_is_refused_with_the_differing_values(folder):
     ):
         assert words in str(error.value)
     assert "stage" not in str(error.value).split(":", 1)[1]
+
+
+@pytest.fixture
+def full_disk():
+    """`full_disk(bytes)`: no file may grow beyond so many, until the test ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("when", ["at the next save", "at the end"])
+def test_a_full_disk_ends_with_the_reason_and_keeps_the_last_step(folder, full_disk, when):
+    rng = np.random.default_rng(1)
+    big = make(3)
+    big.params["lora"]["a"] = jnp.asarray(rng.normal(size=(8, 2000)), jnp.float32)  # 64 kB
+    with pytest.raises(ConfigError) as error, checkpoint.Store(folder) as store:
+        full_disk(20_000)
+        store.save(4, big, {"at": 4}, META, "text\n")
+        if when == "at the next save":
+            store.save(5, big, {"at": 5}, META, "text\n")
+            raise AssertionError("saved on a full disk")
+    assert f"{folder}: a checkpoint cannot be written (" in str(error.value)
+    assert "File too large" in str(error.value) and "\n" not in str(error.value)
+    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    with checkpoint.Store(folder) as store:
+        assert store.latest() == 3
+        assert equal(store.restore(make(), META)[0], make(3))
+    assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["2", "3"]
 
 
 def test_other_shapes_and_corrupt_files_are_named(folder):

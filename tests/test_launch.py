@@ -1,6 +1,7 @@
 """The launch scripts: syntax, and what they say on machines that lack something."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_syntax(path):
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_shellcheck(path):
-    done = subprocess.run(["shellcheck", "-x", "-s", "bash", path], capture_output=True, text=True)
+    command = ["shellcheck", "-s", "bash", path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout
 
 
@@ -148,6 +150,114 @@ def test_the_callers_platform_is_kept(machine):
         text=True,
     )
     assert "platforms tpu" in done.stdout
+
+
+JOBS = {
+    "tpu_vm.sh": ("gcloud", ["--tpu", "pod", "--zone", "us-east5-a", "--pause", "0"]),
+    "gke.sh": ("xpk", ["--cluster", "c", "--workload", "w", "--tpu", "v5p-8", "--image", "i:1"]),
+    "slurm.sh": ("sbatch", ["--nodes", "2", "--gpus", "4", "--time", "1:00:00"]),
+}
+ASKED = ["train", "sft", "--workdir", "/a b", "--gin.Sounds.bank='folder:x'", "--gin.Run.seed=3"]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """`cluster(script, *arguments, codes=())`: runs it with fakes of what it calls.
+
+    Returns (done, calls): each call is what a fake was given. A fake ends with the exit codes of
+    `codes` in turn, then with 0.
+    """
+    tools, log, codes_file = tmp_path / "bin", tmp_path / "calls", tmp_path / "codes"
+    tools.mkdir()
+    for name in ("gcloud", "xpk", "sbatch", "srun", "scontrol"):
+        script(
+            tools / name,
+            f'printf "%s\\0" {name} "$@" >>"{log}"; echo >>"{log}"\n'
+            f'read -r code rest <"{codes_file}"; echo "$rest" >"{codes_file}"\n'
+            'exit "${code:-0}"\n',
+        )
+
+    def run(name, *arguments, codes=(), **env):
+        codes_file.write_text(" ".join(map(str, codes)) + "\n")
+        log.write_text("")
+        env = {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path)} | env
+        command = ["bash", str(ROOT / "launch" / name), *arguments]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        return done, [line.split("\0")[:-1] for line in log.read_text().splitlines()]
+
+    return run
+
+
+def inner(call: list[str]) -> list[str]:
+    """The words of the command that a cluster would run, as its shell would read them."""
+    line = next(w for w in call if w.startswith(("--command=", "--wrap="))).partition("=")[2]
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_passes_arguments_through_and_a_dry_run_only_prints(cluster, name):
+    tool, options = JOBS[name]
+    dry, calls = cluster(name, *options, "--dry_run", "--", *ASKED)
+    assert dry.returncode == 0 and not calls and not dry.stderr
+    done, calls = cluster(name, *options, "--", *ASKED)
+    assert done.returncode == 0 and len(calls) == 1 and calls[0][0] == tool
+    # What is printed is what is run, word for word.
+    assert shlex.split(dry.stdout) == shlex.split(done.stdout) == calls[0]
+    words = inner(calls[0])
+    assert words[-len(ASKED) :] == ASKED
+    if name != "slurm.sh":
+        assert "JAXASA_COORDINATOR=auto" in words
+    expected = {
+        "tpu_vm.sh": {"pod", "--zone=us-east5-a", "--worker=all"},
+        "gke.sh": {"--max-restarts=5", "--restart-on-exit-codes=75", "--tpu-type=v5p-8"},
+        "slurm.sh": {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--time=1:00:00"},
+    }
+    assert expected[name] <= set(calls[0])
+
+
+@pytest.mark.parametrize(
+    "codes, times, code",
+    [((75, 75), 3, 0), ((137, 2), 2, 2), ((1,), 1, 1), ((3,), 1, 3), ((75,) * 9, 3, 75)],
+)
+def test_a_tpu_run_that_may_go_on_is_started_again(cluster, codes, times, code):
+    options = [*JOBS["tpu_vm.sh"][1], "--restarts", "2"]
+    done, calls = cluster("tpu_vm.sh", *options, "--", *ASKED, codes=codes)
+    assert len(calls) == times and done.returncode == code
+    assert all(call == calls[0] for call in calls)
+    assert code == 0 or f"exit code {code}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "code, before, again",
+    [(0, 0, False), (75, 0, True), (134, 4, True), (75, 5, False), (2, 0, False)],
+)
+def test_a_slurm_job_goes_back_to_the_queue(cluster, code, before, again):
+    """What sbatch was given to run, run as the job does."""
+    _, [call] = cluster("slurm.sh", *JOBS["slurm.sh"][1], "--", *ASKED)
+    bash, path, *rest = inner(call)
+    assert bash == "bash" and Path(path) == ROOT / "launch/slurm.sh"
+    env = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(before)}
+    done, calls = cluster("slurm.sh", *rest, codes=(code,), **env)
+    assert calls[0][0] == "srun" and calls[0][-len(ASKED) :] == ASKED
+    assert "--kill-on-bad-exit=1" in calls[0]
+    assert calls[1:] == ([["scontrol", "requeue", "17"]] if again else [])
+    assert done.returncode == (0 if again else code)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--cluster", "c", "--", "train"], "--workload is missing"),
+        (["--clutser", "c", "--", "train"], "--clutser: no such option, expected one of --cluster"),
+        (["--cluster", "c", "train", "sft"], "train: expected an option, or --"),
+        (["--cluster", "c"], "expected -- and the arguments of jaxasa"),
+        (["--cluster"], "--cluster: expected a value"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(cluster, arguments, said):
+    done, calls = cluster("gke.sh", *arguments)
+    assert done.returncode == 2 and not calls
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_no_path_of_one_machine_in_the_scripts():

@@ -1,5 +1,6 @@
 """Run as a script, this file trains the same task in a process that a test may kill."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxasa import config, loop, mesh, metrics, optim, sharding, state
+from jaxasa import checkpoint, config, loop, mesh, metrics, optim, sharding, state
 from jaxasa.config import ConfigError
 
 STAGE = config.Stage(
@@ -99,16 +100,17 @@ def start(mesh_=None):
     return state.create(params, STAGE, mesh_ or mesh.make(config.Mesh()))
 
 
-def train(folder, task=None, meta=META, seed=0, mesh_=None):
+def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, **options):
     return loop.train(
         task or SimulatedTask(),
         jax.tree.map(jnp.copy, start(mesh_)),
-        STAGE,
+        dataclasses.replace(STAGE, **options),
         folder=folder / "checkpoint",
         logs=folder / "logs",
         meta=meta,
         config_text="text\n",
         seed=seed,
+        profile=profile,
     )
 
 
@@ -209,6 +211,19 @@ def test_nan_stops_with_the_step_and_is_not_saved(tmp_path):
     assert task.steps == STAGE.steps - 6
 
 
+def test_a_gradient_that_is_no_number_is_not_saved(tmp_path):
+    """The loss of its step is finite; the parameters after it are not."""
+
+    class Broken(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            return new, values | {"gradient_norm": jnp.where(self.steps == 9, jnp.inf, 1.0)}
+
+    with pytest.raises(ConfigError, match="simulated: gradient_norm is inf at step 9"):
+        train(tmp_path, Broken())
+    assert {p.name for p in (tmp_path / "checkpoint").iterdir() if p.is_dir()} == {"3", "6"}
+
+
 def test_another_model_config_is_refused(whole):
     with pytest.raises(ConfigError, match="another model config: width was 4, is 8"):
         train(whole[1], meta=META | {"model": {"width": 8}})
@@ -219,6 +234,63 @@ def test_one_device_equals_eight(whole, tmp_path):
     found = train(tmp_path, SimulatedTask(mesh_=single), mesh_=single)
     kernel = found.params["projector"]["out"]["kernel"]
     np.testing.assert_allclose(kernel, whole[0].params["projector"]["out"]["kernel"], rtol=1e-4)
+
+
+class Judged(SimulatedTask):
+    """Evaluations that were best at step 8."""
+
+    marks = {0: 0.1, 4: 0.2, 8: 0.5}
+
+    def evaluate(self, params):
+        return {"mark": self.marks[self.batches.index], "loss": -self.marks[self.batches.index]}
+
+
+@pytest.mark.parametrize("name", ["mark", "loss"])
+def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
+    def crash(step):
+        if step == 9:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path, Judged(act=crash), best=name, eval_every=4, save_every=6)
+    kept, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    value = 0.5 if name == "mark" else -0.5
+    assert meta["best"] == {"name": name, "value": value, "step": 8} and np.any(
+        kept["projector"]["out"]["kernel"]
+    )
+    # A worse evaluation of the run that goes on does not take its place.
+    worse = Judged()
+    worse.marks = {12: 0.3}
+    final = train(tmp_path, worse, best=name, eval_every=12, save_every=6)
+    again, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    assert meta["best"]["step"] == 8 and equal(again, kept) and not equal(kept, final.params)
+    last, _ = checkpoint.load(tmp_path / "checkpoint")
+    assert equal(last, final.params)
+
+
+def test_an_evaluation_that_is_not_there_is_known_before_the_first_step(tmp_path):
+    task = SimulatedTask()
+    with pytest.raises(ConfigError, match="Stage.best is 'accuracy', expected one of .* norm"):
+        train(tmp_path, task, best="accuracy")
+    assert task.steps == 0
+
+
+def test_counts_become_rates_times_shares_and_samples_are_shown(tmp_path):
+    class Counted(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            said = {"said": f"step {self.steps}"}
+            return new, {**values, "examples": 8, "seconds/rollout": 1e-3, "samples": [said]}
+
+    train(tmp_path, Counted(), profile=2)
+    row = records(tmp_path)[0]
+    rate = records(tmp_path, drop=())[0]["steps_per_s"]
+    assert row["examples_per_s"] == pytest.approx(8 * rate)
+    assert row["share/rollout"] == pytest.approx(1e-3 * rate)
+    shown = [json.loads(line) for line in open(tmp_path / "logs" / "samples.jsonl")]
+    assert [r["step"] for r in shown] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert shown[3] == {"step": 6, "said": "step 6"}
+    assert list((tmp_path / "logs" / "profile").rglob("*.xplane.pb"))
 
 
 def test_lines_beyond_the_step_and_torn_lines_go():

@@ -42,28 +42,32 @@ def farrow() -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=32)
-def spectra(size: int) -> np.ndarray:
-    """Returns the filters' spectra [6, size // 2 + 1] complex64; time zero moves to LEAD."""
+def spectra(size: int, step: int = 1) -> np.ndarray:
+    """Returns the filters' spectra [6, size // 2 + 1] complex64 at RATE / step.
+
+    Time zero moves to LEAD of RATE.
+    """
     shifted = np.zeros((ORDER, size))
-    start = bands.LEAD - _TAPS // 2
-    shifted[:, start : start + _TAPS] = farrow()
+    shifted[:, :_TAPS] = farrow()
+    shifted = np.roll(shifted, bands.LEAD // step - _TAPS // 2, axis=1)
     return np.fft.rfft(shifted).astype(np.complex64)
 
 
-def transform_size(length: int) -> int:
-    """Returns the size of the transform that holds `length` samples and what rings around them."""
-    return scipy.fft.next_fast_len(length + bands.LEAD + _RING, real=True)
+def transform_size(length: int, step: int = 1) -> int:
+    """Returns the size at RATE / step of a transform of `length` samples and what rings around."""
+    return scipy.fft.next_fast_len(-(-(length + bands.LEAD + _RING) // step), real=True)
 
 
 def axis_images(source: float, listener: float, size: float, radius: float):
-    """Returns the images of one axis within `radius` (m) of the listener.
+    """Returns the images of one axis within `radius` (m) of the listener, in rising order.
 
     Offsets from the listener (m), and how often each has met the wall at 0 and at `size`.
     """
     reach = int(radius / (2 * size)) + 1
     i, mirrored = np.divmod(np.arange(-2 * reach, 2 * reach + 2), 2)
     offset = (1 - 2 * mirrored) * float(source) + 2 * i * size - listener
-    near = np.abs(offset) < radius
+    order = np.argsort(offset)
+    near = order[np.abs(offset[order]) < radius]
     return offset[near], np.abs(i - mirrored)[near], np.abs(i)[near]
 
 
@@ -74,86 +78,107 @@ def reflections(absorption) -> np.ndarray:
 
 
 @numba.njit(cache=True, fastmath=True)
-def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, fade, air):
-    """Adds the powers of each image to out [n, bands, 24]; x, y, z (m) are from the listener."""
-    count = out.shape[1]
-    values = np.empty(24, np.float32)
-    damped = air.max() > 0
+def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
+    """Adds each image's powers of W, Y, Z, X to out [bands, n, 24], the lowest power first.
+
+    x, y, z (m) are from the listener, z rising. rate: samples per metre.
+    """
+    count, most = out.shape[0], len(z)
+    sample, fraction = np.empty(most, np.int32), np.empty(most, np.float32)
+    inverse, over = np.empty(most, np.float32), np.empty(count, np.float32)
     for i in range(len(x)):
         for j in range(len(y)):
             flat = x[i] * x[i] + y[j] * y[j]
-            if flat >= radius * radius:
+            left = radius * radius - flat
+            if left <= 0:
                 continue
-            for k in range(len(z)):
-                square = flat + z[k] * z[k]
-                if square >= radius * radius:
-                    continue
-                distance = math.sqrt(square)
-                time = distance * (bands.RATE / rooms.SPEED)
-                sample = int(time + 0.5)
-                fraction = time - sample
-                level = 1.0 / distance
-                if distance > fade:
-                    level *= math.cos(0.5 * math.pi * (distance - fade) / (radius - fade))
-                over = level / distance
-                power = 1.0
-                for p in range(6):
-                    values[p] = level * power
-                    values[6 + p] = over * y[j] * power
-                    values[12 + p] = over * z[k] * power
-                    values[18 + p] = over * x[i] * power
-                    power *= fraction
+            first = np.searchsorted(z, -math.sqrt(left), side="right")
+            last = np.searchsorted(z, math.sqrt(left))
+            for k in range(first, last):  # apart from the rest, eight of a row at a time
+                distance = math.sqrt(flat + z[k] * z[k])
+                time = distance * rate
+                sample[k] = int(time + 0.5)
+                fraction[k] = time - sample[k]
+                inverse[k] = 1.0 / distance
+            for b in range(count):
+                over[b] = gain_x[i, b] * gain_y[j, b]
+            for k in range(first, last):
+                f, near = fraction[k], inverse[k]
                 for b in range(count):
-                    gain = gain_x[i, b] * gain_y[j, b] * gain_z[k, b]
-                    if damped:
-                        gain *= np.float32(math.exp(-0.5 * air[b] * distance))
-                    row = out[sample, b]
-                    for v in range(24):
-                        row[v] += gain * values[v]
+                    row = out[b, sample[k]]
+                    w = over[b] * gain_z[k, b] * near
+                    u = w * near
+                    v_y, v_z, v_x = u * np.float32(y[j]), u * np.float32(z[k]), u * np.float32(x[i])
+                    for p in range(0, 24, 4):
+                        row[p] += w
+                        row[p + 1] += v_y
+                        row[p + 2] += v_z
+                        row[p + 3] += v_x
+                        w *= f
+                        v_y *= f
+                        v_z *= f
+                        v_x *= f
 
 
 @numba.njit(cache=True, fastmath=True)
 def _filter(spectrum, filters, weights):
-    """Returns [4, F]: the powers' spectrum [F, bands, 24] through their filters, bands weighed."""
-    out = np.empty((4, spectrum.shape[0]), np.complex64)
-    for f in range(spectrum.shape[0]):
+    """Returns [4, F]: the powers' spectrum [bands, F, 24] through their filters, bands weighed."""
+    out = np.empty((4, spectrum.shape[1]), np.complex64)
+    for f in range(spectrum.shape[1]):
         for c in range(4):
             total = np.complex64(0)
             for k in range(6):
                 mixed = np.complex64(0)
-                for b in range(spectrum.shape[1]):
-                    mixed += weights[b, f] * spectrum[f, b, 6 * c + k]
+                for b in range(spectrum.shape[0]):
+                    mixed += weights[b, f] * spectrum[b, f, 4 * k + c]
                 total += filters[k, f] * mixed
             out[c, f] = total
     return out
 
 
 def images(
-    room, absorption, source, listener, radius: float, fade: float | None = None, air: bool = True
+    room,
+    absorption,
+    source,
+    listener,
+    radius: float,
+    fade: float | None = None,
+    air: bool = True,
+    octaves: slice = slice(None),
+    step: int = 1,
 ) -> np.ndarray:
     """Returns the images nearer than `radius` (m), [4, n + LEAD] float32; time zero is LEAD.
 
     room, source, listener: x, y, z in metres. absorption: [7] of all walls, or [6, 7] by
     rooms.WALLS, per octave band. From the distance `fade` (m) on images fade out as a cosine
-    that ends at `radius`.
+    that ends at `radius`. Only what is in `octaves` is heard, made at RATE / step: twice the
+    frequency at which the highest of them ends, or more.
     """
     axes = [axis_images(*a, radius) for a in zip(source, listener, room, strict=True)]
-    reflect = reflections(absorption)
-    damping = rooms.AIR if air else np.zeros(1)
-    if not air and (reflect == reflect[:, :1]).all():
-        reflect = reflect[:, :1]  # flat walls: one band does for all
+    reflect = reflections(absorption)[:, octaves]
+    damping = rooms.AIR[octaves] if air else np.zeros(1)
+    alike = not air and bool((reflect == reflect[:, :1]).all())
+    if alike:
+        reflect = reflect[:, :1]  # of flat walls, one band does for all
     gains = [
         (reflect[2 * d] ** low[:, None] * reflect[2 * d + 1] ** high[:, None]).astype(np.float32)
         for d, (_, low, high) in enumerate(axes)
     ]
     length = int(radius * bands.RATE / rooms.SPEED) + 2
-    size = transform_size(length)
-    powers = np.zeros((size, reflect.shape[1], 24), np.float32)
+    size = transform_size(length, step)
+    powers = np.zeros((reflect.shape[1], size, 24), np.float32)
     offsets = [offset for offset, _, _ in axes]
-    fade = radius if fade is None else fade
-    _add_images(powers[:length], *offsets, *gains, float(radius), float(fade), damping)
-    weights = np.ones((1, size // 2 + 1), np.float32)
-    if reflect.shape[1] > 1:
-        weights = bands.weights_of(size)
-    spectrum = _filter(scipy.fft.rfft(powers, axis=0), spectra(size), weights)
-    return scipy.fft.irfft(spectrum, size)[:, : length + bands.LEAD]
+    rate = bands.RATE / step / rooms.SPEED
+    _add_images(powers, *offsets, *gains, float(radius), rate)
+    # All images of a sample have come from one distance, as far as air and fade can tell.
+    distance = np.arange(math.ceil(length / step)) / rate
+    level = np.exp(-0.5 * damping[:, None] * distance)
+    if fade is not None:
+        level *= np.cos(np.pi / 2 * ((distance - fade) / (radius - fade)).clip(0, 1))
+    if air or fade is not None:
+        powers[:, : level.shape[1]] *= level[:, :, None].astype(np.float32)
+    weights = bands.weights_of(size * step)[octaves, : size // 2 + 1]
+    if alike:
+        weights = weights.sum(axis=0, keepdims=True)
+    spectrum = _filter(scipy.fft.rfft(powers, axis=1), spectra(size, step), weights)
+    return scipy.fft.irfft(spectrum, size * step)[:, : length + bands.LEAD]

@@ -29,7 +29,11 @@ from jaxasa.acoustics.bands import RATE as RATE
 from jaxasa.acoustics.measure import drr as drr
 from jaxasa.acoustics.measure import rt60 as rt60
 
-FADE = 2 / 3  # of the mixing time: where the tail begins to replace the images
+FADE = 2 / 3  # of the time at which all is tail: where it begins to replace the images
+EARLY = 3.5  # mixing times that images are followed
+# The lowest octaves have few modes, which are no noise: their images, at 1 / LOW_STEP of the
+# samples, are followed for the RT60, or until there are MOST_LOW of them.
+LOW, LOW_STEP, MOST_LOW = 2, 8, 60_000
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
 
@@ -65,6 +69,24 @@ def mixing_time(room, distance, xp=np):
     return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED + 0.005)
 
 
+def followed(size, logs, distance, air: bool, xp=np):
+    """Returns for how long (s) images are followed: in all octaves, and in the LOW lowest.
+
+    size: [3]. logs: rooms.log_absorption [7, 3]. distance (m): of the source.
+    """
+    high = EARLY * mixing_time(size, distance, xp)
+    decay = rooms.mean_decay_time(size, logs, air, xp)[:LOW].max()
+    # In the sphere of the last image.
+    radius = (3 / (4 * np.pi) * MOST_LOW * size[0] * size[1] * size[2]) ** (1 / 3)
+    return high, xp.maximum(high, xp.minimum(decay, radius / rooms.SPEED))
+
+
+def kept_by(high, low, xp=np):
+    """Returns tail.tail's `kept`: how much of the images of each band there is at a time."""
+    ends = xp.stack([*[low] * LOW, *[high] * (len(rooms.BANDS) - LOW)])[:, None]
+    return lambda times: xp.cos(cross_fade(times, ends))
+
+
 def cross_fade(time: np.ndarray, mixing: float) -> np.ndarray:
     """Returns the phase (0 to pi / 2) of the cross-fade at times (s): cosine images, sine tail."""
     return ((time / mixing - FADE) / (1 - FADE)).clip(0, 1) * np.pi / 2
@@ -91,19 +113,21 @@ def response(
     """
     rooms.validate(room, absorption, source, listener)
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
-    mixing = float(mixing_time(room, math.dist(source, listener)))
-    seconds = max(float(rooms.decay_time(room, absorption, air).max()), mixing + 0.005)
-    length = int(seconds * RATE)
+    distance = math.dist(source, listener)
+    decay = float(rooms.decay_time(room, absorption, air).max())
+    seconds = max(decay, float(mixing_time(room, distance)) + 0.005)
     where = (room, absorption, source, listener)
     if full:
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
-    radius = mixing * rooms.SPEED
-    early = image_source.images(*where, radius, radius * FADE, air)
+    size, logs = np.asarray(room, float), rooms.log_absorption(absorption)
+    high, low = (float(time) for time in followed(size, logs, distance, air))
+    length = int(seconds * RATE)
     out = np.zeros((4, length + LEAD), np.float32)
-    out[:, : early.shape[1]] = early[:, : length + LEAD]
-    start = int(mixing * FADE * RATE)
-    phase = cross_fade(np.arange(length) / RATE, mixing)
-    late = tail.tail(room, absorption, length, rng, source, listener, air, scattering)
-    late *= np.sin(phase).astype(np.float32)
+    for time, octaves, step in ((high, slice(LOW, None), 1), (low, slice(LOW), LOW_STEP)):
+        radius = time * rooms.SPEED
+        images = image_source.images(*where, radius, radius * FADE, air, octaves, step)
+        out[:, : images.shape[1]] += images[:, : length + LEAD]
+    start = int(min(high, low) * FADE * RATE)
+    late = tail.tail(*where[:2], length, rng, *where[2:], air, scattering, kept_by(high, low))
     out[:, LEAD + start :] += late[:, start:]
     return high_pass(out)

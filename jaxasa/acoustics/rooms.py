@@ -251,6 +251,15 @@ def decay_time(room, absorption, air: bool = True) -> np.ndarray:
     return _SIXTY_DB / (rate + SPEED * AIR * air)
 
 
+def mean_decay_time(size, logs, air: bool, xp=np):
+    """Returns the RT60 (s) [7] of the mean free path, 4 V / S where all walls are alike.
+
+    size: [3]. logs: log_absorption [7, 3]. Eyring's, with each axis weighed by its own walls.
+    Arrays of numpy or, with xp=jax.numpy, under jit.
+    """
+    return _SIXTY_DB / (SPEED * ((logs / size).sum(axis=1) / 2 + AIR * air))
+
+
 def tail_energy(
     room,
     absorption,

@@ -13,6 +13,8 @@ products). Frames of 256 samples are shaped as spectra and overlap by half.
     True
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy.fft
 
@@ -30,10 +32,13 @@ def tail(
     listener=None,
     air: bool = True,
     scattering: float = 0.0,
+    kept: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Returns noise [4, length] with the expected energy of all images in each band and time.
 
-    Arguments as in rooms.tail_energy. Frames overlap under a sine window: powers add up.
+    Arguments as in rooms.tail_energy. kept(times [T] in s) gives the amplitudes [7, T], 0 to 1,
+    with which images are there beside the noise: it has what energy they leave at each
+    frequency. Frames overlap under a sine window: powers add up.
     """
     frames, hop = -(-length // (FRAME // 2)) + 1, FRAME // 2
     times = np.arange(frames) * hop / bands.RATE
@@ -42,8 +47,19 @@ def tail(
     weights = bands.weights_of(FRAME)
     spectrum = noise.spectrum(rng, 4, frames, weights.shape[1])
     spectrum *= level @ weights
+    if kept is not None:
+        spectrum *= beside(kept(times).astype(np.float32), weights)
     framed = scipy.fft.irfft(spectrum, FRAME)
     framed *= np.sin(np.pi * (np.arange(FRAME) + 0.5) / FRAME).astype(np.float32)
     # Frame t is centred on t * hop: its first half belongs to the hop before.
     out = framed[:, :-1, hop:] + framed[:, 1:, :hop]
     return out.reshape(4, -1)[:, :length]
+
+
+def beside(kept, weights, xp=np):
+    """Returns the amplitudes [T, F] of noise beside images of amplitudes kept [7, T] a band.
+
+    weights: [7, F] of the bands. Bands overlap, so energies are taken at each frequency: there
+    is no dip between one that is all images and one that is all noise.
+    """
+    return xp.sqrt(xp.maximum(1 - (kept.T @ weights) ** 2, 0.0))

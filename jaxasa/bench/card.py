@@ -1,7 +1,11 @@
 """The data card of a suite: what it holds and what to know before quoting a number on it."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from jaxasa.bench import free
+from jaxasa.data import words
+from jaxasa.data.questions import draw, reason, relate
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
@@ -9,8 +13,37 @@ def _table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     return "\n".join("| " + " | ".join(str(v) for v in line) + " |" for line in lines)
 
 
-def text(items: Sequence, facts: dict) -> str:
-    """Markdown from the items and the manifest's facts (counts, takes, leak)."""
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{100 * value:.1f} %"
+
+
+def _between(edges: Sequence[float], names: Sequence[str], unit: str) -> str:
+    """ "dead below 0.22 s, dry to 0.35, live to 0.5, echoing above"."""
+    middle = [f"{n} to {e:g}" for n, e in zip(names[1:-1], edges[1:], strict=True)]
+    return ", ".join([f"{names[0]} below {edges[0]:g} {unit}", *middle, f"{names[-1]} above"])
+
+
+def _ranges(items: Sequence) -> str:
+    """The ranges that the suite's scenes take up."""
+    scenes = list({i.scene["id"]: i.scene for i in items}.values())
+    sources = [s for scene in scenes for s in scene["sources"]]
+    values: dict[str, list[float]] = {
+        "sources": [len(scene["sources"]) for scene in scenes],
+        "distance, m": [s["distance"] for s in sources],
+        "elevation, degrees": [s["elevation"] for s in sources],
+        "azimuth, degrees": [s["azimuth"] for s in sources],
+        "onset, s": [s["onset"] for s in sources],
+        "RT60, s": [scene["rt60"] for scene in scenes if "rt60" in scene],
+        "volume, m3": [scene["volume"] for scene in scenes if "volume" in scene],
+        "DRR, dB": [s["drr"] for s in sources if "drr" in s],
+        "SNR, dB": [scene["snr"] for scene in scenes if "snr" in scene],
+    }
+    rows = [(n, f"{min(v):.4g}", f"{max(v):.4g}") for n, v in values.items() if v]
+    return _table(("quantity", "least", "most"), rows)
+
+
+def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
+    """Markdown from the items, the manifest's facts (counts, takes) and the audit's scores."""
     by_task = collections.defaultdict(list)
     for item in items:
         by_task[item.level, item.task].append(item)
@@ -19,15 +52,17 @@ def text(items: Sequence, facts: dict) -> str:
         answers = collections.Counter(i.answer_text for i in group)
         shares = f"{min(answers.values())} to {max(answers.values())} each"
         direction = "yes" if group[0].direction else "no"
-        tasks.append((level, task, len(group), direction, len(answers), shares))
-    leak = facts["leak"]
+        read = _share(audit["tasks"][task].get("text_only"))
+        kinds = sorted({i.open["kind"] for i in group if i.open}) or ["none"]
+        row = (level, task, len(group), direction, "25 %", read, len(answers), shares, *kinds)
+        tasks.append(row)
     levels = [
         (
             level,
             count,
             f"{100 * sum(i.direction for i in items if i.level == level) / count:.0f} %",
-            f"{100 * leak['task'][level]:.1f} %",
-            f"{100 * leak['question'][level]:.1f} %",
+            *(_share(audit["levels"][level].get(f"{r}_only")) for r in ("text", "options")),
+            _share(audit["levels"][level]["oracle"]),
         )
         for level, count in facts["levels"].items()
     ]
@@ -35,35 +70,70 @@ def text(items: Sequence, facts: dict) -> str:
         (name, *(facts["takes"][split].get(name, 0) for split in ("train", "dev", "test")))
         for name in facts["classes"]
     ]
-    level_head = ("level", "items", "direction matters", "guessed by task", "guessed by wording")
-    task_head = ("level", "task", "items", "direction matters", "right answers", "times each")
+    level_head = ("level", "items", "direction matters", "text only", "options only", "oracle")
+    task_head = ("level", "task", "items", "direction matters", "chance", "text only")
+    task_head = (*task_head, "right answers", "times each", "open form")
+    left_out = ", ".join(facts["left_out"]) or "none"
+    margin = facts["margin"]
+    steps = ", ".join(words.metres(s) for s in words.STEPS)
+    low, high = draw.AUDIBLE_DRR
+    heard = (
+        "first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D\n  gains"
+        if facts["channels"] == 4
+        else "two channels, the left and the right ear"
+    )
     return f"""# Audio scene analysis: {facts["split"]} suite
 
 {facts["items"]} four-option questions over {facts["scenes"]} simulated scenes of
 {facts["seconds"]:g} s. Sounds: {facts["sounds"]}. Seed {facts["seed"]}. Chance is 25 %.
 
 ## Conventions
-- Audio: FLAC, 16 bit, 16 kHz, first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D
-  gains; one gain for all channels of a scene.
+- Audio: FLAC, 16 bit, 16 kHz, {heard}; one gain for all channels of a scene.
 - x is front, y left, z up. Azimuth in degrees, counter-clockwise, front 0, left +90, in
   (-180, 180]; elevation up; distances in metres, times in seconds (onset is arrival).
-- Bearings in words are eight sectors of 45 degrees; near is below 1.6 m.
 - `metadata.jsonl`: file_name, id, level, task, question, direction, options, answer (letter),
-  scene (what is where; every answer follows from it). Predictions: one `{{"id", "answer"}}` a
+  scene (what is where; every answer follows from it), about (what the question chose of the
+  scene), open (how an answer without options is scored). Predictions: one `{{"id", "answer"}}` a
   line, answer a letter or free text.
+
+## Bins and what is not asked
+- Bearings: eight sectors of 45 degrees around front, front-left, left, ...; those asked about
+  keep {margin:g} degrees from the boundary that decides, a third of that in elevation.
+- Left and right: sources within {draw.MARGIN:g} degrees of the median plane are not counted.
+- Near is below {words.NEAR:g} m. Distances by name: {steps}, whichever is
+  nearest by ratio and within {100 * 0.132:.0f} %; only with a DRR of {low:g} to {high:g} dB.
+- Elevation: {_between(words.ELEVATION_EDGES, words.ELEVATIONS, "degrees")}.
+- RT60: {_between(words.DECAY_EDGES, words.DECAYS, "s")}; 10 % around an edge is not asked.
+- Rooms: small up to {reason.SMALL_LARGE[0]:g} m3, large from {reason.SMALL_LARGE[1]:g}; dry up
+  to {reason.DRY_LIVE[0]:g} s, live from {reason.DRY_LIVE[1]:g}.
+- Of two sources: alike up to {relate.NEARER_EDGES[0]:g} times the distance, much nearer or
+  farther from {relate.NEARER_EDGES[1]:g} times; 15 % around both is not asked.
+- Compared in time: {draw.TIME:g} s apart at least; in distance, a factor of {draw.RATIO:g}; in
+  level at the listener, {draw.LEVEL:g} dB; in elevation, {draw.HEIGHT:g} degrees.
+- A walk is asked about only where 25 % more or less of each distance leads to the same sector.
+- Where something moves, only what does not depend on where things are is asked, and motion.
+
+## Ranges
+{_ranges(items)}
 
 ## Levels
 {_table(level_head, levels)}
 
-"Guessed" is a reader of texts alone that learnt on the other half of the scenes how often each
-option is right, given the task or the wording; above 25 % the questions would leak. Balanced
-sets put it a little below, because what is common in one half is rare in the other.
+Chance is 25 % in every task. Text only and options only are classifiers of words that learnt
+from {audit["drawn"]} items drawn in the same way on other scenes, scored on as many others; well
+above 25 % the questions would leak. The oracle reads `scene`.
 
 ## Tasks
 {_table(task_head, tasks)}
 
 Each letter is right equally often, within each task and each right answer. An item whose
-direction does not matter can be answered from one channel.
+direction does not matter can be answered from one channel. Left out, since these scenes do not
+give four different answers: {left_out}.
+
+## Open form
+The question without its options. An answer is right within {free.TOLERANCES["azimuth"]:g} degrees
+of azimuth, {free.TOLERANCES["elevation"]:g} of elevation, {free.TOLERANCES["distance"]:g} of the
+distance, {free.TOLERANCES["time"]:g} s; counts and names must be equal. Chance is not a quarter.
 
 ## Takes
 Recordings per class in each split; only those of this suite's split are heard in it.
@@ -71,7 +141,7 @@ Recordings per class in each split; only those of this suite's split are heard i
 {_table(("class", "train", "dev", "test"), takes)}
 
 ## Limits
-Simulated shoebox rooms, static sources, a listener who does not move. Items on one scene, and
+Simulated shoebox rooms. Items on one scene, and
 scenes that share a recording, are not independent: compare systems by the clustered bootstrap
 of `jaxasa.bench.score.paired`.
 """

@@ -6,7 +6,6 @@ option's text; what reads as two answers, or none, is wrong. Reasoning (`<think>
 is never read for an answer.
 """
 
-import collections
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,12 +29,18 @@ _SAID = re.compile(r"\b(?:answer|option)(?:\s+is)?\s*:?\s*[(\[]?([A-D])\b", re.I
 
 def parse(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     """Reads the answer: (letter or None, one of KINDS)."""
-    outside = _THINK.sub(" ", text)
-    blocks = [b.strip() for b in _ANSWER.findall(outside)]
-    if len(blocks) == 1 and blocks[0] in tuple(LETTERS) and "</answer>" in outside:
+    outside, blocks = _THINK.sub(" ", text), stretches(text)
+    closed = "<answer>" in outside and "</answer>" in outside
+    if len(blocks) == 1 and blocks[0] in tuple(LETTERS) and closed:
         return blocks[0], "strict"
-    found = {_read(b, options) for b in blocks or [outside.strip()]}
+    found = {_read(b, options) for b in blocks}
     return found.pop() if len(found) == 1 else (None, "none")
+
+
+def stretches(text: str) -> list[str]:
+    """Where an answer stands: what is in `<answer>` tags, or else all but the reasoning."""
+    outside = _THINK.sub(" ", text)
+    return [b.strip() for b in _ANSWER.findall(outside)] or [outside.strip()]
 
 
 def _read(text: str, options: Sequence[str]) -> tuple[str | None, str]:
@@ -43,7 +48,8 @@ def _read(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     alone = _ALONE.fullmatch(text)
     if alone:
         return alone[1].upper(), "lenient"
-    named = _named(text, options)
+    option = only_named(text, options)
+    named = None if option is None else LETTERS[options.index(option)]
     heading = _HEADING.fullmatch(text)
     said = {m.upper() for m in _SAID.findall(text) if m.isupper()}
     letters = {heading[1]} if heading else said
@@ -54,15 +60,15 @@ def _read(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     return (named, "text") if named and not letters else (None, "none")
 
 
-def _named(text: str, options: Sequence[str]) -> str | None:
+def only_named(text: str, options: Sequence[str]) -> str | None:
     """The one option whose text stands in `text` as whole words, else None."""
     rest, found = text.lower(), set()
     # Longest first, each cut out when found: "front-left" does not also name "left".
-    for i in sorted(range(len(options)), key=lambda i: -len(options[i])):
-        pattern = rf"(?<![\w-]){re.escape(options[i].lower())}(?![\w-])"
+    for option in sorted(options, key=lambda o: -len(o)):
+        pattern = rf"(?<![\w-]){re.escape(option.lower())}(?![\w-])"
         rest, count = re.subn(pattern, "|", rest)
         if count:
-            found.add(LETTERS[i])
+            found.add(option)
     return found.pop() if len(found) == 1 else None
 
 
@@ -107,17 +113,29 @@ def correct(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> np.n
     return np.array([parse(predictions[i.id], i.options)[0] == i.answer for i in items], bool)
 
 
-def score(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> dict:
-    """{"overall": A, "L1": A, …, "tasks": {task: A}, "direction": {"yes": A, "no": A},
-    "parsing": {kind: share}} with A = {"accuracy", "low", "high", "items"}; predictions by id."""
-    right = correct(items, predictions)
+def by_groups(items: Sequence[suite.Item], right: np.ndarray) -> dict:
+    """{"overall": A, "L1": A, ..., "tasks": {task: A}, "direction": {"yes": A, "no": A}} with
+    A = {"accuracy", "low", "high", "items"}, of what is `right`, bool [items]."""
     result: dict = {"tasks": {}, "direction": {}}
     for name, mask in groups(items).items():
         kind, _, rest = name.partition("/")
         target = {"task": result["tasks"], "direction": result["direction"]}.get(kind, result)
         target[rest or name] = accuracy(right[mask])
-    kinds = collections.Counter(parse(predictions[i.id], i.options)[1] for i in items)
-    return result | {"parsing": {kind: kinds[kind] / len(items) for kind in KINDS}}
+    return result
+
+
+def score(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> dict:
+    """`by_groups` of predictions by id, and how they were read.
+
+    "parsing": {kind: share}. "read": {kind: A} overall, where only answers that read so or more
+    strictly count: letters in their tags, then letters anywhere, then options' texts too.
+    """
+    read = [parse(predictions[i.id], i.options) for i in items]
+    right = np.array([a == i.answer for (a, _), i in zip(read, items, strict=True)], bool)
+    kinds = np.array([KINDS.index(kind) for _, kind in read])
+    parsing = {kind: float((kinds == k).mean()) for k, kind in enumerate(KINDS)}
+    by_kind = {kind: accuracy(right & (kinds <= k)) for k, kind in enumerate(KINDS[:-1])}
+    return by_groups(items, right) | {"parsing": parsing, "read": by_kind}
 
 
 def chance(items: Sequence[suite.Item]) -> dict:

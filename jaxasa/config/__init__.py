@@ -10,15 +10,18 @@ Units: metres, seconds, hertz, degrees, dB.
 
 from jaxasa.config.checks import ConfigError, check
 from jaxasa.config.model import (
+    EXPERTS,
     Decoder,
     Lora,
     Model,
     Projector,
+    Sampling,
     Semantic,
     Spatial,
     model_from_dict,
     tuples,
 )
+from jaxasa.config.questions import Questions
 from jaxasa.config.run import Bench, Mesh, Pretrained, Run
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import (
@@ -33,6 +36,7 @@ from jaxasa.config.stages import (
 )
 
 __all__ = [
+    "EXPERTS",
     "POLICY_LOSSES",
     "STAGES",
     "AlignStage",
@@ -45,7 +49,9 @@ __all__ = [
     "Model",
     "Pretrained",
     "Projector",
+    "Questions",
     "Run",
+    "Sampling",
     "Scenes",
     "Semantic",
     "SftStage",

@@ -11,9 +11,10 @@ REMAT = ("none", "dots", "full")
 
 @dataclass(frozen=True)
 class Semantic:
-    """Whisper-shaped encoder of the W channel: log-mel, two convolutions, transformer.
+    """Whisper-shaped encoder of one channel: log-mel, two convolutions, transformer.
 
-    pool: frames averaged into one before the last norm; 2 in Qwen2-Audio's tower.
+    It hears W of FOA, the mean of both ears of binaural audio. max_seconds: its positions; longer
+    clips are cut. pool: frames averaged into one before the last norm; 2 in Qwen2-Audio's tower.
     """
 
     mels: int
@@ -27,14 +28,26 @@ class Semantic:
         check_at_least(self, 1, "mels", "width", "heads", "layers", "pool")
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
+    def frames(self, samples):
+        """Output frames (50 a second) of so many samples at 16 kHz, a number or an array."""
+        return (samples // 160 + 1) // 2
+
+
+# Parts of a projector's token (models/projector.py).
+EXPERTS = ("semantic", "direction", "distance", "reverberation", "count", "joint")
+CHANNELS = {"foa": 4, "binaural": 2}
+MEASURED = {"foa": "intensity", "binaural": "interaural"}
+
 
 @dataclass(frozen=True)
 class Spatial:
     """Spatial encoder: features, conv stem over frequency, time layers, attractor slots.
 
     layers: so many before and so many after measured directions join the map.
-    features: "intensity" (log-mel of W and the active intensity vector in mel bands) or
-        "stft" (real and imaginary parts of W, Y, Z, X: 8 channels).
+    format: what is heard: "foa" (W, Y, Z, X) or "binaural" (left and right ear).
+    features: what the stem reads: "stft" (real and imaginary parts of all channels, 8 or 4), or
+        what directions are measured by: "intensity" of foa (log-mel of W and the active intensity
+        vector in mel bands), "interaural" of binaural (log-mel, phase and level differences).
     stem: patches merged one after another, each (channels, frames, bands): so many outputs for
         each patch of so many frames and bands.
     classes: outputs of the class head; a sound bank may have at most so many.
@@ -44,6 +57,7 @@ class Spatial:
     heads: int
     layers: int
     stem: tuple[tuple[int, int, int], ...]
+    format: str = "foa"
     features: str = "stft"
     mels: int = 64
     fft: int = 512
@@ -54,7 +68,9 @@ class Spatial:
     def __post_init__(self):
         check_at_least(self, 1, "width", "heads", "layers", "mels", "fft", "hop", "slots")
         check_at_least(self, 1, "classes")
-        kinds = ("intensity", "stft")
+        formats = " or ".join(CHANNELS)
+        check(self.format in CHANNELS, "Spatial.format", self.format, formats)
+        kinds = (MEASURED[self.format], "stft")
         check(self.features in kinds, "Spatial.features", self.features, " or ".join(kinds))
         check(self.width % self.heads == 0, "Spatial.width", self.width, "a multiple of heads")
         ok = len(self.stem) > 0 and all(
@@ -67,18 +83,43 @@ class Spatial:
         """Feature frames to one frame of the dense map."""
         return math.prod(frames for _, frames, _ in self.stem)
 
+    @property
+    def channels(self) -> int:
+        return CHANNELS[self.format]
+
+    def steps(self, samples):
+        """Frames of the dense map of so many samples, a number or an array of them."""
+        return (1 + samples // self.hop) // self.frames_per_step
+
 
 @dataclass(frozen=True)
 class Projector:
-    """Dense hybrid projector (P2): one semantic, four spatial and one joint expert."""
+    """From both encoders to audio tokens (models/projector.py).
+
+    kind: "p2" (dense hybrid: an MLP for each of EXPERTS), "p1" (dual tower: one for each encoder)
+        or "p0" (single MLP); the hidden widths of p1 and p0 make all equally large.
+    without: experts that p2 is built without, with their auxiliary losses, for ablations.
+    expert: numbers of each expert in a token; hidden: width of the bottleneck MLP behind them.
+    token_rate: audio tokens a second, each of a whole number of samples.
+    """
 
     hidden: int
     expert: int
     token_rate: float = 12.5
+    kind: str = "p2"
+    without: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_at_least(self, 1, "hidden", "expert")
         check_at_least(self, 0.1, "token_rate")
+        kinds = ("p0", "p1", "p2")
+        check(self.kind in kinds, "Projector.kind", self.kind, " or ".join(kinds))
+        without, some = self.without, isinstance(self.without, (tuple, list))
+        ok = some and set(without) < set(EXPERTS) and len(set(without)) == len(without)
+        expected = "different names, but not all, out of " + ", ".join(EXPERTS)
+        check(ok, "Projector.without", without, expected)
+        expected = f"() with kind {self.kind}: only p2 has experts to leave out"
+        check(not without or self.kind == "p2", "Projector.without", without, expected)
 
 
 @dataclass(frozen=True)
@@ -135,6 +176,9 @@ class Model:
     remat: what the backward pass keeps of each decoder layer: "none" keeps all that it needs,
         "dots" the outputs of the projections and computes the rest again, "full" the layer's
         input alone.
+    buckets: lengths in seconds, ascending. A clip to answer about is padded to the shortest that
+        holds it, so that as many are compiled as there are buckets; the padding changes nothing.
+        (): the length trained on, and its doubles up to Semantic.max_seconds.
     """
 
     semantic: Semantic
@@ -148,13 +192,47 @@ class Model:
     unroll: int = 1
     frozen_dtype: str = "float32"
     remat: str = "none"
+    buckets: tuple[float, ...] = ()
 
     def __post_init__(self):
+        lengths, most = self.buckets, self.semantic.max_seconds
+        ok = isinstance(lengths, (tuple, list)) and all(0 < s <= most for s in lengths)
+        ok = ok and all(a < b for a, b in zip(lengths, lengths[1:], strict=False))
+        check(ok, "Model.buckets", lengths, f"ascending lengths up to {most:g} s")
         check_at_least(self, 1, "prompt_tokens", "reply_tokens", "unroll")
         check(self.dtype in DTYPES, "Model.dtype", self.dtype, " or ".join(DTYPES))
         frozen = self.frozen_dtype
         check(frozen in DTYPES, "Model.frozen_dtype", frozen, " or ".join(DTYPES))
         check(self.remat in REMAT, "Model.remat", self.remat, " or ".join(REMAT))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is chosen, token by token.
+
+    temperature: 0 takes the likeliest; otherwise samples come from softmax(logits / temperature).
+    top_k: only among the k likeliest tokens (0: all). top_p: only among the likeliest that
+        together have this probability (1: all). Both need a temperature.
+    stop: strings at which a reply ends; they are not part of it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        check_at_least(self, 0, "temperature", "top_k")
+        check(isinstance(self.top_k, int), "Sampling.top_k", self.top_k, "a whole number")
+        check(0 < self.top_p <= 1, "Sampling.top_p", self.top_p, "above 0 and at most 1")
+        filters = self.top_k or self.top_p < 1
+        check(
+            self.temperature > 0 or not filters,
+            "Sampling.temperature",
+            self.temperature,
+            "a number above 0 with top_k or top_p",
+        )
+        check(all(self.stop), "Sampling.stop", self.stop, "strings of at least a letter")
 
 
 def tuples(value):
@@ -175,6 +253,6 @@ def model_from_dict(values: dict) -> Model:
         rest = {name: value for name, value in values.items() if name not in parts}
         for name, part in parts.items():
             rest[name] = part(**{k: tuples(v) for k, v in values[name].items()})
-        return Model(**rest)
+        return Model(**{k: tuples(v) for k, v in rest.items()})
     except (AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"model config: {error}, expected the fields of config.Model") from None

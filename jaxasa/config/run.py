@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from jaxasa.config.checks import check, check_at_least
 from jaxasa.config.model import Model
+from jaxasa.config.questions import Questions
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import STAGES, AlignStage, GrpoStage, SftStage, SpatialStage, TextStage
 
@@ -25,16 +26,22 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Bench:
-    """The benchmark: items a level, and how a model answers them."""
+    """The benchmark: items a level, and how a model answers them.
+
+    audit: items drawn without audio from which classifiers of texts learn, and as many on which
+    they are tested (bench/leak.py); 0 for none.
+    """
 
     l1: int = 385
     l2: int = 279
     l3: int = 336
     batch: int = 128
     bootstrap: int = 2000
+    audit: int = 10_000
 
     def __post_init__(self):
         check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
+        check_at_least(self, 0, "audit")
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ class Run:
     align: AlignStage
     sft: SftStage
     grpo: GrpoStage
+    questions: Questions = Questions()
     seed: int = 0
     pretrained: Pretrained = Pretrained()
     resume: str = ""
@@ -77,3 +85,10 @@ class Run:
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
         check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))
+        longest = self.model.semantic.max_seconds
+        ok = self.scenes.seconds <= longest
+        check(ok, "Scenes.seconds", self.scenes.seconds, f"at most {longest} (Semantic)")
+        if self.model.spatial.format == "binaural":
+            responses, imported = self.scenes.responses, self.sft.imported
+            check(responses == 0, "Scenes.responses", responses, "0: binaural scenes are stored")
+            check(not imported, "SftStage.imported", imported, "(): imported recordings are FOA")

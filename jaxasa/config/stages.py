@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from jaxasa.config.checks import check, check_at_least, check_share
 
+LEVELS = ("L1", "L2", "L3")
+FACETS = ("sources", "overlap", "rt60", "snr")
 STAGES = ("text", "spatial", "align", "sft", "grpo")
 POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "sapo")
 
@@ -13,6 +15,12 @@ class Stage:
     """What every training stage has: length, batch, optimizer, which parts learn.
 
     trainable: regular expressions on parameter paths ("decoder/.*"); what none matches is frozen.
+    damaged: records that may be unreadable: each is named, counted and replaced by the next one;
+        more end the run.
+    accumulate: parts that a batch is taken in, one after another, to need less memory; the
+        gradient is the mean of theirs.
+    best: an evaluation ("accuracy", "loss"): where it was best, `checkpoints/STAGE/best` has the
+        state; "" keeps none. The last state is kept in any case, and later stages start from it.
     """
 
     steps: int
@@ -22,13 +30,53 @@ class Stage:
     warmup: int = 20
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1
+    best: str = ""
     save_every: int = 100
     eval_every: int = 100
     log_every: int = 10
+    damaged: int = 10
 
     def __post_init__(self):
         check_at_least(self, 1, "steps", "batch", "save_every", "eval_every", "log_every")
-        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "clip")
+        check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "clip", "damaged")
+        check_at_least(self, 1, "accumulate")
+        parts, name = self.accumulate, f"{type(self).__name__}.accumulate"
+        check(self.batch % parts == 0, name, parts, f"a divisor of the batch of {self.batch}")
+
+
+@dataclass(frozen=True)
+class SceneStage(Stage):
+    """A stage that hears scenes.
+
+    easiest: shares of the scenes, the easiest first, that are drawn from at the beginning and at
+        the end of the stage: (0.3, 1.0) begins with the easiest 30 %. For stored scenes only.
+    hard_by: what makes a scene hard: names out of FACETS.
+    """
+
+    easiest: tuple[float, float] = (1.0, 1.0)
+    hard_by: tuple[str, ...] = FACETS
+
+    def __post_init__(self):
+        super().__post_init__()
+        name = type(self).__name__
+        pair = self.easiest
+        ok = isinstance(pair, tuple) and len(pair) == 2 and all(0 < s <= 1 for s in pair)
+        check(ok, f"{name}.easiest", pair, "two shares above 0 and up to 1")
+        ok = isinstance(self.hard_by, tuple) and set(self.hard_by) <= set(FACETS)
+        ok = ok and len(self.hard_by) > 0
+        check(ok, f"{name}.hard_by", self.hard_by, "names out of " + ", ".join(FACETS))
+
+
+def _check_levels(owner) -> None:
+    rows = owner.levels
+    ok = rows == () or (
+        len(rows) == 2
+        and all(len(row) == len(LEVELS) and min(row) >= 0 for row in rows)
+        and all(abs(sum(row) - 1) < 1e-6 for row in rows)
+    )
+    expected = f"() or two rows of shares of {', '.join(LEVELS)} that sum to 1"
+    check(ok, f"{type(owner).__name__}.levels", rows, expected)
 
 
 @dataclass(frozen=True)
@@ -44,40 +92,55 @@ class TextStage(Stage):
 
 
 @dataclass(frozen=True)
-class SpatialStage(Stage):
+class SpatialStage(SceneStage):
     """Stage 1: slots, room and dense map of the spatial encoder; tags of the semantic one.
 
     mono_share: share of scenes heard in W only. colour: standard deviation (dB) of the random
     filters that scenes pass, so that recordings are not learnt by heart.
+    recordings: folders of `jaxasa import dcase`: adaptation to real recordings. From
+        `recordings_start` (share of the stage) on, `recordings_share` of a batch are theirs.
     """
 
     mono_share: float = 0.1
     colour: float = 0.0
+    recordings: tuple[str, ...] = ()
+    recordings_share: float = 0.5
+    recordings_start: float = 0.8
 
     def __post_init__(self):
         super().__post_init__()
-        check_share(self, "mono_share")
+        check_share(self, "mono_share", "recordings_start")
         check_at_least(self, 0, "colour")
+        folders, share = self.recordings, self.recordings_share
+        check(isinstance(folders, (tuple, list)), "SpatialStage.recordings", folders, "folders")
+        check(0 < share <= 1, "SpatialStage.recordings_share", share, "a share above 0")
 
 
 @dataclass(frozen=True)
-class AlignStage(Stage):
-    """Stage 2: the projector learns captions under a frozen decoder."""
+class AlignStage(SceneStage):
+    """Stage 2: the projector learns captions under a frozen decoder.
+
+    phrasings: share of the captions that are put into one of many phrasings (data/phrases.py);
+    the others keep the one form of the reasoning traces.
+    """
 
     mono_share: float = 0.1
+    phrasings: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        check_share(self, "mono_share")
+        check_share(self, "mono_share", "phrasings")
 
 
 @dataclass(frozen=True)
-class SftStage(Stage):
+class SftStage(SceneStage):
     """Stage 3: `questions` of each scene, so a batch has batch x questions rows.
 
     mono_share, no_audio_share: shares of scenes heard in W only, or not at all, so that the
     controls meet nothing new. null_share: spatial path replaced by its learnt null.
     imported: folders of `jaxasa import`; their questions are `imported_share` of a batch.
+    levels: shares of L1, L2 and L3 among the questions at the beginning and at the end of the
+        stage, as two rows; () for all alike.
     """
 
     questions: int = 8
@@ -86,9 +149,11 @@ class SftStage(Stage):
     null_share: float = 0.05
     imported: tuple[str, ...] = ()
     imported_share: float = 0.5
+    levels: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self):
         super().__post_init__()
+        _check_levels(self)
         check_at_least(self, 1, "questions")
         check_share(self, "mono_share", "no_audio_share", "null_share")
         folders, share = self.imported, self.imported_share
@@ -97,7 +162,7 @@ class SftStage(Stage):
 
 
 @dataclass(frozen=True)
-class GrpoStage(Stage):
+class GrpoStage(SceneStage):
     """Stage 4: group-relative policy optimisation of the adapters.
 
     loss: one of POLICY_LOSSES (stages/policy.py). clip_ratio: how far a token's ratio may lie
@@ -107,6 +172,9 @@ class GrpoStage(Stage):
     epochs: updates on each rollout. kl_weight: penalty on leaving the model without adapters.
     mask_truncated: completions cut off at reply_tokens teach nothing.
     resample: how often a step draws other prompts in place of those whose group earned alike.
+    levels: as in SftStage. promote: share of right answers, over `promote_steps` steps, at which
+        the mix of levels moves on by a fifth of the way from the first row to the second; 0 moves
+        it with the steps.
     *_weight: of each reward (stages/rewards.py).
     """
 
@@ -119,6 +187,9 @@ class GrpoStage(Stage):
     kl_weight: float = 0.0
     mask_truncated: bool = False
     resample: int = 0
+    levels: tuple[tuple[float, ...], ...] = ()
+    promote: float = 0.0
+    promote_steps: int = 10
     answer_weight: float = 1.0
     format_weight: float = 0.1
     evidence_weight: float = 0.3
@@ -126,8 +197,12 @@ class GrpoStage(Stage):
 
     def __post_init__(self):
         super().__post_init__()
+        _check_levels(self)
+        check_share(self, "promote")
+        expected = "0 where GrpoStage.levels is ()"
+        check(self.levels or not self.promote, "GrpoStage.promote", self.promote, expected)
         check_at_least(self, 2, "group")
-        check_at_least(self, 1, "epochs")
+        check_at_least(self, 1, "epochs", "promote_steps")
         check_at_least(self, 1e-3, "temperature")
         weights = [f"{name}_weight" for name in ("kl", "answer", "format", "evidence", "length")]
         check_at_least(self, 0, "resample", *weights)

@@ -1,4 +1,4 @@
-"""Users' first-order ambisonics files, read into the conventions of acoustics/foa.py.
+"""Users' sound files, FOA or for two ears, read into the conventions of acoustics/foa.py.
 
     audio = foa_file.read("scene.wav", order="fuma")  # float32 [N, 4]: W, Y, Z, X, SN3D, 16 kHz
 
@@ -22,17 +22,28 @@ def read(path: Path | str, order: str = "ambix") -> np.ndarray:
     `ConfigError` naming the file if it is missing, unreadable, empty, not finite, or has other
     than 4 channels.
     """
-    path = Path(path)
+    samples, rate = _decode(Path(path), 4, "W, Y, Z, X", "FOA")
+    return resample(foa.from_convention(samples, order), rate)
+
+
+def read_binaural(path: Path | str) -> np.ndarray:
+    """Returns float32 `[N, 2]` (left, right ear) at 16 kHz; raises `ConfigError` as `read`."""
+    samples, rate = _decode(Path(path), 2, "left and right ear", "binaural")
+    return resample(samples.astype(np.float32), rate)
+
+
+def _decode(path: Path, channels: int, names: str, kind: str) -> tuple[np.ndarray, int]:
     if not path.is_file():
-        raise ConfigError(f"{path}: no such file, expected a WAV or FLAC file with 4 channels")
+        what = f"a WAV or FLAC file with {channels} channels"
+        raise ConfigError(f"{path}: no such file, expected {what}")
     try:
         samples, rate = decode(path)
     except Unusable as reason:
-        raise ConfigError(f"{path}: {reason}, expected FOA audio (WAV or FLAC)") from reason
-    channels = samples.shape[1]
-    if channels != 4:
-        raise ConfigError(f"{path} has {channels} channels, expected 4 (W, Y, Z, X)")
-    return resample(foa.from_convention(samples, order), rate)
+        raise ConfigError(f"{path}: {reason}, expected {kind} audio (WAV or FLAC)") from reason
+    found = samples.shape[1]
+    if found != channels:
+        raise ConfigError(f"{path} has {found} channels, expected {channels} ({names})")
+    return samples, rate
 
 
 def seconds(path: Path | str) -> float:

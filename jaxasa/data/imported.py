@@ -78,7 +78,7 @@ class Asked:
     count: int
 
     def __call__(
-        self, element: tuple[np.ndarray, Sequence[dict]], rng: np.random.Generator
+        self, element: tuple[np.ndarray, Sequence[dict]], rng: np.random.Generator, done: float
     ) -> Example:
         audio, rows = element
         chosen = [rows[i] for i in rng.integers(len(rows), size=self.count)]

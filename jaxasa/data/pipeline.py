@@ -6,9 +6,11 @@ under any number of processes, and a reader's state is one number.
 Letters: B batch, N samples, S slots, Q questions of a scene, P prompt and C reply tokens.
 """
 
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -16,20 +18,42 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.acoustics import keys
-from jaxasa.acoustics.scenes import FRAME, Clip, describe, draw, turn
-from jaxasa.data import questions, tokens, words
+from jaxasa.acoustics.scenes import Clip, describe, draw, turn
+from jaxasa.data import curriculum, phrases, questions, tokens, words
+from jaxasa.data.records import Damaged
 from jaxasa.data.tokens import Text
 
 CAPTION_PROMPT = " what do you hear ?\n"
 OPEN_SHARE = 0.1
+ALL = config.Questions()
+_ATTEMPTS = 1000
+TRIES = 30
+GOLDEN = (5**0.5 - 1) / 2
+LEVELS = len(questions.LEVELS)
 Example = dict[str, np.ndarray]
 
 
-class Batches:
-    """Endless batches of `make(element, rng)`, this process's share of them, checkpointable.
+class Guest(NamedTuple):
+    """A further source: its `share` of the examples once `start` of the stage is done.
 
-    shuffle: elements in a new order at each pass; else in the order of `source`.
-    mixed: further (source, make, share of the examples), whose arrays have the same shapes.
+    Its arrays have the shapes of the others.
+    """
+
+    source: Any
+    make: Callable
+    share: float
+    start: float = 0.0
+
+
+class Batches:
+    """Endless batches of `make(element, rng, done)`, this process's rows of them, checkpointable.
+
+    Process p of n has the p-th n-th of each batch, so that all of them together have what one
+    alone would have, in its order, and a saved state serves any number of processes.
+    total: examples that the stage sees; done: the share of them that came before, 0 to 1.
+    shuffle: elements in a new order at each pass; else in the order of `source`. pace: (place in
+    that order, done) -> the element that is taken.
+    damaged: how many elements may be unreadable; each is replaced by the next one of its source.
     """
 
     def __init__(
@@ -39,27 +63,36 @@ class Batches:
         seed: int,
         purpose: str,
         batch: int,
+        *,
+        total: int,
         shuffle: bool = True,
-        mixed: Sequence[tuple[Any, Callable, float]] = (),
+        guests: Sequence[Guest] = (),
+        pace: Callable[[int, float], int] | None = None,
+        damaged: int = 0,
     ):
         processes = jax.process_count()
         if batch % processes:
             raise config.ConfigError(f"batch is {batch}, expected a multiple of {processes}")
 
-        def examples(source, make: Callable, *purpose: str | int):
-            def example(index: int, element) -> Example:
-                return make(element, keys.rng(seed, *purpose, index))
+        source = _Readable(source, damaged)
+        visitors = [guest._replace(source=_Readable(guest.source, damaged)) for guest in guests]
 
-            data = grain.MapDataset.source(source).seed(seed)
-            data = (data.shuffle() if shuffle else data).repeat(None)
-            return data.map_with_index(example)[jax.process_index() :: processes]
+        def example(index: int, place: int) -> Example:
+            rng = keys.rng(seed, purpose, index)
+            done = min(1.0, index / total)
+            # Multiples of the golden ratio: any run of examples has nearly its share of guests.
+            luck = (index * GOLDEN + 0.5) % 1.0
+            for guest in visitors:
+                if done >= guest.start:
+                    if luck < guest.share:
+                        return guest.make(guest.source[index % len(guest.source)], rng, done)
+                    luck -= guest.share
+            return make(source[pace(place, done) if pace else place], rng, done)
 
-        data = examples(source, make, purpose)
-        if mixed:
-            # Each is split by process first: taking turns could else give a process one of them.
-            others = [examples(s, m, purpose, "mixed", k) for k, (s, m, _) in enumerate(mixed)]
-            shares = [share for _, _, share in mixed]
-            data = grain.MapDataset.mix([data, *others], [1 - sum(shares), *shares])
+        data = grain.MapDataset.range(len(source)).seed(seed)
+        data = (data.shuffle() if shuffle else data).repeat(None).map_with_index(example)
+        if processes > 1:
+            data = grain.MapDataset.source(_Rows(data, batch, jax.process_index(), processes))
         data = data.batch(batch // processes, drop_remainder=True)
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         self._iterator = iter(data.to_iter_dataset(options))
@@ -77,14 +110,63 @@ class Batches:
         self._iterator.set_state(state)
 
 
+class _Rows:
+    """The rows of process `index` of `count`, of endless `data` that is read in batches."""
+
+    def __init__(self, data, batch: int, index: int, count: int):
+        self._data, self._batch, self._share = data, batch, batch // count
+        self._first, self._count = index * self._share, count
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._count
+
+    def __getitem__(self, index: int):
+        number, row = divmod(index.__index__(), self._share)
+        return self._data[number * self._batch + self._first + row]
+
+
+class _Readable:
+    """`source` with the next readable element in place of a damaged one, for at most `most`."""
+
+    def __init__(self, source, most: int):
+        self._source, self._most = source, most
+        self._found: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int):
+        for step in range(self._most + 1):
+            place = (index + step) % len(self)
+            try:
+                return self._source[place]
+            except Damaged as error:
+                self._note(place, error)
+        raise AssertionError("more damaged elements than were counted")
+
+    def _note(self, index: int, error: Damaged) -> None:
+        with self._lock:
+            is_new = index not in self._found
+            self._found.add(index)
+            count = len(self._found)
+        if count > self._most or count == len(self):
+            raise config.ConfigError(
+                f"{error}; {count} damaged, expected at most {self._most} (Stage.damaged)"
+            ) from error
+        if is_new:
+            print(f"skipped {count} of at most {self._most}: {error}", file=sys.stderr, flush=True)
+
+
 def fixed(source: Sequence, make: Callable, seed: int, purpose: str, count: int) -> Example:
-    """One batch of the first `count` examples of `source`, in order: for evaluation."""
-    rows = [make(source[i], keys.rng(seed, purpose, i)) for i in range(min(count, len(source)))]
+    """One batch of the first `count` examples of `source`, as at the end: for evaluation."""
+    count = min(count, len(source))
+    rows = [make(source[i], keys.rng(seed, purpose, i), 1.0) for i in range(count)]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Written:
-    """Scenes that are never rendered, for stage 0: (index, description), drawn for `purpose`.
+    """Scenes that are never rendered, for stage 0: descriptions, drawn for `purpose`.
 
     Every 4,096 of them share their rooms and sources, and differ in how the listener is turned.
     """
@@ -99,17 +181,34 @@ class Written:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[int, dict]:
+    def __getitem__(self, index: int) -> dict:
         yaw = keys.rng(self._seed, self._purpose, "yaw", int(index)).uniform(-180, 180)
-        return int(index), turn(self._pool[index % len(self._pool)], yaw)
+        return turn(self._pool[index % len(self._pool)], yaw)
 
 
-def _asked(scene: dict, classes: Sequence[str], rng) -> questions.Question:
-    """A question of a random level; tasks that the scene does not support are drawn again."""
-    while True:
-        found = questions.ask(scene, classes, rng)
+def _asked(
+    scene: dict,
+    classes: Sequence[str],
+    rng,
+    which: config.Questions,
+    shares: np.ndarray | None = None,
+) -> questions.Question:
+    """A question; tasks that the scene does not support are drawn again.
+
+    shares: of the levels; None: all alike. A scene that seems to have no question of these
+    levels is asked one of any.
+    """
+    weights = questions.chosen(which.tasks)
+    for tries in range(_ATTEMPTS):
+        is_any = shares is None or tries >= TRIES
+        level = None if is_any else str(rng.choice(questions.LEVELS, p=shares))
+        found = questions.ask(
+            scene, classes, rng, level, weights=weights, margin=which.training_margin
+        )
         if found is not None:
             return found
+    expected = "one that every scene supports too, such as heard"
+    raise config.ConfigError(f"Questions.tasks is {list(weights)}, expected {expected}")
 
 
 def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) -> tuple[str, str]:
@@ -122,7 +221,7 @@ def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) ->
 class Texts:
     """Stage 0: copying, captions and questions on written scenes.
 
-    -> prompt [P], reply [C]. Drills fade out at `stage.copy_until` of the run to a tenth.
+    -> prompt [P], reply [C]. Drills fade out at `stage.copy_until` of the stage to a fifth.
     """
 
     stage: config.TextStage
@@ -130,11 +229,10 @@ class Texts:
     text: Text
     classes: Sequence[str]
     audio_tokens: int
-    total: int
+    which: config.Questions = ALL
 
-    def __call__(self, element: tuple[int, dict], rng: np.random.Generator) -> Example:
-        position, scene = element
-        early = position < self.stage.copy_until * self.total
+    def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example:
+        early = done < self.stage.copy_until
         drills = self.stage.copy_share if early else self.stage.copy_share / 5
         if rng.random() < drills:
             prompt, reply = self._copy(rng)
@@ -160,9 +258,16 @@ class Texts:
         if rng.random() < 0.1:
             prompt, reply = CAPTION_PROMPT, tokens.caption_text(words.caption(scene))
         else:
-            asked = _asked(scene, self.classes, rng)
+            asked = _asked(scene, self.classes, rng, self.which)
             prompt, reply = _exchange(asked, rng.random() < OPEN_SHARE)
         return self.text.encode(written + prompt), self.text.encode(reply)
+
+
+def _yaw(audio: np.ndarray, rng: np.random.Generator) -> float:
+    """A random angle to turn a scene by. Raises ConfigError for [N, C] that cannot be turned."""
+    expected = "4 of a field that can be turned: two ears are not augmented"
+    config.check(audio.shape[-1] == 4, "channels to augment", audio.shape[-1], expected)
+    return rng.uniform(-180, 180)
 
 
 def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
@@ -171,8 +276,11 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
     present, label [S]; direction [S, 3] (x, y, z); log_distance [S]; span [S, 2] (onset, offset
     in seconds); room [4]: log RT60, log volume, mean DRR / 10, count of all sources. Direction
     and distance of what moves are means over the time that it is heard, as the slots' are.
+
+    Of a real recording some of this is not known: label is -1 for a class without a name, and
+    log_distance and room are NaN.
     """
-    heard = sorted(scene["sources"], key=lambda s: 20 * np.log10(s["distance"]) - s["level"])
+    heard = sorted(scene["sources"], key=_faintness)
     out = {
         "present": np.zeros(slots, np.float32),
         "label": np.zeros(slots, np.int32),
@@ -181,34 +289,32 @@ def slot_targets(scene: dict, classes: Sequence[str], slots: int) -> Example:
         "span": np.zeros((slots, 2), np.float32),
     }
     for i, s in enumerate(heard[:slots]):
-        a, e, distance = _while_heard(s)
+        azimuth, elevation, distance = questions.while_heard(s).T
+        a, e = np.radians(azimuth), np.radians(elevation)
         mean = np.stack([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)], -1).mean(0)
         out["present"][i] = 1
-        out["label"][i] = classes.index(s["class"])
+        out["label"][i] = classes.index(s["class"]) if s["class"] in classes else -1
         out["direction"][i] = mean / max(float(np.linalg.norm(mean)), 1e-6)
         out["log_distance"][i] = np.log(distance).mean()
         out["span"][i] = s["onset"], s["offset"]
-    drr = np.mean([s["drr"] for s in heard]) / 10
-    room = np.log(scene["rt60"]), np.log(scene["volume"]), drr, len(heard)
+    room = [np.nan] * 4
+    if "rt60" in scene:
+        drr = np.mean([s["drr"] for s in heard]) / 10
+        room = [np.log(scene["rt60"]), np.log(scene["volume"]), drr, len(heard)]
     return out | {"room": np.array(room, np.float32)}
 
 
-def _while_heard(source: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns azimuth, elevation (radians) and distance (m) of a source, [frames] or [1]."""
-    rows = np.array([[source["azimuth"], source["elevation"], source["distance"]]])
-    if "trajectory" in source:
-        moved = np.array(source["trajectory"])
-        middle = (np.arange(len(moved)) + 0.5) * FRAME
-        heard = moved[(source["onset"] <= middle) & (middle <= source["offset"])]
-        rows = heard if len(heard) else rows
-    return np.radians(rows[:, 0]), np.radians(rows[:, 1]), rows[:, 2]
+def _faintness(source: dict) -> float:
+    """dB by which a source arrives below a reference; what is not known counts as nothing."""
+    return 20 * np.log10(source["distance"] or 1.0) - source.get("level", 0.0)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Stages 1 and 2: audio [N, 4], yaw (degrees to turn it by), mono, targets turned alike.
+    """Stages 1 and 2: audio [N, C], yaw (degrees to turn it by), mono, targets turned alike.
 
-    In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption.
+    In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption, a share
+    `phrasings` of them in other words than those of the reasoning traces.
     """
 
     classes: Sequence[str]
@@ -218,10 +324,13 @@ class Targets:
     model: config.Model | None = None
     text: Text | None = None
     audio_tokens: int = 0
+    phrasings: float = 0.0
 
-    def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
+    def __call__(
+        self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
+    ) -> Example:
         audio, scene = element
-        yaw = rng.uniform(-180, 180) if self.augment else 0.0
+        yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
         out = {
             "audio": audio,
@@ -231,23 +340,32 @@ class Targets:
         if self.text is None:
             return out
         prompt = tokens.prompt_ids(self.text, self.audio_tokens, CAPTION_PROMPT)
-        reply = self.text.encode(tokens.caption_text(words.caption(scene)))
+        reply = self._caption(scene, rng)
         length = self.audio_tokens + self.model.prompt_tokens
         return out | {
             "prompt": tokens.pad_left([prompt], length, self.text.pad),
             "reply": tokens.pad_right([reply], self.model.reply_tokens, self.text.pad),
         }
 
+    def _caption(self, scene: dict, rng: np.random.Generator) -> list[int]:
+        if self.phrasings and rng.random() < self.phrasings:
+            said = self.text.encode(tokens.caption_text(phrases.phrased(scene, rng)))
+            if len(said) <= self.model.reply_tokens:
+                return said
+        return self.text.encode(tokens.caption_text(words.caption(scene)))
+
 
 @dataclass(frozen=True)
 class Asked:
     """Stages 3 and 4: a scene and `count` questions about it.
 
-    -> audio [N, 4], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
+    -> audio [N, C], yaw, mono, nulled; prompt [Q, P], reply [Q, C], level
     [Q] (0 to 2), and scene: the turned description as JSON-able columns for the evidence reward
     (label [S], azimuth [S], distance [S]; label -1 where there is no source).
 
     A scene heard not at all has prompts without places for audio, and replies without a trace.
+    levels: shares of the levels at the beginning and at the end of the stage; () for all alike.
+    each_level: one question of each level in place of `count`, for curriculum.Promotion.
     """
 
     classes: Sequence[str]
@@ -260,12 +378,20 @@ class Asked:
     null_share: float = 0.0
     open_share: float = 0.0
     augment: bool = True
+    which: config.Questions = ALL
+    levels: tuple[tuple[float, ...], ...] = ()
+    each_level: bool = False
 
-    def __call__(self, element: tuple[np.ndarray, dict], rng: np.random.Generator) -> Example:
+    def __call__(
+        self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
+    ) -> Example:
         audio, scene = element
-        yaw = rng.uniform(-180, 180) if self.augment else 0.0
+        yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
-        asked = [_asked(scene, self.classes, rng) for _ in range(self.count)]
+        shares = [curriculum.between(self.levels, done) if self.levels else None] * self.count
+        if self.each_level:
+            shares = list(np.eye(LEVELS))
+        asked = [_asked(scene, self.classes, rng, self.which, share) for share in shares]
         unheard = rng.random() < self.no_audio_share
         places = 0 if unheard else self.audio_tokens
         pairs = [_exchange(q, rng.random() < self.open_share, thought=not unheard) for q in asked]
@@ -295,13 +421,27 @@ class Asked:
         return out
 
 
-def corpus(scenes: config.Scenes, clips: Sequence[Clip], classes: Sequence[str], seed: int):
-    """Texts from which the tiny tokenizer learns its words."""
+def corpus(
+    scenes: config.Scenes,
+    clips: Sequence[Clip],
+    classes: Sequence[str],
+    seed: int,
+    which: config.Questions = ALL,
+) -> Iterator[tuple[str, str]]:
+    """Pairs of prompt and reply from which the tiny tokenizer learns its words."""
     written = Written(scenes, clips, seed, "corpus", 3000)
     for i in range(len(written)):
         rng = keys.rng(seed, "corpus", i)
-        _, scene = written[i]
-        asked = _asked(scene, classes, rng)
-        yield tokens.question_text(asked.question, asked.options)
-        yield tokens.reply_text(asked)
-        yield CAPTION_PROMPT
+        scene = written[i]
+        asked = _asked(scene, classes, rng, which)
+        yield tokens.question_text(asked.question, asked.options), tokens.reply_text(asked)
+
+
+def check_lengths(pairs: Sequence[tuple[str, str]], model: config.Model, text: Text) -> None:
+    """Raises ConfigError, before anything is trained, where texts of `corpus` find no room."""
+    prompts, replies = zip(*pairs, strict=True)
+    for name, texts in (("prompt_tokens", prompts), ("reply_tokens", replies)):
+        longest = max(texts, key=lambda t: len(text.encode(t)))
+        need, room = len(text.encode(longest)), getattr(model, name)
+        expected = f"at least {need}, for {longest.strip()!r}"
+        config.check(need <= room, f"Model.{name}", room, expected)

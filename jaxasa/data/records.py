@@ -45,6 +45,10 @@ _HEADER = struct.Struct("<4sIII")
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 
 
+class Damaged(ConfigError):
+    """A record that cannot be read, in a shard that is there."""
+
+
 def to_int16(audio: np.ndarray) -> np.ndarray:
     """Float audio in [-1, 1] as int16, rounded; raises `ValueError` beyond it or for NaN."""
     if not np.abs(audio).max(initial=0.0) <= 1:
@@ -173,7 +177,10 @@ class Records:
             return decode(self._reader(shard).read([position])[0])
         except (ValueError, RuntimeError, IndexError) as error:
             path = self.folder / self._shards[shard]["file"]
-            raise ConfigError(f"{path}: record {position} is damaged ({error})") from error
+            if not path.is_file():
+                raise ConfigError(f"{path}: no such file, expected a shard of the set") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise Damaged(f"{path}: record {position} is damaged ({reason})") from error
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         with self._lock:

@@ -8,6 +8,8 @@ Bearings are eight sectors of 45 degrees, named from the listener's seat; azimut
 counter-clockwise with front at 0 and left at +90 degrees.
 """
 
+import bisect
+import math
 import re
 from collections.abc import Sequence
 
@@ -24,6 +26,10 @@ SECTORS = (
 SECTOR_WIDTH = 360.0 / len(SECTORS)
 NEAR = 1.6
 DISTANCES = ("near", "far")
+# Names of ranges, and the edges (degrees, then seconds of RT60) between them.
+ELEVATIONS, ELEVATION_EDGES = ("below", "level", "above", "overhead"), (-10.0, 15.0, 40.0)
+DECAYS, DECAY_EDGES = ("dead", "dry", "live", "echoing"), (0.22, 0.35, 0.5)
+STEPS = (0.7, 1.2, 2.0, 3.4)  # m: distances by name, each 1.7 times the one before
 
 
 def sector(azimuth: float) -> str:
@@ -40,6 +46,21 @@ def sector_margin(azimuth: float) -> float:
 def distance(metres: float) -> str:
     """ "near" below 1.6 m, else "far"."""
     return DISTANCES[metres >= NEAR]
+
+
+def elevation(degrees: float) -> str:
+    """The name of the range of elevation."""
+    return ELEVATIONS[bisect.bisect(ELEVATION_EDGES, degrees)]
+
+
+def decay(rt60: float) -> str:
+    """The name of the range of RT60 (s)."""
+    return DECAYS[bisect.bisect(DECAY_EDGES, rt60)]
+
+
+def metres(distance: float) -> str:
+    """The nearest of STEPS by ratio, in centimetres ("120 cm")."""
+    return f"{100 * min(STEPS, key=lambda s: abs(math.log(distance / s))):.0f} cm"
 
 
 def caption(scene: dict) -> str:

@@ -16,12 +16,12 @@ The layouts differ as follows:
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxasa.config import ConfigError
+from jaxasa.config import EXPERTS, ConfigError
 
 T = TypeVar("T")
 
@@ -97,6 +97,7 @@ SPATIAL: tuple[Row, ...] = (
     *_transformer("spatial/context", "spatial_encoder.context"),
     *_transformer("spatial/blocks", "spatial_encoder"),
     *_linear("spatial/class_bands", "spatial_encoder.class_bands"),
+    Row("spatial/cues", "spatial_encoder.cues"),
     Row("spatial/class_bands_trust", "spatial_encoder.class_bands_trust"),
     *_linear("spatial/measured", "spatial_encoder.measured"),
     *_linear("spatial/slot_bands", "spatial_encoder.heads.slot_bands"),
@@ -128,13 +129,13 @@ SPATIAL: tuple[Row, ...] = (
 PROJECTOR: tuple[Row, ...] = (
     *(
         row
-        for expert in ("semantic", "direction", "distance", "reverberation", "count", "joint")
+        for expert in (*EXPERTS, "trunk", "spatial")
         for part in ("in", "out")
         for row in _linear(f"projector/{expert}_{part}", f"projector.experts.{expert}.{part}")
     ),
     *(
         row
-        for expert in ("semantic", "direction", "distance", "reverberation", "count")
+        for expert in EXPERTS[:-1]
         for row in _linear(f"projector/{expert}_head", f"projector.experts.{expert}.head")
     ),
     *_norm("projector/norm", "projector.norm"),
@@ -212,12 +213,11 @@ def _find(table: list, name: str) -> tuple[Row, dict[str, str]] | None:
 
 def _convert(array: np.ndarray, layout: str, back: bool, name: str) -> np.ndarray:
     if layout == "same":
-        # Not ascontiguousarray, which turns a scalar into a vector.
-        return np.asarray(array, order="C")
+        return array
     axes = _AXES[layout]
     if array.ndim != len(axes):
         raise ConfigError(f"{name}: {array.ndim} axes, expected {len(axes)} ({layout})")
-    return np.asarray(array.transpose(np.argsort(axes) if back else axes), order="C")
+    return array.transpose(np.argsort(axes) if back else axes)
 
 
 def to_file(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -243,7 +243,8 @@ def to_file(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             )
     if unknown:
         raise ConfigError("hf/keymap.py has no row for parameters " + ", ".join(sorted(unknown)))
-    return tensors
+    # Not ascontiguousarray, which turns a scalar into a vector.
+    return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
 
 
 def in_file(axes: tuple[T, ...], layout: str) -> tuple[T, ...]:
@@ -283,9 +284,12 @@ def has_row(name: str, rows: tuple[Row, ...] = TABLE) -> bool:
     return _find(_theirs(rows), name) is not None
 
 
-def from_file(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_file(
+    tensors: Mapping[str, np.ndarray], stack: Callable = np.stack
+) -> dict[str, np.ndarray]:
     """The flat dict {our path: array} for the names and arrays of a file; inverse of `to_file`.
 
+    stack: jnp.stack where the arrays are jax's, inside a function that is traced.
     Raises ConfigError listing names without a row, layers that are missing, or layers whose
     shapes differ.
     """
@@ -305,14 +309,14 @@ def from_file(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             params[path] = array
         else:
             layers.setdefault(path, {})[int(index)] = array
-    for path, stack in layers.items():
-        absent = sorted(set(range(max(stack) + 1)) - set(stack))
+    for path, layer in layers.items():
+        absent = sorted(set(range(max(layer) + 1)) - set(layer))
         if absent:
             problems.append(f"missing layers {absent} of {path}")
-        elif len({array.shape for array in stack.values()}) > 1:
+        elif len({array.shape for array in layer.values()}) > 1:
             problems.append(f"layers of different shapes in {path}")
         else:
-            params[path] = np.stack([stack[n] for n in range(len(stack))])
+            params[path] = stack([layer[n] for n in range(len(layer))])
     if problems:
         raise ConfigError("; ".join(sorted(problems)))
     return params

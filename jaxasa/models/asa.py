@@ -1,4 +1,4 @@
-"""The whole model: semantic and spatial encoders, dense hybrid projector, decoder.
+"""The whole model: semantic and spatial encoders, projector, decoder.
 
 Parameters are a plain dict {"semantic", "spatial", "projector", "decoder", "lora"}; the
 functions here are pure. `lora` may be left out: then the decoder answers as its base model,
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxasa import config
 from jaxasa.data import features
-from jaxasa.models.decoder import Cache, Decoder
+from jaxasa.models.decoder import Cache, Decoder, by_rows
 from jaxasa.models.layers import over_bands, resample_time
 from jaxasa.models.projector import Experts, Projector
 from jaxasa.models.semantic import Semantic
@@ -74,43 +74,80 @@ class ASA:
         return Decoder(m.decoder, m.lora, m.unroll, self.dtype, m.remat)
 
     def audio_tokens(self, samples: int) -> int:
-        """How many places a clip of `samples` takes in a prompt."""
-        return max(1, round(samples / features.RATE * self.model.projector.token_rate))
+        """How many places a clip of `samples` takes in a prompt, at least 1; half a place counts.
+
+        In whole numbers, so that it is the same for an array of lengths on the device.
+        """
+        each = round(features.RATE / self.model.projector.token_rate)
+        count = (samples + each // 2) // each
+        return count + (count < 1)
+
+    def mono(self, audio: jax.Array) -> jax.Array:
+        """[B, N, C] -> [B, N], what the semantic encoder hears: W of FOA, the mean of two ears.
+
+        That mean is a comb filter for sounds from the side, above about 700 Hz, as any downmix.
+        """
+        return audio[..., 0] if self.model.spatial.format == "foa" else audio.mean(-1)
 
     def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
-        """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
+        """Fresh parameters. Adapters start at zero.
+
+        Only the random draws run, not the model. Outside `jit` each shape compiles by itself,
+        which takes less time than all in one; inside `jit` parameters may be built sharded.
+        """
         keys = jax.random.split(key, 5)
         m = self.model
-        audio = jnp.zeros((1, int(seconds * features.RATE), 4))
-        mels = features.log_mel(audio[..., 0], m.semantic.mels)
-        semantic = jnp.zeros((1, 1, m.semantic.width))
-        dense = jnp.zeros((1, 1, m.spatial.width))
-        x = jnp.zeros((1, 2, m.decoder.width))
-        decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
-        layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
+        a = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)  # noqa: E731
+        audio = a(1, int(seconds * features.RATE), m.spatial.channels)
+        mels = jax.eval_shape(lambda x: features.log_mel(x[..., 0], m.semantic.mels), audio)
+        semantic, dense = a(1, 1, m.semantic.width), a(1, 1, m.spatial.width)
+        ids, x, valid = a(1, 2, dtype=jnp.int32), a(1, 2, m.decoder.width), a(1, 2, dtype=bool)
+        decoder = self.decoder.lazy_init(keys[3], ids, method="embed")["params"]
+        layers = self.decoder.lazy_init(keys[4], x, valid)
         null = jnp.zeros((m.spatial.width,))
         return {
-            "semantic": self.semantic.init(keys[0], mels)["params"],
-            "spatial": self.spatial.init(keys[1], audio)["params"],
-            "projector": self.projector.init(keys[2], semantic, dense)["params"] | {"null": null},
+            "semantic": self.semantic.lazy_init(keys[0], mels)["params"],
+            "spatial": self.spatial.lazy_init(keys[1], audio)["params"],
+            "projector": self.projector.lazy_init(keys[2], semantic, dense)["params"]
+            | {"null": null},
             "decoder": decoder | layers["params"],
             "lora": layers["lora"],
         }
 
-    def listen(self, params: Params, audio: jax.Array, disguise: Disguise | None = None) -> Audio:
-        """audio [B, N, 4], int16 or float -> both encoders' views at token rate."""
+    def listen(
+        self,
+        params: Params,
+        audio: jax.Array,
+        disguise: Disguise | None = None,
+        lengths: jax.Array | None = None,
+    ) -> Audio:
+        """audio [B, N, C], int16 or float -> both encoders' views at token rate.
+
+        lengths [B]: samples of each clip, at least one step of the map, where the rest of N is
+        padding. Its first audio_tokens(lengths) tokens are what they are without the padding, and
+        the others have no place in a prompt.
+        """
         if audio.dtype == jnp.int16:
             audio = audio.astype(jnp.float32) * SCALE
-        mels = features.log_mel(audio[..., 0], self.model.semantic.mels)
+        mels = features.log_mel(self.mono(audio), self.model.semantic.mels, lengths)
         colour = None
         if disguise is not None:
             colour = disguise.colour
             mels = mels + over_bands(colour, mels.shape[-1])[:, None] / features.WHISPER_RANGE
             mels = jnp.where(disguise.hidden, mels.mean(axis=(1, 2), keepdims=True), mels)
-        semantic = self.semantic.apply({"params": params["semantic"]}, mels)
-        heard = self.spatial.apply({"params": params["spatial"]}, audio, colour)
+        frames = None if lengths is None else lengths // features.HOP
+        semantic = self.semantic.apply({"params": params["semantic"]}, mels, frames)
+        heard = self.spatial.apply({"params": params["spatial"]}, audio, colour, lengths)
         count = self.audio_tokens(audio.shape[1])
-        return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
+        if lengths is None:
+            return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
+        frames, steps = self.model.semantic.frames(lengths), self.model.spatial.steps(lengths)
+        tokens = self.audio_tokens(lengths)
+        return Audio(
+            resample_time(semantic, count, frames, tokens),
+            resample_time(heard.dense, count, steps, tokens),
+            heard,
+        )
 
     def project(
         self, params: Params, audio: Audio, nulled: jax.Array | None = None
@@ -153,4 +190,8 @@ class ASA:
         hidden, cache = self.decoder.apply(
             variables, x, cache, positions, prompt_mask, step, method="decode"
         )
-        return (hidden[:, 0] @ self.table(params).T).astype(jnp.float32), cache
+        return self.logits(params, hidden[:, 0]), cache
+
+    def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
+        """hidden [B, D] of few rows -> float32 [B, V]."""
+        return by_rows(hidden, [self.table(params)]).astype(jnp.float32)

@@ -10,13 +10,14 @@ F hidden, V vocabulary, L layers, P prompts, G completions of one prompt (B = P 
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxasa import config
+from jaxasa import config, sharding
 
 MASKED = -1e9
 # What the backward pass finds kept of a layer, by `config.Model.remat`.
@@ -48,6 +49,13 @@ class Cache(NamedTuple):
     v: jax.Array
 
 
+def by_rows(x: jax.Array, pieces: Sequence[jax.Array]) -> jax.Array:
+    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, few rows of x as columns."""
+    columns = x.reshape(-1, x.shape[-1]).T
+    y = jnp.concatenate([rows @ columns for rows in pieces])
+    return y.T.reshape(*x.shape[:-1], -1)
+
+
 class Projection(nn.Module):
     """Dense layer, plus `alpha / rank * x a b` where adapters are given."""
 
@@ -58,9 +66,12 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
-        y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "rows"):  # [out, in], see decoding.py
+            y = by_rows(x, self.get_variable("params", "rows"))
+        else:
+            wide = (x.shape[-1], self.features)
+            kernel = self.param("kernel", nn.initializers.normal(0.02), wide)
+            y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         adapted = re.fullmatch(self.lora.targets, self.name) is not None
@@ -165,7 +176,7 @@ class Decoder(nn.Module):
 
     def _scan(self, body, x, inputs):
         scanned = nn.scan(
-            body,
+            lambda block, x, layer: body(block, sharding.by_rows(x), layer),
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             length=self.decoder.layers,
@@ -175,7 +186,7 @@ class Decoder(nn.Module):
 
     def embed(self, ids: jax.Array) -> jax.Array:
         """ids [B, T] -> [B, T, D]."""
-        return self.embedding(ids).astype(self.dtype)
+        return sharding.by_rows(self.embedding(ids).astype(self.dtype))
 
     def __call__(self, x: jax.Array, valid: jax.Array):
         """x [B, T, D], valid [B, T] -> hidden [B, T, D], keys and values [L, B, T, K, H].
@@ -194,7 +205,7 @@ class Decoder(nn.Module):
         if self.remat != "none":
             body = nn.remat(body, policy=KEPT[self.remat], prevent_cse=False)
         x, (k, v) = self._scan(body, x, None)
-        return self.norm(x), k, v
+        return self.norm(sharding.by_rows(x)), k, v
 
     def decode(self, x: jax.Array, cache: Cache, positions, prompt_mask, step):
         """x [B, 1, D], positions [B, 1], prompt_mask [P, S], step -> hidden [B, 1, D], Cache."""
@@ -203,7 +214,7 @@ class Decoder(nn.Module):
             return block.decode(x, layer, positions, prompt_mask, step)
 
         x, (k, v) = self._scan(body, x, cache)
-        return self.norm(x), cache._replace(k=k, v=v)
+        return self.norm(sharding.by_rows(x)), cache._replace(k=k, v=v)
 
 
 def position_ids(valid: jax.Array) -> jax.Array:

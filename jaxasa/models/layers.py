@@ -17,19 +17,23 @@ def sinusoids(length: int, channels: int) -> np.ndarray:
 
 
 class Attention(nn.Module):
-    """Whisper's self-attention: `[B, T, D] -> [B, T, D]`, no bias on keys."""
+    """Whisper's self-attention: `[B, T, D] -> [B, T, D]`, no bias on keys.
+
+    mask [B, T]: False at frames that nobody may attend to; None: every frame is heard.
+    """
 
     heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         split = (*x.shape[:-1], self.heads, width // self.heads)
         q = nn.Dense(width, dtype=self.dtype, name="q")(x).reshape(split)
         k = nn.Dense(width, dtype=self.dtype, name="k", use_bias=False)(x).reshape(split)
         v = nn.Dense(width, dtype=self.dtype, name="v")(x).reshape(split)
-        mixed = jax.nn.dot_product_attention(q, k, v)
+        mask = None if mask is None else mask[:, None, None]
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return nn.Dense(width, dtype=self.dtype, name="o")(mixed.reshape(x.shape))
 
 
@@ -40,10 +44,10 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         norm = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm1")
-        x = x + Attention(self.heads, self.dtype, name="attention")(norm(x))
+        x = x + Attention(self.heads, self.dtype, name="attention")(norm(x), mask)
         h = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm2")(x)
         h = jax.nn.gelu(nn.Dense(4 * width, dtype=self.dtype, name="up")(h), approximate=False)
         return x + nn.Dense(width, dtype=self.dtype, name="down")(h)
@@ -58,9 +62,9 @@ class Blocks(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         def step(block, x, _):
-            return block(x), None
+            return block(x, mask), None
 
         scanned = nn.scan(
             step,
@@ -73,18 +77,36 @@ class Blocks(nn.Module):
         return x
 
 
-def resample_time(x: jax.Array, length: int) -> jax.Array:
+def resample_time(
+    x: jax.Array,
+    length: int,
+    frames: jax.Array | None = None,
+    lengths: jax.Array | None = None,
+) -> jax.Array:
     """`[B, T, D] -> [B, length, D]`: means over equal spans of time, fractions of frames counted.
 
-    Works for any rate, so 50 frames a second give 4 or 12.5 tokens a second.
+    Works for any rate, so 50 frames a second give 4 or 12.5 tokens a second. Sums are in float32.
+    frames, lengths: int [B] of padded clips: the first frames[b] of T become the first lengths[b]
+    of `length`, and what follows is zero.
     """
-    frames = x.shape[1]
-    edges = np.linspace(0, frames, length + 1)
-    index = np.arange(frames)
-    low = np.maximum(edges[:-1, None], index[None])
-    high = np.minimum(edges[1:, None], index[None] + 1)
-    weights = np.maximum(high - low, 0) / (frames / length)
-    return jnp.einsum("lt,btd->bld", jnp.asarray(weights, x.dtype), x)
+    index, out = np.arange(x.shape[1]), np.arange(length)[:, None]
+    sums = jnp.float32
+    if frames is None or lengths is None:
+        # Edges in units of which a frame has `length` and a mean has T, so all are whole numbers.
+        low = np.maximum(out * x.shape[1], index * length)
+        high = np.minimum((out + 1) * x.shape[1], (index + 1) * length)
+        weights = jnp.asarray(np.maximum(high - low, 0) / x.shape[1], sums)
+        return jnp.einsum("lt,btd->bld", weights, x.astype(sums)).astype(x.dtype)
+    t, n = frames[:, None, None], lengths[:, None, None]
+    low = jnp.maximum(out * t, index * n)
+    high = jnp.minimum((out + 1) * t, (index + 1) * n)
+    weights = jnp.where(out < n, jnp.maximum(high - low, 0), 0) / t
+    return jnp.einsum("blt,btd->bld", weights.astype(sums), x.astype(sums)).astype(x.dtype)
+
+
+def heard_frames(frames: jax.Array | None, length: int) -> jax.Array | None:
+    """Real frames [B] of `length` -> bool [B, length], or None where every frame is real."""
+    return None if frames is None else jnp.arange(length) < frames[:, None]
 
 
 def over_bands(curve: jax.Array, mels: int) -> jax.Array:

@@ -1,10 +1,18 @@
-"""Spatial encoder: FOA features to a dense time map, attractor slots, and room estimates.
+"""Spatial encoder: features of FOA or of two ears to a dense time map, slots, room estimates.
 
 A stem of patches over time and frequency, transformer layers over time, then an LSTM
 encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). A slot's
 direction is equivariant at its core: a weighted mean of the measured intensity vectors,
 weights by slot and mel band, plus a bounded learnt residual. The dense map is given such
 means too, one a class, so that what reads the map finds directions in it.
+
+Two ears measure no intensity vector. In its place stands, for each mel band, a learnt 3 x 3 matrix
+times the band's interaural cues (features.interaural): phase turns faster the higher the band, so
+what it says of direction is learnt band by band. Front from back and height are in the spectrum
+rather than in these cues: the residual of a slot's direction is unbounded there, a linear layer.
+
+Norms of the stem have epsilon 1e-6 and its GELUs are the tanh approximation, as in the heads; the
+blocks are Whisper's (1e-5, exact). Heads compute in float32 whatever the dtype of the map.
 
 Letters: B batch, T frames of the map, S slots, D width, M mel bands.
 """
@@ -17,9 +25,10 @@ import jax.numpy as jnp
 
 from jaxasa import config
 from jaxasa.data import features
-from jaxasa.models.layers import Blocks, over_bands, resample_time
+from jaxasa.models.layers import Blocks, heard_frames, over_bands, resample_time
 
 SLOT_STEPS = 2
+UNHEARD = -1e9
 
 
 class Slots(NamedTuple):
@@ -73,36 +82,57 @@ def patches(x: jax.Array, frames: int, bands: int) -> jax.Array:
 
 
 class Spatial(nn.Module):
-    """FOA [B, N, 4] -> Heard."""
+    """FOA [B, N, 4] or ears [B, N, 2] -> Heard."""
 
     spatial: config.Spatial
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: jax.Array, colour: jax.Array | None = None) -> Heard:
-        """colour [B, K]: see asa.Disguise; it changes powers, and no direction."""
+    def __call__(
+        self,
+        audio: jax.Array,
+        colour: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+    ) -> Heard:
+        """colour [B, K]: see asa.Disguise; it changes powers, and no direction.
+
+        lengths [B]: samples of each clip where the rest is padding, see data/features.py. Frames of
+        the map beyond `config.Spatial.steps` of them mean nothing; no estimate depends on them.
+        """
         s = self.spatial
-        vectors = features.intensity(audio, s.fft, s.hop, s.mels)
+        is_foa = s.format == "foa"
+        measure = features.intensity if is_foa else features.interaural
+        vectors = measure(audio, s.fft, s.hop, s.mels, lengths)
         if colour is not None:
             gain = over_bands(colour, s.mels)[:, None] / features.WHISPER_RANGE
             vectors = vectors.at[..., 0].add(gain)
-        x = vectors if s.features == "intensity" else features.foa_stft(audio, s.fft, s.hop)
+        x = vectors
+        if s.features == "stft":
+            x = features.stft_parts(audio, s.fft, s.hop, lengths)
         # A centred STFT has one frame too many at the end; what fills no step is dropped.
         merged = s.frames_per_step
         frames = x.shape[1] // merged
         field = vectors[:, : merged * frames]
         field = field.reshape(field.shape[0], frames, merged, s.mels, 5).mean(2)
-        dense = self._dense(x[:, : merged * frames].astype(self.dtype), field)
-        slots = self._slots(dense, field)
+        if not is_foa:
+            cues = self.param("cues", nn.initializers.normal(0.5), (s.mels, 3, 3))
+            found = jnp.einsum("btmc,mcd->btmd", field[..., 1:4], cues)
+            field = field.at[..., 1:4].set(found)
+        real = None if lengths is None else s.steps(lengths)
+        mask = heard_frames(real, frames)
+        dense = self._dense(x[:, : merged * frames].astype(self.dtype), field, mask)
+        slots = self._slots(dense, field, real)
+        where = None if mask is None else mask[..., None]
         # Not dense.max(1): its gradient is 0 / 0 where XLA rounds the maximum otherwise than dense.
-        peak = jnp.take_along_axis(dense, dense.argmax(1)[:, None], axis=1)[:, 0]
-        pooled = jnp.concatenate([dense.mean(1), peak], -1)
+        highest = (dense if where is None else jnp.where(where, dense, UNHEARD)).argmax(1)
+        peak = jnp.take_along_axis(dense, highest[:, None], axis=1)[:, 0]
+        pooled = jnp.concatenate([dense.mean(1, where=where), peak], -1)
         hidden = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="room_hidden")(pooled))
         room = nn.Dense(4, name="room")(hidden)
         return Heard(dense, slots, Room(*jnp.moveaxis(room, -1, 0)))
 
-    def _dense(self, x: jax.Array, field: jax.Array) -> jax.Array:
+    def _dense(self, x: jax.Array, field: jax.Array, mask: jax.Array | None) -> jax.Array:
         """x [B, frames, bands, C] features, field [B, T, M, 5] -> dense map [B, T, D]."""
         s = self.spatial
         for i, (channels, frames, bands) in enumerate(s.stem):
@@ -110,13 +140,13 @@ class Spatial(nn.Module):
             x = nn.Dense(channels, dtype=self.dtype, name=f"stem{i}")(x)
             x = jax.nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"stem_norm{i}")(x))
         x = nn.Dense(s.width, dtype=self.dtype, name="stem_out")(x.reshape(*x.shape[:2], -1))
-        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="context")(x)
+        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="context")(x, mask)
         # One head a class looks for the bands in which that class may be heard, and measures there.
         gates = jax.nn.sigmoid(self._gates("class_bands", x, s.classes, field))
         found = jnp.einsum("btsm,btmc->btsc", gates, field[..., 1:4]) / s.mels
         found = jnp.concatenate([unit(found), found], -1).reshape(*x.shape[:2], -1)
         x = x + nn.Dense(s.width, dtype=self.dtype, name="measured")(found.astype(self.dtype))
-        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x)
+        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x, mask)
         return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
 
     def _gates(self, name: str, x: jax.Array, count: int, field: jax.Array) -> jax.Array:
@@ -129,25 +159,29 @@ class Spatial(nn.Module):
         clarity = field[..., 0] * trust[0] + (field[..., 4] - 0.5) * trust[1]
         return bands + clarity[:, :, None]
 
-    def _attractors(self, dense: jax.Array) -> jax.Array:
+    def _attractors(self, dense: jax.Array, real: jax.Array | None) -> jax.Array:
         """dense [B, T, D] -> [B, S, D]: an LSTM reads the map, another writes one a slot."""
         s = self.spatial
-        coarse = resample_time(dense, -(-dense.shape[1] // SLOT_STEPS))
+        read = None if real is None else -(-real // SLOT_STEPS)
+        coarse = resample_time(dense, -(-dense.shape[1] // SLOT_STEPS), real, read)
         reader = nn.RNN(nn.OptimizedLSTMCell(s.width, name="reader"), return_carry=True)
-        carry, _ = reader(coarse)
+        carry, _ = reader(coarse, seq_lengths=read)
         writer = nn.RNN(nn.OptimizedLSTMCell(s.width, name="writer"))
         start = self.param("slots", nn.initializers.normal(0.5), (s.slots, s.width))
         start = jnp.broadcast_to(start, (dense.shape[0], *start.shape)).astype(dense.dtype)
         return writer(start, initial_carry=carry)
 
-    def _slots(self, dense: jax.Array, field: jax.Array) -> Slots:
-        """field [B, T, M, 5]: log power, intensity vector and diffuseness of each mel band."""
+    def _slots(self, dense: jax.Array, field: jax.Array, real: jax.Array | None) -> Slots:
+        """field [B, T, M, 5]: log power, direction vector and diffuseness of each mel band."""
         s = self.spatial
-        attractors = self._attractors(dense)
+        attractors = self._attractors(dense, real)
         keys = nn.Dense(s.width, dtype=self.dtype, name="activity_keys")(dense)
         activity = jnp.einsum("btd,bsd->bst", keys, attractors) / s.width**0.5
         bias = self.param("activity_bias", nn.initializers.zeros, ())
         activity = (activity + bias).astype(jnp.float32)
+        heard = heard_frames(real, activity.shape[-1])
+        if heard is not None:
+            activity = jnp.where(heard[:, None], activity, UNHEARD)
         weights = jax.nn.sigmoid(activity)
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-6)
         seen = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
@@ -157,10 +191,11 @@ class Spatial(nn.Module):
         common = self._gates("slot_bands", dense, 1, field)
         gates = jax.nn.sigmoid(bands + jnp.moveaxis(common, 2, 1))
         measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.mels
-        residual = jnp.tanh(nn.Dense(3, dtype=self.dtype, name="residual")(hidden))
-        direction = (
-            measured + 0.2 * jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True) * residual
-        )
+        residual = nn.Dense(3, dtype=self.dtype, name="residual")(hidden)
+        if s.format == "foa":
+            clear = jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True)
+            residual = 0.2 * clear * jnp.tanh(residual)
+        direction = measured + residual
         pooled = jnp.einsum("bst,bstd->bsd", weights, hidden)
         summary = jax.nn.gelu(
             nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(

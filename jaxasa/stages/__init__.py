@@ -17,6 +17,7 @@ from jaxasa.data.sounds import Bank
 from jaxasa.models.asa import ASA
 from jaxasa.stages import align, grpo, sft, spatial, start, text
 from jaxasa.stages.common import Context
+from jaxasa.workdir import scenes_of
 
 TASKS = {
     "text": text.task,
@@ -27,55 +28,79 @@ TASKS = {
 }
 
 
-def train(run: config.Run, stage: str, workdir: str | Path, config_text: str) -> state.State:
+def train(
+    run: config.Run, stage: str, workdir: str | Path, config_text: str, profile: int = 0
+) -> state.State:
     """Trains `stage` in `workdir`, from where stages/start.py says.
 
+    profile: steps to trace (loop.train).
     Raises ConfigError where the sounds, scenes or checkpoints that it builds on are missing.
     """
     folder = Path(workdir)
-    options: config.Stage = getattr(run, stage)
+    context = prepare(run, stage, folder)
+    with jax.set_mesh(context.mesh):
+        task = TASKS[stage](context)
+        return fit(context, task, context.stage, folder, config_text, profile)
+
+
+def prepare(run: config.Run, stage: str, folder: Path) -> Context:
+    """What `stage` builds its task from, out of a work folder. Raises ConfigError as `train`."""
     bank = Bank.load(folder / "sounds")
     most = run.model.spatial.classes
     if len(bank.classes) > most:
         raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
     needs_scenes = stage != "text"
-    context = Context(
+    return Context(
         run=run,
-        stage=options,
+        stage=getattr(run, stage),
         asa=ASA(run.model),
         mesh=mesh.make(run.mesh),
         text=start.tokenizer(run, bank, folder),
         classes=bank.classes,
         clips=bank.clips("train"),
         train=_train_scenes(run, folder) if needs_scenes else None,
-        dev=Records(folder / "scenes" / "dev") if needs_scenes else None,
+        dev=Records(scenes_of(run, folder, "dev")) if needs_scenes else None,
     )
+
+
+def fit(
+    context: Context,
+    task: loop.Task,
+    options: config.Stage,
+    folder: Path,
+    config_text: str,
+    profile: int = 0,
+) -> state.State:
+    """Trains `task` as `options` say, in a mesh that is set; see `train`."""
+    run, stage = context.run, task.name
     out = folder / "checkpoints" / stage
-    out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(folder / "tokenizer.json", out / "tokenizer.json")
+    for place in [out, out / "best"] if options.best else [out]:
+        place.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            shutil.copyfile(folder / "tokenizer.json", place / "tokenizer.json")
     meta = {
         "stage": stage,
-        "classes": list(bank.classes),
+        "classes": list(context.classes),
         "seconds": run.scenes.seconds,
-        "sounds": bank.name,
+        "sounds": Bank.load(folder / "sounds").name,
         "model": dataclasses.asdict(run.model),
         "tokenizer": "tokenizer.json",
     }
-    with jax.set_mesh(context.mesh):
-        return loop.train(
-            TASKS[stage](context),
-            start.at(run, stage, folder, context.asa, context.mesh, bank.classes),
-            options,
-            folder=out,
-            logs=folder / "logs" / stage,
-            meta=meta,
-            config_text=config_text,
-            seed=run.seed,
-        )
+    return loop.train(
+        task,
+        start.at(run, stage, folder, context.asa, context.mesh, context.classes),
+        options,
+        folder=out,
+        logs=folder / "logs" / stage,
+        meta=meta,
+        config_text=config_text,
+        seed=run.seed,
+        profile=profile,
+    )
 
 
 def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:
     """The scenes of train: stored, or mixed from DIR/responses where Scenes.responses is set."""
     if run.scenes.responses:
         return Mixed(run.scenes, folder / "sounds", folder / "responses", run.seed)
-    return Records(folder / "scenes" / "train")
+    return Records(scenes_of(run, folder, "train"))

@@ -10,40 +10,49 @@ from jaxasa.stages.spatial import expert_loss
 EXPERT_WEIGHT = 0.2
 
 
-def task(context: common.Context) -> common.Task:
-    """One caption a scene."""
-    run, stage, asa, text = context.run, context.stage, context.asa, context.text
+def objective(context: common.Context):
+    """loss(params, batch, key) of one caption a scene."""
+    run, asa, text = context.run, context.asa, context.text
 
     def loss(params, batch, key):
         audio = asa.listen(params, common.hear(batch))
         tokens, experts = asa.project(params, audio)
         prompt, reply = batch["prompt"][:, 0], batch["reply"][:, 0]
         said, hits = common.reply_loss(asa, params, prompt, reply, tokens, text, False)
-        aside, _ = expert_loss(experts, batch, run.scenes.seconds)
+        aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.classes)
         return said + EXPERT_WEIGHT * aside, {"caption": said} | hits
+
+    return loss
+
+
+def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
+    """The maker of examples; without `augment` they are as they were rendered."""
+    model = context.run.model
+    return pipeline.Targets(
+        context.classes,
+        model.spatial.slots,
+        context.stage.mono_share if augment else 0.0,
+        augment and context.turns,
+        model,
+        context.text,
+        context.audio_tokens,
+        context.stage.phrasings if augment else 0.0,
+    )
+
+
+def task(context: common.Context) -> common.Task:
+    """One caption a scene."""
+    run, loss = context.run, objective(context)
 
     def measure(params, batch):
         value, measured = loss(params, batch, None)
         return {"loss": value} | measured
 
-    def make(mono_share: float, augment: bool) -> pipeline.Targets:
-        return pipeline.Targets(
-            context.classes,
-            run.model.spatial.slots,
-            mono_share,
-            augment,
-            run.model,
-            text,
-            context.audio_tokens,
-        )
-
     count = 2 * common.EVAL_SCENES
-    batch = pipeline.fixed(context.dev, make(0.0, False), run.seed, "align/dev", count)
+    batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "align/dev", count)
     return common.Task(
         "align",
-        pipeline.Batches(
-            context.train, make(stage.mono_share, True), run.seed, "align", stage.batch
-        ),
+        common.batches(context, examples(context), "align"),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

@@ -1,6 +1,7 @@
 """What the stages share: their context, hearing on the device, the gradient step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from jax.sharding import Mesh
 
 from jaxasa import config, optim, sharding
 from jaxasa.acoustics.scenes import Clip
+from jaxasa.config import ConfigError
+from jaxasa.data import curriculum, pipeline
 from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
@@ -38,6 +41,11 @@ class Context:
     dev: Records | None
 
     @property
+    def turns(self) -> bool:
+        """Whether scenes may be turned as they are read: FOA turns exactly, two ears do not."""
+        return self.run.model.spatial.format == "foa"
+
+    @property
     def audio_tokens(self) -> int:
         return self.asa.audio_tokens(round(self.run.scenes.seconds * 16_000))
 
@@ -52,11 +60,38 @@ class Task:
     evaluate: Callable[[Params], Mapping[str, float] | None]
 
 
+def batches(
+    context: Context, make: Callable, purpose: str, guests: Sequence[pipeline.Guest] = ()
+) -> pipeline.Batches:
+    """The batches of a stage that hears scenes, from easy to hard where it says so."""
+    stage, scenes, pace = context.stage, context.train, None
+    if stage.easiest != (1.0, 1.0):
+        if not isinstance(scenes, Records):
+            name = f"{type(stage).__name__}.easiest"
+            raise ConfigError(f"{name} is {stage.easiest}, expected (1.0, 1.0) for mixed scenes")
+        described = [scenes[i][1] for i in range(len(scenes))]
+        pace = curriculum.Pace(curriculum.easiest_first(described, stage.hard_by), stage.easiest)
+    return pipeline.Batches(
+        scenes,
+        make,
+        context.run.seed,
+        purpose,
+        stage.batch,
+        total=stage.steps * stage.batch,
+        guests=guests,
+        pace=pace,
+    )
+
+
 def hear(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """int16 audio [B, N, 4] as float, the field turned by `yaw` (degrees), only W where `mono`.
+    """int16 audio [B, N, C] as float, the field turned by `yaw` (degrees), only W where `mono`.
 
     Turning by psi maps X to X cos psi - Y sin psi and Y to X sin psi + Y cos psi: exact in FOA.
+    Two ears are not turned, and hear their mean where `mono`.
     """
+    if batch["audio"].shape[-1] == 2:
+        ears = batch["audio"].astype(jnp.float32) * SCALE
+        return jnp.where(batch["mono"][:, None, None], ears.mean(-1, keepdims=True), ears)
     w, y, z, x = jnp.moveaxis(batch["audio"].astype(jnp.float32) * SCALE, -1, 0)
     angle = jnp.radians(batch["yaw"])[:, None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
@@ -89,20 +124,36 @@ def reply_loss(
     }
 
 
-def gradient_step(context: Context, loss: Callable) -> Callable:
-    """loss(params, batch, key) -> (scalar, metrics); returns the loop's step(state, batch, key).
+def gradient_update(context: Context, loss: Callable) -> Any:
+    """loss(params, batch, key) -> (scalar, metrics); returns update(state, batch, key), jitted.
 
-    Gradients are taken with respect to what the stage trains, and nothing else.
+    Gradients are taken with respect to what the stage trains, and nothing else; a batch is taken
+    in `stage.accumulate` parts.
+
+    Raises ConfigError for parts that do not divide among the devices.
     """
     optimizer = optim.make(context.stage)
+    parts = context.stage.accumulate
+    share = context.mesh.shape["data"] * context.mesh.shape["fsdp"]
+    if context.stage.batch // parts % share:
+        name = type(context.stage).__name__
+        raise ConfigError(
+            f"{name}.accumulate is {parts}, expected parts of the batch of {context.stage.batch} "
+            f"that divide by data x fsdp = {share}"
+        )
 
     def update(state: State, batch, key) -> tuple[State, dict]:
         trainable, frozen = optim.split(state.params, context.stage.trainable)
 
-        def of(trainable):
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def gradient(trainable, batch, key):
             return loss(optim.merge(trainable, frozen), batch, key)
 
-        (value, metrics), grads = jax.value_and_grad(of, has_aux=True)(trainable)
+        if parts == 1:
+            found = gradient(trainable, batch, key)
+        else:
+            found = _mean_of_parts(functools.partial(gradient, trainable), batch, key, parts)
+        (value, metrics), grads = found
         changes, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
         params = optim.merge(trainable, frozen)
@@ -111,14 +162,48 @@ def gradient_step(context: Context, loss: Callable) -> Callable:
             state, step=state.step + 1, params=params, opt_state=opt_state
         ), metrics
 
-    jitted = jax.jit(update, donate_argnums=0)
+    return jax.jit(update, donate_argnums=0)
+
+
+def gradient_step(context: Context, loss: Callable) -> Callable:
+    """The loop's step(state, batch, key) of `loss`: places the batch and updates the state."""
+    jitted = gradient_update(context, loss)
 
     def step(state: State, batch, key) -> tuple[State, Mapping]:
         placed = sharding.place_batch(batch, context.mesh)
         with jax.transfer_guard("disallow"):
-            return jitted(state, placed, key)
+            state, metrics = jitted(state, placed, key)
+        return state, metrics | _counts(context, batch)
 
     return step
+
+
+def _counts(context: Context, batch: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Examples of a batch, of all processes, and the tokens of their prompts and replies."""
+    processes = jax.process_count()
+    counts = {"examples": len(next(iter(batch.values()))) * processes}
+    texts = [batch[name] for name in ("prompt", "reply") if name in batch]
+    if texts:
+        pad = context.text.pad
+        counts["tokens"] = sum(int((x != pad).sum()) for x in texts) * processes
+    return counts
+
+
+def _mean_of_parts(function: Callable, batch, key: jax.Array, parts: int):
+    """Mean of function(batch, key) over `parts` of the batch, one after another."""
+
+    def part(x: jax.Array) -> jax.Array:
+        # Every so manieth row, so that each part lies on all devices.
+        return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
+
+    def add(total, inputs):
+        return jax.tree.map(jnp.add, total, function(*inputs)), None
+
+    inputs = jax.tree.map(part, batch), jax.random.split(key, parts)
+    first = jax.tree.map(lambda x: x[0], inputs)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
+    total, _ = jax.lax.scan(add, zeros, inputs)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def evaluation(context: Context, measure: Callable, batch: Mapping[str, np.ndarray]) -> Callable:

@@ -8,14 +8,18 @@ Letters: P prompts, G completions of each, R = P x G rows, C new tokens.
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from jaxasa import sharding
-from jaxasa.data import pipeline, questions
+from jaxasa.data import curriculum, pipeline
+from jaxasa.data.questions import LEVELS
 from jaxasa.models import lm, sample
 from jaxasa.stages import common, policy, rewards
 from jaxasa.stages.sft import asked, flat, project
@@ -66,29 +70,47 @@ def completion_logps(context: common.Context, params, batch, adapted: bool = Tru
     return logps
 
 
-def task(context: common.Context) -> common.Task:
-    """Rollouts, rewards, updates. A prompt is one scene with one question."""
-    run, stage, asa, text = context.run, context.stage, context.asa, context.text
-    loss_of_tokens = policy.loss_of(stage)
-    # Sampler and learner round apart: the learner says how likely it found what was sampled.
-    is_rough = asa.dtype != jnp.float32
-    by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
-    batches = pipeline.Batches(context.train, asked(context, 1), run.seed, "grpo", stage.batch)
+def examples(context: common.Context) -> pipeline.Asked:
+    """The maker of examples: a prompt is one scene with one question.
+
+    Where levels are promoted by success, one question of each level, of which one is taken.
+    """
+    stage = context.stage
+    return asked(context, 1, levels=stage.levels, each_level=stage.promote > 0)
+
+
+def sampler(context: common.Context):
+    """rollout(params, batch, key, group, temperature), jitted."""
 
     def sample_them(params, batch, key, group: int, temperature: float):
         return rollout(context, params, batch, key, group, temperature)
 
-    sampled = jax.jit(sample_them, static_argnums=(3, 4))
+    # Laid like a batch, so that each process has the completions of its own prompts.
+    rows = NamedSharding(context.mesh, sharding.BATCH)
+    return jax.jit(sample_them, static_argnums=(3, 4), out_shardings=rows)
 
-    @jax.jit
-    def score(params, batch) -> dict[str, jax.Array]:
-        """[P, G, C]: what the updates need of the policy before them, and of the reference."""
-        found = {}
-        if is_rough and stage.epochs > 1:
-            found["learner"] = completion_logps(context, params, batch)
-        if stage.kl_weight:
-            found["reference"] = completion_logps(context, params, batch, adapted=False)
-        return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
+
+def is_rough(context: common.Context) -> bool:
+    """Sampler and learner round apart: the learner says how likely it found what was sampled."""
+    return context.asa.dtype != jnp.float32
+
+
+def rescores(context: common.Context) -> bool:
+    """Whether what the learner found before the first of several updates is kept for them."""
+    return is_rough(context) and context.stage.epochs > 1
+
+
+def paced(context: common.Context) -> common.Context:
+    """The context of the updates, whose schedule counts them: a step makes `epochs`."""
+    stage = context.stage
+    often = {name: getattr(stage, name) * stage.epochs for name in ("steps", "warmup")}
+    return dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
+
+
+def objective(context: common.Context):
+    """loss(params, batch, key) of completions with their advantages."""
+    stage, rough = context.stage, is_rough(context)
+    loss_of_tokens = policy.loss_of(stage)
 
     def loss(params, batch, key):
         logps = completion_logps(context, params, batch)
@@ -97,13 +119,13 @@ def task(context: common.Context) -> common.Task:
         mask = flat(batch["taught"])
         active = jnp.maximum(mask.sum(), 1)
         extra, metrics = {}, {}
-        if is_rough:
-            sampler, behaviour = behaviour, jax.lax.stop_gradient(logps)
+        if rough:
+            sampled, behaviour = behaviour, jax.lax.stop_gradient(logps)
             if "learner" in batch:
                 # Where nothing counts nothing may overflow either: infinity times 0 is no 0.
                 behaviour = jnp.where(mask > 0, flat(batch["learner"]), behaviour)
-            extra["weight"] = policy.truncated_ratio(behaviour, sampler)
-            ratio = jnp.where(mask > 0, jnp.exp(behaviour - sampler), 1.0)
+            extra["weight"] = policy.truncated_ratio(behaviour, sampled)
+            ratio = jnp.where(mask > 0, jnp.exp(behaviour - sampled), 1.0)
             metrics["sampler_ratio"] = (ratio * mask).sum() / active
             metrics["sampler_ratio_max"] = ratio.max()
         if "reference" in batch:
@@ -114,10 +136,39 @@ def task(context: common.Context) -> common.Task:
         drift = ((logps - behaviour) * mask).sum() / active
         return value, {"log_ratio": drift} | metrics
 
-    # Its schedule counts updates, of which a step makes `epochs`.
-    often = {name: getattr(stage, name) * stage.epochs for name in ("steps", "warmup")}
-    paced = dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
-    update = common.gradient_step(paced, loss)
+    return loss
+
+
+def played_shapes(context: common.Context, prompts: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What rollouts and rewards add to a batch before an update, as `task`'s step does."""
+    stage = context.stage
+    whole = (prompts, stage.group, context.run.model.reply_tokens)
+    names = ["logps", "mask", "taught"]
+    names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
+    shapes = {name: jax.ShapeDtypeStruct(whole, jnp.float32) for name in names}
+    shapes["ids"] = jax.ShapeDtypeStruct(whole, jnp.int32)
+    return shapes | {"advantages": jax.ShapeDtypeStruct(whole[:2], jnp.float32)}
+
+
+def task(context: common.Context) -> common.Task:
+    """Rollouts, rewards, updates. A prompt is one scene with one question."""
+    run, stage, text = context.run, context.stage, context.text
+    by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
+    batches = _batches(context)
+    sampled = sampler(context)
+    update = common.gradient_step(paced(context), objective(context))
+
+    rows = NamedSharding(context.mesh, sharding.BATCH)
+
+    @partial(jax.jit, out_shardings=rows)
+    def score(params, batch) -> dict[str, jax.Array]:
+        """[P, G, C]: what the updates need of the policy before them, and of the reference."""
+        found = {}
+        if rescores(context):
+            found["learner"] = completion_logps(context, params, batch)
+        if stage.kl_weight:
+            found["reference"] = completion_logps(context, params, batch, adapted=False)
+        return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
 
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
@@ -137,19 +188,19 @@ def task(context: common.Context) -> common.Task:
         return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
 
     def play(params, batch, key) -> tuple[dict, dict]:
-        """A rollout, each [P, G, C], and its rewards by name, each [P, G]."""
+        """A rollout, each [P, G, C], and its rewards by name, each [P, G]: of this process."""
         placed = sharding.place_batch(batch, context.mesh)
-        made = sampled(params, placed, key, stage.group, stage.temperature)
-        found = judge(jax.device_get(made.ids), batch)
-        mask = np.asarray(made.mask, np.float32)
-        return {"ids": np.asarray(made.ids), "logps": np.asarray(made.logps), "mask": mask}, found
+        made = sharding.local(sampled(params, placed, key, stage.group, stage.temperature))
+        found = judge(made.ids, batch)
+        return made._asdict() | {"mask": made.mask.astype(np.float32)}, found
 
     def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
         """Other prompts with their rollouts in place of those that teach nothing, while any are."""
         batch, made, found = ({k: np.array(v) for k, v in x.items()} for x in (batch, made, found))
         for n in range(stage.resample):
             dull = np.flatnonzero(_is_equal(found))
-            if not len(dull):
+            # While any process has some: a rollout is made by all of them.
+            if not sharding.joined(np.array([len(dull)])).any():
                 break
             other = next(batches)
             tried, earned = play(params, other, jax.random.fold_in(key, n + 1))
@@ -160,29 +211,43 @@ def task(context: common.Context) -> common.Task:
         return batch, made, found
 
     def step(state: State, batch, key) -> tuple[State, Mapping]:
+        began = time.monotonic()
         made, found = play(state.params, batch, key)
-        equal = float(_is_equal(found).mean())
+        equal = _is_equal(found)
         if stage.resample:
             batch, made, found = refresh(state.params, batch, key, made, found)
         ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
         gains = policy.advantages(found["total"], by_deviation).astype(np.float32)
         taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
+        played = time.monotonic()
         batch = {**batch, **made, "taught": taught, "advantages": gains}
-        if stage.kl_weight or (is_rough and stage.epochs > 1):
-            before = score(state.params, sharding.place_batch(batch, context.mesh))
-            batch |= jax.device_get(before)
+        if stage.kl_weight or rescores(context):
+            batch |= sharding.local(score(state.params, sharding.place_batch(batch, context.mesh)))
         for _ in range(stage.epochs):
             state, metrics = update(state, batch, key)
         if stage.epochs > 1:
             state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
-        metrics = metrics | {
-            **{f"reward/{name}": float(value.mean()) for name, value in found.items()},
+        # Only for the clock: the next step's rollout waits for the update in any case.
+        number = int(jax.block_until_ready(state.step))
+        seconds = {"rollout": played - began, "update": time.monotonic() - played}
+        levels = np.asarray(batch["level"])[:, 0]
+        measured = {f"reward/{name}": value for name, value in found.items()} | {
+            **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
             "equal_groups": equal,
-            "length": float(made["mask"].sum(-1).mean()),
-            "truncated": float(1 - ended.mean()),
+            "length": made["mask"].sum(-1),
+            "truncated": ~ended,
         }
         if stage.resample:
-            metrics["equal_groups_left"] = float(_is_equal(found).mean())
+            measured["equal_groups_left"] = _is_equal(found)
+        of_all = sharding.joined(measured)
+        metrics = metrics | {name: float(value.mean()) for name, value in of_all.items()}
+        metrics |= {f"seconds/{name}": spent for name, spent in seconds.items()}
+        metrics["tokens"] = float(of_all["length"].sum())
+        if number % stage.log_every == 0:
+            metrics["samples"] = _samples(context, batch, found)
+        if isinstance(batches, curriculum.Promotion):
+            batches.report(metrics["reward/answer"])
+            metrics["promotion"] = batches.done
         return state, metrics
 
     plain = asked(context, 4, augment=False)
@@ -192,14 +257,39 @@ def task(context: common.Context) -> common.Task:
         """Greedy answers to dev questions, by level."""
         placed = sharding.place_batch(dev, context.mesh)
         made = sampled(params, placed, jax.random.key(0), 1, 0.0)
-        right = judge(jax.device_get(made.ids), dev)["answer"][:, 0]
+        right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
         levels = dev["level"].reshape(-1)
-        by_level = {
-            name: float(right[levels == i].mean()) for i, name in enumerate(questions.LEVELS)
-        }
+        by_level = {name: float(right[levels == i].mean()) for i, name in enumerate(LEVELS)}
         return {"accuracy": float(right.mean())} | by_level
 
     return common.Task("grpo", batches, step, evaluate)
+
+
+def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion:
+    """A question a scene; its level by the schedule of the stage, or by what succeeds."""
+    stage, batches = context.stage, common.batches(context, examples(context), "grpo")
+    if not stage.promote:
+        return batches
+    success = stage.promote, stage.promote_steps
+    return curriculum.Promotion(batches, stage.levels, *success, context.run.seed)
+
+
+def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[dict]:
+    """The completions of this process's first prompt, with their rewards, to be read."""
+    text = context.text
+    prompt = flat(np.asarray(batch["prompt"]))[0]
+    asked_for = text.decode(prompt[prompt != text.audio]).strip()
+    right = rewards.answer_of(text.decode(flat(np.asarray(batch["reply"]))[0]))
+    return [
+        {
+            "question": asked_for,
+            "right": right,
+            "said": text.decode(ids),
+            "rewards": {name: round(float(value[0, g]), 4) for name, value in found.items()},
+            "advantage": round(float(batch["advantages"][0, g]), 4),
+        }
+        for g, ids in enumerate(batch["ids"][0])
+    ]
 
 
 def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:

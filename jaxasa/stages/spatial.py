@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxasa.data import features, pipeline
+from jaxasa.data import features, pipeline, recordings
 from jaxasa.models.asa import Disguise
 from jaxasa.models.projector import Experts
 from jaxasa.models.spatial import Heard, Slots, unit
@@ -19,6 +19,15 @@ from jaxasa.stages import common
 
 Batch = Mapping[str, jax.Array]
 COLOURS = 8  # points of a random filter over the mel bands
+# Of the experts' losses.
+WEIGHTS = {
+    "tags": 8.0,
+    "clip_tags": 4.0,
+    "class_direction": 8.0,
+    "class_distance": 0.5,
+    "reverberation": 0.5,
+    "active_count": 0.5,
+}
 
 
 def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
@@ -29,8 +38,11 @@ def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
     return jnp.clip((high - low) * frames / seconds, 0.0, 1.0)
 
 
-def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
-    """Slot of each source, int [B, S]: least cost of presence, class, direction and activity."""
+def match(slots: Slots, batch: Batch, active: jax.Array, sure: Mapping) -> jax.Array:
+    """Slot of each source, int [B, S]: least cost of presence, class, direction and activity.
+
+    sure: masks of `known`.
+    """
     heard = batch["present"][:, None, :]
     presence = optax.sigmoid_binary_cross_entropy(slots.presence[..., None], heard)
     label = -jnp.take_along_axis(
@@ -41,6 +53,7 @@ def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
     away = 1.0 - jnp.einsum("bijc,bjc->bij", direction, batch["direction"])
     logits = slots.activity[:, :, None, :]
     timing = optax.sigmoid_binary_cross_entropy(logits, active[:, None]).mean(-1)
+    label = label * sure["label"][:, None, :]
     cost = presence + heard * (label + away * (1.0 - batch["mono"][:, None, None]) + 2.0 * timing)
 
     def assign(cost):
@@ -50,11 +63,26 @@ def match(slots: Slots, batch: Batch, active: jax.Array) -> jax.Array:
     return jax.vmap(assign)(jax.lax.stop_gradient(cost))
 
 
+def known(batch: Batch) -> tuple[dict, dict]:
+    """(masks, batch with 0 for what is not known): what real recordings leave open teaches nothing.
+
+    masks, float: label [B, S], log_distance [B, S], room [B, 4].
+    """
+    masks = {
+        "label": batch["label"] >= 0,
+        "log_distance": jnp.isfinite(batch["log_distance"]),
+        "room": jnp.isfinite(batch["room"]),
+    }
+    filled = {name: jnp.where(mask, batch[name], 0) for name, mask in masks.items()}
+    return {name: mask.astype(jnp.float32) for name, mask in masks.items()}, {**batch, **filled}
+
+
 def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
     """Losses of the matched slots and of the room; direction counts only where it is heard."""
+    sure, batch = known(batch)
     slots = heard.slots
     active = activity(batch["span"], slots.activity.shape[-1], seconds)
-    order = match(slots, batch, active)
+    order = match(slots, batch, active, sure)
     pick = lambda x: jnp.take_along_axis(  # noqa: E731
         x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1
     )
@@ -69,15 +97,17 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
     room = jnp.stack(heard.room, -1)
     losses = {
         "presence": optax.sigmoid_binary_cross_entropy(slots.presence, present).mean(),
-        "label": mean(label, present),
+        "label": mean(label, present * sure["label"]),
         "activity": mean(timing, present),
         "direction": mean(1.0 - cosine, spatial),
-        "distance": mean(jnp.abs(slots.log_distance - batch["log_distance"]), present),
-        "room": jnp.abs(room - batch["room"]).mean(),
+        "distance": mean(
+            jnp.abs(slots.log_distance - batch["log_distance"]), present * sure["log_distance"]
+        ),
+        "room": mean(jnp.abs(room - batch["room"]), sure["room"]),
     }
     angle = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
     measured = losses | {
-        "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present),
+        "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present * sure["label"]),
         "doa_median": jnp.nanmedian(jnp.where(spatial > 0, angle, jnp.nan)),
     }
     total = (
@@ -91,42 +121,50 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
     return total, measured
 
 
-def expert_loss(experts: Experts, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
-    """Auxiliary losses of the projector's experts at token rate, targets bound to classes."""
-    classes = experts.tags.shape[-1]
-    active = activity(batch["span"], experts.tags.shape[1], seconds) * batch["present"][..., None]
-    names = jax.nn.one_hot(batch["label"], classes)
+def expert_loss(
+    experts: Experts, batch: Batch, seconds: float, classes: int
+) -> tuple[jax.Array, dict]:
+    """Auxiliary losses of the projector's experts at token rate, targets bound to classes.
+
+    An expert that the projector is built without has no loss. A source of a class without a name
+    is in none of them but the count.
+    """
+    sure, batch = known(batch)
+    frames = next((x.shape[1] for x in experts if x is not None), 1)
+    active = activity(batch["span"], frames, seconds) * batch["present"][..., None]
+    names = jax.nn.one_hot(batch["label"], classes) * sure["label"][..., None]
     tags = jnp.einsum("bst,bsc->btc", active, names)
     where = jnp.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"])
     far = jnp.einsum("bsc,bs->bc", names * batch["present"][..., None], batch["log_distance"])
+    told = jnp.einsum("bst,bsc,bs->btc", active, names, sure["log_distance"])
     spatial = (1.0 - batch["mono"])[:, None, None]
-    # Most of the targets are zero: what is heard weighs more.
-    weights = (1.0 + 4.0 * tags) * spatial
-    error = jnp.square(experts.direction - where).sum(-1)
-    room = batch["room"][:, None, jnp.array([0, 2])]
-    # Once more for the whole clip, where a class is heard if any moment has it.
-    whole = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(experts.tags.shape[1])
-    heard = (tags.max(1) > 0.2).astype(jnp.float32)
-    losses = {
-        "tags": optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean(),
-        "clip_tags": optax.sigmoid_binary_cross_entropy(whole, heard).mean(),
-        "class_direction": (error * weights).mean(),
-        "class_distance": (jnp.abs(experts.log_distance - far[:, None]) * tags).sum()
-        / jnp.maximum(tags.sum(), 1.0),
-        "reverberation": jnp.abs(experts.reverberation - room).mean(),
-        "active_count": jnp.abs(experts.count - active.sum(1)).mean(),
-    }
-    total = (
-        8.0 * losses["tags"]
-        + 4.0 * losses["clip_tags"]
-        + 8.0 * losses["class_direction"]
-        + 0.5 * losses["class_distance"]
-        + 0.5 * losses["reverberation"]
-        + 0.5 * losses["active_count"]
-    )
-    rank = (whole[..., None, :] > whole[..., :, None]).sum(-1)
-    found = (rank < heard.sum(-1, keepdims=True)) * heard
-    return total, losses | {"tag_recall": found.sum() / jnp.maximum(heard.sum(), 1.0)}
+    losses, measured = {}, {}
+    if experts.tags is not None:
+        # Once more for the whole clip, where a class is heard if any moment has it.
+        whole = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(frames)
+        heard = (tags.max(1) > 0.2).astype(jnp.float32)
+        losses["tags"] = optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean()
+        losses["clip_tags"] = optax.sigmoid_binary_cross_entropy(whole, heard).mean()
+        rank = (whole[..., None, :] > whole[..., :, None]).sum(-1)
+        found = (rank < heard.sum(-1, keepdims=True)) * heard
+        measured["tag_recall"] = found.sum() / jnp.maximum(heard.sum(), 1.0)
+    if experts.direction is not None:
+        # Most of the targets are zero: what is heard weighs more.
+        weights = (1.0 + 4.0 * tags) * spatial
+        error = jnp.square(experts.direction - where).sum(-1)
+        losses["class_direction"] = (error * weights).mean()
+    if experts.log_distance is not None:
+        away = jnp.abs(experts.log_distance - far[:, None]) * told
+        losses["class_distance"] = away.sum() / jnp.maximum(told.sum(), 1.0)
+    if experts.reverberation is not None:
+        columns = jnp.array([0, 2])
+        away = jnp.abs(experts.reverberation - batch["room"][:, None, columns])
+        told = jnp.broadcast_to(sure["room"][:, None, columns], away.shape)
+        losses["reverberation"] = (away * told).sum() / jnp.maximum(told.sum(), 1.0)
+    if experts.count is not None:
+        losses["active_count"] = jnp.abs(experts.count - active.sum(1)).mean()
+    total = sum((WEIGHTS[name] * value for name, value in losses.items()), jnp.zeros(()))
+    return total, losses | measured
 
 
 def mel_mask(key: jax.Array, batch: int, frames: int, mels: int) -> jax.Array:
@@ -153,16 +191,16 @@ def colour(key: jax.Array, batch: int, deviation: float) -> jax.Array:
     return jax.random.normal(key, (batch, COLOURS)) * (deviation / 10)
 
 
-def task(context: common.Context) -> common.Task:
-    """Both encoders and the experts' heads, on scenes turned by random yaws."""
+def _objectives(context: common.Context):
+    """(loss(params, batch, key), measure(params, batch)): the latter hears without disguise."""
     run, stage, asa = context.run, context.stage, context.asa
-    seconds, slots = run.scenes.seconds, run.model.spatial.slots
+    seconds = run.scenes.seconds
 
     def heard(params, batch, disguise=None):
         audio = asa.listen(params, common.hear(batch), disguise)
         _, experts = asa.project(params, audio)
         by_slot, measured = slot_loss(audio.heard, batch, seconds)
-        by_expert, more = expert_loss(experts, batch, seconds)
+        by_expert, more = expert_loss(experts, batch, seconds, run.model.spatial.classes)
         return by_slot + by_expert, measured | more
 
     def loss(params, batch, key):
@@ -175,13 +213,43 @@ def task(context: common.Context) -> common.Task:
         value, measured = heard(params, batch)
         return {"loss": value} | measured
 
-    make = pipeline.Targets(context.classes, slots, stage.mono_share, augment=True)
-    plain = pipeline.Targets(context.classes, slots, 0.0, augment=False)
+    return loss, measure
+
+
+def objective(context: common.Context):
+    """loss(params, batch, key) of slots, room, tags and experts."""
+    return _objectives(context)[0]
+
+
+def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
+    """The maker of examples; without `augment` they are as they were rendered."""
+    mono_share = context.stage.mono_share if augment else 0.0
+    slots = context.run.model.spatial.slots
+    return pipeline.Targets(context.classes, slots, mono_share, augment and context.turns)
+
+
+def guests(context: common.Context) -> list[pipeline.Guest]:
+    """Real recordings, the folders of `stage.recordings` in equal shares, in the second phase."""
+    stage, make = context.stage, examples(context)
+    share = stage.recordings_share / max(len(stage.recordings), 1)
+    seconds, classes = context.run.scenes.seconds, context.classes
+    return [
+        pipeline.Guest(
+            recordings.Recordings(folder, seconds, classes), make, share, stage.recordings_start
+        )
+        for folder in stage.recordings
+    ]
+
+
+def task(context: common.Context) -> common.Task:
+    """Both encoders and the experts' heads, on scenes turned by random yaws."""
+    run = context.run
+    loss, measure = _objectives(context)
     count = 2 * common.EVAL_SCENES
-    batch = pipeline.fixed(context.dev, plain, run.seed, "spatial/dev", count)
+    batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "spatial/dev", count)
     return common.Task(
         "spatial",
-        pipeline.Batches(context.train, make, run.seed, "spatial", stage.batch),
+        common.batches(context, examples(context), "spatial", guests(context)),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

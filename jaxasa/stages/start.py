@@ -15,6 +15,7 @@ from jaxasa.data import pipeline, tokens
 from jaxasa.data.sounds import Bank
 from jaxasa.hf import load, pretrained
 from jaxasa.models.asa import ASA
+from jaxasa.workdir import write_text
 
 
 def at(
@@ -28,7 +29,7 @@ def at(
     options: config.Stage = getattr(run, stage)
     dtype = run.model.frozen_dtype
     shapes = jax.eval_shape(lambda key: asa.init(key, run.scenes.seconds), jax.random.key(0))
-    target = state.abstract(shapes, options, mesh, frozen_dtype=dtype)
+    target = state.shapes(shapes, options, mesh, frozen_dtype=dtype)
     if checkpoint.is_in(folder / "checkpoints" / stage):
         return target
     wanted = optim.flatten(target.params)
@@ -45,7 +46,13 @@ def at(
         given = _trained(Path(run.resume), params, meta, classes, wanted)
     else:
         given = _pretrained(run, wanted)
-    fresh = _fresh(run, asa, {path: t for path, t in wanted.items() if path not in given})
+    if not given:
+        # Each shape compiles by itself here, in less time than all in one.
+        fresh = optim.flatten(
+            jax.device_get(asa.init(jax.random.key(run.seed), run.scenes.seconds))
+        )
+    else:
+        fresh = _fresh(run, asa, {path: t for path, t in wanted.items() if path not in given})
     return state.create(optim.merge(given, fresh), options, mesh, frozen_dtype=dtype)
 
 
@@ -61,12 +68,13 @@ def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
         if run.pretrained.decoder:
             made, _ = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
         else:
-            texts = pipeline.corpus(run.scenes, bank.clips("train"), bank.classes, run.seed)
-            made = tokens.train(list(texts), rows)
+            clips = bank.clips("train")
+            pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
+            texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
+            made = tokens.train(texts, rows)
+            pipeline.check_lengths(pairs, run.model, made)
         made.check_rows(rows, path)
-        draft = path.with_name(".tokenizer.json.part")
-        made.tokenizer.save(str(draft))
-        draft.replace(path)
+        write_text(path, made.tokenizer.to_str(pretty=True))
     text = tokens.Text.load(path)
     text.check_rows(rows, path)
     return text

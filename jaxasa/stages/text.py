@@ -9,27 +9,39 @@ from jaxasa.stages import common
 ANSWER_WEIGHT = 4.0
 
 
-def task(context: common.Context) -> common.Task:
-    """Copying, captions and questions; the word that answers weighs four times another."""
-    run, stage, asa, text = context.run, context.stage, context.asa, context.text
-    total = stage.steps * stage.batch
+def objective(context: common.Context):
+    """loss(params, batch, key); the word that answers weighs four times another."""
+    asa, text = context.asa, context.text
 
     def loss(params, batch, key):
         reply, prompt = batch["reply"], batch["prompt"]
         return common.reply_loss(asa, params, prompt, reply, None, text, False, ANSWER_WEIGHT)
 
+    return loss
+
+
+def examples(context: common.Context) -> Texts:
+    """The maker of training examples."""
+    run, places = context.run, context.audio_tokens
+    return Texts(context.stage, run.model, context.text, context.classes, places, run.questions)
+
+
+def task(context: common.Context) -> common.Task:
+    """Copying, captions and questions."""
+    run, stage, loss, make = context.run, context.stage, objective(context), examples(context)
+
     def measure(params, batch):
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
-    make = Texts(stage, run.model, text, context.classes, context.audio_tokens, total)
+    total = stage.steps * stage.batch
     source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)
     batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))
     return common.Task(
         "text",
-        pipeline.Batches(source, make, run.seed, "text", stage.batch, shuffle=False),
+        pipeline.Batches(source, make, run.seed, "text", stage.batch, total=total, shuffle=False),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

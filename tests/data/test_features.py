@@ -62,9 +62,9 @@ def test_log_mel_is_whispers(mels):
     np.testing.assert_allclose(np.asarray(found), expected, atol=1e-4)
 
 
-def test_foa_stft_keeps_phase_and_compresses_size():
+def test_stft_parts_keep_phase_and_compress_size():
     audio = np.random.default_rng(1).normal(size=(1, 1600, 4)).astype(np.float32)
-    found = np.asarray(features.foa_stft(audio, FFT, HOP))
+    found = np.asarray(features.stft_parts(audio, FFT, HOP))
     assert found.shape == (1, 6, 257, 8)
     for channel in range(4):
         expected = spectra(audio[0, :, channel], FFT, HOP)
@@ -99,3 +99,59 @@ def test_intensity_of_w_alone_and_of_silence_is_zero(intensity):
     for found in (alone, silent):
         assert (found[..., 1:4] == 0).all()
         np.testing.assert_allclose(found[..., 4], 1.0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def interaural():
+    return jax.jit(lambda audio: features.interaural(audio, FFT, HOP, MELS))
+
+
+def test_ears_tell_a_delay_by_phase_and_a_gain_by_level(interaural):
+    """Noise that reaches the right ear 2 samples later, at half the amplitude."""
+    noise = 0.1 * np.random.default_rng(3).normal(size=N + 2).astype(np.float32)
+    found = np.asarray(interaural(np.stack([noise[2:], 0.5 * noise[:-2]], -1)[None]))[0, 2:-2]
+    assert found.shape == (N // HOP - 3, MELS, 5)
+    np.testing.assert_allclose(found[..., 3], 2 * np.log10(2), atol=0.1)
+    # The phase of a band is that of its middle, as far as the band is narrow.
+    top = np.linspace(0, 15 + 27 * np.log(8.0) / np.log(6.4), MELS + 2)[1:-1]
+    hertz = np.where(top < 15, top * 200 / 3, 1000 * np.exp((top - 15) * np.log(6.4) / 27))
+    expected = 2 * np.pi * hertz * 2 / 16_000
+    turned = np.angle(np.exp(1j * (np.arctan2(found[..., 1], found[..., 2]) - expected)))
+    assert np.abs(turned[:, : MELS // 2]).max() < 0.25
+    assert found[:, : MELS // 2, 4].max() < 0.15
+    power = np.log10((np.abs(spectra(noise[2:], FFT, HOP)) ** 2) @ slaney(FFT, MELS) * 0.625)
+    np.testing.assert_allclose(found[..., 0], (power[2:-2] + 4) / 4, atol=0.05)
+
+
+def test_ears_swapped_and_ears_that_hear_nothing_alike(interaural):
+    rng = np.random.default_rng(4)
+    ears = 0.1 * rng.normal(size=(1, N, 2)).astype(np.float32)
+    found, swapped = np.asarray(interaural(ears)), np.asarray(interaural(ears[..., ::-1]))
+    np.testing.assert_allclose(swapped, found * [1, -1, 1, -1, 1], atol=1e-5)
+    same = np.asarray(interaural(ears[..., :1].repeat(2, -1)))
+    np.testing.assert_allclose(
+        same[..., 1:], np.broadcast_to([0, 1, 0, 0], same[..., 1:].shape), atol=1e-3
+    )
+    assert found[..., 4].mean() > 0.2 > same[..., 4].max()
+    silent = np.asarray(interaural(np.zeros((1, N, 2), np.float32)))
+    np.testing.assert_allclose(
+        silent[..., 1:], np.broadcast_to([0, 0, 0, 1], silent[..., 1:].shape), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("samples", [3000, 3200, 3333, N - 7])
+def test_a_padded_clip_has_the_frames_it_has_alone(samples):
+    rng = np.random.default_rng(5)
+    audio = rng.normal(size=(2, N, 2)).astype(np.float32)  # beyond its end anything may be
+    lengths = np.array([N, samples], np.int32)
+    for of in (features.stft_parts, features.interaural):
+        args = (FFT, HOP) if of is features.stft_parts else (FFT, HOP, MELS)
+        padded = np.asarray(of(audio, *args, lengths))
+        np.testing.assert_allclose(padded[:1], of(audio[:1], *args), atol=1e-4)
+        alone = np.asarray(of(audio[1:, :samples], *args))
+        np.testing.assert_allclose(padded[1:, : alone.shape[1]], alone, atol=1e-4)
+    quiet = audio[..., 0] * np.array([[1.0], [1e-3]], np.float32)
+    quiet[1, samples:] *= 1e6  # louder than the clip: its peak sets no floor
+    alone = np.asarray(features.log_mel(quiet[1:, :samples], MELS))
+    padded = np.asarray(features.log_mel(quiet, MELS, lengths))
+    np.testing.assert_allclose(padded[1:, : alone.shape[1]], alone, atol=1e-4)

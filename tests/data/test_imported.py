@@ -62,9 +62,9 @@ def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
 
 def test_examples_have_the_shapes_of_those_of_scenes(folder, tiny, text, described):
     element = Imported(folder, tiny.model, text, 1.0)[0]
-    made = Asked(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0))
+    made = Asked(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0), 0.0)
     scene = pipeline.Asked(tiny.classes, tiny.model, text, PLACES, 6)
-    like = scene((audio(9, 16_000), described(1)[0]), keys.rng(0, "t", 0))
+    like = scene((audio(9, 16_000), described(1)[0]), keys.rng(0, "t", 0), 0.0)
     assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
         k: (np.shape(v), np.asarray(v).dtype) for k, v in like.items()
     }
@@ -73,7 +73,7 @@ def test_examples_have_the_shapes_of_those_of_scenes(folder, tiny, text, describ
 
 def test_prompts_and_replies_are_the_rows(folder, tiny, text):
     element = Imported(folder, tiny.model, text, 1.0)[0]
-    made = Asked(tiny.model, text, PLACES, 16)(element, keys.rng(0, "t", 1))
+    made = Asked(tiny.model, text, PLACES, 16)(element, keys.rng(0, "t", 1), 0.0)
     said = set()
     for prompt, reply, level in zip(made["prompt"], made["reply"], made["level"], strict=True):
         assert (prompt == text.audio).sum() == PLACES

@@ -162,7 +162,7 @@ def test_stages_read_mixed_scenes(bank, whole, mixed):
     source = stages._train_scenes(run, bank.folder.parent)
     np.testing.assert_array_equal(source[9][0], mixed[9][0])
     make = pipeline.Targets(bank.classes, 3, 0.1, True)
-    batches = pipeline.Batches(source, make, 0, "spatial", 4)
+    batches = pipeline.Batches(source, make, 0, "spatial", 4, total=8)
     first, state = next(batches), batches.get_state()
     second = next(batches)
     assert first["audio"].shape == (4, 24_000, 4) and (first["present"].sum(1) >= 1).all()

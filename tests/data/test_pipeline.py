@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -8,7 +9,7 @@ from jaxasa import config
 from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import turn
 from jaxasa.config import ConfigError
-from jaxasa.data import pipeline, tokens, words
+from jaxasa.data import pipeline, records, tokens, words
 from jaxasa.stages import rewards
 
 PLACES = 4
@@ -42,68 +43,72 @@ def take(batches, count):
     return [next(batches) for _ in range(count)]
 
 
+def batches_of(source, make, seed, **options):
+    return pipeline.Batches(source, make, seed, "t", 8, **({"total": 160} | options))
+
+
 def test_batches_go_on_without_end_each_pass_anew(source, targets):
-    made = take(pipeline.Batches(source, targets(augment=True), 0, "t", 8), 6)
+    made = take(batches_of(source, targets(augment=True), 0), 6)
     first, second = (np.concatenate([b["audio"] for b in made[i : i + 3]]) for i in (0, 3))
     order = lambda x: sorted(row.tobytes() for row in x)  # noqa: E731
     assert order(first) == order(second) == order([audio for audio, _ in source])
     assert not np.array_equal(first, second)
     yaws = np.concatenate([b["yaw"] for b in made])
     assert len(np.unique(yaws)) == 48
-    again = take(pipeline.Batches(source, targets(augment=True), 0, "t", 8), 6)
+    again = take(batches_of(source, targets(augment=True), 0), 6)
     assert all(same(a, b) for a, b in zip(made, again, strict=True))
-    other = next(pipeline.Batches(source, targets(augment=True), 0, "u", 8))
+    other = next(pipeline.Batches(source, targets(augment=True), 0, "u", 8, total=48))
     assert not np.array_equal(other["yaw"], made[0]["yaw"])
 
 
 def test_several_processes_read_what_one_reads(source, asked, monkeypatch):
-    whole = take(pipeline.Batches(source, asked(), 5, "t", 8), 5)
+    whole = take(batches_of(source, asked(), 5), 5)
     monkeypatch.setattr(pipeline.jax, "process_count", lambda: 2)
     shares = []
     for index in range(2):
         monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
-        shares.append(take(pipeline.Batches(source, asked(), 5, "t", 8), 5))
+        shares.append(take(batches_of(source, asked(), 5), 5))
     for one, *parts in zip(whole, *shares, strict=True):
         for name in one:
-            joined = np.stack([p[name] for p in parts], 1).reshape(one[name].shape)
+            joined = np.concatenate([p[name] for p in parts])
             np.testing.assert_array_equal(joined, one[name], err_msg=name)
     with pytest.raises(ConfigError, match="batch is 7, expected a multiple of 2"):
-        pipeline.Batches(source, asked(), 5, "t", 7)
+        pipeline.Batches(source, asked(), 5, "t", 7, total=48)
 
 
 def test_a_reader_goes_on_from_its_state(source, asked):
-    batches = pipeline.Batches(source, asked(), 1, "t", 8)
+    batches = batches_of(source, asked(), 1)
     take(batches, 4)
     saved = json.loads(json.dumps(batches.get_state()))
     expected = take(batches, 3)
-    other = pipeline.Batches(source, asked(), 1, "t", 8)
+    other = batches_of(source, asked(), 1)
     next(other)
     other.set_state(saved)
     assert all(same(a, b) for a, b in zip(expected, take(other, 3), strict=True))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_share_of_each_batch_comes_from_a_mixed_source(source, asked, monkeypatch, processes):
+def test_a_share_of_the_examples_comes_from_a_guest(source, asked, monkeypatch, processes):
     monkeypatch.setattr(pipeline.jax, "process_count", lambda: processes)
     other = [(audio + 1000, scene) for audio, scene in source[:5]]
     heard = []
     for index in range(processes):
         monkeypatch.setattr(pipeline.jax, "process_index", lambda index=index: index)
-        batches = pipeline.Batches(source, asked(), 5, "t", 8, mixed=[(other, asked(2), 0.25)])
+        batches = batches_of(source, asked(), 5, guests=[pipeline.Guest(other, asked(2), 0.25)])
         with pytest.raises(ValueError):  # other shapes do not mix
             take(batches, 3)
-        mixed = [(other, asked(), 0.25)]
-        batches = pipeline.Batches(source, asked(), 5, "t", 8, mixed=mixed)
+        guests = [pipeline.Guest(other, asked(), 0.25)]
+        batches = batches_of(source, asked(), 5, guests=guests)
         made = np.concatenate([b["audio"] for b in take(batches, 20)])
         foreign = (made > 500).all((1, 2))
-        assert foreign.mean() == 0.25
+        assert foreign.mean() == pytest.approx(0.25, abs=0.02)
         heard += [row.tobytes() for row in made[foreign]]
         # Without a mixed source nothing changes.
-        plain = pipeline.Batches(source, asked(), 5, "t", 8)
-        assert same(next(plain), next(pipeline.Batches(source, asked(), 5, "t", 8, mixed=[])))
+        plain = batches_of(source, asked(), 5)
+        assert same(next(plain), next(batches_of(source, asked(), 5, guests=[])))
         saved = batches.get_state()
         expected = next(batches)
-        again = pipeline.Batches(source, asked(), 5, "t", 8, mixed=mixed)
+        again = batches_of(source, asked(), 5, guests=guests)
         again.set_state(saved)
         assert same(next(again), expected)
     assert len(set(heard)) == 5
@@ -118,7 +123,7 @@ def test_fixed_is_the_first_examples_in_order(source, targets):
 
 def test_targets_are_the_loudest_sources_turned_with_the_audio(tiny, source, targets):
     for i, (audio, scene) in enumerate(source):
-        made = targets(augment=True)((audio, scene), keys.rng(0, "t", i))
+        made = targets(augment=True)((audio, scene), keys.rng(0, "t", i), 0.0)
         np.testing.assert_array_equal(made["audio"], audio)
         by_level = lambda s: s["level"] - 20 * np.log10(s["distance"])  # noqa: E731
         loudest = sorted(scene["sources"], key=by_level, reverse=True)[:2]
@@ -177,7 +182,7 @@ def test_slot_targets_of_what_moves_are_means_while_it_is_heard(tiny):
 def test_captions_of_stage_2_are_of_the_turned_scene(tiny, text, source):
     make = pipeline.Targets(tiny.classes, 3, 0.0, True, tiny.model, text, PLACES)
     for i, element in enumerate(source):
-        made = make(element, keys.rng(0, "t", i))
+        made = make(element, keys.rng(0, "t", i), 0.0)
         prompt, reply = made["prompt"][0], made["reply"][0]
         assert len(prompt) == PLACES + tiny.model.prompt_tokens
         assert (prompt == text.audio).sum() == PLACES
@@ -196,7 +201,7 @@ WHERE = re.compile(
 def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, asked):
     located = 0
     for i, element in enumerate(source):
-        made = asked()(element, keys.rng(0, "t", i))
+        made = asked()(element, keys.rng(0, "t", i), 0.0)
         assert made["prompt"].shape == (3, PLACES + tiny.model.prompt_tokens)
         assert made["reply"].shape == (3, tiny.model.reply_tokens)
         assert ((made["prompt"] == text.audio).sum(1) == PLACES).all()
@@ -224,11 +229,11 @@ def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, ask
             assert rewards.evidence(said, sources, tiny.classes) == 1
             assert 0 <= level < 3
         assert len({row.tobytes() for row in made["prompt"]}) > 1
-    assert located > 3
+    assert located > 1
 
 
 def test_a_scene_heard_not_at_all_has_neither_places_nor_thought(text, source, asked):
-    made = asked(no_audio_share=1.0)(source[0], keys.rng(0, "t", 0))
+    made = asked(no_audio_share=1.0)(source[0], keys.rng(0, "t", 0), 0.0)
     assert not (made["prompt"] == text.audio).any()
     for reply in made["reply"]:
         assert text.decode(reply).startswith("<think></think><answer>")
@@ -236,14 +241,14 @@ def test_a_scene_heard_not_at_all_has_neither_places_nor_thought(text, source, a
 
 def test_shares_are_kept(source, asked):
     make = asked(1, mono_share=0.3, null_share=0.2, no_audio_share=0.5, open_share=0.4)
-    made = [make(source[i % 24], keys.rng(0, "t", i)) for i in range(400)]
+    made = [make(source[i % 24], keys.rng(0, "t", i), 0.0) for i in range(400)]
     rate = lambda test: np.mean([test(m) for m in made])  # noqa: E731
     assert rate(lambda m: m["mono"]) == pytest.approx(0.3, abs=0.08)
     assert rate(lambda m: m["nulled"]) == pytest.approx(0.2, abs=0.08)
     assert rate(lambda m: not (m["prompt"] == 2).any()) == pytest.approx(0.5, abs=0.08)
     newline = asked(1).text.encode("\n")[0]
     assert rate(lambda m: (m["prompt"] == newline).sum() == 1) == pytest.approx(0.4, abs=0.08)
-    still = asked(1, augment=False)(source[0], keys.rng(0, "t", 0))
+    still = asked(1, augment=False)(source[0], keys.rng(0, "t", 0), 0.0)
     assert still["yaw"] == 0 and not still["mono"] and not still["nulled"]
 
 
@@ -251,11 +256,11 @@ def test_drills_copy_and_fade(tiny, text, described):
     stage = config.TextStage(
         steps=1, batch=1, learning_rate=0.0, trainable=(), copy_share=0.5, copy_until=0.5
     )
-    make = pipeline.Texts(stage, tiny.model, text, tiny.classes, PLACES, total=600)
+    make = pipeline.Texts(stage, tiny.model, text, tiny.classes, PLACES)
     scene = described(1, (2, 2))[0]
     copies = []
     for i in range(600):
-        made = make((i, scene), keys.rng(0, "t", i))
+        made = make(scene, keys.rng(0, "t", i), i / 600)
         assert made["prompt"].shape == (PLACES + 64,) and made["reply"].shape == (64,)
         prompt, reply = (list(x[x != text.pad]) for x in (made["prompt"], made["reply"]))
         assert reply[-1] == text.eos and text.audio not in prompt
@@ -275,11 +280,11 @@ def test_written_scenes_are_drawn_from_the_seed(described):
         return pipeline.Written(ranges, described.clips, 0, purpose, count)
 
     one = make("text")
-    assert len(one) == 5 and one[3] == make("text")[3] and one[3][0] == 3
-    assert one[3][1]["sources"] != make("text/dev")[3][1]["sources"]
+    assert len(one) == 5 and one[3] == make("text")[3]
+    assert one[3]["sources"] != make("text/dev")[3]["sources"]
     # Scenes come again, and are never turned the same way twice.
     long = make("text", 4100)
-    first, again = long[2][1], long[2 + 4096][1]
+    first, again = long[2], long[2 + 4096]
     assert first["room"] == again["room"]
     pairs = zip(first["sources"], again["sources"], strict=True)
     moved = [a["azimuth"] - b["azimuth"] for a, b in pairs]
@@ -290,8 +295,76 @@ def test_corpus_teaches_every_word(described, tiny, monkeypatch):
     written = pipeline.Written
     monkeypatch.setattr(pipeline, "Written", lambda *args: written(*args[:-1], 150))
     ranges = config.Scenes(train=1, dev=1, benchmark=1)
-    texts = list(pipeline.corpus(ranges, described.clips, tiny.classes, 0))
-    assert len(texts) == 450
-    trained = tokens.train(texts, 480)
+    pairs = list(pipeline.corpus(ranges, described.clips, tiny.classes, 0))
+    assert len(pairs) == 150
+    trained = tokens.train([text for pair in pairs for text in pair], 480)
     for word in (*tiny.classes, *words.SECTORS, *words.DISTANCES):
         assert len(trained.encode(f" {word}")) == 1, word
+
+
+def test_texts_without_room_are_named_before_training(text, tiny):
+    pairs = [(" where is the bird ?\n", "<think> bird left near . so left</think>")]
+    pipeline.check_lengths(pairs, tiny.model, text)
+    for name, words_of in (("prompt_tokens", "where is the bird"), ("reply_tokens", "so left")):
+        short = dataclasses.replace(tiny.model, **{name: 3})
+        expected = rf"Model\.{name} is 3, expected at least \d+, for .*{words_of}"
+        with pytest.raises(ConfigError, match=expected):
+            pipeline.check_lengths(pairs, short, text)
+
+
+def number(element, rng, done):
+    return {"number": np.int32(element[1]["number"]), "noise": rng.normal()}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of eight records: their folder, and the records as read."""
+    made = []
+    for shard in range(2):
+        rows = [(np.full((500, 4), i, np.int16), {"number": 8 * shard + i}) for i in range(8)]
+        made.append(records.write_shard(tmp_path / f"{shard}.array_record", rows))
+    records.write_manifest(tmp_path, {}, made)
+    return tmp_path
+
+
+def damage(shards, place):
+    """Turns over a bit of the audio of record `place` of the first shard."""
+    path = shards / "0.array_record"
+    data = bytearray(path.read_bytes())
+    data[data.find(np.full(300, place, "<i2").tobytes()) + 200] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_records_are_named_counted_and_replaced(shards, capfd):
+    whole = take(batches_of(records.Records(shards), number, 0), 6)
+    damage(shards, 3)
+    damage(shards, 4)
+    made = take(batches_of(records.Records(shards), number, 0, damaged=2), 6)
+    for before, now in zip(whole, made, strict=True):
+        expected = np.where(np.isin(before["number"], (3, 4)), 5, before["number"])
+        assert np.array_equal(now["number"], expected)
+        # Examples are keyed by their place, whatever stands there.
+        assert np.array_equal(now["noise"], before["noise"])
+    said = capfd.readouterr().err
+    assert said.count("skipped") == 2 and "skipped 2 of at most 2" in said
+    assert all(f"0.array_record: record {i} is damaged" in said for i in (3, 4))
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_more_damage_than_allowed_ends_the_run(shards, most):
+    damage(shards, 3)
+    damage(shards, 4)
+    batches = batches_of(records.Records(shards), number, 0, damaged=most)
+    said = (
+        rf"0\.array_record: record [34] is damaged .*; {most + 1} damaged, expected at most {most}"
+    )
+    with pytest.raises(ConfigError, match=said):
+        take(batches, 6)
+
+
+def test_a_shard_that_vanished_ends_the_run(shards):
+    data = records.Records(shards)
+    (shards / "1.array_record").unlink()
+    batches = batches_of(data, number, 0, damaged=9)
+    with pytest.raises(ConfigError, match=r"1\.array_record: no such file, expected a shard"):
+        take(batches, 6)

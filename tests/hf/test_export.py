@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -82,8 +83,13 @@ def test_table_covers_the_model_and_is_inverted(params):
     tensors = keymap.to_file(leaves)
     assert sum(t.size for t in tensors.values()) == sum(x.size for x in leaves.values())
     assert same(keymap.from_file(tensors), leaves)
-    # No row is left over: each describes some parameter of the model.
-    rows = {keymap._find(keymap._ours(keymap.TABLE), path)[0] for path in leaves}
+    # No row is left over: each describes some parameter of this model, or of one of other options.
+    paths, ears = set(leaves), dataclasses.replace(MODEL.spatial, format="binaural")
+    for kind in ("p0", "p1"):
+        projector = dataclasses.replace(MODEL.projector, kind=kind)
+        other = dataclasses.replace(MODEL, spatial=ears, projector=projector)
+        paths |= set(load.expected_shapes(other))
+    rows = {keymap._find(keymap._ours(keymap.TABLE), path)[0] for path in paths}
     others = {row.ours for row in set(keymap.TABLE) - rows}
     assert others == {"decoder/head", *(f"decoder/layers/{n}_norm/scale" for n in "qk")}
     for one in ("ours", "theirs"):
@@ -154,9 +160,14 @@ def test_folder_holds_what_the_hub_expects(exported):
     names = {p.name for p in exported.iterdir()}
     assert names == {
         *("model.safetensors", "config.json", "generation_config.json"),
-        *("tokenizer.json", "README.md"),
+        *("tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md"),
+        *(f"{n}_jaxasa.py" for n in ("configuration", "processing", "modeling")),
+        *(f"{n}_jaxasa.py" for n in ("encoders", "features")),
     }
-    assert json.loads((exported / "config.json").read_text())["model_type"] == "jaxasa"
+    facts = json.loads((exported / "config.json").read_text())
+    assert facts["model_type"] == "jaxasa"
+    assert facts["text_config"]["num_key_value_heads"] == 1
+    assert facts["audio_config"]["max_source_positions"] == 1500
     text = tokens.Text.load(exported / "tokenizer.json")
     generation = json.loads((exported / "generation_config.json").read_text())
     assert generation["eos_token_id"] == text.eos
@@ -190,6 +201,49 @@ def test_export_replaces_an_export_and_nothing_else(trained, tmp_path):
     with pytest.raises(ConfigError, match="mine"):
         export.export(trained, mine)
     assert (mine / "thesis.txt").exists()
+
+
+def test_what_is_there_stays_when_an_export_fails(trained, tmp_path, monkeypatch):
+    out = export.export(trained, tmp_path / "out")
+    before = (out / "model.safetensors").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export.card, "text", full)
+    with pytest.raises(OSError, match="No space"):
+        export.export(trained, out)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    # The last step, too.
+    monkeypatch.undo()
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: full() if a.suffix == "" else replace(a, b))
+    with pytest.raises(OSError, match="No space"):
+        export.export(trained, tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_models_of_others_are_not_replaced(trained, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"model_type": "qwen2"}')
+    file = tmp_path / "file"
+    file.write_text("")
+    for out in (theirs, file, trained):
+        with pytest.raises(ConfigError, match=f"{out.name}: holds something else"):
+            export.export(trained, out)
+    assert [p.name for p in theirs.iterdir()] == ["config.json"] and file.is_file()
+
+
+def test_half_a_checkpoint(trained, tmp_path):
+    half = shutil.copytree(trained, tmp_path / "sft")
+    for path in (half / "3" / "state").rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ConfigError, match="sft"):
+        export.export(half, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["sft"]
 
 
 def test_export_of_an_export_is_the_same(exported, tmp_path):

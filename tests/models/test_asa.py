@@ -123,8 +123,53 @@ def test_resampling_time_means_over_spans():
 
 def test_bfloat16_reaches_the_tokens(tiny, clip):
     asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
-    made = jax.eval_shape(lambda p, a: asa.project(p, asa.listen(p, a))[0], tiny.params, clip)
-    assert made.dtype == jax.numpy.bfloat16
+
+    def listen(params, audio):
+        audio = asa.listen(params, audio)
+        return *asa.project(params, audio), audio
+
+    made, experts, audio = jax.eval_shape(listen, tiny.params, clip)
+    assert made.dtype == audio.dense.dtype == audio.semantic.dtype == jax.numpy.bfloat16
+    # What losses are taken of is in float32.
+    heads = (*experts, *audio.heard.slots, *audio.heard.room)
+    assert {x.dtype for x in heads} == {np.dtype("float32")}
     assert asa.table(tiny.params).dtype == jax.numpy.bfloat16
     with pytest.raises(config.ConfigError, match="Model.dtype is 'float8'"):
         dataclasses.replace(tiny.model, dtype="float8")
+
+
+@pytest.mark.parametrize("samples", [9777, 13_100])
+def test_a_clip_in_a_longer_array_is_heard_as_if_alone(tiny, clip, samples):
+    """Everything that the encoders say, whatever the padding holds; the other clip fills N."""
+    audio = (clip / 32767).astype(np.float32)
+    lengths = np.array([16_000, samples], np.int32)
+    listen = jax.jit(lambda a, n: tiny.asa.listen(tiny.params, a, lengths=n))
+    for padded in (audio, audio * (np.arange(16_000) < lengths[:, None])[..., None]):
+        found = listen(padded, lengths)
+        for row in (0, 1):
+            n = lengths[row]
+            alone = tiny.asa.listen(tiny.params, audio[row : row + 1, :n])
+            steps, places = tiny.model.spatial.steps(n), tiny.asa.audio_tokens(int(n))
+            assert alone.semantic.shape[1] == places and alone.heard.dense.shape[1] == steps
+
+            def same(a, b, row=row):
+                np.testing.assert_allclose(a[row], b[0], atol=2e-5)
+
+            same(found.semantic[:, :places], alone.semantic)
+            same(found.dense[:, :places], alone.dense)
+            same(found.heard.dense[:, :steps], alone.heard.dense)
+            for name, value in alone.heard.slots._asdict().items():
+                made = getattr(found.heard.slots, name)
+                same(made[:, :, :steps] if "activity" in name or "time" in name else made, value)
+            for name, value in alone.heard.room._asdict().items():
+                same(getattr(found.heard.room, name), value)
+
+
+def test_half_an_audio_token_counts_on_the_host_as_on_the_device(tiny):
+    samples = np.array([1, 1999, 2000, 5999, 6000, 64_000, 480_000], np.int32)
+    counts = [1, 1, 1, 1, 2, 16, 120]
+    assert [tiny.asa.audio_tokens(int(n)) for n in samples] == counts
+    np.testing.assert_array_equal(jax.jit(tiny.asa.audio_tokens)(samples), counts)
+    projector = dataclasses.replace(tiny.model.projector, token_rate=12.5)
+    full = ASA(dataclasses.replace(tiny.model, projector=projector))
+    assert [full.audio_tokens(n * 16_000) for n in (3, 10, 30)] == [38, 125, 375]

@@ -1,8 +1,22 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from jaxasa import config, optim
+from jaxasa.config import ConfigError
+from jaxasa.models.projector import Projector
+
 TOKENS = 6
+# Widths: semantic, dense, decoder; E, hidden, classes. Of tiny.gin, Whisper-small with Qwen2.5-0.5B
+# and 7B, and Qwen2-Audio.
+SIZES = {
+    "tiny": (96, 128, 128, 64, 256, 16),
+    "small": (768, 512, 896, 512, 2048, 200),
+    "base": (768, 512, 3584, 512, 2048, 200),
+    "large": (1280, 512, 4096, 512, 2048, 200),
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,3 +56,64 @@ def test_each_expert_reads_its_own_stream_and_each_token_its_own_time(project):
     for name in ("direction", "log_distance", "reverberation", "count"):
         assert np.abs(getattr(heard, name) - getattr(experts, name)).max() > 0.1
     assert np.abs(other - tokens).max() > 0.1
+
+
+def shapes(size, **options):
+    """{path: size} of a projector's parameters, and the shapes of what it gives."""
+    semantic, dense, width, expert, hidden, classes = size
+    module = Projector(config.Projector(hidden, expert, **options), classes, width)
+    streams = np.zeros((1, 2, semantic), np.float32), np.zeros((1, 2, dense), np.float32)
+    (tokens, experts), made = jax.eval_shape(module.init_with_output, jax.random.key(0), *streams)
+    return {k: v.size for k, v in optim.flatten(made["params"]).items()}, tokens, experts
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_kinds_are_equally_large_and_equally_taught(size):
+    whole, tokens, experts = shapes(SIZES[size])
+    heads = {k for k in whole if "_head/" in k}
+    for kind in ("p0", "p1"):
+        other, *given = shapes(SIZES[size], kind=kind)
+        assert abs(sum(other.values()) / sum(whole.values()) - 1) < 0.005
+        assert given == [tokens, experts]
+        assert {k: other[k] for k in heads} == {k: whole[k] for k in heads}
+    names = {k.split("_in/")[0] for k in shapes(SIZES[size], kind="p1")[0] if "_in/" in k}
+    assert names == {"semantic", "spatial"}
+
+
+@pytest.mark.parametrize("name", config.EXPERTS)
+def test_an_expert_left_out_is_gone_with_its_head_and_nothing_else(name):
+    whole, tokens, _ = shapes(SIZES["tiny"])
+    rest, same, experts = shapes(SIZES["tiny"], without=(name,))
+    assert set(whole) - set(rest) == {k for k in whole if k.startswith(f"{name}_")}
+    assert same == tokens
+    absent = {k for k, v in experts._asdict().items() if v is None}
+    fields = dict(zip(config.EXPERTS, experts._fields, strict=False))
+    assert absent == ({fields[name]} if name in fields else set())
+
+
+@pytest.mark.parametrize("kind", ["p0", "p1"])
+def test_towers_are_apart_and_a_single_mlp_is_one(tiny, kind):
+    options = dataclasses.replace(tiny.model.projector, kind=kind)
+    module = Projector(options, 8, 32)
+    semantic, dense = streams()
+    params = module.init(jax.random.key(0), semantic, dense)
+    tokens, experts = module.apply(params, semantic, dense)
+    _, heard = module.apply(params, -semantic, dense)
+    _, seen = module.apply(params, semantic, -dense)
+    moved = lambda a, b, name: np.abs(getattr(a, name) - getattr(b, name)).max() > 0.01  # noqa: E731
+    for name in ("direction", "log_distance", "reverberation", "count"):
+        assert moved(seen, experts, name)
+        assert moved(heard, experts, name) == (kind == "p0")
+    assert moved(heard, experts, "tags") and moved(seen, experts, "tags") == (kind == "p0")
+    assert tokens.shape == (2, TOKENS, 32)
+
+
+def test_kinds_and_experts_that_there_are_not():
+    for options, why in (
+        ({"kind": "p3"}, "Projector.kind is 'p3', expected p0 or p1 or p2"),
+        ({"without": ("echo",)}, "Projector.without is .*echo.*, expected different names"),
+        ({"without": config.EXPERTS}, "Projector.without is .*but not all"),
+        ({"without": ("count",), "kind": "p0"}, "with kind p0: only p2 has experts"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            config.Projector(16, 8, **options)

@@ -1,9 +1,15 @@
+import types
+
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxasa import config, mesh, state
 from jaxasa.acoustics import foa
+from jaxasa.config import ConfigError
 from jaxasa.data import tokens
 from jaxasa.stages import common
 
@@ -66,3 +72,35 @@ def test_reply_loss_is_the_weighted_mean_over_reply_tokens(tiny, text):
     np.testing.assert_allclose(value, total / weights, rtol=1e-4)
     np.testing.assert_allclose(measured["token_accuracy"], np.mean(hits), atol=1e-6)
     np.testing.assert_allclose(measured["answer_accuracy"], np.mean(decided), atol=1e-6)
+
+
+def test_a_batch_in_parts_teaches_what_it_teaches_whole():
+    rng = np.random.default_rng(0)
+    params = {"lora": {"layers": {"q": {"a": rng.normal(size=(3, 2)).astype(np.float32)}}}}
+    batch = {"x": rng.normal(size=(8, 3)).astype(np.float32), "y": rng.normal(size=(8, 2))}
+    batch["y"] = batch["y"].astype(np.float32)
+    lies = mesh.make(config.Mesh(), jax.devices()[:2])
+
+    def loss(params, batch, key):
+        error = batch["x"] @ params["lora"]["layers"]["q"]["a"] - batch["y"]
+        return (error**2).mean(), {"rows": jnp.float32(len(error))}
+
+    def trained(parts):
+        options = {"steps": 9, "batch": 8, "learning_rate": 0.1, "trainable": ("lora/.*",)}
+        stage = config.Stage(**options, accumulate=parts)
+        step = common.gradient_step(types.SimpleNamespace(stage=stage, mesh=lies), loss)
+        now, metrics = state.create(params, stage, lies), {}
+        with jax.set_mesh(lies):
+            for i in range(3):
+                now, metrics = step(
+                    now, batch, jax.device_put(jax.random.key(i), now.step.sharding)
+                )
+        return np.asarray(now.params["lora"]["layers"]["q"]["a"]), jax.device_get(metrics)
+
+    whole, found = trained(1)
+    parted, parts = trained(4)
+    np.testing.assert_allclose(parted, whole, atol=1e-6)
+    assert (found["rows"], parts["rows"]) == (8, 2)
+    np.testing.assert_allclose(parts["gradient_norm"], found["gradient_norm"], rtol=1e-5)
+    with pytest.raises(ConfigError, match="accumulate is 8, expected parts of the batch of 8"):
+        trained(8)  # a row each, on two devices

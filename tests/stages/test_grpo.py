@@ -263,6 +263,12 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
         at = int((home["prompt"] == prompt).all((1, 2)).argmax())
         np.testing.assert_array_equal(trained[0]["audio"][row], home["audio"][at])
     assert (np.abs(trained[0]["advantages"]).sum(1) > 0).all()
+    # What a plan of the update assumes of it.
+    shapes = grpo.played_shapes(made.context, 8)
+    assert trained[0].keys() == second.keys() | shapes.keys()
+    for name, shape in shapes.items():
+        found = np.asarray(trained[0][name])
+        assert (found.shape, found.dtype) == (shape.shape, shape.dtype), name
     # A saved reader stands behind what was drawn: a resumed run goes on with the fourth batch.
     fourth, next_of = next(plain.task.batches), next(made.task.batches)
     np.testing.assert_array_equal(fourth["prompt"], next_of["prompt"])

@@ -148,7 +148,9 @@ def costs(slots, batch):
 
 
 def test_matching_is_the_cheapest_of_all_permutations(batch, random_heard):
-    order = np.asarray(jax.jit(spatial.match)(random_heard.slots, batch, activity_of(batch)))
+    sure, _ = spatial.known(batch)
+    order = jax.jit(spatial.match)(random_heard.slots, batch, activity_of(batch), sure)
+    order = np.asarray(order)
     orders = list(itertools.permutations(range(S)))
     used = set()
     for cost, chosen in zip(costs(random_heard.slots, batch), order, strict=True):
@@ -174,7 +176,7 @@ def test_experts_learn_what_is_active_by_class(batch):
         reverberation=np.repeat(batch["room"][:, None, [0, 2]], T, 1),
         count=active.sum(1),
     )
-    jitted = jax.jit(lambda experts, batch: spatial.expert_loss(experts, batch, SECONDS))
+    jitted = jax.jit(lambda experts, batch: spatial.expert_loss(experts, batch, SECONDS, CLASSES))
     loss = lambda experts: jitted(experts, batch)  # noqa: E731
     value, measured = loss(right)
     assert 0 <= value < 1e-3 and measured["tag_recall"] == 1
@@ -188,6 +190,11 @@ def test_experts_learn_what_is_active_by_class(batch):
         assert wrong > value + 0.05, name
         large = {k for k, v in parts.items() if k != "tag_recall" and v > 0.01}
         assert large - {"clip_tags"} == {part} and ("clip_tags" in large) == (name == "tags")
+    # Experts that a projector is built without leave the losses of the others.
+    some, parts = loss(right._replace(tags=None, direction=None))
+    assert set(parts) == {"class_distance", "reverberation", "active_count"} and some < 1e-3
+    none, parts = loss(Experts(*[None] * 5))
+    assert none == 0 and parts == {}
     # In mono there is no direction to learn.
     odd = right.direction.copy()
     odd[-1] += 1
@@ -205,3 +212,39 @@ def test_mel_mask_hides_a_band_of_time_and_one_of_frequency():
         starts = np.diff(bands.astype(int), axis=1, prepend=0) == 1
         assert starts.sum(1).max() == 1 and (bands.sum(1) == 0).any()
         assert len({x.tobytes() for x in bands}) > 100
+
+
+def test_what_is_not_known_teaches_nothing(batch, random_heard):
+    rng = np.random.default_rng(3)
+    experts = Experts(
+        tags=rng.normal(size=(B, T, CLASSES)).astype(np.float32),
+        direction=rng.normal(size=(B, T, CLASSES, 3)).astype(np.float32),
+        log_distance=rng.normal(size=(B, T, CLASSES)).astype(np.float32),
+        reverberation=rng.normal(size=(B, T, 2)).astype(np.float32),
+        count=rng.normal(size=(B, T)).astype(np.float32),
+    )
+
+    @jax.jit
+    @jax.grad
+    def gradient(said, batch):
+        heard, experts = said
+        return (
+            spatial.slot_loss(heard, batch, SECONDS)[0]
+            + spatial.expert_loss(experts, batch, SECONDS, CLASSES)[0]
+        )
+
+    unknown = batch | {
+        "label": np.full_like(batch["label"], -1),
+        "log_distance": np.full_like(batch["log_distance"], np.nan),
+        "room": np.full_like(batch["room"], np.nan),
+    }
+    heard, of_experts = gradient((random_heard, experts), unknown)
+    leaves = jax.tree.leaves((heard, of_experts))
+    assert all(np.isfinite(leaf).all() for leaf in leaves)
+    silent = heard.slots.label, heard.slots.log_distance, *heard.room, of_experts.log_distance
+    assert all((np.asarray(x) == 0).all() for x in (*silent, of_experts.reverberation))
+    # What is known still does.
+    assert (np.abs(heard.slots.presence) > 0).all()
+    assert np.abs(heard.slots.direction_in_time).sum() > 0
+    known, _ = gradient((random_heard, experts), batch)
+    assert np.abs(known.slots.label).sum() > 0 and np.abs(known.room.log_rt60).sum() > 0

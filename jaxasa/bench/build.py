@@ -1,0 +1,203 @@
+"""Builds a suite: chooses its items from the scenes as drawn, writes them with their renders.
+
+Items are chosen from scene specs, which are double precision throughout, so the questions are
+the same on every machine; only what is measured on renders (RT60, DRR) and the renders' last
+bits depend on it. A question whose answer the measured scene would not give is not asked.
+"""
+
+import collections
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import soundfile
+
+from jaxasa import config
+from jaxasa.acoustics import scenes
+from jaxasa.bench import audit, card
+from jaxasa.bench.choose import DIRECTION_SHARE, choose
+from jaxasa.bench.suite import RATE, Item, load, manifest
+from jaxasa.config import ConfigError
+from jaxasa.data import questions, records, sounds, specs
+from jaxasa.data.progress import progress
+
+
+def build(
+    run: config.Run,
+    bank_folder: str | Path,
+    records_folder: str | Path,
+    folder: str | Path,
+    split: str = "benchmark",
+) -> list[Item]:
+    """Writes the suite of `split` ("benchmark" or "dev") into `folder` and returns its items.
+
+    bank_folder: the sound bank, for class names and the takes of each split. records_folder:
+    the rendered scenes of `split`. A suite made before from the same config and scenes is kept.
+    Raises ConfigError where the scenes are too few, or hold takes of another split.
+    """
+    folder = Path(folder)
+    config.check(split in ("benchmark", "dev"), "split", split, "benchmark or dev")
+    source = records.Records(records_folder)
+    stamp = _stamp(run, Path(records_folder), split, len(source))
+    if (folder / "manifest.json").is_file() and manifest(folder).get("made_from") == stamp:
+        return load(folder)
+    bank = sounds.Bank.load(bank_folder)
+    measured = [source[i][1] for i in range(len(source))]
+    takes = bank_takes(bank)
+    _check_takes(measured, takes, "test" if split == "benchmark" else "dev")
+
+    def holds(index: int, q: questions.Question) -> bool:
+        return audit.key(q, measured[index], bank.classes) == q.answer_text
+
+    drawn = _as_drawn(source, measured, bank)
+    chosen, left_out = choose(drawn, bank.classes, run.bench, run.questions, run.seed, split, holds)
+
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "audio").mkdir(parents=True)
+    used = sorted({index for index, _ in chosen})
+    with progress(f"writing the {split} suite", len(used), "scenes") as advance:
+        for index in used:
+            path = temporary / _file_name(measured[index])
+            soundfile.write(path, source[index][0], RATE, subtype="PCM_16", format="FLAC")
+            advance(1)
+    items = _items(chosen, measured, temporary)
+    _check_direction(items)
+    lines = "".join(json.dumps(_line(item)) + "\n" for item in items)
+    (temporary / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    found = audit.audit(run, bank, items)
+    facts = {
+        "split": split,
+        "seed": run.seed,
+        "sounds": bank.name,
+        "items": len(items),
+        "levels": dict(collections.Counter(i.level for i in items)),
+        "scenes": len(used),
+        "seconds": measured[used[0]]["seconds"],
+        "channels": int(source[used[0]][0].shape[1]),
+        "classes": list(bank.classes),
+        "takes": {s: {c: len(t) for c, t in by.items()} for s, by in takes.items()},
+        "left_out": left_out,
+        "margin": run.questions.margin,
+        "leak": {
+            reader: {level: s.get(f"{reader}_only") for level, s in found["levels"].items()}
+            for reader in ("text", "options", "position")
+        },
+        "made_from": stamp,
+    }
+    (temporary / "card.md").write_text(card.text(items, facts, found), encoding="utf-8")
+    facts["files"] = {
+        str(p.relative_to(temporary)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(temporary.rglob("*"))
+        if p.is_file()
+    }
+    facts["sha256_of"] = {
+        "audio": _digest([h for p, h in facts["files"].items() if p.endswith(".flac")]),
+        "questions": _digest([[i.id, i.question, i.options, i.answer] for i in items]),
+    }
+    facts["sha256"] = _digest(facts["files"])
+    (temporary / "manifest.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    # Not among the files with a checksum: scores of systems are added to it.
+    (temporary / audit.FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    return load(folder)
+
+
+def _as_drawn(source: records.Records, measured: Sequence[dict], bank) -> Sequence[dict]:
+    """Descriptions from the specs; those measured, where the scenes were rendered elsewhere."""
+    if "scenes" not in source.manifest:
+        return measured
+    return [scenes.describe(specs.of_record(source, i, bank)) for i in range(len(source))]
+
+
+def _digest(value) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _stamp(run: config.Run, records_folder: Path, split: str, count: int) -> str:
+    path = records_folder / "manifest.json"
+    return _digest(
+        {
+            "counts": [run.bench.l1, run.bench.l2, run.bench.l3, run.bench.audit],
+            "questions": [run.questions.tasks, run.questions.margin],
+            "seed": run.seed,
+            "split": split,
+            "scenes": count,
+            "records": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+        }
+    )
+
+
+def bank_takes(bank) -> dict[str, dict[str, set[str]]]:
+    """The takes of a sound bank: split -> class -> takes."""
+    takes: dict[str, dict[str, set[str]]] = {}
+    for split in ("train", "dev", "test"):
+        by_class = takes.setdefault(split, {c: set() for c in bank.classes})
+        for clip in bank.clips(split):
+            by_class[clip.label].add(clip.take)
+    return takes
+
+
+def _check_takes(scenes, takes, own: str) -> None:
+    """A dry recording of this suite must be in no other split."""
+    for scene in scenes:
+        for s in scene["sources"]:
+            for split, by_class in takes.items():
+                if (s["take"] in by_class.get(s["class"], ())) != (split == own):
+                    raise ConfigError(
+                        f"scene {scene['id']}: take {s['take']!r} of {s['class']} is "
+                        f"{'in' if split != own else 'not in'} the {split} split of the sound "
+                        f"bank, expected only takes of {own}"
+                    )
+
+
+def _check_direction(items: Sequence[Item]) -> None:
+    for level in questions.LEVELS:
+        kinds = [i.direction for i in items if i.level == level]
+        share = sum(kinds) / len(kinds)
+        expected = f"at least {DIRECTION_SHARE} of the items of {level}"
+        config.check(share >= DIRECTION_SHARE, "direction", share, expected)
+
+
+def _file_name(scene: dict) -> str:
+    return f"audio/{scene['id'].replace('/', '-')}.flac"
+
+
+def _items(chosen, scenes: Sequence[dict], folder: Path) -> list[Item]:
+    counters: collections.Counter[str] = collections.Counter()
+    items = []
+    for index, q in chosen:
+        counters[q.task] += 1
+        items.append(
+            Item(
+                id=f"{q.level}-{q.task}-{counters[q.task]:03d}",
+                level=q.level,
+                task=q.task,
+                question=q.question,
+                options=q.options,
+                answer=q.answer,
+                direction=q.direction,
+                scene=scenes[index],
+                about=q.about or {},
+                open=_open(q),
+                file=folder / _file_name(scenes[index]),
+            )
+        )
+    return items
+
+
+def _line(item: Item) -> dict:
+    names = ("id", "level", "task", "question", "direction", "options", "answer", "scene")
+    names = (*names, "about", "open")
+    return {"file_name": _file_name(item.scene)} | {n: getattr(item, n) for n in names}
+
+
+def _open(q: questions.Question) -> dict | None:
+    """How an answer without options is scored; see bench/free.py."""
+    return (
+        None if q.open is None else {"kind": q.open[0], "value": q.open[1], "text": q.answer_text}
+    )

@@ -1,0 +1,123 @@
+"""Generation against transformers: the same random Qwen2 of 100M weights, greedy, float32.
+
+Both sides prefill a prompt and say the same number of tokens; that they say the same tokens is
+checked before time is taken.
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+from jaxasa import config, optim
+from jaxasa.bench import speed
+from jaxasa.hf import keymap
+from jaxasa.models import decoding, sample
+from jaxasa.models.asa import ASA
+
+DECODER = config.Decoder(
+    vocab=32_000, width=768, heads=12, kv_heads=4, head_width=64, hidden=2048, layers=12
+)
+PROMPT, NEW, BATCHES, ROUNDS = 32, 64, (1, 8), 5
+
+
+def model(decoder: config.Decoder) -> ASA:
+    """A model of which only the decoder is used; its layers are compiled side by side."""
+    return ASA(
+        config.Model(
+            semantic=config.Semantic(mels=8, width=8, heads=1, layers=1),
+            spatial=config.Spatial(width=8, heads=1, layers=1, stem=((1, 1, 1),)),
+            projector=config.Projector(hidden=1, expert=1),
+            decoder=decoder,
+            lora=config.Lora(),
+            unroll=decoder.layers,
+        )
+    )
+
+
+def twin(decoder: config.Decoder, transformers, **more):
+    """The decoder as transformers has it, with random weights."""
+    return transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(
+            vocab_size=decoder.vocab,
+            hidden_size=decoder.width,
+            intermediate_size=decoder.hidden,
+            num_hidden_layers=decoder.layers,
+            num_attention_heads=decoder.heads,
+            num_key_value_heads=decoder.kv_heads,
+            head_dim=decoder.head_width,
+            rms_norm_eps=decoder.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": decoder.rope_theta},
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+            **more,
+        )
+    )
+
+
+def ours_of(theirs) -> dict:
+    """Our parameters {"decoder"} with the weights of transformers' model."""
+    tensors = {name: t.detach().numpy() for name, t in theirs.state_dict().items()}
+    tensors.pop("lm_head.weight")
+    return optim.merge({}, keymap.from_file(tensors))
+
+
+def run(
+    decoder: config.Decoder = DECODER,
+    batches=BATCHES,
+    prompt: int = PROMPT,
+    new: int = NEW,
+    rounds: int = ROUNDS,
+) -> dict:
+    """{"rows": [...]}: tokens a second at each batch size."""
+    torch, transformers = speed.peers("torch", "transformers")
+    torch.manual_seed(0)
+    theirs = twin(decoder, transformers).eval()
+    theirs.generation_config.eos_token_id = None
+    asa = model(decoder)
+    params = jax.tree.map(jax.numpy.asarray, ours_of(theirs))
+    prepared = jax.jit(lambda p: decoding.prepare(asa, p, False))(params)
+
+    @jax.jit
+    def generate(params, prepared, ids):
+        return sample.generate(
+            asa,
+            params,
+            ids,
+            None,
+            jax.random.key(0),
+            max_new=new,
+            pad=0,
+            eos=-1,
+            audio_id=-1,
+            adapted=False,
+            prepared=prepared,
+        ).ids[:, 0]
+
+    rows = []
+    for batch in batches:
+        ids = np.random.default_rng(batch).integers(1, decoder.vocab, (batch, prompt), np.int32)
+        given = torch.from_numpy(ids).long()
+
+        def say(ids=ids) -> np.ndarray:
+            return np.asarray(generate(params, prepared, ids))
+
+        def say_too(given=given) -> np.ndarray:
+            with torch.inference_mode():
+                made = theirs.generate(
+                    given,
+                    attention_mask=torch.ones_like(given),
+                    max_new_tokens=new,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+            return made[:, prompt:].numpy()
+
+        if not (say() == say_too()).all():
+            # Greedy: where two tokens are all but equally likely, rounding may choose.
+            print("decode: the two sides part at a near tie", file=sys.stderr)
+        what = f"decode, tokens, batch {batch}"
+        peer = f"transformers {transformers.__version__} generate, torch {torch.__version__}"
+        seconds = speed.in_turn(what, say, say_too, rounds)
+        rows.append(speed.row(what, seconds, peer, batch * new))
+    return {"rows": rows}

@@ -1,0 +1,30 @@
+"""Options of the questions that training and the benchmark ask."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from jaxasa.config.checks import check
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which tasks are asked, and how far from ambiguity.
+
+    tasks: task (data/questions/tasks.py) -> its weight within its level, a whole number; empty
+        asks all that the scenes support, equally.
+    margin: degrees by which a bearing that the benchmark asks about keeps from a boundary;
+        training_margin: the same in training, where doubtful cases teach, too.
+    """
+
+    tasks: dict[str, int] = dataclasses.field(default_factory=dict)
+    margin: float = 15.0
+    training_margin: float = 7.5
+
+    def __post_init__(self):
+        ok = isinstance(self.tasks, dict)
+        ok = ok and all(isinstance(w, int) and w > 0 for w in self.tasks.values())
+        check(ok, "Questions.tasks", self.tasks, "task -> a whole number of at least 1")
+        for name in ("margin", "training_margin"):
+            value = getattr(self, name)
+            ok = isinstance(value, (int, float)) and 0 <= value < 22.5
+            check(ok, f"Questions.{name}", value, "0 to below 22.5, half a sector")

@@ -1,0 +1,170 @@
+"""All tasks, by level, and how a question is put to a scene."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxasa.config import check
+from jaxasa.data import words
+from jaxasa.data.questions import perceive, reason, relate
+from jaxasa.data.questions.draw import MARGIN, Draft, Draw, Unanswerable, is_still
+
+LETTERS = "ABCD"
+LEVELS = ("L1", "L2", "L3")
+
+
+@dataclass(frozen=True)
+class Task:
+    """draft: the function. direction: whether the answer depends on where sounds come from.
+
+    moving: whether it may be asked of a scene in which something moves.
+    """
+
+    draft: Callable[[dict, Draw], Draft | None]
+    level: str
+    direction: bool = True
+    moving: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A four-option question. `answer` is its letter; `trace` the reasoning that leads to it.
+
+    direction: whether the answer depends on where sounds come from. about: what was chosen of
+    the scene, with which `again` asks the same. open: kind and value of an answer without
+    options (draw.Draft).
+    """
+
+    level: str
+    task: str
+    question: str
+    options: tuple[str, str, str, str]
+    answer: str
+    trace: str
+    direction: bool
+    about: Mapping[str, str | int] | None = None
+    open: tuple[str, float | None] | None = None
+
+    @property
+    def answer_text(self) -> str:
+        return self.options[LETTERS.index(self.answer)]
+
+
+TASKS: dict[str, Task] = {
+    "heard": Task(perceive.heard, "L1", direction=False, moving=True),
+    "first": Task(perceive.first, "L1", direction=False, moving=True),
+    "azimuth": Task(perceive.azimuth, "L1"),
+    "side_count": Task(perceive.side_count, "L1"),
+    "how_many": Task(perceive.how_many, "L1", direction=False, moving=True),
+    "when": Task(perceive.when, "L1", direction=False, moving=True),
+    "order": Task(perceive.order, "L1", direction=False, moving=True),
+    "elevation": Task(perceive.elevation, "L1"),
+    "distance": Task(perceive.distance, "L1", direction=False),
+    "reverberance": Task(perceive.reverberance, "L1", direction=False, moving=True),
+    "motion": Task(perceive.motion, "L1", moving=True),
+    "listener_turn": Task(perceive.listener_turn, "L1", moving=True),
+    "at": Task(relate.at, "L2"),
+    "where_in_time": Task(relate.where_in_time, "L2"),
+    "nearest": Task(relate.nearest, "L2", direction=False),
+    "where_nearest": Task(relate.where_nearest, "L2"),
+    "how_far": Task(relate.how_far, "L2"),
+    "nearer": Task(relate.nearer, "L2", direction=False),
+    "left_of": Task(relate.left_of, "L2"),
+    "highest": Task(relate.highest, "L2"),
+    "loudest": Task(relate.loudest, "L2", direction=False),
+    "earlier": Task(relate.earlier, "L2", direction=False, moving=True),
+    "same_side": Task(relate.same_side, "L2"),
+    "apart": Task(relate.apart, "L2"),
+    "turn": Task(reason.turn, "L3"),
+    "turn_at": Task(reason.turn_at, "L3"),
+    "face": Task(reason.face, "L3"),
+    "turn_count": Task(reason.turn_count, "L3"),
+    "aim": Task(reason.aim, "L3"),
+    "walk": Task(reason.walk, "L3"),
+    "move": Task(reason.move, "L3"),
+    "without": Task(reason.without, "L3"),
+    "hops": Task(reason.hops, "L3"),
+    "room": Task(reason.room, "L3", direction=False, moving=True),
+    "place": Task(reason.place, "L3", direction=False, moving=True),
+    "claim": Task(reason.claim, "L3"),
+}
+
+
+def chosen(weights: Mapping[str, int]) -> dict[str, int]:
+    """The weights of the tasks asked, in the order of TASKS; none given is 1 for every task.
+
+    Raises ConfigError for a name that is none of TASKS.
+    """
+    unknown = [name for name in weights if name not in TASKS]
+    check(not unknown, "Questions.tasks", unknown, "names out of " + ", ".join(TASKS))
+    return {name: weights.get(name, 1) for name in TASKS if not weights or name in weights}
+
+
+def ask(
+    scene: dict,
+    classes: Sequence[str],
+    rng: np.random.Generator,
+    level: str | None = None,
+    task: str | None = None,
+    weights: Mapping[str, int] | None = None,
+    margin: float = MARGIN,
+) -> Question | None:
+    """A question about `scene`, of a given level or task, or None where the scene supports none.
+
+    classes: all class names, from which wrong options come. weights: how often each task of a
+    level is drawn (`chosen`). margin: degrees from a bearing to a boundary (draw.py).
+    """
+    if task is None:
+        weights = weights or dict.fromkeys(TASKS, 1)
+        levels = [x for x in LEVELS if any(TASKS[name].level == x for name in weights)]
+        level = level or levels[rng.integers(len(levels))]
+        # A weight of 2 stands twice: with equal weights every draw is a plain one.
+        names = [n for n, w in weights.items() if TASKS[n].level == level for _ in range(w)]
+        task = names[rng.integers(len(names))]
+    return _ask(scene, task, rng, Draw(scene, classes, rng, margin))
+
+
+def again(
+    task: str,
+    about: Mapping[str, str | int],
+    scene: dict,
+    classes: Sequence[str],
+    rng: np.random.Generator,
+    lenient: bool = False,
+) -> Question | None:
+    """The question `task` with the choices `about` of another question, put to `scene`.
+
+    None where the scene does not support it without ambiguity. lenient: any difference will do,
+    as for the key of an item whose scene has since been measured. Wrong options are drawn anew.
+    """
+    try:
+        return _ask(scene, task, rng, Draw(scene, classes, rng, given=about, lenient=lenient))
+    except (Unanswerable, KeyError):
+        return None
+
+
+def _ask(scene: dict, name: str, rng: np.random.Generator, draw: Draw) -> Question | None:
+    task = TASKS[name]
+    if not task.moving and not all(map(is_still, scene["sources"])):
+        return None
+    draft = task.draft(scene, draw)
+    if draft is None:
+        return None
+    offered = [draft.answer, *[o for o in draft.others if o != draft.answer][:3]]
+    if len(offered) < 4:
+        return None
+    first, second, third, fourth = (offered[i] for i in rng.permutation(4))
+    options = (first, second, third, fourth)
+    steps = f" {draft.steps}" if draft.steps else ""
+    return Question(
+        level=task.level,
+        task=name,
+        question=draft.question,
+        options=options,
+        answer=LETTERS[options.index(draft.answer)],
+        trace=f"{words.caption(scene)}{steps} so {draft.answer}",
+        direction=task.direction,
+        about=draw.about,
+        open=draft.open,
+    )

@@ -1,0 +1,93 @@
+"""Writes the adapters of a checkpoint alone, as a folder that peft loads on the stock decoder.
+
+    adapter_config.json, adapter_model.safetensors    in peft's names (LoRA, arXiv:2106.09685)
+    base/                                             the decoder that they belong to, without
+                                                      them: a Qwen of transformers
+    README.md
+
+Adapters say nothing of audio: the encoders and the projector are in `hf.export`'s folder.
+"""
+
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from jaxasa.config import ConfigError
+from jaxasa.hf import export, folder, keymap, load, remote
+
+_FILES = {"adapter_config.json", "adapter_model.safetensors", "base", "README.md"}
+_PREFIX = "base_model.model."
+
+
+def write(checkpoint: str | Path, out: str | Path) -> Path:
+    """Writes the folder `out` from `checkpoint` (WORKDIR/checkpoints/STAGE); returns `out`.
+
+    Raises ConfigError as `hf.export.export` does, and for a model that has no adapters, such as
+    an export.
+    """
+    params, meta, tokenizer = load.load(checkpoint)
+    if "lora" not in params:
+        raise ConfigError(f"{checkpoint}: has no adapters, expected WORKDIR/checkpoints/STAGE")
+    leaves = load.flat({"lora": params["lora"], "decoder": params["decoder"]})
+    export.check_finite(checkpoint, leaves)
+    adapters = {}
+    for path, leaf in leaves.items():
+        if path.startswith("lora/"):
+            # Matrices a and b lie as the kernel that they are added to.
+            place, side = path.removeprefix("lora/")[:-2], path[-1].upper()
+            for name, tensor in keymap.to_file({f"decoder/{place}/kernel": leaf}).items():
+                adapters[_PREFIX + name.replace(".weight", f".lora_{side}.weight")] = tensor
+    base = {path: leaf for path, leaf in leaves.items() if path.startswith("decoder/")}
+    text = remote.text_config(meta["model"]["decoder"])
+    kind = f"{text['model_type'].capitalize()}ForCausalLM"
+    lora = meta["model"]["lora"]
+    with folder.replacing(out, _is_adapter) as draft:
+        save_file(adapters, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        folder.write_json(
+            draft / "adapter_config.json",
+            {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": "base",
+                "r": lora["rank"],
+                "lora_alpha": lora["alpha"],
+                "lora_dropout": 0.0,
+                "bias": "none",
+                "target_modules": sorted({name.split(".")[-3] for name in adapters}),
+                "inference_mode": True,
+            },
+        )
+        (draft / "base").mkdir()
+        folder.write_weights(draft / "base", keymap.to_file(base))
+        folder.write_json(
+            draft / "base" / "config.json",
+            text | {"architectures": [kind], "dtype": remote.dtype(base)},
+        )
+        remote.write_tokenizer(draft / "base", tokenizer, meta["model"]["reply_tokens"])
+        (draft / "README.md").write_text(_card(meta, kind), encoding="utf-8")
+    return Path(out)
+
+
+def _is_adapter(out: Path) -> bool:
+    names = {path.name for path in out.iterdir()}
+    return "adapter_config.json" in names and names <= _FILES
+
+
+def _card(meta, kind: str) -> str:
+    return f"""---
+library_name: peft
+base_model: base
+tags: [jaxasa, lora]
+---
+# Adapters of stage `{meta["stage"]}`
+
+LoRA adapters of the decoder of a jaxasa model, and in `base/` the decoder without them.
+```python
+from peft import PeftModel
+from transformers import {kind}
+
+model = PeftModel.from_pretrained({kind}.from_pretrained("FOLDER/base"), "FOLDER")
+```
+The decoder hears nothing by itself: audio goes through the encoders and the projector of the
+whole model (`jaxasa export`).
+"""

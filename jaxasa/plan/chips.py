@@ -1,0 +1,67 @@
+"""TPU topologies by the compiler's names ("v5p:4x4x8"), and what their chips can do.
+
+Figures are the vendor's public ones a chip (Google Cloud TPU documentation, "System
+architecture" of each version): bf16 peak, HBM size and bandwidth, and the bandwidth of all of a
+chip's links between chips (ICI) in one direction. v5p and v6e show a chip as one device; tpu7x
+shows two devices a chip, each with half of all that.
+"""
+
+import math
+from dataclasses import dataclass
+
+from jaxasa.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """flops: bf16 a second; hbm: bytes; hbm_rate, link_rate: bytes a second.
+
+    devices: that JAX sees a chip. ring: a dimension of the topology closes to a ring when its
+    length is a multiple of it; otherwise its links do half as much.
+    """
+
+    flops: float
+    hbm: float
+    hbm_rate: float
+    link_rate: float
+    devices: int
+    ring: int
+
+
+GIB = 2.0**30
+CHIPS = {
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1, 16),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1, 4),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1, 16),
+    "tpu7x": Chip(2307e12, 192 * GIB, 7380e9, 1200e9, 2, 4),
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A slice of chips, and `chip` by itself."""
+
+    name: str
+    chip: Chip
+    dims: tuple[int, ...]
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def devices(self) -> int:
+        return self.chips * self.chip.devices
+
+
+def topology(name: str) -> Topology:
+    """Raises ConfigError for a name that is not CHIP:AxB or CHIP:AxBxC."""
+    kind, _, text = name.partition(":")
+    expected = f"one of {', '.join(CHIPS)}, a colon and its shape, as in v5e:16x16 or v5p:4x4x8"
+    parts = text.split("x")
+    if kind not in CHIPS or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise ConfigError(f"--topology is {name!r}, expected {expected}")
+    wanted = 2 if kind in ("v5e", "v6e") else 3
+    if len(parts) != wanted:
+        raise ConfigError(f"--topology is {name!r}, expected {wanted} dimensions for {kind}")
+    return Topology(name, CHIPS[kind], tuple(map(int, parts)))

@@ -1,0 +1,78 @@
+# Sourced by tpu_vm.sh, gke.sh and slurm.sh: options, what `jaxasa` gets, printing, starting again.
+# Each of these scripts is called as SCRIPT [OPTIONS] -- JAXASA_ARGUMENTS, e.g.
+#   bash launch/slurm.sh --nodes 2 -- train sft --workdir /shared/run --gin.SftStage.steps=1000
+# and with --dry_run prints the command, quoted for a shell, and runs nothing.
+#
+# shellcheck disable=SC2034,SC2154  # variables go to and come from the script that sources this
+#
+# Every process must see the same --workdir (NFS, Filestore, Cloud Storage FUSE, Lustre).
+
+# Exit codes after which the same command goes on: 75 (saved, unfinished), and those of processes
+# that a signal ended (128 and more: a machine is gone; JAX aborts those that miss another).
+may_go_on() { (($1 == 75 || ($1 >= 128 && $1 != 130))); }
+
+stop() {
+    echo "${0##*/}: $1" >&2
+    exit 2
+}
+
+# parse_options USAGE NAME... -- ARGUMENTS: sets a variable for each --NAME VALUE, dry_run, and
+# the array `jaxasa`, which holds what follows the second "--".
+parse_options() {
+    local usage=$1 name known=" "
+    shift
+    while [[ $1 != -- ]]; do
+        known+="$1 "
+        shift
+    done
+    shift
+    dry_run=
+    while (($#)) && [[ $1 != -- ]]; do
+        name=${1#--}
+        case $1 in
+        --help) printf '%s\n' "$usage" && exit 0 ;;
+        --dry_run) dry_run=1 && shift && continue ;;
+        --*) ;;
+        *) stop "$1: expected an option, or -- before the arguments of jaxasa" ;;
+        esac
+        [[ $known == *" $name "* ]] || stop "$1: no such option, expected one of${known// / --}dry_run"
+        (($# > 1)) || stop "$1: expected a value after it"
+        printf -v "$name" '%s' "$2"
+        shift 2
+    done
+    (($# > 1)) || stop "expected -- and the arguments of jaxasa after the options; $usage"
+    shift
+    jaxasa=("$@")
+}
+
+need() {
+    local name
+    for name in "$@"; do
+        [[ -n ${!name:-} ]] || stop "--$name is missing"
+    done
+}
+
+# The arguments as one line that a shell reads back as they are.
+quoted() {
+    local line
+    printf -v line '%q ' "$@"
+    printf '%s' "${line% }"
+}
+
+# Runs a command, at most $restarts times again while its exit code says that it may go on.
+run_again() {
+    local try code
+    for ((try = 0; ; try++)); do
+        code=0
+        "$@" || code=$?
+        if ! may_go_on "$code"; then
+            ((code == 0)) || echo "${0##*/}: ended with exit code $code" >&2
+            exit "$code"
+        elif ((try == restarts)); then
+            echo "${0##*/}: exit code $code after $restarts restarts; start it again to go on" >&2
+            exit "$code"
+        fi
+        echo "${0##*/}: exit code $code, restart $((try + 1)) of $restarts in $pause s" >&2
+        sleep "$pause"
+    done
+}

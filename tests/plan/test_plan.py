@@ -1,0 +1,175 @@
+"""Plans of a tiny step, on emulated devices and by TPU's own compiler where it is installed."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxasa import cli, config, cpu, gin_io, mesh, optim, plan
+from jaxasa.plan import chips, count, hlo, roofline
+from jaxasa.stages import ahead
+
+CONTRACT = {"topology", "chips", "fits", "hbm_bytes", "flops_per_step", "collective_bytes"}
+CONTRACT |= {"expected_step_seconds", "expected_mfu", "tokens_per_second", "clips_per_second"}
+TINY = ["--gin_file", "gin/run/tiny_text.gin", "--gin.Model.unroll=1", "--gin.Mesh.data=-1"]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra `plan`"
+)
+
+
+def run(path, *bindings):
+    return gin_io.load([f"gin/run/{path}.gin"], bindings)[0]
+
+
+def test_without_libtpu_the_verdict_is_unknown(capsys, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+    )
+    out = tmp_path / "plan.json"
+    assert cli.main(["plan", *TINY, "--topology", "v5e:2x4", "--json", str(out)]) == 0
+    result, said = json.loads(out.read_text()), capsys.readouterr()
+    assert result.keys() >= CONTRACT and result["fits"] is None and result["chips"] == 8
+    assert result["hbm_bytes"].keys() == {"arguments", "temporaries", "capacity"}
+    assert result["hbm_bytes"]["capacity"] == 16 * 2**30
+    assert result["collective_bytes"].keys() == {"data"}
+    text = run("tiny_text")
+    tokens = text.text.batch * (16 + text.model.prompt_tokens + text.model.reply_tokens - 1)
+    rate = tokens / result["expected_step_seconds"]
+    assert result["tokens_per_second"] == pytest.approx(rate)
+    mfu = result["model_flops_per_step"] / (result["expected_step_seconds"] * 8 * 197e12)
+    assert result["expected_mfu"] == pytest.approx(mfu)
+    assert "unknown" in said.out and "assumed of peak: products 80 %" in said.out
+    assert said.err.startswith("compiling text for v5e:2x4 (emulated CPU devices)")
+
+
+@needs_libtpu
+def test_libtpu_says_what_fits_and_what_to_change(capsys, tmp_path):
+    out = tmp_path / "plan.json"
+    words = ["plan", *TINY, "--topology", "v5e:2x2", "--json", str(out)]
+    assert cli.main(words) == 0
+    result = json.loads(out.read_text())
+    assert result["fits"] is True and 0 < result["expected_mfu"] < 0.8
+    assert cli.main([*words, "--gin.TextStage.batch=1048576"]) == 3
+    result, said = json.loads(out.read_text()), capsys.readouterr().out
+    assert result["fits"] is False and result["hbm_bytes"]["temporaries"] > 16 * 2**30
+    assert "does not fit" in said and "--gin.TextStage.batch=524288" in said
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["--topology", "v9:2x2"], "--topology is 'v9:2x2', expected one of v5e"),
+        (["--topology", "v5p:4x4"], "expected 3 dimensions for v5p"),
+        (["--topology", "v5e:2x4", "--gin.Mesh.fsdp=3"], "Mesh"),
+        (["--topology", "v5e:2x4", "--gin.TextStage.batch=12"], "batch is 12, expected rows"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(capsys, monkeypatch, words, expected):
+    monkeypatch.setattr(plan, "_tpu", lambda name: jax.devices()[:8])
+    assert cli.main(["plan", *TINY, *words]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert expected in said
+
+
+def test_a_chip_counts_all_of_its_devices():
+    assert (chips.topology("v5p:4x4x8").chips, chips.topology("v5p:4x4x8").devices) == (128, 128)
+    assert (chips.topology("tpu7x:4x4x4").chips, chips.topology("tpu7x:4x4x4").devices) == (64, 128)
+
+
+def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
+    """Qwen2.5-7B has 7.615e9 parameters, of which 2 x 152,064 x 3,584 are its two tables."""
+    base = run("base_sft")
+    rows = base.sft.batch * base.sft.questions
+    length = 125 + base.model.prompt_tokens + base.model.reply_tokens - 1
+    table = 152_064 * 3_584
+    expected = 4 * rows * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens)
+    shapes = ahead.params_shapes(base)
+    found = count.model_flops(base, "sft", shapes)
+    # Adapters, projector and encoders add the rest.
+    assert expected < found < 1.05 * expected
+    rollout = count.model_flops(base, "rollout", shapes)
+    said = base.grpo.batch * base.grpo.group * base.model.reply_tokens
+    assert rollout > 2 * said * (7.615e9 - table)
+    update = count.model_flops(base, "grpo", shapes)
+    assert update == pytest.approx(
+        4 * base.grpo.batch * base.grpo.group
+        * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens),
+        rel=0.05,
+    )  # fmt: skip
+
+
+def test_learning_costs_six_where_all_learns():
+    text = run("tiny_text")
+    shapes = ahead.params_shapes(text)
+    layers = sum(
+        np.prod(leaf.shape)
+        for path, leaf in optim.flatten(shapes).items()
+        if path.startswith("decoder/layers/")
+    )
+    table, norm = 512 * 128, 128
+    rows, length = text.text.batch, 75
+    expected = 6 * rows * (length * (layers + norm) + text.model.reply_tokens * table)
+    assert count.model_flops(text, "text", shapes) == expected
+
+
+def test_collectives_that_products_hide_cost_nothing_and_others_all():
+    pod = chips.topology("v5e:16x16")
+    whole = tuple(range(256))
+    coords = [(n // 16, n % 16) for n in range(256)]
+    gathered = hlo.Collective("all-gather", 10**9, (whole,), False)
+    # A chip takes in the rest of the array over all of its links.
+    expected = 1e9 * 255 / 256 / (200e9 * roofline.EFFICIENCY["links"])
+    assert roofline.link_seconds(gathered, pod, coords) == pytest.approx(expected)
+    # A row of the slice has half of the links, and part of a row is no ring.
+    row, part = (hlo.Collective("all-gather", 10**9, (whole[:n],), False) for n in (16, 8))
+    slower = expected * 2 * (15 / 16) / (255 / 256)
+    assert roofline.link_seconds(row, pod, coords) == pytest.approx(slower)
+    slowest = expected * 4 * (7 / 8) / (255 / 256)
+    assert roofline.link_seconds(part, pod, coords) == pytest.approx(slowest)
+    twice = hlo.Collective("all-reduce", 10**9, (whole,), False)
+    assert roofline.link_seconds(twice, pod, coords) == pytest.approx(2 * expected)
+
+
+def test_no_weights_are_summed_where_rows_keep_their_place():
+    """What activation constraints are for: gradients of adapters are all that is summed."""
+    over = mesh.make(config.Mesh(data=1, fsdp=8))
+    from jaxasa import sharding
+
+    def product(x, w):
+        return sharding.by_rows(sharding.by_rows(x) @ w)
+
+    shapes = [
+        jax.ShapeDtypeStruct(size, jnp.float32, sharding=NamedSharding(over, spec))
+        for size, spec in (((16, 64), P(("data", "fsdp"))), ((64, 32), P("fsdp")))
+    ]
+    with jax.set_mesh(over):
+        text = jax.jit(product).lower(*shapes).compile().as_text()
+    found = roofline.cost(hlo.Program(text, 8), dict(over.shape), chips.topology("v5e:2x4"))
+    assert found.collective_bytes == {"fsdp": {"all-gather": 64 * 32 * 4}}
+
+
+def test_libtpu_without_a_tpu_is_left_alone(monkeypatch):
+    nodes = set()
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "libtpu")
+    monkeypatch.setattr(cpu, "_has_any", lambda *patterns: bool(nodes & set(patterns)))
+
+    def platforms():
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        cpu.tune()
+        return cpu.os.environ.get("JAX_PLATFORMS")
+
+    assert platforms() == "cpu"
+    nodes.add("nvidia[0-9]*")
+    assert platforms() == "cuda,cpu"
+    nodes.add("vfio/[0-9]*")
+    assert platforms() is None
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    cpu.tune()
+    assert cpu.os.environ["JAX_PLATFORMS"] == "cpu"

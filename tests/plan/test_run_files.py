@@ -1,0 +1,68 @@
+"""The run files of every size and stage: they load, their patterns match, their models shard."""
+
+import functools
+import math
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxasa import config, gin_io, mesh, optim, sharding, state
+from jaxasa.stages import ahead
+
+RUNS = Path(__file__).resolve().parents[2] / "gin" / "run"
+STAGES = ("spatial", "align", "sft", "grpo")
+FILES = [
+    ("tiny", "text"),
+    *((size, stage) for size in ("tiny", "small", "base", "large") for stage in STAGES),
+]
+MESHES = [(2, 4, 1), (1, 8, 1), (8, 1, 1), (2, 2, 2)]
+
+
+def load(size: str, stage: str) -> config.Run:
+    return gin_io.load([str(RUNS / f"{size}_{stage}.gin")])[0]
+
+
+@functools.cache
+def shapes(size: str) -> dict:
+    return ahead.params_shapes(load(size, "spatial"))
+
+
+@pytest.mark.parametrize("size, stage", FILES)
+def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
+    run = load(size, stage)
+    assert run.stages[-1] == stage
+    options = getattr(run, stage)
+    learns, frozen = optim.split(shapes(size), options.trainable)
+    tops = {path.partition("/")[0] for path in learns}
+    expected = {
+        "text": {"decoder"},
+        "spatial": {"spatial", "projector"} | ({"semantic"} if size == "tiny" else set()),
+        "align": {"projector"},
+        "sft": {"projector", "lora"},
+        "grpo": {"lora"},
+    }
+    assert tops == expected[stage] and frozen
+    if size != "tiny":
+        assert options.batch % 256 == 0
+        kept = jax.eval_shape(
+            lambda params: state.stored(params, options, run.model.frozen_dtype), shapes(size)
+        )
+        kinds = {path: leaf.dtype.name for path, leaf in optim.flatten(kept).items()}
+        assert {kinds[path] for path in learns} == {"float32"}
+        assert {kinds[path] for path in frozen} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_model_shards_on_every_mesh(size, sizes):
+    over = mesh.make(config.Mesh(*sizes))
+    lies = optim.flatten(sharding.params_sharding(shapes(size), over))
+    flat = optim.flatten(shapes(size))
+    own, whole = 0, 0
+    for path, shape in flat.items():
+        if re.match(r"decoder/(layers/.*/kernel|embedding|head)", path):
+            own += math.prod(lies[path].shard_shape(shape.shape))
+            whole += math.prod(shape.shape)
+    assert own == pytest.approx(whole / (sizes[1] * sizes[2]))
