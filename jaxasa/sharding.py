@@ -87,9 +87,14 @@ def state_sharding(tree, params_shardings: Mapping):
 
 
 def place(tree, shardings):
-    """Host arrays (the same on every process) -> global arrays that lie as `shardings` say."""
+    """Host arrays (the same on every process) -> global arrays that lie as `shardings` say.
+
+    A global array that lies so already is returned as it is.
+    """
 
     def one(leaf, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
         # From numpy: device_put of a device array may give one that cannot be saved.
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
