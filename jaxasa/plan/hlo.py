@@ -245,6 +245,9 @@ class Program:
             return _bytes(user.shapes)
         if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             return 0
+        if user.opcode == "fusion" and user.operands.count(name) == 1:
+            part = self._touched(user.called[0])[0].get(user.operands.index(name))
+            return None if part is None else round(part)
         return None
 
     def collectives(self, name: str) -> list[Collective]:
