@@ -270,6 +270,6 @@ def table(result: dict) -> str:
 
 
 def _times(result: dict) -> str:
-    parts = ", ".join(f"{name} {s:.3f}" for name, s in result["seconds_by_bound"].items())
+    parts = ", ".join(f"{name} {s:.3g}" for name, s in result["seconds_by_bound"].items())
     shares = ", ".join(f"{n} {100 * e:.0f} %" for n, e in result["efficiencies"].items())
-    return f"{result['expected_step_seconds']:.3f} s (waits: {parts}; assumed of peak: {shares})"
+    return f"{result['expected_step_seconds']:.3g} s (waits: {parts}; assumed of peak: {shares})"

@@ -10,6 +10,9 @@ the chip's memory idle; what is longer than that waits.
 A collective over some axes of the mesh moves by as many dimensions of the slice as its groups
 extend in. Those that the compiler starts early overlap the products of their own loop, and what
 is longer than these waits; the others stop everything.
+
+The latency of kernels and links is not in it, nor is the wait for data: what takes microseconds a
+turn, as the rollouts of small models, will take longer than expected here.
 """
 
 from collections.abc import Mapping, Sequence
