@@ -1,11 +1,13 @@
 """Steps lowered from shapes alone."""
 
+import types
+
 import jax
 import pytest
 
 from jaxasa import gin_io, mesh, optim
 from jaxasa.config import ConfigError
-from jaxasa.stages import ahead
+from jaxasa.stages import ahead, common
 
 BINDINGS = ["Model.unroll=1", "Mesh.data=2", "Mesh.fsdp=2", "Mesh.tensor=2"]
 
@@ -45,3 +47,9 @@ def test_a_batch_that_does_not_divide_is_named():
     run = load("tiny_text", "TextStage.batch=6")
     with pytest.raises(ConfigError, match="batch is 6, expected rows .* data x fsdp = 4"):
         ahead.lower(run, "text", mesh.make(run.mesh))
+
+
+def test_evaluations_divide_over_the_mesh():
+    sizes = [types.SimpleNamespace(shape={"data": 1, "fsdp": n}) for n in (1, 8, 48, 256)]
+    assert [common.eval_scenes(size) for size in sizes] == [64, 64, 96, 256]
+    assert common.eval_scenes(sizes[3], 300) == 512
