@@ -143,7 +143,8 @@ def by_rows(x: jax.Array) -> jax.Array:
 
 def gathered(table: jax.Array) -> jax.Array:
     """table [V, D] whole in its width on every device, to meet rows that are: split over tensor."""
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
         return table
     return jax.lax.with_sharding_constraint(table, PartitionSpec(MESH_AXES["vocab"], None))
 
