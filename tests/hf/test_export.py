@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -218,7 +219,11 @@ def test_what_is_there_stays_when_an_export_fails(trained, tmp_path, monkeypatch
     # The last step, too.
     monkeypatch.undo()
     replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: full() if a.suffix == "" else replace(a, b))
+
+    def refuse(a, b):
+        return full() if Path(a).name.startswith(".new.") else replace(a, b)
+
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="No space"):
         export.export(trained, tmp_path / "new")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
