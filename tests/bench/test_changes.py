@@ -122,8 +122,9 @@ def test_who_follows_the_turn_is_right_and_who_does_not_is_found_out(small, clas
     )["systems"]
     beside = deaf["rotated_180"]["beside"]
     assert beside["before"]["accuracy"] > 0.9 and beside["changed"]["accuracy"] < 0.1
-    # Right at all four yaws only where the answer never changes.
-    assert deaf["four_yaws"]["direction"]["yes"]["accuracy"] < 0.2
+    # Right at all four yaws only where the question turns along, and its answer does not.
+    found, expected = (s["four_yaws"]["direction"]["yes"]["accuracy"] for s in (deaf, follows))
+    assert found < expected - 0.3
 
 
 def test_rules_read_a_description(small, classes):
