@@ -148,6 +148,11 @@ class Store:
         return _meta(self.folder)
 
 
+def is_in(folder: str | Path) -> bool:
+    """Whether `folder` holds a whole checkpoint."""
+    return any(_is_whole(path) for path in _numbered(Path(folder)))
+
+
 def load(folder: str | Path) -> tuple[dict, dict]:
     """(parameters as a nested dict of numpy arrays, meta) of the last whole step in `folder`.
 

@@ -87,9 +87,14 @@ def state_sharding(tree, params_shardings: Mapping):
 
 
 def place(tree, shardings):
-    """Host arrays (the same on every process) -> global arrays that lie as `shardings` say."""
+    """Host arrays (the same on every process) -> global arrays that lie as `shardings` say.
+
+    A global array that lies so already is returned as it is.
+    """
 
     def one(leaf, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
         # From numpy: device_put of a device array may give one that cannot be saved.
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
@@ -138,7 +143,8 @@ def by_rows(x: jax.Array) -> jax.Array:
 
 def gathered(table: jax.Array) -> jax.Array:
     """table [V, D] whole in its width on every device, to meet rows that are: split over tensor."""
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
         return table
     return jax.lax.with_sharding_constraint(table, PartitionSpec(MESH_AXES["vocab"], None))
 

@@ -1,6 +1,7 @@
 """What a training step carries along, as one pytree."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -31,9 +32,36 @@ def stored(params: Mapping, stage: config.Stage, frozen_dtype: str = "float32") 
     Arrays of numpy or jax; under `jax.eval_shape` shapes will do. Raises as `optim.split` does.
     """
     trainable, frozen = optim.split(params, stage.trainable)
+
+    def as_type(leaf, dtype):
+        return leaf if leaf.dtype == dtype else leaf.astype(dtype)
+
     return optim.merge(
-        {path: leaf.astype(np.float32) for path, leaf in trainable.items()},
-        {path: leaf.astype(jnp.dtype(frozen_dtype)) for path, leaf in frozen.items()},
+        {path: as_type(leaf, jnp.float32) for path, leaf in trainable.items()},
+        {path: as_type(leaf, jnp.dtype(frozen_dtype)) for path, leaf in frozen.items()},
+    )
+
+
+def shapes(
+    params: Mapping,
+    stage: config.Stage,
+    mesh: Mesh,
+    frozen_dtype: str = "float32",
+    rules: sharding.Rules = sharding.RULES,
+) -> State:
+    """`create` of parameters or of their shapes, and nothing is allocated.
+
+    Every leaf is a jax.ShapeDtypeStruct with its sharding. Raises ConfigError as `create` does.
+    """
+    kept = jax.eval_shape(functools.partial(stored, stage=stage, frozen_dtype=frozen_dtype), params)
+    lies = sharding.params_sharding(kept, mesh, rules)
+    trainable, _ = optim.split(kept, stage.trainable)
+    opt_state = jax.eval_shape(optim.make(stage).init, trainable)
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf, lie: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lie),
+        State(jax.ShapeDtypeStruct((), np.int32), kept, opt_state),
+        State(whole, lies, sharding.state_sharding(opt_state, lies)),
     )
 
 
@@ -46,32 +74,15 @@ def create(
 ) -> State:
     """State at step 0 that lies on `mesh` by `rules`; `params` hold numpy or jax arrays.
 
+    What of them lies there already, in its type, becomes part of the state, and is not copied.
+
     Raises ConfigError as `optim.split` and `sharding.params_sharding` do.
     """
-    shardings = sharding.params_sharding(params, mesh, rules)
-    whole = NamedSharding(mesh, PartitionSpec())
+    lies = jax.tree.map(
+        lambda leaf: leaf.sharding, shapes(params, stage, mesh, frozen_dtype, rules)
+    )
     # Only values of plain dicts: flax may give other mappings.
-    placed = sharding.place(stored(params, stage, frozen_dtype), shardings)
+    placed = sharding.place(stored(params, stage, frozen_dtype), lies.params)
     trainable, _ = optim.split(placed, stage.trainable)
-    start = optim.make(stage).init
-    lies = sharding.state_sharding(jax.eval_shape(start, trainable), shardings)
-    opt_state = jax.jit(start, out_shardings=lies)(trainable)
-    return State(sharding.place(np.int32(0), whole), placed, opt_state)
-
-
-def shapes(
-    params: Mapping, stage: config.Stage, mesh: Mesh, frozen_dtype: str = "float32"
-) -> State:
-    """`create` of shapes: the state's, each with its sharding, and nothing is allocated."""
-    shardings = sharding.params_sharding(params, mesh)
-    kept = jax.eval_shape(lambda params: stored(params, stage, frozen_dtype), dict(params))
-    placed = jax.tree.map(_lies, kept, shardings)
-    trainable, _ = optim.split(placed, stage.trainable)
-    opt_state = jax.eval_shape(optim.make(stage).init, trainable)
-    opt_state = jax.tree.map(_lies, opt_state, sharding.state_sharding(opt_state, shardings))
-    whole = NamedSharding(mesh, PartitionSpec())
-    return State(jax.ShapeDtypeStruct((), np.int32, sharding=whole), placed, opt_state)
-
-
-def _lies(shape, lies: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=lies)
+    opt_state = jax.jit(optim.make(stage).init, out_shardings=lies.opt_state)(trainable)
+    return State(sharding.place(np.int32(0), lies.step), placed, opt_state)

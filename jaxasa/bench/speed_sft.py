@@ -37,7 +37,10 @@ def start(asa: ASA, theirs, stage: config.Stage) -> tuple[types.SimpleNamespace,
     """What common.gradient_step needs of a context, and the state with torch's weights."""
     fresh = jax.jit(lambda key: asa.init(key)["lora"])(jax.random.key(0))
     context = types.SimpleNamespace(
-        stage=stage, asa=asa, mesh=mesh.make(config.Mesh(data=1), jax.devices()[:1])
+        stage=stage,
+        asa=asa,
+        mesh=mesh.make(config.Mesh(data=1), jax.devices()[:1]),
+        text=MARKS,
     )
     return context, state.create(ours_of(theirs) | {"lora": fresh}, stage, context.mesh)
 

@@ -22,7 +22,7 @@ from jaxasa.config.model import (
     tuples,
 )
 from jaxasa.config.questions import Questions
-from jaxasa.config.run import Bench, Mesh, Run
+from jaxasa.config.run import Bench, Mesh, Pretrained, Run
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import (
     POLICY_LOSSES,
@@ -47,6 +47,7 @@ __all__ = [
     "Lora",
     "Mesh",
     "Model",
+    "Pretrained",
     "Projector",
     "Questions",
     "Run",

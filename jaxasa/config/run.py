@@ -63,8 +63,25 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Where parts come from that are not trained from scratch: each a folder of safetensors with
+    its config.json, or a name on the Hugging Face hub; "" is from scratch.
+
+    semantic: Whisper, or Qwen2-Audio's audio tower. decoder: Qwen2, Qwen2.5, Qwen3 (dense), or
+    Qwen2-Audio's text model; its tokenizer.json becomes the run's. Stage text is then not needed.
+    """
+
+    semantic: str = ""
+    decoder: str = ""
+
+
+@dataclass(frozen=True)
 class Run:
-    """The root of every gin run file."""
+    """The root of every gin run file.
+
+    The first of `stages` starts from `resume` (a folder checkpoints/STAGE or an export), or else
+    from `pretrained` weights, or else from scratch; the others from the stage before.
+    """
 
     name: str
     stages: tuple[str, ...]
@@ -80,6 +97,8 @@ class Run:
     grpo: GrpoStage
     questions: Questions = Questions()
     seed: int = 0
+    pretrained: Pretrained = Pretrained()
+    resume: str = ""
 
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0

@@ -8,12 +8,13 @@ Prompts are padded on the left and completions on the right, so that every row o
 begins to answer in the same column and all shapes are static.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxasa.config import ConfigError
 from jaxasa.data.questions import LETTERS, Question
@@ -21,11 +22,18 @@ from jaxasa.data.questions import LETTERS, Question
 PAD, EOS, AUDIO = "<pad>", "<eos>", "<AcousticTokens>"
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
 SPECIAL = (PAD, EOS, AUDIO, THINK, END_THINK, ANSWER, END_ANSWER)
+# What Qwen's tokenizers call the first two, and how a turn of a conversation begins there.
+QWEN = {PAD: "<|endoftext|>", EOS: "<|im_end|>"}
+TURN = "<|im_start|>"
 
 
 @dataclass(frozen=True)
 class Text:
-    """A tokenizer with the ids that the model needs. Pad is 0 in the tiny tokenizer."""
+    """A tokenizer with the ids that the model needs. Pad is 0 in the tiny tokenizer.
+
+    end: the text of the token eos. before, after: ids around a prompt, where the decoder was
+    taught conversations: the user's turn, and the beginning of the model's.
+    """
 
     tokenizer: Tokenizer
     pad: int
@@ -34,6 +42,9 @@ class Text:
     think: int
     end_think: int
     answer: int
+    end: str = EOS
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
     @classmethod
     def load(cls, path: str | Path) -> "Text":
@@ -44,18 +55,43 @@ class Text:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Text":
-        ids = {name: tokenizer.token_to_id(name) for name in SPECIAL}
+        known = {name: _name_in(tokenizer, name) for name in SPECIAL}
+        ids = {name: tokenizer.token_to_id(known[name]) for name in SPECIAL}
         missing = [name for name, i in ids.items() if i is None]
         if missing:
             raise ConfigError(f"tokenizer lacks the tokens {missing}")
-        names = (PAD, EOS, AUDIO, THINK, END_THINK, ANSWER)
-        return cls(tokenizer, *(ids[name] for name in names))
+        text = cls(
+            tokenizer,
+            ids[PAD],
+            ids[EOS],
+            ids[AUDIO],
+            ids[THINK],
+            ids[END_THINK],
+            ids[ANSWER],
+            known[EOS],
+        )
+        if tokenizer.token_to_id(TURN) is None:
+            return text
+        before = text.encode(f"{TURN}user\n")
+        after = text.encode(f"{EOS}\n{TURN}assistant\n")
+        return dataclasses.replace(text, before=tuple(before), after=tuple(after))
+
+    def check_rows(self, rows: int, source: str | Path) -> None:
+        """Raises ConfigError where a token has no row in an embedding of so many `rows`."""
+        vocab = self.tokenizer.get_vocab(with_added_tokens=True)
+        name = max(vocab, key=lambda token: vocab[token])
+        if vocab[name] >= rows:
+            raise ConfigError(
+                f"{source}: token {name!r} has id {vocab[name]}, "
+                f"expected less than Decoder.vocab = {rows}"
+            )
 
     @property
     def size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
+        text = text.replace(EOS, self.end)
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -63,6 +99,31 @@ class Text:
         ids = list(ids)
         ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
         return self.tokenizer.decode([i for i in ids if i != self.pad], skip_special_tokens=False)
+
+
+def _name_in(tokenizer: Tokenizer, name: str) -> str:
+    """What `tokenizer` calls a special token."""
+    other = QWEN.get(name)
+    lacks = tokenizer.token_to_id(name) is None
+    return other if lacks and other and tokenizer.token_to_id(other) is not None else name
+
+
+def adopt(path: str | Path) -> tuple[Text, dict[int, list[int]]]:
+    """A pretrained decoder's tokenizer.json with the tokens of SPECIAL that it lacks.
+
+    They take the ids behind its last, for which Qwen's embeddings have spare rows. Returns also
+    {id of such a token: ids of the pieces that spelt it before}, without that of audio, whose
+    row is never read. Raises ConfigError for a file that is no tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise ConfigError(f"{path}: cannot be read as a tokenizer: {error}") from None
+    lacking = [n for n in SPECIAL if tokenizer.token_to_id(_name_in(tokenizer, n)) is None]
+    spelt = {n: tokenizer.encode(n, add_special_tokens=False).ids for n in lacking}
+    tokenizer.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in lacking])
+    rows = {tokenizer.token_to_id(n): ids for n, ids in spelt.items() if n != AUDIO}
+    return Text.of(tokenizer), rows
 
 
 def train(texts: Sequence[str], vocab: int) -> Text:
@@ -115,7 +176,7 @@ def caption_text(caption: str) -> str:
 
 def prompt_ids(text: Text, audio_tokens: int, words: str) -> list[int]:
     """Ids of a prompt with `audio_tokens` places for audio before the `words`."""
-    return [text.audio] * audio_tokens + text.encode(words)
+    return [*text.before, *[text.audio] * audio_tokens, *text.encode(words), *text.after]
 
 
 def pad_left(rows: Sequence[Sequence[int]], length: int, pad: int) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""Our parameter paths and the names of an exported file: one table, read both ways.
+"""Our parameter paths and the names of a file: tables, read both ways.
 
-A row pairs a path of ours with a name in the file. Decoder rows are those of Qwen2ForCausalLM,
-semantic rows those of Whisper's encoder in transformers. `{n}` is the layer: our layers
-are one array with a leading axis [L, ...], the file has one tensor a layer. `{x}` is a number
-that both sides share. The LSTM cells keep one matrix a gate: i, f, g, o from the input (ii, if,
-ig, io) and from the state (hi, hf, hg, ho).
+TABLE is that of an exported file, ARCHITECTURES holds those of published models. A row pairs a
+path of ours with a name in the file. Decoder rows are those of Qwen2ForCausalLM and
+Qwen3ForCausalLM, semantic rows those of Whisper's encoder in transformers. `{n}` is the layer:
+our layers are one array with a leading axis [L, ...], the file has one tensor a layer. `{x}` is
+a number that both sides share. The LSTM cells keep one matrix a gate: i, f, g, o from the input
+(ii, if, ig, io) and from the state (hi, hf, hg, ho).
 
 The layouts differ as follows:
     "same"    the array as it is
@@ -13,13 +14,16 @@ The layouts differ as follows:
     "conv2d"  [KH, KW, in, out] here, [out, in, KH, KW] in the file
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from jaxasa.config import EXPERTS, ConfigError
+
+T = TypeVar("T")
 
 # Axes of the file's layout in terms of ours; the inverse is its argsort.
 _AXES = {"linear": (1, 0), "conv1d": (2, 1, 0)}
@@ -67,6 +71,8 @@ DECODER: tuple[Row, ...] = (
     *_linear("decoder/layers/q", "model.layers.{n}.self_attn.q_proj"),
     *_linear("decoder/layers/k", "model.layers.{n}.self_attn.k_proj"),
     *_linear("decoder/layers/v", "model.layers.{n}.self_attn.v_proj"),
+    Row("decoder/layers/q_norm/scale", "model.layers.{n}.self_attn.q_norm.weight"),
+    Row("decoder/layers/k_norm/scale", "model.layers.{n}.self_attn.k_norm.weight"),
     *_linear("decoder/layers/o", "model.layers.{n}.self_attn.o_proj", bias=False),
     *_linear("decoder/layers/gate", "model.layers.{n}.mlp.gate_proj", bias=False),
     *_linear("decoder/layers/up", "model.layers.{n}.mlp.up_proj", bias=False),
@@ -74,6 +80,7 @@ DECODER: tuple[Row, ...] = (
     Row("decoder/layers/norm1/scale", "model.layers.{n}.input_layernorm.weight"),
     Row("decoder/layers/norm2/scale", "model.layers.{n}.post_attention_layernorm.weight"),
     Row("decoder/norm/scale", "model.norm.weight"),
+    Row("decoder/head", "lm_head.weight"),
 )
 
 SEMANTIC: tuple[Row, ...] = (
@@ -140,14 +147,59 @@ PROJECTOR: tuple[Row, ...] = (
 TABLE: tuple[Row, ...] = (*DECODER, *SEMANTIC, *SPATIAL, *PROJECTOR)
 
 
+class Architecture(NamedTuple):
+    """A published model: the rows of its file, and what else the file may hold.
+
+    left: names (regular expressions) that have no place here and are left there: Whisper's own
+        decoder, Qwen2-Audio's own projector, rotary tables that older files hold.
+    positions: Whisper's sinusoids, stored there and computed here.
+    base: what a file of the model without its head lacks before every name.
+    """
+
+    rows: tuple[Row, ...]
+    left: tuple[str, ...]
+    positions: str = ""
+    base: str = ""
+
+
+def _renamed(rows: tuple[Row, ...], before: str, after: str) -> tuple[Row, ...]:
+    return tuple(r._replace(theirs=after + r.theirs.removeprefix(before)) for r in rows)
+
+
+_ROTARY = r"(.*\.)?rotary_emb\.inv_freq"
+_QWEN = Architecture(DECODER, (_ROTARY,), base="model.")
+# By `model_type` in config.json.
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "whisper": Architecture(
+        _renamed(SEMANTIC, "audio_tower.", "model.encoder."),
+        (r"model\.decoder\..*", r"(model\.)?proj_out\.weight"),
+        "model.encoder.embed_positions.weight",
+        "model.",
+    ),
+    "qwen2": _QWEN,
+    "qwen3": _QWEN,
+    "qwen2_audio": Architecture(
+        (*SEMANTIC, *_renamed(DECODER, "", "language_model.")),
+        (r"multi_modal_projector\..*", _ROTARY),
+        "audio_tower.embed_positions.weight",
+    ),
+}
+
+
 def _pattern(template: str) -> re.Pattern:
     parts = re.split(r"(\{n\}|\{x\})", template)
     groups = {"{n}": r"(?P<n>0|[1-9]\d*)", "{x}": r"(?P<x>0|[1-9]\d*)"}
     return re.compile("".join(groups.get(part, re.escape(part)) for part in parts))
 
 
-_OURS = [(_pattern(row.ours), row) for row in TABLE]
-_THEIRS = [(_pattern(row.theirs), row) for row in TABLE]
+@functools.cache
+def _ours(rows: tuple[Row, ...]) -> list[tuple[re.Pattern, Row]]:
+    return [(_pattern(row.ours), row) for row in rows]
+
+
+@functools.cache
+def _theirs(rows: tuple[Row, ...]) -> list[tuple[re.Pattern, Row]]:
+    return [(_pattern(row.theirs), row) for row in rows]
 
 
 def _find(table: list, name: str) -> tuple[Row, dict[str, str]] | None:
@@ -176,7 +228,7 @@ def to_file(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     unknown = []
     for path, array in params.items():
-        found = _find(_OURS, path)
+        found = _find(_ours(TABLE), path)
         if found is None:
             unknown.append(path)
             continue
@@ -195,6 +247,43 @@ def to_file(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
 
 
+def in_file(axes: tuple[T, ...], layout: str) -> tuple[T, ...]:
+    """A shape, or an index, of an array of ours in the order of the file's axes."""
+    return tuple(axes[axis] for axis in _AXES[layout]) if layout in _AXES else axes
+
+
+def from_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    """A view of the file's array (or of a part) with our axes."""
+    return array.transpose(np.argsort(_AXES[layout])) if layout in _AXES else array
+
+
+class Place(NamedTuple):
+    """A tensor of a file that holds a parameter, or (stacked) one layer of it."""
+
+    name: str
+    layout: str
+    stacked: bool
+
+
+def places(path: str, layers: int, rows: tuple[Row, ...] = TABLE) -> list[Place]:
+    """Where the parameter `path` lies in a file: one tensor, or one for each of its `layers`.
+
+    Raises ConfigError for a path without a row.
+    """
+    found = _find(_ours(rows), path)
+    if found is None:
+        raise ConfigError(f"hf/keymap.py has no row for {path}")
+    row, fields = found
+    stacked = "{n}" in row.theirs
+    numbers = range(layers) if stacked else [0]
+    return [Place(row.theirs.format(n=n, **fields), row.layout, stacked) for n in numbers]
+
+
+def has_row(name: str, rows: tuple[Row, ...] = TABLE) -> bool:
+    """Whether a row stands for the tensor `name` of a file."""
+    return _find(_theirs(rows), name) is not None
+
+
 def from_file(
     tensors: Mapping[str, np.ndarray], stack: Callable = np.stack
 ) -> dict[str, np.ndarray]:
@@ -208,7 +297,7 @@ def from_file(
     layers: dict[str, dict[int, np.ndarray]] = {}
     problems = []
     for name, tensor in tensors.items():
-        found = _find(_THEIRS, name)
+        found = _find(_theirs(TABLE), name)
         if found is None:
             problems.append(f"surplus {name}")
             continue

@@ -6,18 +6,16 @@ they are merged into the decoder; `merge` does the same to a checkpoint's parame
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from jaxasa import checkpoint, config, optim
 from jaxasa.config import ConfigError
-from jaxasa.hf import keymap
-from jaxasa.hf.folder import INDEX, WEIGHTS
+from jaxasa.hf import keymap, weights
+from jaxasa.hf.weights import read_json
 from jaxasa.models import asa
 
 CONFIG = "config.json"
@@ -47,13 +45,13 @@ def read_meta(folder: str | Path) -> dict:
     folder = Path(folder)
     path = folder / CONFIG
     if path.is_file():
-        meta = _read_json(path)
+        meta = read_json(path)
         kind = meta.get("model_type")
         if kind != MODEL_TYPE:
             raise ConfigError(f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}")
     elif (folder / "meta.json").is_file():
         path = folder / "meta.json"
-        meta = _read_json(path)
+        meta = read_json(path)
     else:
         raise ConfigError(
             f"{folder}: neither {CONFIG} nor meta.json is there, "
@@ -100,50 +98,15 @@ def expected_shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves.items() if not path.startswith("lora/")}
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
-
-
 def _read_weights(folder: Path, meta: Mapping) -> dict:
-    tensors: dict[str, np.ndarray] = {}
-    for path, names in _shards(folder).items():
-        tensors.update(_read_shard(path, names))
+    held = weights.Weights(folder)
     expected = expected_shapes(config.model_from_dict(meta["model"]))
     try:
-        params = keymap.from_file(tensors)
+        params = keymap.from_file({name: held.read(name) for name in held.shapes})
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
     _check(folder, params, expected)
     return optim.merge({}, params)
-
-
-def _shards(folder: Path) -> dict[Path, set[str] | None]:
-    """Weight files, and the tensors that the index says each holds (None: no index)."""
-    if not (folder / INDEX).is_file():
-        return {folder / WEIGHTS: None}
-    shards: dict[Path, set[str] | None] = {}
-    by_file: dict[str, set[str]] = {}
-    for name, file in _read_json(folder / INDEX).get("weight_map", {}).items():
-        by_file.setdefault(Path(file).name, set()).add(name)
-    shards.update({folder / file: names for file, names in sorted(by_file.items())})
-    return shards
-
-
-def _read_shard(path: Path, names: set[str] | None) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file, expected weights")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path}: truncated or damaged: {error}") from None
-    if names is not None and names != set(tensors):
-        odd = ", ".join(sorted(names ^ set(tensors)))
-        raise ConfigError(f"{path}: its tensors differ from {INDEX}: {odd}")
-    return tensors
 
 
 def _check(folder: Path, params: Mapping[str, np.ndarray], expected: Mapping[str, tuple]) -> None:

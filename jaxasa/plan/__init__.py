@@ -14,9 +14,11 @@ import math
 import os
 import re
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 
@@ -59,7 +61,7 @@ def plan(run: config.Run, name: str, what: str | None = None) -> dict:
     with _progress(f"compiling {what} for {name}{'' if is_tpu else ' (emulated CPU devices)'}"):
         lowered, given = ahead.lower(run, what, over)
         arguments = sum(map(_own_bytes, jax.tree.leaves(given)))
-        found = _compile(lowered, arguments, pod.devices)
+        found = _compile(lowered, arguments, pod.devices, is_tpu)
     shapes = ahead.params_shapes(run)
     result = {
         "topology": name,
@@ -164,23 +166,30 @@ def _own_bytes(shape: jax.ShapeDtypeStruct) -> int:
     return math.prod(own) * (8 if is_key else shape.dtype.itemsize)
 
 
-def _compile(lowered: jax.stages.Lowered, arguments: int, devices: int) -> Compiled:
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        needed = re.search(r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT])", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
-            raise
-        number, unit = needed[1] or needed[3], needed[2] or needed[4]
-        size = float(number) * 1024.0 ** ("KMGT".index(unit) + 1)
-        return Compiled(arguments, round(size), None)
+def _compile(lowered: jax.stages.Lowered, arguments: int, devices: int, is_tpu: bool) -> Compiled:
+    with tempfile.TemporaryDirectory(prefix="jaxasa-plan-") as folder:
+        # Written by the compiler too: as_text() cannot read all that it makes for v5p.
+        dumps = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if is_tpu else {}
+        try:
+            compiled = lowered.compile(compiler_options=dumps)
+        except jax.errors.JaxRuntimeError as error:
+            needed = re.search(
+                r"temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT])", str(error)
+            )
+            if "RESOURCE_EXHAUSTED" not in str(error) or needed is None:
+                raise
+            number, unit = needed[1] or needed[3], needed[2] or needed[4]
+            size = float(number) * 1024.0 ** ("KMGT".index(unit) + 1)
+            return Compiled(arguments, round(size), None)
+        try:
+            text = compiled.as_text()
+        except jax.errors.JaxRuntimeError:
+            text = next(Path(folder).glob("*.after_optimizations.txt")).read_text()
     memory = compiled.memory_analysis()
     # What is given back in the place of an argument takes no room of its own.
     made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
-    return Compiled(
-        memory.argument_size_in_bytes, temporaries, Program(compiled.as_text(), devices)
-    )
+    return Compiled(memory.argument_size_in_bytes, temporaries, Program(text, devices))
 
 
 def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
@@ -270,6 +279,6 @@ def table(result: dict) -> str:
 
 
 def _times(result: dict) -> str:
-    parts = ", ".join(f"{name} {s:.3f}" for name, s in result["seconds_by_bound"].items())
+    parts = ", ".join(f"{name} {s:.3g}" for name, s in result["seconds_by_bound"].items())
     shares = ", ".join(f"{n} {100 * e:.0f} %" for n, e in result["efficiencies"].items())
-    return f"{result['expected_step_seconds']:.3f} s (waits: {parts}; assumed of peak: {shares})"
+    return f"{result['expected_step_seconds']:.3g} s (waits: {parts}; assumed of peak: {shares})"

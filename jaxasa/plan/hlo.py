@@ -34,6 +34,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations
 # What moves nothing between memory and the units that compute.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
+    *("async-start", "async-update", "async-done"),
     *("after-all", "copy-done", "slice-done", "partition-id", "call", "custom-call", "iota"),
 }
 
@@ -59,6 +60,8 @@ class Instruction:
         """Names of the computations that run with it, loops and reductions apart."""
         if self.opcode in ("while", "reduce", "reduce-window", "sort", "scatter", "map"):
             return ()
+        if self.opcode in ("async-update", "async-done"):
+            return ()  # Later moments of what their async-start has begun.
         if self.opcode.removesuffix("-start") in COLLECTIVES:
             return ()
         found: list[str] = []
@@ -101,6 +104,14 @@ class Program:
             if started:
                 made = _instruction(line[started.end() :], started[2], bool(started[1]))
                 current[made.name] = made
+
+        self._started = {
+            inner for made in self._all() if made.opcode == "async-start" for inner in made.called
+        }
+
+    def _all(self) -> Iterator[Instruction]:
+        for inside in self.computations.values():
+            yield from inside.values()
 
     def runs(self, unknown: int = 1) -> dict[str, int]:
         """How often each computation runs; loops without a known end make `unknown` turns."""
@@ -245,6 +256,9 @@ class Program:
             return _bytes(user.shapes)
         if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             return 0
+        if user.opcode == "fusion" and user.operands.count(name) == 1:
+            part = self._touched(user.called[0])[0].get(user.operands.index(name))
+            return None if part is None else round(part)
         return None
 
     def collectives(self, name: str) -> list[Collective]:
@@ -254,7 +268,9 @@ class Program:
         """
         found = []
         inside = self.computations[name]
-        is_start = any("AsyncCollectiveStart" in made.attributes for made in inside.values())
+        is_start = name in self._started or any(
+            "AsyncCollectiveStart" in made.attributes for made in inside.values()
+        )
         scatters = name.startswith("all-reduce-scatter")
         for made in inside.values():
             kind = made.opcode.removesuffix("-start")

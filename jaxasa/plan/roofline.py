@@ -4,9 +4,15 @@ The efficiencies are assumptions, printed with each plan, and not measurements: 
 a chip's peak good kernels reach. Published training runs of dense models on these chips reach 60
 to 68 % of peak overall (MaxText's tables for v5e and v5p), overheads included.
 
+Copies into the cores' own memory that the compiler starts early take place while products leave
+the chip's memory idle; what is longer than that waits.
+
 A collective over some axes of the mesh moves by as many dimensions of the slice as its groups
 extend in. Those that the compiler starts early overlap the products of their own loop, and what
 is longer than these waits; the others stop everything.
+
+The latency of kernels and links is not in it, nor is the wait for data: what takes microseconds a
+turn, as the rollouts of small models, will take longer than expected here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -68,15 +74,22 @@ def cost(
     for name, times in counts.items():
         if name in fused:
             continue
-        busy, hidden = 0.0, 0.0
+        busy, idle, early, hidden = 0.0, 0.0, 0.0, 0.0
         for made in program.computations[name].values():
             within = _below(program, made)
             flops = program.instruction_flops(name, made) + sum(map(program.flops, within))
             products, memory = flops / peak, program.moved(name, made) / rate
+            if made.opcode in ("copy-start", "slice-start"):
+                early += memory
+                continue
             bound = "products" if products >= memory else "memory"
             found.seconds[bound] += times * max(products, memory)
             found.flops += times * flops
             busy += max(products, memory)
+            idle += max(0.0, products - memory)
+        late = max(0.0, early - idle)
+        found.seconds["memory"] += times * late
+        busy += late
         for inner in [name, *_all_below(program, name)]:
             for collective in program.collectives(inner):
                 seconds = link_seconds(collective, slice_, coords)

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import jax
 
-from jaxasa import checkpoint, config, loop, mesh, state
+from jaxasa import config, loop, mesh, state
 from jaxasa.config import ConfigError
-from jaxasa.data import pipeline, tokens
 from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
 from jaxasa.models.asa import ASA
-from jaxasa.stages import align, grpo, sft, spatial, text
+from jaxasa.stages import align, grpo, sft, spatial, start, text
 from jaxasa.stages.common import Context
-from jaxasa.workdir import scenes_of, write_text
+from jaxasa.workdir import scenes_of
 
 TASKS = {
     "text": text.task,
@@ -32,7 +31,7 @@ TASKS = {
 def train(
     run: config.Run, stage: str, workdir: str | Path, config_text: str, profile: int = 0
 ) -> state.State:
-    """Trains `stage` in `workdir`, from its own checkpoint or else from the stage before's.
+    """Trains `stage` in `workdir`, from where stages/start.py says.
 
     profile: steps to trace (loop.train).
     Raises ConfigError where the sounds, scenes or checkpoints that it builds on are missing.
@@ -56,7 +55,7 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
         stage=getattr(run, stage),
         asa=ASA(run.model),
         mesh=mesh.make(run.mesh),
-        text=_tokenizer(run, bank, folder),
+        text=start.tokenizer(run, bank, folder),
         classes=bank.classes,
         clips=bank.clips("train"),
         train=_train_scenes(run, folder) if needs_scenes else None,
@@ -87,15 +86,9 @@ def fit(
         "model": dataclasses.asdict(run.model),
         "tokenizer": "tokenizer.json",
     }
-    start = state.create(
-        _params_before(run, stage, folder, context),
-        options,
-        context.mesh,
-        frozen_dtype=run.model.frozen_dtype,
-    )
     return loop.train(
         task,
-        start,
+        start.at(run, stage, folder, context.asa, context.mesh, context.classes),
         options,
         folder=out,
         logs=folder / "logs" / stage,
@@ -111,37 +104,3 @@ def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:
     if run.scenes.responses:
         return Mixed(run.scenes, folder / "sounds", folder / "responses", run.seed)
     return Records(scenes_of(run, folder, "train"))
-
-
-def _tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
-    """Reads DIR/tokenizer.json, or trains it on texts about the bank's classes."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        clips = bank.clips("train")
-        pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
-        texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
-        made = tokens.train(texts, run.model.decoder.vocab)
-        pipeline.check_lengths(pairs, run.model, made)
-        write_text(path, made.tokenizer.to_str(pretty=True))
-    text = tokens.Text.load(path)
-    if text.size > run.model.decoder.vocab:
-        raise ConfigError(
-            f"Decoder.vocab is {run.model.decoder.vocab}, expected at least {text.size} ({path})"
-        )
-    return text
-
-
-def _params_before(run: config.Run, stage: str, folder: Path, context: Context) -> dict:
-    """Parameters of the stage before in `run.stages`, or fresh ones for the first."""
-    index = run.stages.index(stage)
-    if index == 0:
-        key = jax.random.key(run.seed)
-        return jax.device_get(jax.jit(lambda k: context.asa.init(k, run.scenes.seconds))(key))
-    before = run.stages[index - 1]
-    source = folder / "checkpoints" / before
-    if not source.is_dir():
-        raise ConfigError(f"{source}: no such folder, expected stage {before} before {stage}")
-    params, meta = checkpoint.load(source)
-    if meta["classes"] != list(context.classes):
-        raise ConfigError(f"{source}: classes {meta['classes']}, expected {context.classes}")
-    return params

@@ -48,7 +48,7 @@ def task(context: common.Context) -> common.Task:
         value, measured = loss(params, batch, None)
         return {"loss": value} | measured
 
-    count = 2 * common.EVAL_SCENES
+    count = common.eval_scenes(context.mesh, 2 * common.EVAL_SCENES)
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "align/dev", count)
     return common.Task(
         "align",

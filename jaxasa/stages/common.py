@@ -26,6 +26,12 @@ from jaxasa.state import State
 EVAL_SCENES = 64
 
 
+def eval_scenes(mesh: Mesh, at_least: int = EVAL_SCENES) -> int:
+    """Scenes of an evaluation: the least multiple of the mesh's row shares from `at_least` on."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-at_least // shares) * shares
+
+
 @dataclass(frozen=True)
 class Context:
     """What a stage builds its task from. train, dev: None in stage 0."""

@@ -251,7 +251,7 @@ def task(context: common.Context) -> common.Task:
         return state, metrics
 
     plain = asked(context, 4, augment=False)
-    dev = pipeline.fixed(context.dev, plain, run.seed, "grpo/dev", common.EVAL_SCENES)
+    dev = pipeline.fixed(context.dev, plain, run.seed, "grpo/dev", common.eval_scenes(context.mesh))
 
     def evaluate(params) -> dict[str, float]:
         """Greedy answers to dev questions, by level."""

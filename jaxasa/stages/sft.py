@@ -83,7 +83,9 @@ def task(context: common.Context) -> common.Task:
         return {"loss": value} | hits
 
     plain = asked(context, 4, augment=False)
-    batch = pipeline.fixed(context.dev, plain, run.seed, "sft/dev", common.EVAL_SCENES)
+    batch = pipeline.fixed(
+        context.dev, plain, run.seed, "sft/dev", common.eval_scenes(context.mesh)
+    )
     return common.Task(
         "sft",
         common.batches(context, make, "sft", guests(context)),

@@ -245,7 +245,7 @@ def task(context: common.Context) -> common.Task:
     """Both encoders and the experts' heads, on scenes turned by random yaws."""
     run = context.run
     loss, measure = _objectives(context)
-    count = 2 * common.EVAL_SCENES
+    count = common.eval_scenes(context.mesh, 2 * common.EVAL_SCENES)
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "spatial/dev", count)
     return common.Task(
         "spatial",

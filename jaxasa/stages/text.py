@@ -37,7 +37,8 @@ def task(context: common.Context) -> common.Task:
     total = stage.steps * stage.batch
     source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
-    held_out = Written(run.scenes, context.clips, run.seed, "text/dev", 4 * common.EVAL_SCENES)
+    count = common.eval_scenes(context.mesh, 4 * common.EVAL_SCENES)
+    held_out = Written(run.scenes, context.clips, run.seed, "text/dev", count)
     batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))
     return common.Task(
         "text",

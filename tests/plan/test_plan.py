@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasa import cli, config, cpu, gin_io, mesh, optim, plan
+from jaxasa import cli, config, cpu, gin_io, mesh, optim, plan, sharding
 from jaxasa.plan import chips, count, hlo, roofline
 from jaxasa.stages import ahead
 
@@ -139,7 +142,6 @@ def test_collectives_that_products_hide_cost_nothing_and_others_all():
 def test_no_weights_are_summed_where_rows_keep_their_place():
     """What activation constraints are for: gradients of adapters are all that is summed."""
     over = mesh.make(config.Mesh(data=1, fsdp=8))
-    from jaxasa import sharding
 
     def product(x, w):
         return sharding.by_rows(sharding.by_rows(x) @ w)
@@ -173,3 +175,13 @@ def test_libtpu_without_a_tpu_is_left_alone(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     cpu.tune()
     assert cpu.os.environ["JAX_PLATFORMS"] == "cpu"
+
+
+@needs_libtpu
+def test_a_run_on_the_cpu_says_nothing_of_libtpu():
+    code = "from jaxasa import cpu; cpu.tune(); import jax; print(jax.devices()[0].platform)"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "TPU_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "" and done.stdout.strip() in ("cpu", "tpu", "gpu")

@@ -1,0 +1,124 @@
+"""A folder of safetensors, in one file or in shards with an index, read tensor by tensor."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy  # noqa: F401  (makes "bfloat16" a name that numpy knows)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxasa.config import ConfigError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+class Weights:
+    """Names and shapes of the tensors of `folder`; `read` brings one, or a part of one, to memory.
+
+    Raises ConfigError, one line, for a folder without safetensors (naming a pickle that lies
+    there and how to convert it), a file that is missing, truncated or damaged, or whose tensors
+    are others than the index says.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[str, safe_open] = {}
+        for path, names in _shards(folder).items():
+            file = _open(path)
+            there = set(file.keys())
+            if names is not None and names != there:
+                odd = ", ".join(sorted(names ^ there))
+                raise ConfigError(f"{path}: its tensors differ from {INDEX}: {odd}")
+            self._files |= dict.fromkeys(there, file)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{name: shape} of all tensors; reads headers alone."""
+        return {n: tuple(f.get_slice(n).get_shape()) for n, f in self._files.items()}
+
+    def dtype(self, name: str) -> str:
+        """As the file spells it: "F32", "BF16", ..."""
+        return self._files[name].get_slice(name).get_dtype()
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor `name`, or the part `index` of it (slices of step 1)."""
+        file = self._files[name]
+        with _damaged(self.folder):
+            # A tensor without axes has no slices.
+            return file.get_slice(name)[index] if index else file.get_tensor(name)
+
+
+def read_json(path: Path) -> dict:
+    """Raises ConfigError where `path` is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def folder_of(source: str) -> Path:
+    """A local folder as it is; for a name on the Hugging Face hub, the folder of its download.
+
+    Downloads safetensors and JSON files alone. Raises ConfigError where neither is to be had.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise ConfigError(f"{source}: no such folder, expected one with {WEIGHTS} and config.json")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ConfigError(
+            f"{source}: no such folder; to fetch it from the hub, install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
+    except Exception as error:
+        # Its errors have many classes: no network, no such name, no right to read it.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigError(
+            f"{source}: no such folder, and the hub does not give it: {reason}"
+        ) from None
+
+
+def _shards(folder: Path) -> Mapping[Path, set[str] | None]:
+    """Weight files, and the tensors that the index says each holds (None: no index)."""
+    if (folder / INDEX).is_file():
+        by_file: dict[Path, set[str] | None] = {}
+        for name, file in read_json(folder / INDEX).get("weight_map", {}).items():
+            held = by_file.setdefault(folder / Path(file).name, set())
+            held.add(name)  # type: ignore[union-attr]
+        return by_file
+    if not (folder / WEIGHTS).is_file():
+        for pickle in _pickles(folder):
+            raise ConfigError(
+                f"{pickle}: a pickle, which runs code when it is read; expected safetensors: where "
+                "you trust it, load the folder with transformers' from_pretrained and write it "
+                "anew with save_pretrained"
+            )
+    return {folder / WEIGHTS: None}
+
+
+def _pickles(folder: Path) -> Iterator[Path]:
+    for pattern in _PICKLES:
+        yield from sorted(folder.glob(pattern))
+
+
+def _open(path: Path) -> safe_open:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, expected weights")
+    with _damaged(path):
+        return safe_open(path, framework="numpy")
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path}: truncated or damaged: {error}") from None

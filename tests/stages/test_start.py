@@ -1,0 +1,185 @@
+import dataclasses
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as bpe
+
+from jaxasa import checkpoint, config, mesh, optim
+from jaxasa.config import ConfigError
+from jaxasa.data import tokens
+from jaxasa.hf import keymap
+from jaxasa.models.asa import ASA
+from jaxasa.stages import start
+
+ROWS = 310
+MODEL = config.Model(
+    semantic=config.Semantic(mels=16, width=8, heads=2, layers=1),
+    spatial=config.Spatial(
+        width=8, heads=2, layers=1, stem=((4, 2, 4),), features="intensity", mels=16, classes=2
+    ),
+    projector=config.Projector(hidden=8, expert=4),
+    decoder=config.Decoder(
+        vocab=ROWS, width=8, heads=2, kv_heads=1, head_width=4, hidden=8, layers=2, tied=False
+    ),
+    lora=config.Lora(rank=1),
+    frozen_dtype="bfloat16",
+)
+CLASSES = ("bell", "dog")
+STAGE = config.Stage(
+    steps=1, batch=1, learning_rate=1e-3, trainable=("lora/.*", "projector/.*")
+)  # fmt: skip
+
+
+def qwen_like(path, words=("<think>", "where is the dog")):
+    """A byte-level BPE with the special tokens of Qwen's, and no others."""
+    tokenizer = Tokenizer(bpe.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(list(words) * 3, trainer)
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(path))
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A folder as of Qwen2, and the flat parameters that it holds."""
+    folder = tmp_path_factory.mktemp("qwen")
+    asa, d = ASA(MODEL), MODEL.decoder
+    shapes = optim.flatten(jax.eval_shape(asa.init, jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    leaves = {
+        path: rng.normal(size=leaf.shape).astype(np.float32)
+        for path, leaf in shapes.items()
+        if path.startswith("decoder/")
+    }
+    save_file(keymap.to_file(leaves), folder / "model.safetensors")
+    meta = {"model_type": "qwen2", "vocab_size": ROWS, "hidden_size": d.width, "rms_norm_eps": 1e-6}
+    meta |= {"num_attention_heads": d.heads, "num_key_value_heads": d.kv_heads}
+    meta |= {"intermediate_size": d.hidden, "num_hidden_layers": d.layers, "rope_theta": 1e4}
+    (folder / "config.json").write_text(json.dumps(meta))
+    qwen_like(folder / "tokenizer.json")
+    return folder, leaves
+
+
+@pytest.fixture(scope="module")
+def begin():
+    """`begin(folder, stage, **fields of Run)`: the state that a stage starts from."""
+    asa, where = ASA(MODEL), mesh.make(config.Mesh(1, 1, 1), jax.devices()[:1])
+
+    def run(folder, stage="sft", **fields):
+        settings = dict(
+            model=MODEL, stages=("sft", "grpo"), sft=STAGE, grpo=STAGE, seed=0, resume="",
+            pretrained=config.Pretrained(), scenes=types.SimpleNamespace(seconds=1.0),
+        )  # fmt: skip
+        with jax.set_mesh(where):
+            return start.at(
+                types.SimpleNamespace(**settings | fields), stage, folder, asa, where, CLASSES
+            )
+
+    return run
+
+
+def save(state, folder, stage):
+    meta = {"stage": stage, "classes": list(CLASSES), "seconds": 1.0, "tokenizer": "tokenizer.json"}
+    meta["model"] = dataclasses.asdict(MODEL)
+    with checkpoint.Store(folder / "checkpoints" / stage) as store:
+        store.save(1, state, {}, meta, "")
+    qwen_like(folder / "checkpoints" / stage / "tokenizer.json")
+
+
+def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwen, tmp_path):
+    folder, leaves = qwen
+    weights = config.Pretrained(decoder=str(folder))
+    first = begin(tmp_path, pretrained=weights)
+    flat = optim.flatten(first.params)
+    known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    names = ("<think>", "</think>", "<answer>", "</answer>")
+    spare = dict(enumerate(names, known.get_vocab_size() + 1))
+    for path, leaf in leaves.items():
+        wanted = leaf.astype("bfloat16").astype(np.float32)
+        found = np.asarray(flat[path], np.float32)
+        assert flat[path].dtype == "bfloat16"
+        if path in ("decoder/embedding/embedding", "decoder/head"):
+            rows = list(spare)
+            for row, name in spare.items():
+                mean = wanted[known.encode(name).ids].mean(0)
+                np.testing.assert_allclose(found[row], mean, atol=0.02)
+            found, wanted = np.delete(found, rows, 0), np.delete(wanted, rows, 0)
+        np.testing.assert_array_equal(found, wanted)
+    learning = {path for path, leaf in flat.items() if leaf.dtype == "float32"}
+    assert learning == {p for p in flat if p.startswith(("lora/", "projector/"))}
+    assert np.asarray(flat["projector/out/kernel"]).std() > 0
+
+    save(first, tmp_path / "other", "sft")
+    other = str(tmp_path / "other" / "checkpoints" / "sft")
+    resumed = begin(tmp_path, resume=other, pretrained=config.Pretrained(decoder="/nowhere"))
+    for path, leaf in optim.flatten(resumed.params).items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flat[path]))
+    with pytest.raises(ConfigError, match="expected stage sft before grpo"):
+        begin(tmp_path, "grpo", resume=other)
+    before = begin(tmp_path / "other", "grpo", resume="/nowhere")
+    head = np.asarray(before.params["decoder"]["head"])
+    np.testing.assert_array_equal(head, np.asarray(flat["decoder/head"]))
+
+    own = begin(tmp_path / "other", "sft", resume="/nowhere")
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(own))
+    with checkpoint.Store(tmp_path / "other" / "checkpoints" / "sft") as store:
+        meta = store.meta()
+        back, _ = store.restore(own, meta)
+    for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(first), strict=True):
+        assert a.dtype == b.dtype and a.sharding == b.sharding
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+    model = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, hidden=6))
+    wanted = optim.flatten(
+        jax.eval_shape(ASA(model).init, jax.random.key(0)), ""
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"up/kernel is \(2, 8, 8\) there, \(2, 8, 6\) here"):
+        start._trained(tmp_path, *checkpoint.load(other), CLASSES, wanted)
+    with pytest.raises(ConfigError, match=r"classes \['bell', 'dog'\], expected \['dog'\]"):
+        start._trained(tmp_path, *checkpoint.load(other), ("dog",), wanted)
+
+
+def test_the_pretrained_tokenizer_becomes_the_runs(qwen, tmp_path):
+    folder, _ = qwen
+    run = types.SimpleNamespace(
+        model=MODEL, pretrained=config.Pretrained(decoder=str(folder)), seed=0
+    )
+    text = start.tokenizer(run, None, tmp_path)
+    own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    size = own.get_vocab_size()
+    assert (text.pad, text.eos) == tuple(map(own.token_to_id, ("<|endoftext|>", "<|im_end|>")))
+    assert (text.audio, text.think, text.end_think) == (size, size + 1, size + 2)
+    words = " where is the dog ?\n"
+    assert text.encode(words) == own.encode(words).ids and text.decode(text.encode(words)) == words
+    prompt = tokens.prompt_ids(text, 2, words)
+    assert text.tokenizer.decode(prompt, skip_special_tokens=False) == (
+        "<|im_start|>user\n<AcousticTokens><AcousticTokens> where is the dog ?\n"
+        "<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert text.encode(tokens.answer_text("left"))[-1] == text.eos
+    again = tokens.Text.load(tmp_path / "tokenizer.json")
+    assert dataclasses.replace(again, tokenizer=text.tokenizer) == text
+
+    small = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, vocab=size + 4))
+    run = types.SimpleNamespace(model=small, pretrained=run.pretrained, seed=0)
+    with pytest.raises(
+        ConfigError, match=rf"'</answer>' has id {size + 4}, .*Decoder.vocab = {size + 4}"
+    ):
+        start.tokenizer(run, None, tmp_path)
+    (tmp_path / "new").mkdir()
+    with pytest.raises(ConfigError, match="expected less than"):
+        start.tokenizer(run, None, tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read as a tokenizer"):
+        tokens.adopt(tmp_path / "tokenizer.json")
