@@ -109,11 +109,25 @@ def _write_scenes(run: config.Run, folder: Path, split: str) -> None:
 
 
 class _Timed:
-    """A task that counts the seconds of its steps and evaluations."""
+    """A task that notes when its first batch is drawn, and how long steps and evaluations take."""
 
     def __init__(self, task: loop.Task):
-        self.name, self.batches, self._task = task.name, task.batches, task
+        self.name, self.batches, self._task = task.name, self, task
         self.seconds = {"step": 0.0, "evaluation": 0.0}
+        self.drawn = 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.drawn = time.monotonic()
+        return next(self._task.batches)
+
+    def get_state(self) -> Mapping:
+        return self._task.batches.get_state()
+
+    def set_state(self, state: Mapping) -> None:
+        self._task.batches.set_state(state)
 
     def _spend(self, what: str, function, *arguments):
         began = time.monotonic()
@@ -134,23 +148,23 @@ def _stage(run: config.Run, stage: str, folder: Path, text: str) -> dict:
     row: dict[str, Any] = {"stage": stage, "batch": context.stage.batch}
     with jax.set_mesh(context.mesh):
         task = _Timed(stages.TASKS[stage](context))
-        row["build"] = time.monotonic() - began
         spent = []
         for last in (1, 2):  # the second goes on from the checkpoint of the first
-            began = time.monotonic()
             options = dataclasses.replace(context.stage, steps=last)
             after = stages.fit(context, task, options, folder, text)
-            spent.append((time.monotonic() - began, dict(task.seconds)))
+            ended = time.monotonic()
+            spent.append({"start": task.drawn - began, "rest": ended - task.drawn} | task.seconds)
+            began = ended
     if int(after.step) != 2:
         raise RuntimeError(f"{stage}: at step {int(after.step)} after a restored step, expected 2")
-    (first, inner), (second, again) = spent
-    save = first - sum(inner.values())
+    first, second = spent
     row |= {
-        "first step": inner["step"],
-        "evaluation": inner["evaluation"],
-        "save": save,
-        "restore": max(0.0, second - sum(again.values()) - save),
-        "step": again["step"],
+        "build": first["start"],
+        "first step": first["step"],
+        "evaluation": first["evaluation"],
+        "save": first["rest"] - first["step"] - first["evaluation"],
+        "restore": second["start"],
+        "step": second["step"],
     }
     return row | {name: round(row[name], 2) for name in _COLUMNS}
 
