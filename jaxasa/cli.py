@@ -308,9 +308,9 @@ def bench_speed(options: argparse.Namespace) -> Result:
     if options.rounds is not None and options.rounds < 1:
         raise ConfigError(f"--rounds is {options.rounds}, expected a number of at least 1")
     # The three need different libraries of torch's side, and only theirs are imported.
-    comparison = importlib.import_module(f"jaxasa.bench.speed_{options.what}")
+    comparison = importlib.import_module(f"jaxasa.speed.{options.what}")
     result = comparison.run(**({"rounds": options.rounds} if options.rounds else {}))
-    comparison.speed.show(result["rows"])
+    comparison.turns.show(result["rows"])
     return result
 
 

@@ -40,6 +40,7 @@ LEVELS = {
     "stages": 5,
     "bench": 5,
     "plan": 6,
+    "speed": 6,
     "steps": 6,
     "demo": 7,
     "rehearse": 7,

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from jaxasa import cli, config
-from jaxasa.bench import speed, speed_decode, speed_grpo, speed_sft
+from jaxasa.speed import decode, grpo, sft, turns
 
 SMALL = config.Decoder(vocab=64, width=16, heads=2, kv_heads=1, head_width=8, hidden=16, layers=1)
 
@@ -34,26 +34,26 @@ def test_a_row_is_of_medians_and_warm_up_does_not_count(monkeypatch):
 
         return work
 
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
     ours, theirs = call("a", [50, 1, 2, 9]), call("b", [70, 4, 6, 5])
-    taken = speed.in_turn("x", ours, theirs, 3)
+    taken = turns.in_turn("x", ours, theirs, 3)
     assert taken == ([1, 2, 9], [4, 6, 5]) and log == ["a", "b"] * 4
-    row = speed.row("x", taken, "peer", 10)
+    row = turns.row("x", taken, "peer", 10)
     assert (row["ours_per_s"], row["peer_per_s"], row["ratio"]) == (5, 2, 2.5)
 
 
 def test_decode_says_the_tokens_of_transformers(peers, capsys):
-    check(speed_decode.run(SMALL, batches=(1, 2), prompt=5, new=6, rounds=1), 2)
+    check(decode.run(SMALL, batches=(1, 2), prompt=5, new=6, rounds=1), 2)
     assert "part" not in capsys.readouterr().err
 
 
 def test_sft_has_the_losses_of_peft(peers):
     """It raises where the first losses differ."""
-    check(speed_sft.run(SMALL, rows=4, prompt=8, reply=5, rounds=1), 1)
+    check(sft.run(SMALL, rows=4, prompt=8, reply=5, rounds=1), 1)
 
 
 def test_grpo_drives_the_trainer_of_trl(peers):
-    check(speed_grpo.run(SMALL, prompts=2, group=2, prompt=6, reply=4, rounds=1), 1)
+    check(grpo.run(SMALL, prompts=2, group=2, prompt=6, reply=4, rounds=1), 1)
 
 
 def test_a_missing_extra_is_one_line(monkeypatch, capsys):

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxasa import config
-from jaxasa.bench import speed
-from jaxasa.bench.speed_decode import model, twin
-from jaxasa.bench.speed_sft import DECODER, FIRST_WORD, MARKS, adapters, start
 from jaxasa.models import lm, sample
 from jaxasa.models.asa import ASA
+from jaxasa.speed import turns
+from jaxasa.speed.decode import model, twin
+from jaxasa.speed.sft import DECODER, FIRST_WORD, MARKS, adapters, start
 from jaxasa.stages import common, policy
 
 PROMPTS, GROUP, PROMPT, REPLY, ROUNDS = 16, 8, 50, 30, 8
@@ -96,7 +96,7 @@ def run(
     rounds: int = ROUNDS,
 ) -> dict:
     """{"rows": [...]}: steps a second."""
-    torch, transformers, peft, trl, datasets = speed.peers(
+    torch, transformers, peft, trl, datasets = turns.peers(
         "torch", "transformers", "peft", "trl", "datasets"
     )
     torch.manual_seed(0)
@@ -122,7 +122,7 @@ def run(
 
         def on_step_end(self, args, at, control, **_):
             spent = time.perf_counter() - self.began
-            ours = speed.timed(step)
+            ours = turns.timed(step)
             if at.global_step > 1:
                 seconds[0].append(ours)
                 seconds[1].append(spent)
@@ -161,4 +161,4 @@ def run(
         )
         trainer.train()
     peer = f"trl {trl.__version__} GRPOTrainer, transformers {transformers.__version__}"
-    return {"rows": [speed.row(what, seconds, f"{peer}, torch {torch.__version__}")]}
+    return {"rows": [turns.row(what, seconds, f"{peer}, torch {torch.__version__}")]}

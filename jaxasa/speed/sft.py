@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from jaxasa import config, mesh, state
-from jaxasa.bench import speed
-from jaxasa.bench.speed_decode import model, ours_of, twin
 from jaxasa.models.asa import ASA
+from jaxasa.speed import turns
+from jaxasa.speed.decode import model, ours_of, twin
 from jaxasa.stages import common
 
 DECODER = config.Decoder(
@@ -62,7 +62,7 @@ def run(
     rounds: int = ROUNDS,
 ) -> dict:
     """{"rows": [...]}: steps a second."""
-    torch, transformers, peft = speed.peers("torch", "transformers", "peft")
+    torch, transformers, peft = turns.peers("torch", "transformers", "peft")
     torch.manual_seed(0)
     plain = twin(decoder, transformers)
     asa = model(decoder)
@@ -106,9 +106,9 @@ def run(
         losses[1].append(float(value.detach()))
 
     what = f"sft, steps of {rows} rows of {prompt + reply} tokens"
-    seconds = speed.in_turn(what, step, step_too, rounds)
+    seconds = turns.in_turn(what, step, step_too, rounds)
     # Adapters begin at zero, so the first losses are those of the same weights.
     if abs(losses[0][0] - losses[1][0]) > 1e-3:
         raise RuntimeError(f"first losses differ: {losses[0][0]} and {losses[1][0]}")
     peer = f"transformers {transformers.__version__}, peft {peft.__version__}"
-    return {"rows": [speed.row(what, seconds, f"{peer}, torch {torch.__version__}")]}
+    return {"rows": [turns.row(what, seconds, f"{peer}, torch {torch.__version__}")]}

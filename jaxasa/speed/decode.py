@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from jaxasa import config, optim
-from jaxasa.bench import speed
 from jaxasa.hf import keymap
 from jaxasa.models import decoding, sample
 from jaxasa.models.asa import ASA
+from jaxasa.speed import turns
 
 DECODER = config.Decoder(
     vocab=32_000, width=768, heads=12, kv_heads=4, head_width=64, hidden=2048, layers=12
@@ -70,7 +70,7 @@ def run(
     rounds: int = ROUNDS,
 ) -> dict:
     """{"rows": [...]}: tokens a second at each batch size."""
-    torch, transformers = speed.peers("torch", "transformers")
+    torch, transformers = turns.peers("torch", "transformers")
     torch.manual_seed(0)
     theirs = twin(decoder, transformers).eval()
     theirs.generation_config.eos_token_id = None
@@ -118,6 +118,6 @@ def run(
             print("decode: the two sides part at a near tie", file=sys.stderr)
         what = f"decode, tokens, batch {batch}"
         peer = f"transformers {transformers.__version__} generate, torch {torch.__version__}"
-        seconds = speed.in_turn(what, say, say_too, rounds)
-        rows.append(speed.row(what, seconds, peer, batch * new))
+        seconds = turns.in_turn(what, say, say_too, rounds)
+        rows.append(turns.row(what, seconds, peer, batch * new))
     return {"rows": rows}
