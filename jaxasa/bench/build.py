@@ -191,9 +191,9 @@ def _items(chosen, scenes: Sequence[dict], folder: Path) -> list[Item]:
 
 
 def _line(item: Item) -> dict:
-    names = ["id", "level", "task", "question", "direction", "options", "answer", "scene"]
-    names += ["about", "open"]
-    return {"file_name": _file_name(item.scene)} | {n: getattr(item, n) for n in names}
+    names = ("id", "level", "task", "question", "direction", "options", "answer", "scene")
+    extra = ("about", "open")
+    return {"file_name": _file_name(item.scene)} | {n: getattr(item, n) for n in names + extra}
 
 
 def _open(q: questions.Question) -> dict | None:

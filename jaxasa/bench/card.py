@@ -71,8 +71,8 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
         for name in facts["classes"]
     ]
     level_head = ("level", "items", "direction matters", "text only", "options only", "oracle")
-    task_head = ["level", "task", "items", "direction matters", "chance", "text only"]
-    task_head += ["right answers", "times each", "open form"]
+    task_head = ("level", "task", "items", "direction matters", "chance", "text only")
+    answers_head = ("right answers", "times each", "open form")
     left_out = ", ".join(facts["left_out"]) or "none"
     margin = facts["margin"]
     steps = ", ".join(words.metres(s) for s in words.STEPS)
@@ -124,7 +124,7 @@ from {audit["drawn"]} items drawn in the same way on other scenes, scored on as 
 above 25 % the questions would leak. The oracle reads `scene`.
 
 ## Tasks
-{_table(task_head, tasks)}
+{_table((*task_head, *answers_head), tasks)}
 
 Each letter is right equally often, within each task and each right answer. An item whose
 direction does not matter can be answered from one channel. Left out, since these scenes do not

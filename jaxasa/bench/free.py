@@ -136,10 +136,10 @@ def score_items(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> 
     Adds "kinds": {kind: A} and "unread", the share of answers in which none was found.
     """
     names = sorted({s["class"] for i in items for s in i.scene["sources"]})
-    forms = [i.open or {} for i in items]
-    read_as = [read(predictions[i.id], f["kind"], names) for i, f in zip(items, forms, strict=True)]
-    right = np.array([is_right(a, f) for a, f in zip(read_as, forms, strict=True)], bool)
-    kind = np.array([f["kind"] for f in forms])
+    forms: list[Mapping] = [i.open or {} for i in items]
+    kind = np.array([form["kind"] for form in forms])
+    read_as = [read(predictions[i.id], k, names) for i, k in zip(items, kind, strict=True)]
+    right = np.array(list(map(is_right, read_as, forms)), bool)
     result = score.by_groups(items, right)
     kinds = {k: score.accuracy(right[kind == k]) for k in sorted(set(kind.tolist()))}
     unread = sum(a is None for a in read_as) / len(items)
