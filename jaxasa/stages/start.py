@@ -47,10 +47,8 @@ def at(
     else:
         given = _pretrained(run, wanted)
     if not given:
-        # Each shape compiles by itself here, in less time than all in one.
-        fresh = optim.flatten(
-            jax.device_get(asa.init(jax.random.key(run.seed), run.scenes.seconds))
-        )
+        init = jax.jit(lambda key: asa.init(key, run.scenes.seconds))
+        fresh = optim.flatten(jax.device_get(init(jax.random.key(run.seed))))
     else:
         fresh = _fresh(run, asa, {path: t for path, t in wanted.items() if path not in given})
     return state.create(optim.merge(given, fresh), options, mesh, frozen_dtype=dtype)
