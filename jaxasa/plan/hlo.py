@@ -2,7 +2,8 @@
 
 XLA's own cost analysis counts the body of a loop once. Here each computation is counted as often
 as it runs: a loop's turns are read from what the compiler notes, or from its condition, in which
-a counter that starts at 0 and grows by 1 (as those of `jax.lax.scan` do) meets a constant.
+a counter that starts at 0 meets a constant. It grows by 1 in loops of `jax.lax.scan`, and by as
+many parts as one turn works off in those with which the compiler hides a collective.
 
 The text is that of one device after partitioning, so all sizes are a device's own.
 """
@@ -146,7 +147,53 @@ class Program:
         if noted:
             return int(noted[1])
         limits = set(self._limits(loop.attribute("condition").lstrip("%")))
-        return max(limits) if limits else None
+        return -(-max(limits) // self._stride(loop)) if limits else None
+
+    def _stride(self, loop: Instruction) -> int:
+        """By how much the counter of a loop grows in a turn; 1 where that cannot be read."""
+        condition = self.computations[loop.attribute("condition").lstrip("%")]
+        body = self.computations[loop.attribute("body").lstrip("%")]
+        counters = {
+            int(made.attribute("index"))
+            for made in condition.values()
+            if made.opcode == "get-tuple-element" and _is_counter(made)
+        }
+        roots = [made for made in body.values() if made.is_root and made.opcode == "tuple"]
+        grown = [
+            self._growth(body, root.operands[index], index)
+            for root in roots
+            for index in counters
+            if index < len(root.operands)
+        ]
+        return max((n for n in grown if n), default=1)
+
+    def _growth(self, inside: Mapping[str, Instruction], name: str, index: int) -> int | None:
+        """What is added to element `index` of a loop's state to make `name`; None: something else."""
+        made = inside.get(name)
+        if made is None:
+            return None
+        if made.opcode == "get-tuple-element":
+            return 0 if made.attribute("index") == str(index) else None
+        if made.opcode in ("copy", "bitcast"):
+            return self._growth(inside, made.operands[0], index)
+        if made.opcode == "add":
+            parts = [_constant(inside.get(operand)) for operand in made.operands]
+            for number, other in zip(parts, reversed(made.operands), strict=True):
+                before = None if number is None else self._growth(inside, other, index)
+                if before is not None and number is not None:
+                    return before + number
+        if made.opcode == "fusion" and len(made.operands) <= 2:
+            # A fused addition takes the counter, and at most a constant, from outside.
+            passed = [_constant(inside.get(operand)) for operand in made.operands]
+            given = [n for n in passed if n is not None]
+            grown = [self._growth(inside, o, index) for o in made.operands]
+            start = next((n for n in grown if n is not None), None)
+            fused = self.computations[made.called[0]] if made.called else {}
+            own = [n for i in fused.values() if (n := _constant(i)) is not None]
+            adds = sum(i.opcode == "add" for i in fused.values())
+            if start is not None and adds and len(own) + len(given) == 1:
+                return start + adds * (own + given)[0]
+        return None
 
     def _limits(self, name: str) -> Iterator[int]:
         """Constants that a counter of a condition must stay below."""
@@ -299,6 +346,18 @@ def _past_bitcasts(made: Instruction, users: Mapping[str, list[Instruction]]) ->
     for user in users.get(made.name, []):
         found += _past_bitcasts(user, users) if user.opcode == "bitcast" else [user]
     return found
+
+
+def _constant(made: Instruction | None) -> int | None:
+    """The whole number that an instruction is, None for others."""
+    if made is None or made.opcode != "constant":
+        return None
+    found = re.match(r"(-?\d+)$", made.attributes)
+    return int(found[1]) if found else None
+
+
+def _is_counter(made: Instruction) -> bool:
+    return [(dtype, dims) for dtype, dims, _ in made.shapes] in ([("s32", ())], [("u32", ())])
 
 
 def _instruction(text: str, name: str, is_root: bool) -> Instruction:

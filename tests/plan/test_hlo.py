@@ -94,6 +94,47 @@ ENTRY %main (x: (s32[], f32[2])) -> (s32[], f32[2]) {
     assert hlo.Program(text, 1).runs() == {"main": 1, "body": 28}
 
 
+@pytest.mark.parametrize(
+    "grown, turns",
+    [
+        ("%next = s32[] add(%i, %one)", 8),
+        ("%half = s32[] add(%i, %one)\n  %next = s32[] add(%one, %half)", 4),
+        ("%next = s32[] fusion(%i), kind=kLoop, calls=%adds", 4),
+        ("%next = s32[] multiply(%i, %one)", 8),  # cannot be read: counted by 1
+    ],
+)
+def test_a_counter_may_grow_by_more_than_one(grown, turns):
+    text = f"""
+%adds (q: s32[]) -> s32[] {{
+  %q = s32[] parameter(0)
+  %two = s32[] constant(2)
+  ROOT %sum = s32[] add(%q, %two)
+}}
+
+%cond (p: (f32[2], s32[])) -> pred[] {{
+  %limit = s32[] constant(8)
+  %p = (f32[2], s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=1
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}}
+
+%body (p: (f32[2], s32[])) -> (f32[2], s32[]) {{
+  %p = (f32[2], s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=1
+  %x = f32[2] get-tuple-element(%p), index=0
+  %one = s32[] constant(1)
+  {grown}
+  ROOT %out = (f32[2], s32[]) tuple(%x, %next)
+}}
+
+ENTRY %main (x: (f32[2], s32[])) -> (f32[2], s32[]) {{
+  %x = (f32[2], s32[]) parameter(0)
+  ROOT %while = (f32[2], s32[]) while(%x), condition=%cond, body=%body
+}}
+"""
+    assert hlo.Program(text, 1).runs()["body"] == turns
+
+
 @given(st.permutations([0, 1, 2]), st.tuples(*[st.integers(1, 4)] * 3), st.data())
 def test_groups_by_an_array_of_numbers_are_numpy_s(order, dims, data):
     size = math.prod(dims)
