@@ -77,13 +77,16 @@ def train(
     config_text: str,
     seed: int,
     profile: int = 0,
+    full: float | None = None,
 ) -> State:
     """Trains from the latest checkpoint in `folder`, else from `state`; returns the last state.
 
     Saves, evaluates and records as `stage` says, and at the last step. Step i uses a key made
     of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best` keeps the
     state of the best evaluation in folder/best. profile: steps to trace, from the third that this
-    process does (TensorBoard shows what is in logs/profile). Raises ConfigError
+    process does (TensorBoard shows what is in logs/profile). full: steps a second of devices that
+    do the model's products at their peak; the share of it that is reached is recorded as "mfu".
+    Raises ConfigError
     for a checkpoint of another config and for a loss that is not finite, Preempted after
     SIGTERM or SIGINT, once saved.
     """
@@ -97,7 +100,7 @@ def train(
             return state
 
         keys = _keys(seed, task.name, state.step.sharding)
-        window = _Window(task.name, step)
+        window = _Window(task.name, step, full)
         with (
             metrics.Writer(task.name, logs, step, stage.steps) as writer,
             _Best(stage.best, store.folder / "best") as best,
@@ -158,8 +161,8 @@ def _keys(seed: int, name: str, sharding: jax.sharding.Sharding) -> Callable[[in
 class _Window:
     """Steps since the last record: their metrics, the time they took, the wait for data."""
 
-    def __init__(self, name: str, step: int):
-        self._name, self._step = name, step
+    def __init__(self, name: str, step: int, full: float | None):
+        self._name, self._step, self._full = name, step, full
         self._values: list[Mapping[str, Any]] = []
         self.restart()
 
@@ -205,6 +208,8 @@ class _Window:
             else:
                 means[name] = math.fsum(found) / len(found)
         means["steps_per_s"] = len(rows) / spent
+        if self._full:
+            means["mfu"] = means["steps_per_s"] / self._full
         means["data_wait"] = self._waited / spent
         self._values.clear()
         self.restart()

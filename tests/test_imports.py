@@ -18,6 +18,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if TWIN not in path.parent
 # A room imports from its own level or from below. Files at the top of the package are named.
 LEVELS = {
     "config": 0,
+    "chips": 1,
     "cpu": 0,
     "distributed": 1,
     "gin_io": 1,
@@ -33,6 +34,7 @@ LEVELS = {
     "loop": 3,
     "data": 2,
     "models": 3,
+    "flops": 4,
     "hf": 4,
     "ask": 5,
     "draw": 5,

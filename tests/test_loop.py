@@ -100,7 +100,7 @@ def start(mesh_=None):
     return state.create(params, STAGE, mesh_ or mesh.make(config.Mesh()))
 
 
-def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, **options):
+def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, full=None, **options):
     return loop.train(
         task or SimulatedTask(),
         jax.tree.map(jnp.copy, start(mesh_)),
@@ -111,6 +111,7 @@ def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, **options
         config_text="text\n",
         seed=seed,
         profile=profile,
+        full=full,
     )
 
 
@@ -282,9 +283,10 @@ def test_counts_become_rates_times_shares_and_samples_are_shown(tmp_path):
             said = {"said": f"step {self.steps}"}
             return new, {**values, "examples": 8, "seconds/rollout": 1e-3, "samples": [said]}
 
-    train(tmp_path, Counted(), profile=2)
+    train(tmp_path, Counted(), profile=2, full=1e4)
     row = records(tmp_path)[0]
     rate = records(tmp_path, drop=())[0]["steps_per_s"]
+    assert row["mfu"] == pytest.approx(rate / 1e4)
     assert row["examples_per_s"] == pytest.approx(8 * rate)
     assert row["share/rollout"] == pytest.approx(1e-3 * rate)
     shown = [json.loads(line) for line in open(tmp_path / "logs" / "samples.jsonl")]

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import jax
 
-from jaxasa import config, mesh, optim
+from jaxasa import config, flops, mesh, optim
+from jaxasa.chips import GIB, Topology, topology
 from jaxasa.config import ConfigError
-from jaxasa.plan import count, roofline
-from jaxasa.plan.chips import GIB, Topology, topology
+from jaxasa.plan import roofline
 from jaxasa.plan.hlo import Program
 from jaxasa.stages import ahead
 
@@ -78,7 +78,7 @@ def plan(run: config.Run, name: str, what: str | None = None) -> dict:
             "capacity": int(pod.chip.hbm),
         },
         "flops_per_step": None,
-        "model_flops_per_step": count.model_flops(run, what, shapes),
+        "model_flops_per_step": flops.model_flops(run, what, shapes),
         "collective_bytes": None,
         "expected_step_seconds": None,
         "expected_mfu": None,
@@ -103,7 +103,7 @@ def _expected(run, what: str, pod: Topology, over, program: Program, model_flops
     unknown = run.model.reply_tokens if what == ahead.ROLLOUT else 1
     cost = roofline.cost(program, dict(over.shape), pod, known, unknown)
     stage = getattr(run, "grpo" if what == ahead.ROLLOUT else what)
-    counts = count.positions(run, what)
+    counts = flops.positions(run, what)
     tokens = counts["head"] if what == ahead.ROLLOUT else counts["decoder"]
     return {
         "flops_per_step": cost.flops * pod.devices,

@@ -168,7 +168,7 @@ class Program:
         return max((n for n in grown if n), default=1)
 
     def _growth(self, inside: Mapping[str, Instruction], name: str, index: int) -> int | None:
-        """What is added to element `index` of a loop's state to make `name`; None: something else."""
+        """What is added to element `index` of a loop's state to make `name`, None if it is more."""
         made = inside.get(name)
         if made is None:
             return None

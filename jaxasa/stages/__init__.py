@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jaxasa import config, loop, mesh, state
+from jaxasa import chips, config, flops, loop, mesh, state
 from jaxasa.config import ConfigError
 from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
@@ -85,6 +85,7 @@ def fit(
         "sounds": Bank.load(folder / "sounds").name,
         "model": dataclasses.asdict(run.model),
         "tokenizer": "tokenizer.json",
+        "pretrained": {k: v for k, v in dataclasses.asdict(run.pretrained).items() if v},
     }
     return loop.train(
         task,
@@ -96,7 +97,24 @@ def fit(
         config_text=config_text,
         seed=run.seed,
         profile=profile,
+        full=_full_speed(context, stage),
     )
+
+
+def _full_speed(context: Context, stage: str) -> float | None:
+    """Steps a second if every device did nothing but the model's own products, at its peak.
+
+    None where the chip is not known.
+    """
+    peak = chips.peak(jax.devices()[0].device_kind)
+    if peak is None:
+        return None
+    run = context.run
+    shapes = jax.eval_shape(lambda key: context.asa.init(key), jax.random.key(0))
+    work = flops.model_flops(run, stage, shapes)
+    if stage == "grpo":
+        work = run.grpo.epochs * work + flops.model_flops(run, "rollout", shapes)
+    return peak * context.mesh.size / work
 
 
 def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasa import config, gin_io, mesh
-from jaxasa.plan import chips, hlo, roofline
+from jaxasa import chips, config, gin_io, mesh
+from jaxasa.plan import hlo, roofline
 from jaxasa.plan.groups import groups_of
 from jaxasa.stages import ahead
 

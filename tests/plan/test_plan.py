@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasa import cli, config, cpu, gin_io, mesh, optim, plan, sharding
-from jaxasa.plan import chips, count, hlo, roofline
+from jaxasa import chips, cli, config, cpu, flops, gin_io, mesh, optim, plan, sharding
+from jaxasa.plan import hlo, roofline
 from jaxasa.stages import ahead
 
 CONTRACT = {"topology", "chips", "fits", "hbm_bytes", "flops_per_step", "collective_bytes"}
@@ -93,13 +93,13 @@ def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
     table = 152_064 * 3_584
     expected = 4 * rows * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens)
     shapes = ahead.params_shapes(base)
-    found = count.model_flops(base, "sft", shapes)
+    found = flops.model_flops(base, "sft", shapes)
     # Adapters, projector and encoders add the rest.
     assert expected < found < 1.05 * expected
-    rollout = count.model_flops(base, "rollout", shapes)
+    rollout = flops.model_flops(base, "rollout", shapes)
     said = base.grpo.batch * base.grpo.group * base.model.reply_tokens
     assert rollout > 2 * said * (7.615e9 - table)
-    update = count.model_flops(base, "grpo", shapes)
+    update = flops.model_flops(base, "grpo", shapes)
     assert update == pytest.approx(
         4 * base.grpo.batch * base.grpo.group
         * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens),
@@ -118,7 +118,7 @@ def test_learning_costs_six_where_all_learns():
     table, norm = 512 * 128, 128
     rows, length = text.text.batch, 75
     expected = 6 * rows * (length * (layers + norm) + text.model.reply_tokens * table)
-    assert count.model_flops(text, "text", shapes) == expected
+    assert flops.model_flops(text, "text", shapes) == expected
 
 
 def test_collectives_that_products_hide_cost_nothing_and_others_all():

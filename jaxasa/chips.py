@@ -37,6 +37,24 @@ CHIPS = {
 }
 
 
+# bf16 a second of what JAX calls a device (`device_kind`), dense; NVIDIA's public figures.
+_PEAKS = {
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "TPU7x": CHIPS["tpu7x"].flops / 2,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+    """FLOPs a second that a device can do in bf16 products; None where that is not known."""
+    known = [name for name in _PEAKS if device_kind.startswith(name)]
+    return _PEAKS[max(known, key=len)] if known else None
+
+
 @dataclass(frozen=True)
 class Topology:
     """A slice of chips, and `chip` by itself."""
