@@ -30,12 +30,12 @@ SMOOTHING = (5, 3)  # frames, bins
 KEPT = 0.05  # share of the bins: the least diffuse
 WIDTH = 8.0  # degrees: standard deviation of the density's kernel
 APART = 20.0  # degrees within which two peaks are one
-GRID = 4000
+GRID = 2000
 
 
 @cache
 def grid() -> np.ndarray:
-    """[G, 3], spread evenly over the sphere (Fibonacci lattice, Gonzalez 2010): some 3 degrees."""
+    """[G, 3], spread evenly over the sphere (Fibonacci lattice, Gonzalez 2010): some 4 degrees."""
     k = np.arange(GRID) + 0.5
     z = 1 - 2 * k / GRID
     turn = np.pi * (1 + 5**0.5) * k
@@ -75,8 +75,13 @@ def histogram(audio: np.ndarray, count: int, weights: np.ndarray | None = None) 
     found = active[kept] / length[kept][:, None]
     # Compressed, so that one loud sound does not hide the others.
     strength = value[kept] ** 0.3
-    spread = np.radians(WIDTH) ** 2
-    return _peaks(lambda u: strength @ np.exp((found @ u.T - 1) / spread), count)
+    spread = np.float32(np.radians(WIDTH) ** 2)
+    strength, found = strength.astype(np.float32), found.astype(np.float32)
+
+    def density(u: np.ndarray) -> np.ndarray:
+        return strength @ np.exp((found @ u.T.astype(np.float32) - 1) / spread)
+
+    return _peaks(density, count)
 
 
 def music(audio: np.ndarray, count: int) -> np.ndarray:
@@ -114,9 +119,9 @@ def _peaks(density: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarra
 
 
 def _cap(centre: np.ndarray) -> np.ndarray:
-    """[400, 3] directions up to 4 degrees around `centre`, some 0.4 degrees from each other."""
-    k = np.arange(400)
-    radius, turn = np.radians(4) * np.sqrt(k / 400), np.pi * (3 - 5**0.5) * k
+    """[150, 3] directions up to 5 degrees around `centre`, some 0.7 degrees from each other."""
+    k = np.arange(150)
+    radius, turn = np.radians(5) * np.sqrt(k / 150), np.pi * (3 - 5**0.5) * k
     aside = np.cross(centre, np.eye(3)[np.abs(centre).argmin()])
     aside /= np.linalg.norm(aside)
     across = np.cross(centre, aside)

@@ -140,7 +140,7 @@ def test_a_recorded_scene_is_the_scene_below_600_hz():
     level, _, own = np.moveaxis(np.array(error), -1, 0)
     # The tails are drawn apart, so single scenes differ by what noise does.
     assert np.abs(np.mean(level)) < 1.0 and level.max() < 2.5
-    assert np.mean(own) < 1.0 and own.max() < 2.5
+    assert np.mean(own) < 1.0 and own.max() < 3.0
 
 
 def test_time_and_silence_are_kept():

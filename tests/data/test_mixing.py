@@ -4,6 +4,7 @@ import dataclasses
 import doctest
 import math
 import pickle
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -158,7 +159,8 @@ def test_turning_listeners_are_mixed_and_moving_sources_refused(bank, whole):
 
 
 def test_stages_read_mixed_scenes(bank, whole, mixed):
-    run = dataclasses.make_dataclass("Run", ["scenes", "seed"])(RANGES, 7)
+    model = types.SimpleNamespace(spatial=types.SimpleNamespace(format="foa"))
+    run = types.SimpleNamespace(scenes=RANGES, seed=7, model=model)
     source = stages._train_scenes(run, bank.folder.parent)
     np.testing.assert_array_equal(source[9][0], mixed[9][0])
     make = pipeline.Targets(bank.classes, 3, 0.1, True)
@@ -168,8 +170,8 @@ def test_stages_read_mixed_scenes(bank, whole, mixed):
     assert first["audio"].shape == (4, 24_000, 4) and (first["present"].sum(1) >= 1).all()
     batches.set_state(state)
     np.testing.assert_array_equal(next(batches)["audio"], second["audio"])
-    stored = dataclasses.make_dataclass("Run", ["scenes", "seed"])(
-        dataclasses.replace(RANGES, responses=0), 7
+    stored = types.SimpleNamespace(
+        **vars(run) | {"scenes": dataclasses.replace(RANGES, responses=0)}
     )
     with pytest.raises(ConfigError, match="no complete data set"):
         stages._train_scenes(stored, bank.folder.parent)
