@@ -118,9 +118,7 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
     last = loaded[list(models)[-1]]
     readers = {
         "oracle": baselines.oracle(last.classes),
-        "slots": baselines.reader(
-            last.describe, last.classes, "slots", where.parent / slots.FILE
-        ),
+        "slots": baselines.reader(last.describe, last.classes, "slots", where.parent / slots.FILE),
     }
     if is_foa and "semantic" not in run.model.projector.without:
         heard = baselines.cascade(last.tags, last.classes, run.scenes.distance)

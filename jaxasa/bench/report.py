@@ -221,13 +221,13 @@ def _control_figure(found: Mapping):
     names = {n: NAMES.get(n, n) for n in systems}
     if not systems:
         return None
+    # Turning can leave a level without items.
     rows = {
         g: {names[n]: a[g] for n, a in systems.items() if a.get(g, {}).get("items")}
         for g in _groups(found)
     }
-    return figures.dots(
-        rows, {g: g for g in rows}, "accuracy by system and level with 95 % intervals"
-    )
+    title = "accuracy by system and level with 95 % intervals"
+    return figures.dots(rows, dict(zip(rows, rows, strict=True)), title)
 
 
 def _beside(found: Mapping) -> list[dict]:
