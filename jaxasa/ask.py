@@ -221,7 +221,8 @@ class Model:
         """(source, (activity [T], directions [T, 3])) of each slot that is likely enough."""
         lengths = None if length is None else np.array([length], np.int32)
         slots = jax.device_get(self._slots(self.params, audio[None], lengths))
-        presence, activity = (1 / (1 + np.exp(-x[0])) for x in (slots.presence, slots.activity))
+        presence = np.asarray(jax.nn.sigmoid(slots.presence[0]))
+        activity = np.asarray(jax.nn.sigmoid(slots.activity[0]))
         labels = slots.label[0][:, : len(self.classes)].argmax(-1)
         found = []
         for s in np.argsort(-presence):

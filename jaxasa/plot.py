@@ -69,15 +69,16 @@ def _map(axes, tracks: Sequence[Mapping]) -> None:
         azimuth, elevation, metres = (source[k] for k in ("azimuth", "elevation", "distance"))
         size = float(np.clip(14 / np.sqrt(metres), 5, 20))
         axes.plot(azimuth, elevation, "o", color=_colour(n), markersize=size, clip_on=False)
-        # Towards the middle, so that no label leaves the picture.
-        side = "left" if azimuth > 0 else "right"
+        # Above and below in turn, so that neighbours' labels stay apart; inwards at the rims.
+        above = n % 2 == 0
+        far = 12 + 30 * (n // 2)
         axes.annotate(
             f"{source['class']}, {metres:.1f} m\n{azimuth:+.0f}°, {elevation:+.0f}° up",
             (azimuth, elevation),
-            (12 if azimuth > 0 else -12, 0),
+            (0, far if above else -far),
             textcoords="offset points",
-            ha=side,
-            va="bottom" if elevation < 0 else "top",
+            ha="left" if azimuth > 110 else "right" if azimuth < -110 else "center",
+            va="bottom" if above else "top",
             color=_colour(n),
         )
     # Azimuth grows to the left.
