@@ -19,7 +19,7 @@ from jaxasa.acoustics import foa_decoder, hrtf, keys
 from jaxasa.bench import figures, score, suite
 from jaxasa.data import records, words
 
-SCENES = 32
+SCENES = 40
 MOST = 5_500_000  # characters of sound in a page
 PEAK = 0.5  # to which each scene's sound is brought for the page
 STEPS = 2048  # of its amplitude: finer than the scenes' noise, and FLAC stores no more
@@ -45,11 +45,12 @@ def scenes(
     chosen = _choose(items, right, most)
     sources = [s for file in chosen for s in chosen[file][0].scene["sources"]]
     reach = max(2.0, math.ceil(max(s["distance"] for s in sources)))
+    head = hrtf.Sphere()
     cards, size = [], 0
     for file, asked in chosen.items():
         there = file.is_file()
         audio = asked[0].audio() if there else None
-        sound = _flac(_ears(audio)) if there and size < MOST else None
+        sound = _flac(_ears(audio, head)) if there and size < MOST else None
         size += len(sound or "")
         name = suite.name_of(file)
         questions = [_question(item, predictions.get(item.id), read.get(item.id)) for item in asked]
@@ -104,8 +105,8 @@ def _scene(scene: Mapping, heard: Mapping | None, reach: float) -> dict:
                 {
                     "kind": kind,
                     "colour": colours[s["class"]],
-                    "label": f"{s['class']} {s['azimuth']:.0f}° {s['elevation']:+.0f}° up "
-                    f"{s['distance']:.1f} m",
+                    "label": f"{s['class']} {s['azimuth']:.0f}°, {s['elevation']:+.0f}°\u00a0up, "
+                    f"{s['distance']:.1f}\u00a0m",
                     "begin": round(100 * begin, 1),
                     "width": round(100 * (end - begin), 1),
                     **_place(s["azimuth"], min(flat / reach, 1.0) * _PLAN),
@@ -153,10 +154,10 @@ def _level(audio: np.ndarray) -> np.ndarray:
     return figures.spectrogram(audio[:, 0] if audio.shape[1] == 4 else audio.mean(1))
 
 
-def _ears(audio: np.ndarray) -> np.ndarray:
+def _ears(audio: np.ndarray, head: hrtf.Hrtf) -> np.ndarray:
     """Two ears [N, 2] of a render, int16 FOA [N, 4] or ears, brought to PEAK."""
     sound = records.to_float(audio)
-    ears = foa_decoder.decode(sound, hrtf.Sphere()) if sound.shape[1] == 4 else sound
+    ears = foa_decoder.decode(sound, head) if sound.shape[1] == 4 else sound
     return ears * (PEAK / max(float(np.abs(ears).max(initial=0.0)), 1e-6))
 
 
