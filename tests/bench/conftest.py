@@ -11,7 +11,7 @@ import pytest
 from jaxasa import config
 from jaxasa.acoustics import foa, scenes
 from jaxasa.acoustics.scenes import Clip
-from jaxasa.bench import build, changes, choose, controls, run, slots, suite
+from jaxasa.bench import build, changes, choose, controls, report, run, slots, suite
 from jaxasa.data import records, sounds
 
 CLASSES = tuple(f"sound{n:02d}" for n in range(16))
@@ -156,6 +156,12 @@ def whole(small, tmp_path_factory):
     write_lines(folder / "logs" / "grpo" / "samples.jsonl", rows)
     (folder / "config.gin").write_text("Run.name = '<script>gin</script>'\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def written(whole, tmp_path_factory):
+    """The report of `whole`."""
+    return report.write(whole, page=tmp_path_factory.mktemp("page") / "index.html")
 
 
 def kept(items, classes):

@@ -16,8 +16,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from jaxasa.bench import report
-
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on the path")
@@ -112,11 +110,6 @@ def browser(tmp_path_factory):
     browser = Browser(tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
-
-
-@pytest.fixture(scope="module")
-def written(whole, tmp_path_factory):
-    return report.write(whole, page=tmp_path_factory.mktemp("page") / "index.html")
 
 
 @pytest.fixture(scope="module")
