@@ -9,6 +9,7 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -43,7 +44,8 @@ def draw(found: Mapping, tracks: Sequence[Mapping], audio: np.ndarray, out: Path
     check_name(out)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(12, 7), layout="constrained")
-        left, right = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+        left, right = halves
         place, text = left.subplots(2, 1, height_ratios=(1, 0.9))
         spectrum, bearing, activity = right.subplots(3, 1, sharex=True, height_ratios=(1.2, 1, 0.8))
         _map(place, tracks)

@@ -85,7 +85,7 @@ def _question(item: suite.Item, text: str | None, read: tuple | None) -> dict:
         "text": text,
         "reasoning": thought[1].strip() if thought else "",
         "letter": read[0] if read else None,
-        "right": bool(read) and read[0] == item.answer,
+        "right": read is not None and read[0] == item.answer,
         "options": list(zip(score.LETTERS, item.options, strict=True)),
     }
 

@@ -167,7 +167,8 @@ def sphere(columns: Mapping[str, np.ndarray], title: str) -> Markup:
     drawn = kept[:: -(-len(kept) // POINTS)]
 
     def draw(figure: Figure) -> None:
-        above, below = figure.subfigures(2, 1, height_ratios=(1.45, 1))
+        halves: Any = figure.subfigures(2, 1, height_ratios=(1.45, 1))
+        above, below = halves
         for axes, (name, limit) in zip(
             above.subplots(1, 2), (("azimuth", 180), ("elevation", 90)), strict=True
         ):
@@ -263,5 +264,5 @@ def png(level: np.ndarray) -> bytes:
     stepped = np.round(pixels / 4) * 4
     out = io.BytesIO()
     style: dict[str, Any] = {"cmap": "magma", "vmin": FLOOR, "vmax": 0, "origin": "lower"}
-    matplotlib.image.imsave(out, stepped, format="png", metadata={"Software": None}, **style)
+    matplotlib.image.imsave(out, stepped, format="png", **style)
     return out.getvalue()
