@@ -115,8 +115,9 @@ def parser() -> argparse.ArgumentParser:
         "ask",
         "Answers a question about a recording; --json FILE adds the sources that were found.",
         "Reads a checkpoint or an export, and a 4-channel WAV or FLAC file (W, Y, Z, X; SN3D).",
-        "nothing but FILE",
-        'jaxasa ask runs/demo/export scene.wav "Where is the dog?" --options left right front back',
+        "nothing but FILE and FILE.png",
+        'jaxasa ask runs/demo/export scene.wav "Where is the dog?" --options left right front back'
+        '\n  jaxasa ask runs/demo/export scene.wav "Where is the dog?" --plot heard.png',
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
     verb.add_argument("audio", type=Path, help="sound file: FOA, or 2 ears if so trained")
@@ -130,6 +131,8 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (0)")
     stop = {"metavar": "TEXT", "help": "the reply ends before it; repeatable"}
     verb.add_argument("--stop", action="append", default=[], **stop)
+    picture = "draws what was heard where and when"
+    verb.add_argument("--plot", type=Path, metavar="FILE.png", help=picture)
 
     _add_listen(verbs)
     _add_draw(verbs)

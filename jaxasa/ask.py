@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxasa import config
+from jaxasa import config, plot
 from jaxasa.acoustics import foa
 from jaxasa.data import features, foa_file, records, tokens, words
 from jaxasa.data.questions import LETTERS
@@ -198,24 +198,45 @@ class Model:
         length: its samples, where the rest of N is padding. Each has class, azimuth and elevation
         (degrees), distance (m), presence (probability).
         """
-        lengths = None if length is None else np.array([length], np.int32)
-        slots = self._slots(self.params, audio[None], lengths)
-        presence = jax.nn.sigmoid(slots.presence[0])
-        labels = np.asarray(slots.label[0])[:, : len(self.classes)].argmax(-1)
+        return [source for source, _ in self._sources(audio, threshold, length)]
+
+    def tracks(
+        self, audio: np.ndarray, threshold: float = 0.5, length: int | None = None
+    ) -> list[dict]:
+        """`sources` with what happens in time, of frames that last `step` seconds each.
+
+        activity [T]: probabilities; azimuths, elevations [T]: degrees.
+        """
+        spatial = self.asa.model.spatial
+        frames = int(spatial.steps(len(audio) if length is None else length))
+        step = spatial.hop * spatial.frames_per_step / features.RATE
         found = []
-        for s in np.argsort(-np.asarray(presence)):
+        for source, (activity, direction) in self._sources(audio, threshold, length):
+            azimuth, elevation = foa.direction(direction[:frames])
+            in_time = {"activity": activity[:frames], "azimuths": azimuth, "elevations": elevation}
+            found.append(source | {"step": step} | in_time)
+        return found
+
+    def _sources(self, audio, threshold: float, length: int | None) -> list[tuple]:
+        """(source, (activity [T], directions [T, 3])) of each slot that is likely enough."""
+        lengths = None if length is None else np.array([length], np.int32)
+        slots = jax.device_get(self._slots(self.params, audio[None], lengths))
+        presence = np.asarray(jax.nn.sigmoid(slots.presence[0]))
+        activity = np.asarray(jax.nn.sigmoid(slots.activity[0]))
+        labels = slots.label[0][:, : len(self.classes)].argmax(-1)
+        found = []
+        for s in np.argsort(-presence):
             if presence[s] < threshold:
                 continue
-            azimuth, elevation = foa.direction(np.asarray(slots.direction[0, s]))
-            found.append(
-                {
-                    "class": self.classes[labels[s]],
-                    "azimuth": round(float(azimuth), 1),
-                    "elevation": round(float(elevation), 1),
-                    "distance": round(float(np.exp(slots.log_distance[0, s])), 2),
-                    "presence": round(float(presence[s]), 3),
-                }
-            )
+            azimuth, elevation = foa.direction(slots.direction[0, s])
+            source = {
+                "class": self.classes[labels[s]],
+                "azimuth": round(float(azimuth), 1),
+                "elevation": round(float(elevation), 1),
+                "distance": round(float(np.exp(slots.log_distance[0, s])), 2),
+                "presence": round(float(presence[s]), 3),
+            }
+            found.append((source, (activity[s], slots.direction_in_time[0, s])))
         return found
 
     def describe(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
@@ -382,14 +403,18 @@ def ask(
     order: str = "ambix",
     sampling: config.Sampling = GREEDY,
     seed: int = 0,
+    picture: Path | None = None,
 ) -> dict:
     """{"question", "answer", "thought", "reply", "sources"} for a recording of the model's format.
 
     The clip may have any length up to the longest bucket, to which it is cut. One that is cut, or
     is longer than what the model was trained on, is said to be on stderr, and under "note". With
     four `options` the answer is one of them, unless it is sampled or ends at a string. order: of
-    FOA channels, see foa_file.read. seed: of what is sampled.
+    FOA channels, see foa_file.read. seed: of what is sampled. picture: a PNG to draw, of what was
+    heard where and when (plot.py).
     """
+    if picture is not None:
+        plot.check_name(picture)
     heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
     if heard == "binaural":
         given = foa_file.read_binaural(audio_path)
@@ -407,7 +432,7 @@ def ask(
     note = _note(model, len(given), length)
     if note:
         print(f"{audio_path}: {note}", file=sys.stderr)
-    return {
+    found = {
         "question": question,
         "answer": _answer(reply, options),
         "thought": _between(reply, tokens.THINK, tokens.END_THINK),
@@ -415,6 +440,10 @@ def ask(
         "sources": model.sources(audio, length=length),
         **({"note": note} if note else {}),
     }
+    if picture is not None:
+        tracks = model.tracks(audio, length=length)
+        plot.draw(found | {"options": options}, tracks, audio[:length], picture)
+    return found
 
 
 def _note(model: Model, given: int, heard: int) -> str:

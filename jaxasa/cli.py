@@ -325,6 +325,7 @@ def ask(options: argparse.Namespace) -> Result:
         options.order,
         Sampling(options.temperature, options.top_k, options.top_p, tuple(options.stop)),
         options.seed,
+        options.plot,
     )
     print(answer["answer"])
     return answer

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxasa import ask, config, stages, workdir
-from jaxasa.bench import audit, baselines, build, controls, doa, report, suite
+from jaxasa.bench import audit, baselines, build, controls, doa, report, slots, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.data import responses, simulate, sounds
@@ -118,7 +118,7 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
     last = loaded[list(models)[-1]]
     readers = {
         "oracle": baselines.oracle(last.classes),
-        "slots": baselines.reader(last.describe, last.classes, "slots"),
+        "slots": baselines.reader(last.describe, last.classes, "slots", where.parent / slots.FILE),
     }
     if is_foa and "semantic" not in run.model.projector.without:
         heard = baselines.cascade(last.tags, last.classes, run.scenes.distance)
@@ -158,10 +158,13 @@ def audit_suite(folder: Path, split: str) -> dict:
 
 def write_report(folder: Path, split: str) -> Path:
     """DIR/report/index.html from results.json and the predictions."""
-    where = suite_of(folder, split).parent
-    if not (where / "results.json").is_file():
-        raise ConfigError(f"{where / 'results.json'}: no such file, expected one of `bench run`")
-    return report.write(where)
+    suite_folder = suite_of(folder, split)
+    where = suite_folder.parent
+    results = where / "results.json"
+    if not results.is_file():
+        raise ConfigError(f"{results}: no such file, expected one of `bench run`")
+    page = where / "report" / "index.html"
+    return report.write(folder, benchmark=suite_folder, results=results, page=page)
 
 
 def write_export(run: config.Run, folder: Path) -> Path:

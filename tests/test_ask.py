@@ -64,7 +64,7 @@ def noise(seconds=1.0, channels=4):
 def loaded(model, folder, monkeypatch):
     """`ask.ask` of the model that is in memory, its functions compiled once."""
     monkeypatch.setattr(ask.Model, "load", classmethod(lambda cls, path: model))
-    return lambda audio, *args: ask.ask(folder, audio, *args)
+    return lambda audio, *args, **more: ask.ask(folder, audio, *args, **more)
 
 
 def test_an_answer_is_json_with_what_the_slots_hold(tiny, loaded, record):
@@ -82,6 +82,26 @@ def test_an_answer_is_json_with_what_the_slots_hold(tiny, loaded, record):
         assert source["distance"] > 0 and 0.5 <= source["presence"] <= 1
     presence = [s["presence"] for s in found["sources"]]
     assert presence == sorted(presence, reverse=True)
+
+
+def test_what_is_heard_in_time_is_drawn(model, loaded, record, tmp_path):
+    """The tracks are `sources` with a frame for each step of the dense map that is not padding."""
+    clip = (noise() * 32767).astype(np.int16)
+    spatial = model.asa.model.spatial
+    tracks, sources = (f(clip, length=12_000) for f in (model.tracks, model.sources))
+    for track, source in zip(tracks, sources, strict=True):
+        assert {name: track[name] for name in source} == source
+        assert track["step"] == spatial.hop * spatial.frames_per_step / 16_000
+        for name in ("activity", "azimuths", "elevations"):
+            assert track[name].shape == (spatial.steps(12_000),)
+        assert (track["activity"] >= 0).all() and (track["activity"] <= 1).all()
+    path = record("scene.wav", noise())
+    picture = tmp_path / "heard.png"
+    plain = loaded(path, "Where is the dog?", OPTIONS)
+    assert loaded(path, "Where is the dog?", OPTIONS, picture=picture) == plain
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ConfigError, match="--plot"):
+        loaded(path, "what ?", picture=tmp_path / "heard.pdf")
 
 
 def test_sources_below_the_threshold_are_left_out(model):

@@ -39,6 +39,7 @@ LEVELS = {
     "ask": 5,
     "draw": 5,
     "listen": 5,
+    "plot": 5,
     "stages": 5,
     "bench": 5,
     "plan": 6,

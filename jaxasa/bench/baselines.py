@@ -10,6 +10,7 @@ A description that does not support the question, or whose answer is not among t
 answered by a guess.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,17 @@ from jaxasa.acoustics import foa, keys
 from jaxasa.bench import classical, run, suite
 from jaxasa.data import questions
 from jaxasa.data.progress import progress
+from jaxasa.workdir import write_text
 
 TAGGED = 0.5  # probability from which a class counts as heard
 MOST = 3
 
 
-def reader(describe, classes: Sequence[str], title: str) -> run.Reader:
-    """A baseline that answers from describe(audio [B, N, C]) -> descriptions of the scenes."""
+def reader(describe, classes: Sequence[str], title: str, out: Path | None = None) -> run.Reader:
+    """A baseline that answers from describe(audio [B, N, C]) -> descriptions of the scenes.
+
+    out: the descriptions go to this file, {"file_name", "scene"} a line.
+    """
 
     def answers(items: Sequence[suite.Item]) -> dict[str, str]:
         files = sorted({item.file for item in items})
@@ -39,6 +44,10 @@ def reader(describe, classes: Sequence[str], title: str) -> run.Reader:
                 heard = describe(np.stack([first[file].audio() for file in padded]))
                 found |= dict(zip(part, heard, strict=False))
                 advance(len(part))
+        if out is not None:
+            rows = ({"file_name": suite.name_of(f), "scene": found[f]} for f in files)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
         return {item.id: by_rule(item, found[item.file], classes) for item in items}
 
     return answers

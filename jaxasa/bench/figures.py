@@ -10,8 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import matplotlib.image
+import matplotlib.patches
+import numpy as np
+import scipy.signal
 from markupsafe import Markup
 from matplotlib.figure import Figure
+
+from jaxasa.bench import slots
+from jaxasa.data import words
 
 # Okabe and Ito's colours, those that stand out on white and on black.
 COLOURS = {
@@ -94,16 +101,20 @@ def bars(rows: Mapping[str, Mapping[str, dict]], names: Mapping[str, str], title
 
 
 def dots(rows: Mapping[str, Mapping[str, dict]], names: Mapping[str, str], title: str) -> Markup:
-    """Accuracy in %, with intervals, of many groups: a line for each, a dot for each system."""
+    """Accuracy in %, with intervals, of many groups: a line for each, a dot for each system.
+
+    Arguments as of `bars`; a system need not have every group.
+    """
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        groups = list(next(iter(rows.values())))
+        groups = list(dict.fromkeys(g for found in rows.values() for g in found))
         for n, (system, found) in enumerate(rows.items()):
-            at = [-g + 0.14 * ((len(rows) - 1) / 2 - n) for g in range(len(groups))]
-            values = [100 * found[g]["accuracy"] for g in groups]
-            down = [max(v - 100 * found[g]["low"], 0) for v, g in zip(values, groups, strict=True)]
-            up = [max(100 * found[g]["high"] - v, 0) for v, g in zip(values, groups, strict=True)]
+            at = [0.14 * ((len(rows) - 1) / 2 - n) - groups.index(g) for g in found]
+            values = [100 * a["accuracy"] for a in found.values()]
+            ends = list(zip(values, found.values(), strict=True))
+            down = [max(v - 100 * a["low"], 0) for v, a in ends]
+            up = [max(100 * a["high"] - v, 0) for v, a in ends]
             style: dict[str, Any] = {"fmt": "o", "markersize": 5, "color": colour(system, n)}
             axes.errorbar(values, at, xerr=[down, up], label=names[system], **style)
         axes.axvline(25, color=COLOURS["chance"], linestyle="--", label="chance")
@@ -141,3 +152,117 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str) -> M
 
     rows = -(-len(panels) // 3)
     return _svg(draw, (7.6, 0.5 + 2.1 * rows), title)
+
+
+POINTS = 1500  # of a scatter plot: more make the page heavy and nothing clearer
+_ELEVATIONS = (-90.0, *words.ELEVATION_EDGES, 90.0)
+
+
+def sphere(columns: Mapping[str, np.ndarray], title: str) -> Markup:
+    """Found against true azimuth and elevation, and the median error by place on the sphere.
+
+    columns: of slots.beside.
+    """
+    kept = np.flatnonzero(np.isfinite(columns["error"]))
+    drawn = kept[:: -(-len(kept) // POINTS)]
+
+    def draw(figure: Figure) -> None:
+        halves: Any = figure.subfigures(2, 1, height_ratios=(1.45, 1))
+        above, below = halves
+        for axes, (name, limit) in zip(
+            above.subplots(1, 2), (("azimuth", 180), ("elevation", 90)), strict=True
+        ):
+            style: dict[str, Any] = {"color": COLOURS["grpo"], "alpha": 0.45, "markersize": 3}
+            axes.plot([-limit, limit], [-limit, limit], color=COLOURS["chance"], linewidth=1)
+            axes.plot(columns[name][drawn], columns[f"found_{name}"][drawn], "o", mew=0, **style)
+            axes.set_xlim(-limit, limit)
+            axes.set_ylim(-limit, limit)
+            axes.set_xticks(range(-limit, limit + 1, limit // 2))
+            axes.set_yticks(range(-limit, limit + 1, limit // 2))
+            axes.set_aspect("equal")
+            axes.set_xlabel(f"true {name} (°)")
+            axes.set_ylabel("by the slots (°)")
+            axes.grid()
+        _by_place(below.subplots(), columns, kept)
+
+    return _svg(draw, (7.6, 6.0), title)
+
+
+def _by_place(axes, columns: Mapping[str, np.ndarray], kept: np.ndarray) -> None:
+    """The median error in each sector of azimuth and range of elevation, left on the left."""
+    # From back by left, front and right to back again.
+    sectors = [(4 - k) % 8 for k in range(9)]
+    of = np.rint(columns["azimuth"][kept] / words.SECTOR_WIDTH).astype(int) % 8
+    height = np.searchsorted(_ELEVATIONS[1:-1], columns["elevation"][kept], side="right")
+    shades = matplotlib.colormaps["viridis_r"]
+    for column, sector in enumerate(sectors[:8]):
+        for row in range(len(words.ELEVATIONS)):
+            error = columns["error"][kept][(of == sector) & (height == row)]
+            if not len(error):
+                continue
+            middle = float(np.median(error))
+            shade = shades(min(middle / 45, 1.0))
+            axes.add_patch(matplotlib.patches.Rectangle((column, row), 1, 1, color=shade))
+            ink = "black" if middle < 20 else "white"
+            label = f"{middle:.0f}°\n{len(error)}"
+            axes.text(column + 0.5, row + 0.5, label, color=ink, ha="center", va="center", size=9)
+    axes.set_xlim(0, 8)
+    axes.set_ylim(0, len(words.ELEVATIONS))
+    axes.set_xticks([c + 0.5 for c in range(8)], [words.SECTORS[s] for s in sectors[:8]], size=9)
+    axes.set_yticks([r + 0.5 for r in range(len(words.ELEVATIONS))], words.ELEVATIONS)
+    axes.set_title("median error by true direction; below it, sources", fontsize=11)
+    axes.tick_params(length=0)
+
+
+def against(columns: Mapping[str, np.ndarray], title: str) -> Markup:
+    """The median error of direction against what makes it hard, with 95 % intervals."""
+    what = {
+        "rt60": "RT60 (s)",
+        "distance": "distance (m)",
+        "snr": "SNR (dB)",
+        "overlap": "share of time with other sounds",
+    }
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(2, 2, sharey=True).ravel()
+        for axes, (name, label) in zip(grid, what.items(), strict=True):
+            found = slots.bins(columns[name], columns["error"], name)
+            axes.set_xlabel(label)
+            axes.grid()
+            if found:
+                at, middle, low, high = np.array(found).T
+                axes.fill_between(at, low, high, color=COLOURS["grpo"], alpha=0.25, linewidth=0)
+                down, up = np.maximum(middle - low, 0), np.maximum(high - middle, 0)
+                axes.errorbar(at, middle, [down, up], fmt="o-", color=COLOURS["grpo"], capsize=2)
+            else:
+                axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center")
+        grid[0].set_ylim(bottom=0)
+        figure.supylabel("median error (°)", fontsize=11)
+
+    return _svg(draw, (7.6, 5.0), title)
+
+
+RATE = 16_000
+FLOOR = -70.0  # dB under the loudest that a spectrogram shows
+
+
+def spectrogram(samples: np.ndarray) -> np.ndarray:
+    """Power [F, T] of a channel [N] at 16 kHz in dB under its loudest, at least FLOOR.
+
+    Frames of 32 ms at hops of 20 ms, 0 to 8 kHz from the first row.
+    """
+    padded = np.pad(np.asarray(samples, float), (0, max(0, 512 - len(samples))))
+    _, _, power = scipy.signal.spectrogram(padded, RATE, "hann", 512, 192, detrend=False)
+    return 10 * np.log10(np.maximum(power / max(power.max(), 1e-30), 10 ** (FLOOR / 10)))
+
+
+def png(level: np.ndarray) -> bytes:
+    """A spectrogram as a small PNG: time to the right, frequency up, two bins to a pixel."""
+    rows = len(level) // 2
+    pixels = level[: 2 * rows].reshape(rows, 2, -1).max(1)
+    # In steps of 4 dB, so that the file packs well.
+    stepped = np.round(pixels / 4) * 4
+    out = io.BytesIO()
+    style: dict[str, Any] = {"cmap": "magma", "vmin": FLOOR, "vmax": 0, "origin": "lower"}
+    matplotlib.image.imsave(out, stepped, format="png", **style)
+    return out.getvalue()

@@ -65,6 +65,11 @@ class Item:
         return audio
 
 
+def name_of(file: Path) -> str:
+    """The `file_name` of an item's file: its path inside the suite, "audio/NAME.flac"."""
+    return f"{file.parent.name}/{file.name}"
+
+
 def manifest(folder: str | Path) -> dict:
     """The suite's manifest.json. Raises ConfigError where there is none."""
     return read_json(Path(folder) / "manifest.json", "a suite written by `jaxasa bench build`")

@@ -1,14 +1,17 @@
 """Scenes, a sound bank and small suites for the benchmark's tests; nothing is rendered."""
 
+import dataclasses
+import json
+import shutil
 import types
 
 import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.acoustics import scenes
+from jaxasa.acoustics import foa, scenes
 from jaxasa.acoustics.scenes import Clip
-from jaxasa.bench import build, choose
+from jaxasa.bench import build, changes, choose, controls, report, run, slots, suite
 from jaxasa.data import records, sounds
 
 CLASSES = tuple(f"sound{n:02d}" for n in range(16))
@@ -109,3 +112,70 @@ class Oracle:
 @pytest.fixture
 def oracle():
     return Oracle
+
+
+def wrong(item, hearing):
+    number = int(item.id[-3:])
+    if hearing == "full":
+        return item.level == "L2" and item.answer in "AB"
+    return (hearing == "none" and number % 4 > 0) or (hearing == "mono" and item.direction)
+
+
+def heard(scene):
+    """What slots say that are 5 degrees too far left, and deaf to the last source."""
+    sources = [s | {"azimuth": foa.wrap(s["azimuth"] + 5)} for s in scene["sources"]]
+    return {"seconds": scene["seconds"], "sources": sources[: max(1, len(sources) - 1)]}
+
+
+@pytest.fixture(scope="session")
+def whole(small, tmp_path_factory):
+    """A work folder with everything that the report reads."""
+    folder = tmp_path_factory.mktemp("whole")
+    shutil.copytree(small.folder, folder / "benchmark")
+    names = ("question_only", "mono", "rotated", "mirrored")
+    systems = controls.systems(("sft", "grpo"), names)
+    both = dict.fromkeys(("sft", "grpo"), Oracle(small.items, wrong))
+    for name in ("rotated", "mirrored"):
+        systems[name] = dataclasses.replace(systems[name], change=kept)
+    run.run(systems, both, folder / "benchmark", folder, config.Bench(batch=44, bootstrap=200))
+    results = json.loads((folder / "results.json").read_text())
+    cell = {f"{m}_{k}": 5.0 for m in ("ours", "histogram", "music") for k in ("low", "high")}
+    cell |= {f"{m}_median_deg": 4.5 for m in ("ours", "histogram", "music")}
+    cell |= {"rt60": 0.3, "sources": 2, "scenes": 50, "ours_over_20": 0.1}
+    cell |= {"difference": -1.25, "low": -2.0, "high": -0.5, "best_classical": "music"}
+    results |= {"seconds": {"sft": 83.2, "total": 700.0}, "peak_memory_gb": 2.34, "doa": [cell]}
+    (folder / "results.json").write_text(json.dumps(results))
+    said = {suite.name_of(i.file): heard(i.scene) for i in small.items}
+    rows = [{"file_name": name, "scene": scene} for name, scene in said.items()]
+    write_lines(folder / slots.FILE, rows)
+    rows = [{"step": s, "loss": 3.0 / s, "steps_per_s": 4.0} for s in (10, 20, 30)]
+    rows += [{"step": s, "eval/loss": 3.2 / s, "eval/accuracy": 0.3} for s in (15, 30)]
+    write_lines(folder / "logs" / "sft" / "metrics.jsonl", rows)
+    row = {"question": "what is heard first ?", "right": "B", "rewards": {"answer": 1.0}}
+    rows = [row | {"step": s, "said": f"so B {s}", "advantage": 0.5} for s in range(10, 60, 10)]
+    write_lines(folder / "logs" / "grpo" / "samples.jsonl", rows)
+    (folder / "config.gin").write_text("Run.name = '<script>gin</script>'\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def written(whole, tmp_path_factory):
+    """The report of `whole`."""
+    return report.write(whole, page=tmp_path_factory.mktemp("page") / "index.html")
+
+
+def kept(items, classes):
+    """A change that turns nothing, and says that each answer was another one before."""
+    before = {i.id: "ABCD"["ABCD".index(i.answer) - 1] for i in items}
+    return changes.Changed(items, suite.Item.audio, before)
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def workdir(whole, tmp_path):
+    """A copy of `whole`, to be changed."""
+    return shutil.copytree(whole, tmp_path / "work")

@@ -1,163 +1,275 @@
+import base64
+import io
 import json
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from jaxasa import config
-from jaxasa.bench import report, run
-from jaxasa.config import ConfigError
+from jaxasa.bench import controls, explorer, figures, report, run, slots
 
 BENCH = config.Bench(batch=44, bootstrap=200)
-NAMES = ("sft", "grpo", "question_only", "mono", "question_only_sft", "mono_sft")
-
-
-def wrong(item, hearing):
-    number = int(item.id[-3:])
-    return (hearing == "none" and number % 4 > 0) or (hearing == "mono" and item.direction)
 
 
 @pytest.fixture
-def workdir(small, oracle, tmp_path):
-    folder = tmp_path / "work"
-    shutil.copytree(small.folder, folder / "benchmark")
-    responder = oracle(small.items, wrong)
-    run.run(dict.fromkeys(NAMES, responder), folder / "benchmark", folder, BENCH)
-    results = json.loads((folder / "results.json").read_text())
-    results |= {"seconds": {"sft": 83.2, "total": 700.0}, "peak_memory_gb": 2.34}
-    (folder / "results.json").write_text(json.dumps(results))
-    logs = folder / "logs" / "sft"
-    logs.mkdir(parents=True)
-    rows = [{"step": s, "loss": 3.0 / s, "steps_per_s": 4.0} for s in (10, 20, 30)]
-    rows += [{"step": s, "eval/loss": 3.2 / s, "eval/accuracy": 0.3} for s in (15, 30)]
-    (logs / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (folder / "config.gin").write_text("Run.name = '<script>gin</script>'\n")
-    return folder
+def plain(monkeypatch):
+    """Figures and sounds without drawing and decoding, which are most of the time."""
+    monkeypatch.setattr(figures, "_svg", lambda draw, size, title: f"[{title}]")
+    monkeypatch.setattr(explorer, "_ears", lambda audio, head: audio[:, :2] / 32768)
+    monkeypatch.setattr(figures, "png", lambda level: b"")
 
 
-def test_the_page_is_whole_and_self_contained(workdir):
-    page = report.write(workdir)
-    assert page == workdir / "report" / "index.html"
-    html = page.read_text()
+@pytest.fixture(scope="module")
+def page(written):
+    return written.read_text()
+
+
+def test_the_page_is_whole_and_self_contained(page, small):
     # Namespaces and licences apart, nothing in it points anywhere.
-    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", html)
-    assert links and all(link.startswith("#") for link in links)
-    assert html.count("<svg role=") == 3 and 'class="card"' in html
-    assert html.count('<div class="card">') == 12
+    links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
+    assert links and all(link.startswith(("#", "data:")) for link in links)
+    # Levels, systems, tasks, the sphere, what is hard, and two stages without a line of grpo.
+    assert page.count('<svg role="img"') == 6
     for said in (
         "full model after GRPO",
-        "100.0",
         "question only",
+        "mirrored left to right",
         "made-up sounds",
         "1 min 23 s",
         "2.3 GB",
         "sound07",
         "claimed: sound",
+        "-1.2°",
+        "step 50: what is heard first ?",
+        "so B 10",
     ):
-        assert said in html, said
-    assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
-    assert "#010203" not in html and "currentColor" in html
-    ids = re.findall(r'<clipPath id="([^"]+)"', html)
+        assert said in page, said
+    assert "so B 20" not in page  # the first, a middle and the last step only
+    assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
+    assert "#010203" not in page and "currentColor" in page
+    ids = re.findall(r'<clipPath id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
+    # Each task is there, in scenes that are each there once.
+    scenes = page.count('<article class="scene">')
+    assert 12 <= scenes <= explorer.SCENES and page.count('class="true"') >= scenes
+    tasks = set(re.findall(r'data-task="([^"]+)"', page))
+    assert tasks == {i.task for i in small.items}
+    assert set(re.findall(r'data-outcome="([^"]+)"', page)) == {"right", "wrong"}
+    assert page.count("<audio ") == page.count("data:image/png") == scenes
 
 
-def test_text_is_escaped(workdir):
+def test_text_is_escaped(workdir, plain):
     attack = "<script>alert('x')</script>"
     path = workdir / "benchmark" / "metadata.jsonl"
     lines = [json.loads(x) for x in path.read_text().splitlines()]
     for line in lines:
-        line["question"] = attack
+        line["question"] = line["options"][0] = attack
+        line["task"] += attack
         line["scene"]["sources"][0]["class"] = attack
-        line["options"][0] = attack
     path.write_text("\n".join(map(json.dumps, lines)))
+    for name, field in (("predictions/grpo", "answer"), ("logs/grpo/samples", "said")):
+        path = workdir / f"{name}.jsonl"
+        rows = [json.loads(x) for x in path.read_text().splitlines()]
+        told = (
+            {"question": attack, "right": attack, "rewards": {attack: 1.0}}
+            if "logs" in name
+            else {}
+        )
+        rows = [row | told | {field: f"<think>{attack}</think>"} for row in rows]
+        path.write_text("\n".join(map(json.dumps, rows)))
     results = json.loads((workdir / "results.json").read_text())
-    results["systems"]["grpo"]["tasks"][attack] = results["systems"]["grpo"]["L1"]
-    for name in NAMES:
-        results["systems"][name]["tasks"] = {attack + " $x$": results["systems"][name]["L1"]}
+    results["systems"][attack] = results["systems"]["grpo"]
     results["benchmark"]["sounds"] = attack
     (workdir / "results.json").write_text(json.dumps(results))
-    answers = workdir / "predictions" / "grpo.jsonl"
-    said = [json.loads(x) | {"answer": f"<think>{attack}</think>"} for x in answers.open()]
-    answers.write_text("\n".join(map(json.dumps, said)))
+    said = {"file_name": f"audio/{attack}", "scene": {"seconds": 1.0, "sources": []}}
+    with (workdir / slots.FILE).open("a") as file:
+        file.write(json.dumps(said) + "\n")
     html = report.write(workdir).read_text()
-    assert "<script" not in html
-    assert html.count("&lt;script&gt;") > 30
+    # One script, the page's own, and the only one that its policy lets run.
+    (script,) = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
+    assert script == Path(report.__file__).with_name("report.js").read_text()
+    assert html.count("&lt;script&gt;") > 30 and "alert('x')" not in html
+    assert "script-src 'sha256-" in html and "default-src 'none'" in html
 
 
-def test_what_is_missing_is_said(workdir):
-    whole = report.write(workdir).read_text()
-    for gone, said in {
-        "results.json": "There are no benchmark results in this folder yet",
-        "benchmark": "No examples",
-        "predictions": "No examples",
-        "logs": "No training logs",
-        "config.gin": "No config was saved",
-    }.items():
+def test_figures_escape_too():
+    a = {"accuracy": 0.5, "low": 0.4, "high": 0.6}
+    svg = figures.dots({"x": {"<script>$x$": a}}, {"x": "<b>"}, 'a "title" <i>')
+    assert "<script" not in svg and "<b>" not in svg and "<i>" not in svg
+    assert "&lt;script&gt;$x$" in svg
+
+
+GONE = {
+    "results.json": "There are no benchmark results in this folder yet",
+    "benchmark": "No scenes: they need",
+    "predictions": "No answers are shown",
+    "predictions/slots.scenes.jsonl": "What the slots say of the scenes is not in this folder",
+    "benchmark/audio": "Its sound is not in the benchmark",
+    "logs": "No training logs",
+    "logs/grpo/samples.jsonl": "No rollouts",
+    "config.gin": "No config was saved",
+}
+
+
+def test_what_is_missing_is_said(page, workdir, plain):
+    assert not any(said in page for said in GONE.values())
+    for gone, said in GONE.items():
         (workdir / gone).rename(workdir / "away")
-        assert said not in whole and said in report.write(workdir).read_text()
+        assert said in report.write(workdir).read_text(), gone
         (workdir / "away").rename(workdir / gone)
+    results = json.loads((workdir / "results.json").read_text())
+    del results["doa"]
+    (workdir / "results.json").write_text(json.dumps(results))
+    assert "No comparison with classical" in report.write(workdir).read_text()
 
 
-def test_an_empty_folder_and_a_broken_one(tmp_path):
+def test_an_empty_folder_and_broken_ones(tmp_path):
     html = report.write(tmp_path).read_text()
     assert "No training logs" in html and "No times were recorded" in html
+    assert "<script" not in html
+    samples = tmp_path / "logs" / "grpo" / "samples.jsonl"
+    samples.parent.mkdir(parents=True)
+    samples.write_text('{"step": 1, "question": "?"}\n')
+    with pytest.raises(config.ConfigError, match=r"samples.jsonl:1 is \['right', 'said'"):
+        report.write(tmp_path)
     (tmp_path / "results.json").write_text("[")
-    with pytest.raises(ConfigError, match="results.json: is not JSON"):
+    with pytest.raises(config.ConfigError, match="results.json: is not JSON"):
         report.write(tmp_path)
 
 
-def test_only_some_systems(small, oracle, tmp_path):
-    run.run({"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
+def test_only_some_systems(small, oracle, tmp_path, plain):
+    sft = {"sft": controls.System("sft")}
+    run.run(sft, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
     html = report.write(tmp_path, benchmark=small.folder).read_text()
-    assert "No paired differences" in html and html.count('<div class="card">') == 12
+    assert "full model after SFT answers 100.0 % right" in html and "leads mono" not in html
 
 
-def test_another_suite(workdir):
+def test_another_suite(workdir, plain):
     (workdir / "dev").mkdir()
-    shutil.move(workdir / "results.json", workdir / "dev" / "results.json")
-    shutil.move(workdir / "predictions", workdir / "dev" / "predictions")
+    for part in ("results.json", "predictions"):
+        shutil.move(workdir / part, workdir / "dev" / part)
     page = report.write(
         workdir, results=workdir / "dev" / "results.json", page=workdir / "report" / "dev.html"
     )
-    assert page.name == "dev.html" and page.read_text().count('<div class="card">') == 12
+    assert page.name == "dev.html" and "full model after GRPO" in page.read_text()
 
 
-def lead(difference, low, against="mono"):
-    overall = {"difference": difference, "low": low, "high": difference + 0.05, "items": 100}
-    return {"against": against, "overall": overall}
+def shares(accuracy):
+    return {"accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02, "items": 100}
 
 
 def test_verdicts_in_plain_words():
-    found = {
-        "paired": {
-            "grpo": {"question_only": lead(0.2, 0.1, "question_only"), "mono": lead(0.09, 0.04)},
-            "sft": {"question_only": lead(0.2, -0.01, "question_only_sft")},
-        },
-        "systems": {"question_only": {"overall": {"accuracy": 0.31}}},
-    }
-    said = report.verdicts(found)
-    assert [v.met for v in said] == [True, False, False, False]
-    assert said[0].text == (
-        "The full model after GRPO leads question only by 20.0 points (10.0 to 25.0): "
-        "15 points or more, and the interval is above zero."
+    def said(accuracy=0.76, lead=0.26, low=0.21, alone=0.29, turned=(0.8, 0.78, 0.2), doa=-0.5):
+        beside = dict(zip(("still", "now", "before"), map(shares, turned), strict=True))
+        overall = {"difference": lead, "low": low, "high": lead + 0.05, "items": 100}
+        found = {
+            "paired": {"grpo": {"mono": {"against": "mono", "overall": overall}}},
+            "systems": {
+                "sft": {"overall": shares(0.1)},
+                "grpo": {"overall": shares(accuracy)},
+                "question_only": {"overall": shares(alone)},
+                "rotated": {"beside": beside},
+            },
+            "doa": [{"difference": doa, "high": doa + 0.4}],
+        }
+        return report.verdicts(found)
+
+    assert [v.met for v in said()] == [True] * 5
+    assert said()[0].text == (
+        "The full model after GRPO answers 76.0 % right (74.0 to 78.0): "
+        "75 % or more were asked for."
     )
-    assert "at least 10 points were asked for" in said[1].text
-    assert "question only, SFT checkpoint" in said[2].text and "reaches zero" in said[2].text
-    assert "6.0 points above chance" in said[3].text and "the questions leak" in said[3].text
-    found["systems"]["question_only"]["overall"]["accuracy"] = 0.21
-    assert report.verdicts(found)[-1].met
-    found["systems"]["question_only"]["overall"]["accuracy"] = 0.1
-    assert not report.verdicts(found)[-1].met
+    for number, change in enumerate(
+        (
+            {"accuracy": 0.74},
+            {"low": 0.19},
+            {"alone": 0.31},
+            {"turned": (0.8, 0.76, 0.2)},
+            {"doa": 0.1},
+        )
+    ):
+        assert [v.met for v in said(**change)] == [n != number for n in range(5)], change
+    assert not said(lead=0.24)[1].met and not said(turned=(0.8, 0.79, 0.8))[3].met
+    assert "26.0 points (21.0 to 31.0)" in said()[1].text
+    assert "6.0 points above chance" in said(alone=0.31)[2].text
+    assert "the questions leak" in said(alone=0.31)[2].text
+    assert "too far below" in said(alone=0.1)[2].text
+    assert "from 80.0 to 78.0 %" in said()[3].text and "in 1 of 1 cells" in said()[4].text
+
+
+def test_curves_hold_learning_and_no_rates(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rates = {"examples_per_s": 9.0, "steps_per_s": 1.0, "mfu": 0.2, "data_wait": 0.1}
+    rates |= {"share/rollout": 0.5, "level/L1": 0.3, "learning_rate": 1e-3}
+    parts = {"reward/answer": 0.2, "reward/total": 0.4, "loss": 1.0}
+    rows = [{"step": s, **rates, **parts} for s in (1, 2)] + [{"step": 2, "eval/loss": 1.5}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    panels = report._panels(path)
+    assert {name: set(lines) for name, lines in panels.items()} == {
+        "reward": {"answer", "total"},
+        "loss": {"training"},
+    }
+    assert panels["reward"]["answer"] == [(1, 0.2), (2, 0.2)]
+
+
+def test_scenes_are_drawn_with_both_outcomes(small):
+    right = {i.id: n % 3 > 0 for n, i in enumerate(small.items)}
+    chosen = explorer._choose(small.items, right, 40)
+    shown = [i for items in chosen.values() for i in items]
+    for task in {i.task for i in small.items}:
+        there = {right[i.id] for i in small.items if i.task == task}
+        assert {right[i.id] for i in shown if i.task == task} == there
+    assert len(explorer._choose(small.items, right, 5)) == 5
 
 
 def test_plan_view_has_left_on_the_left_and_front_above():
     source = {"class": "bird", "azimuth": 90.0, "elevation": 0.0, "distance": 2.0}
-    scene = {"sources": [source, source | {"class": "dog", "azimuth": 0.0}]}
-    marks = report._marks(scene, "bird left near , dog back far . so", ("bird", "dog"))
-    assert [(m["claim"], m["x"], m["y"]) for m in marks] == [
-        (False, -50.0, 0.0),
-        (False, 0.0, -50.0),
-        (True, -25.0, 0.0),
-        (True, 0.0, 70.0),
+    source |= {"onset": 1.0, "offset": 3.0}
+    scene = {"seconds": 4.0, "sources": [source, source | {"class": "dog", "azimuth": 0.0}]}
+    heard = {"sources": [source | {"elevation": 60.0, "offset": 9.0}]}
+    card = explorer._scene(scene, heard, 4.0)
+    assert [(m["kind"], m["x"], m["y"]) for m in card["marks"]] == [
+        ("true", -50.0, 0.0),
+        ("true", 0.0, -50.0),
+        ("slot", -25.0, 0.0),
     ]
-    assert marks[0]["colour"] == marks[2]["colour"] != marks[1]["colour"]
+    assert [(m["begin"], m["width"]) for m in card["marks"]] == [(25, 50), (25, 50), (25, 75)]
+    bird, dog, slot = (m["colour"] for m in card["marks"])
+    assert bird == slot != dog and card["near"] == 40.0
+    card["questions"] = [{"reasoning": "dog right near . so"}]
+    explorer._claims(card, ("bird", "dog"))
+    (claim,) = card["questions"][0]["claims"]
+    assert claim["colour"] == dog
+    numbers = [float(v) for v in re.findall(r"-?[\d.]+", claim["arc"])]
+    assert numbers[0] == numbers[-2] > 100 and numbers[1] == -numbers[-1]
+
+
+def test_a_sound_on_the_left_is_louder_in_the_left_ear(small):
+    item = small.items[0]
+    rng = np.random.default_rng(0)
+    left = (3000 * rng.normal(size=16_000))[:, None] * [1, 1, 0, 0]
+    fake = type(item)(**vars(item) | {"file": small.folder / "audio" / "left.flac"})
+    soundfile.write(fake.file, left.astype(np.int16), 16_000)
+    try:
+        (card,) = explorer.scenes([fake], {}, {}, ())
+    finally:
+        fake.file.unlink()
+    kind, _, data = card["sound"].partition(",")
+    assert kind == "data:audio/flac;base64"
+    ears, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
+    assert ears.shape == (16_000, 2) and rate == 16_000
+    assert np.abs(ears).max() == pytest.approx(explorer.PEAK, abs=1e-3)
+    level = 10 * np.log10((ears**2).sum(0))
+    assert level[0] - level[1] > 6
+    assert card["questions"][0]["letter"] is None and not card["questions"][0]["right"]
+
+
+def test_heavy_sound_stays_out(small, monkeypatch):
+    monkeypatch.setattr(explorer, "MOST", 1)
+    cards = explorer.scenes(small.items, {}, {}, (), most=3)
+    assert [card["sound"] is None for card in cards] == [False, True, True]
+    assert all(card["picture"] for card in cards)
