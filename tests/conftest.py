@@ -6,6 +6,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Said here, or a test of the command line would say otherwise (jaxasa/cpu.py) to the processes
 # of later tests, whose sums would then differ in the last bit from this one's.
 os.environ["XLA_FLAGS"] = "--xla_cpu_enable_fast_math=false"
+# Compiling is most of what the tests do; the smoke run of .ci/run compiles as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import types  # noqa: E402
 

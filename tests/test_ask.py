@@ -123,7 +123,7 @@ def test_sources_below_the_threshold_are_left_out(model):
 def test_a_letter_becomes_its_option(loaded, record, monkeypatch, reply, options, answer, thought):
     asked = []
 
-    def respond(self, audio, questions, choices, lengths):
+    def respond(self, audio, questions, choices, lengths, sampling, seed):
         asked.append((audio.shape, audio.dtype, questions, choices, lengths))
         return [reply]
 
@@ -136,7 +136,7 @@ def test_a_letter_becomes_its_option(loaded, record, monkeypatch, reply, options
 def test_clips_are_put_into_buckets_and_kept_within_full_scale(loaded, record, monkeypatch):
     heard = []
 
-    def respond(self, audio, questions, choices, lengths):
+    def respond(self, audio, questions, choices, lengths, sampling, seed):
         heard.append((audio[0], int(lengths[0])))
         return ["x"]
 
@@ -191,7 +191,7 @@ def test_a_clip_in_a_bucket_is_answered_as_if_alone_and_compiled_once_a_bucket(m
         rows = [text.encode(tokens.answer_text(option)) for option in OPTIONS]
         replies = tokens.pad_right(rows, 16, text.pad)[None]
         args = model.asa, model.marks, model.params, audio[None], prompts, replies
-        return np.asarray(ask._likelihoods(*args, lengths))
+        return np.asarray(ask._likelihoods(*args, np.array([False]), lengths))
 
     full = model.asa.audio_tokens(len(padded))
     in_bucket, alone = scores(padded, lengths, full), scores(clip, None, places)
@@ -205,20 +205,21 @@ def test_controls_hear_less(model, monkeypatch):
     turned = np.concatenate([clip[..., :1], other[..., 1:]], -1)
     prompts = []
 
-    def generate(asa, marks, params, audio, prompt, lengths):
-        prompts.append((audio, prompt))
+    def generate(asa, marks, params, audio, prompt, nulled, lengths):
+        prompts.append((audio, prompt, nulled.tolist()))
         return np.full((1, 4), model.text.eos)
 
     monkeypatch.setattr(ask, "_generate", generate)
-    for hearing in ("full", "mono", "none"):
+    for hearing in ("full", "mono", "none", "nulled"):
         for audio in (clip, turned):
             model.respond(audio, ["what ?"], [OPTIONS], hearing)
-    places = [(p == model.text.audio).sum() for _, p in prompts]
-    assert places == [2, 2, 2, 2, 0, 0]
-    mono = [audio for audio, _ in prompts[2:4]]
+    places = [(p == model.text.audio).sum() for _, p, _ in prompts]
+    assert places == [2, 2, 2, 2, 0, 0, 2, 2]
+    assert [nulled for *_, nulled in prompts] == [[False]] * 6 + [[True]] * 2
+    mono = [audio for audio, *_ in prompts[2:4]]
     np.testing.assert_array_equal(mono[0], mono[1])
     assert (mono[0][..., 1:] == 0).all() and (mono[0][..., 0] == clip[..., 0]).all()
-    with pytest.raises(ConfigError, match="hearing is 'both', expected full, mono, none"):
+    with pytest.raises(ConfigError, match="hearing is 'both', expected full, mono, nulled, none"):
         model.respond(clip, ["what ?"], [None], "both")
     with pytest.raises(ConfigError, match="channels is 2, expected 4 for a model of foa audio"):
         model.respond(clip[..., :2], ["what ?"], [None])
@@ -267,7 +268,8 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model,
     places = model.asa.audio_tokens(audio.shape[1])
     prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
     padded = tokens.pad_left([prompt], len(prompt) + 3, text.pad)
-    greedy = ask._generate(model.asa, model.marks, model.params, audio, padded)
+    heard = audio, padded, np.array([False])
+    greedy = ask._generate(model.asa, model.marks, model.params, *heard)
     placed, _ = model.asa.project(model.params, model.asa.listen(model.params, audio))
     scores = {}
     for option in OPTIONS:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from jaxasa.config import ConfigError
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
 VERBS = [
     *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
-    *(["export"], ["demo"]),
-    *(["bench", part] for part in ("build", "run", "score", "seld", "report")),
+    *(["export"], ["plan"], ["demo"]),
+    *(["bench", part] for part in ("build", "run", "score", "audit", "doa", "seld", "report")),
+    ["bench", "speed"],
 ]
 
 
@@ -211,6 +213,15 @@ def test_missing_inputs(capsys, tmp_path):
     assert str(tmp_path) in fails(capsys, "bench", "run", "--workdir", tmp_path / "w", *SMOKE)
 
 
+@pytest.fixture
+def foa_model(tiny, monkeypatch):
+    """Any checkpoint is that of a model of FOA audio."""
+    from jaxasa.hf import load
+
+    meta = {"model": dataclasses.asdict(tiny.model)}
+    monkeypatch.setattr(load, "read_meta", lambda folder: meta)
+
+
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
@@ -220,14 +231,14 @@ def test_missing_inputs(capsys, tmp_path):
     ],
     ids=["stereo", "nan", "empty"],
 )
-def test_audio_that_cannot_be_used(capsys, tmp_path, samples, words):
+def test_audio_that_cannot_be_used(capsys, tmp_path, foa_model, samples, words):
     audio = tmp_path / "a.wav"
     soundfile.write(audio, samples, 16_000, subtype="FLOAT")
     line = fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
     assert str(audio) in line and words in line
 
 
-def test_audio_that_is_none(capsys, tmp_path):
+def test_audio_that_is_none(capsys, tmp_path, foa_model):
     audio = tmp_path / "a.wav"
     assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
     audio.write_text("no audio")

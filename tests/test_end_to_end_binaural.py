@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from jaxasa import ask, checkpoint, config, mesh, optim, stages, state, steps
+from jaxasa.bench import changes, suite
 from jaxasa.bench import run as bench_run
-from jaxasa.bench import suite
 from jaxasa.config import ConfigError
 from jaxasa.data import pipeline, records, simulate
 from jaxasa.models.asa import ASA
@@ -117,7 +117,7 @@ def test_it_answers_files_and_suites_of_two_channels(run, trained, tiny, text, t
         {"sources": []},
         tmp_path / "a.flac",
     )
-    (answer,) = bench_run.answer(model, [item], "mono", 1, "test")
+    (answer,) = bench_run.answer(model, changes.none([item], ()), "mono", 1, "test")
     assert answer["id"] == "1" and answer["answer"]
     # Both ears hear their mean.
     mean = ask._mono(np.array([[[100, 300], [7, -8]]], np.int16))
