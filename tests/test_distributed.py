@@ -154,6 +154,7 @@ def whole_steps(folder):
     return sorted(int(p.name) for p in (folder / "checkpoint").iterdir() if p.name.isdecimal())
 
 
+@pytest.mark.soak
 def test_two_processes_train_as_one_through_a_death_a_preemption_and_another_mesh(tmp_path):
     # One dies at step 5, and the other ends, with the reason. It may hear of it from gloo (and
     # say 75) or from the coordinator that missed its heartbeat (and be aborted: -6).

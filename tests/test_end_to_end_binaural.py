@@ -81,6 +81,7 @@ def trained(run, folder, tiny, text):
     return before, jax.device_get(after.params), metrics, batch
 
 
+@pytest.mark.soak
 def test_stage_1_learns_from_two_ears_that_are_not_turned(trained):
     before, after, metrics, batch = trained
     assert batch["audio"].shape == (8, 8000, 2) and (batch["yaw"] == 0).all()
@@ -90,6 +91,7 @@ def test_stage_1_learns_from_two_ears_that_are_not_turned(trained):
         assert np.abs(new[path] - old[path]).max() > 1e-4
 
 
+@pytest.mark.soak
 def test_it_answers_files_and_suites_of_two_channels(run, trained, tiny, text, tmp_path):
     out = tmp_path / "sft"
     meta = {

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from jaxasa import config, mesh, optim, sharding, state
-from jaxasa.models import sample
+from jaxasa.models import lm, sample
 from jaxasa.stages import common, grpo, sft, spatial
 
 LENGTH = dict(steps=4, batch=8, learning_rate=0.01, warmup=0, clip=0.0)
@@ -34,7 +34,7 @@ MESHES = {
     "1x8x1": config.Mesh(data=1, fsdp=8),
     "2x2x2": config.Mesh(data=2, fsdp=2, tensor=2),
 }
-QUICK = {("spatial", "8x1x1"), ("sft", "2x4x1"), ("sft", "2x2x2"), ("grpo", "1x8x1")}
+QUICK = {("sft", "2x2x2"), ("grpo", "1x8x1")}
 ALL = [
     pytest.param(name, over, marks=() if (name, over) in QUICK else pytest.mark.soak)
     for name in STAGES
@@ -173,8 +173,9 @@ def shapes_in(jaxpr):
                 yield from shapes_in(inner)
 
 
-def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of):
+def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of, monkeypatch):
     """Traced, not run, for 80 prompts of 8 completions: forward and backward."""
+    monkeypatch.setattr(lm, "LIMIT", 2**22)
     prompts, group = 80, 8
     context = context_of("grpo", mesh.make(config.Mesh(), jax.devices()[:1]))
     row = next(grpo.task(context).batches)
@@ -189,4 +190,4 @@ def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of):
 
     made = jax.make_jaxpr(jax.grad(loss))(tiny.params["lora"], batch)
     found = [np.prod(shape) for shape in shapes_in(made.jaxpr) if vocab in shape[1:]]
-    assert 0 < max(found) <= 2**24 < np.prod(of_tokens) * vocab
+    assert 0 < max(found) <= lm.LIMIT < np.prod(of_tokens) * vocab

@@ -54,6 +54,7 @@ def counting(monkeypatch, tmp_path):
     return seen
 
 
+@pytest.mark.soak
 def test_every_stage_steps_is_saved_restored_and_steps_again(counting, tmp_path, capsys):
     run, text = gin_io.load(["gin/run/smoke.gin"], SMALL)
     home = tmp_path / "home"
@@ -73,6 +74,7 @@ def test_every_stage_steps_is_saved_restored_and_steps_again(counting, tmp_path,
     assert not list((tmp_path / "scratch").iterdir()) and sorted(home.rglob("*")) == before
 
 
+@pytest.mark.soak
 def test_what_fails_is_said_and_nothing_is_left(counting, tmp_path, capsys, monkeypatch):
     def broken(context):
         raise ConfigError("Mesh.tensor is 3, expected another")

@@ -32,6 +32,7 @@ print(json.dumps([function.platforms, [str(a) for a in function.in_avals[-2:]]])
 """
 
 
+@pytest.mark.soak
 def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     pytest.importorskip("flatbuffers")
     model = dataclasses.replace(tiny.model, prompt_tokens=16, reply_tokens=6)

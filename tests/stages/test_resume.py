@@ -56,7 +56,10 @@ def task_of(tiny, text, described):
     return make
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("text", "grpo") else pytest.param(n, marks=pytest.mark.soak) for n in STAGES],
+)
 def test_two_steps_are_one_and_one(task_of, tiny, tmp_path, monkeypatch, name):
     # Rewards of what an untrained model says, so that GRPO moves.
     monkeypatch.setattr(

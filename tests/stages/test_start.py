@@ -96,6 +96,7 @@ def save(state, folder, stage):
     qwen_like(folder / "checkpoints" / stage / "tokenizer.json")
 
 
+@pytest.mark.soak
 def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwen, tmp_path):
     folder, leaves = qwen
     weights = config.Pretrained(decoder=str(folder))
