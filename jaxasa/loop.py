@@ -41,6 +41,8 @@ from jaxasa.config import ConfigError
 from jaxasa.state import State
 
 COUNTS = ("examples", "tokens")
+# Evaluations whose names end so; of others, such as losses and angles, less is better.
+MORE_IS_BETTER = ("accuracy", "recall", "L1", "L2", "L3")
 
 
 class Batches(Protocol):
@@ -86,9 +88,8 @@ def train(
     state of the best evaluation in folder/best. profile: steps to trace, from the third that this
     process does (TensorBoard shows what is in logs/profile). full: steps a second of devices that
     do the model's products at their peak; the share of it that is reached is recorded as "mfu".
-    Raises ConfigError
-    for a checkpoint of another config and for a loss that is not finite, Preempted after
-    SIGTERM or SIGINT, once saved.
+    Raises ConfigError for a checkpoint of another config, for a loss that is not finite and for a
+    `stage.best` that is no evaluation, Preempted after SIGTERM or SIGINT, once saved.
     """
     with checkpoint.Store(folder) as store:
         saved = store.latest()
@@ -236,7 +237,7 @@ class _Best:
             self._store.__exit__(None, None, None)
 
     def _goodness(self, value: float) -> float:
-        return -value if self._name == "loss" else value
+        return value if self._name.endswith(MORE_IS_BETTER) else -value
 
     def offer(
         self,

@@ -19,7 +19,6 @@ from jaxasa.bench import figures
 from jaxasa.config import check
 from jaxasa.data.questions import LETTERS
 
-_COLOURS = ("#3b8ed0", "#e69f00", "#1fa187", "#cc79a7", "#d55e00", "#7a6fd0", "#b0a030", "#56b4e9")
 _STYLE = {
     "font.size": 10,
     "text.parse_math": False,  # questions and classes are anybody's text
@@ -62,15 +61,13 @@ def draw(found: Mapping, tracks: Sequence[Mapping], audio: np.ndarray, out: Path
             target.unlink(missing_ok=True)
 
 
-def _colour(n: int) -> str:
-    return _COLOURS[n % len(_COLOURS)]
-
-
 def _map(axes, tracks: Sequence[Mapping]) -> None:
     for n, source in enumerate(tracks):
         azimuth, elevation, metres = (source[k] for k in ("azimuth", "elevation", "distance"))
         size = float(np.clip(14 / np.sqrt(metres), 5, 20))
-        axes.plot(azimuth, elevation, "o", color=_colour(n), markersize=size, clip_on=False)
+        axes.plot(
+            azimuth, elevation, "o", color=figures.source_colour(n), markersize=size, clip_on=False
+        )
         # Above and below in turn, so that neighbours' labels stay apart; inwards at the rims.
         above = n % 2 == 0
         far = 12 + 30 * (n // 2)
@@ -81,7 +78,7 @@ def _map(axes, tracks: Sequence[Mapping]) -> None:
             textcoords="offset points",
             ha="left" if azimuth > 110 else "right" if azimuth < -110 else "center",
             va="bottom" if above else "top",
-            color=_colour(n),
+            color=figures.source_colour(n),
         )
     # Azimuth grows to the left.
     axes.set_xlim(180, -180)
@@ -125,8 +122,8 @@ def _in_time(bearing, activity, tracks: Sequence[Mapping]) -> None:
         azimuth = np.asarray(source["azimuths"], float)
         shown = np.where(active >= 0.5 * active.max(initial=0), azimuth, np.nan)
         shown[1:][np.abs(np.diff(azimuth)) > 180] = np.nan
-        bearing.plot(time, shown, color=_colour(n), marker=".", markersize=3)
-        activity.plot(time, active, color=_colour(n), label=source["class"])
+        bearing.plot(time, shown, color=figures.source_colour(n), marker=".", markersize=3)
+        activity.plot(time, active, color=figures.source_colour(n), label=source["class"])
     bearing.set_ylim(-180, 180)
     bearing.set_yticks(list(_BEARINGS), list(_BEARINGS.values()))
     bearing.grid(alpha=0.25)

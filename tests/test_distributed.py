@@ -250,6 +250,8 @@ def main(folder: Path, *more: str) -> int:
             while not (folder / "checkpoint" / "3").exists() and time.monotonic() < deadline:
                 time.sleep(0.02)
             os.kill(os.getpid(), by_name[more[0]])
+        if number > 7:
+            time.sleep(1)  # for the processes to agree, while steps are left, where they stop
 
     steps.train = lambda *_: train(folder, sizes, act)
     bindings = [word for word in more if word.startswith("--gin")]

@@ -243,10 +243,11 @@ class Judged(SimulatedTask):
     marks = {0: 0.1, 4: 0.2, 8: 0.5}
 
     def evaluate(self, params):
-        return {"mark": self.marks[self.batches.index], "loss": -self.marks[self.batches.index]}
+        mark = self.marks[self.batches.index]
+        return {"tag_recall": mark, "loss": -mark, "doa_median": -mark}
 
 
-@pytest.mark.parametrize("name", ["mark", "loss"])
+@pytest.mark.parametrize("name", ["tag_recall", "loss", "doa_median"])
 def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
     def crash(step):
         if step == 9:
@@ -255,7 +256,7 @@ def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
     with pytest.raises(Crash):
         train(tmp_path, Judged(act=crash), best=name, eval_every=4, save_every=6)
     kept, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
-    value = 0.5 if name == "mark" else -0.5
+    value = 0.5 if name == "tag_recall" else -0.5
     assert meta["best"] == {"name": name, "value": value, "step": 8} and np.any(
         kept["projector"]["out"]["kernel"]
     )

@@ -58,8 +58,7 @@ def plan(sizes, absorption, sources, listeners, full: bool = False, air: bool = 
         for source in here:
             rooms.validate(size, walls, source, listener)
         far = max(math.dist(source, listener) for source in here)
-        late = float(rir.mixing_time(size, far)) + 0.005
-        seconds = max(seconds, late, float(rooms.decay_time(size, walls, air).max()))
+        seconds = max(seconds, rir.lasting(size, walls, far, air))
         size = np.asarray(size, float)
         ends.append(rir.followed(size, rooms.log_absorption(walls), far, air))
     heard = np.full((len(ends), 2), seconds) if full else np.array(ends)

@@ -261,7 +261,7 @@ def tails(
         near = np.maximum(1 - np.abs(position - k), 0)
         part = dry * np.sin(np.pi / 2 * near).astype(np.float32)
         where = (room, absorption, place, listener)
-        mixing = float(rir.mixing_time(room, math.dist(place, listener)))
-        seconds = max(float(rooms.decay_time(room, absorption, air).max()), mixing + 0.005)
-        ends = (mixing, mixing)  # as far as images that move are followed
+        distance = math.dist(place, listener)
+        ends = (float(rir.mixing_time(room, distance)),) * 2  # as images that move are followed
+        seconds = rir.lasting(room, absorption, distance, air)
         yield part, rir.high_pass(rir.late(where, ends, int(seconds * rir.RATE), rng, air))

@@ -73,6 +73,12 @@ def mixing_time(room, distance, xp=np):
     return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED + 0.005)
 
 
+def lasting(room, absorption, distance: float, air: bool) -> float:
+    """Returns how long (s) a response lasts: until all bands fell by 60 dB, and past the mixing."""
+    decay = float(rooms.decay_time(room, absorption, air).max())
+    return max(decay, float(mixing_time(room, distance)) + 0.005)
+
+
 def followed(size, logs, distance, air: bool, scattering=0.0, xp=np):
     """Returns for how long (s) images are followed: those of all octaves, of the LOW lowest.
 
@@ -133,8 +139,7 @@ def response(
     rooms.validate(room, absorption, source, listener)
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
     distance = math.dist(source, listener)
-    decay = float(rooms.decay_time(room, absorption, air).max())
-    seconds = max(decay, float(mixing_time(room, distance)) + 0.005)
+    seconds = lasting(room, absorption, distance, air)
     where = (room, absorption, source, listener)
     if full:
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))

@@ -8,7 +8,6 @@ import base64
 import io
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,10 +22,8 @@ SCENES = 40
 MOST = 5_500_000  # characters of sound in a page
 PEAK = 0.5  # to which each scene's sound is brought for the page
 STEPS = 2048  # of its amplitude: finer than the scenes' noise, and FLAC stores no more
-_THINK = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
 _PLAN = 100.0  # radius of the plan view, in its own units
 _RIM = 112.0  # of the arcs that show what the reasoning claims
-_COLOURS = ("#3b8ed0", "#e69f00", "#1fa187", "#cc79a7", "#d55e00", "#7a6fd0", "#b0a030", "#56b4e9")
 
 
 def scenes(
@@ -79,11 +76,10 @@ def _choose(items: Sequence[suite.Item], right: Mapping[str, bool], most: int) -
 
 
 def _question(item: suite.Item, text: str | None, read: tuple | None) -> dict:
-    thought = _THINK.search(text or "")
     return {
         "item": item,
         "text": text,
-        "reasoning": thought[1].strip() if thought else "",
+        "reasoning": score.thought(text or ""),
         "letter": read[0] if read else None,
         "right": read is not None and read[0] == item.answer,
         "options": list(zip(score.LETTERS, item.options, strict=True)),
@@ -94,7 +90,7 @@ def _scene(scene: Mapping, heard: Mapping | None, reach: float) -> dict:
     """Sources and slots as marks of the plan (x right, y down) and bars of activity in time."""
     said = heard["sources"] if heard else []
     names = dict.fromkeys(s["class"] for s in (*scene["sources"], *said))
-    colours = {name: _COLOURS[n % len(_COLOURS)] for n, name in enumerate(names)}
+    colours = {name: figures.source_colour(n) for n, name in enumerate(names)}
     marks, seconds = [], scene["seconds"]
     for kind, found in (("true", scene["sources"]), ("slot", said)):
         for s in found:

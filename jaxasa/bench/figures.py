@@ -48,6 +48,12 @@ _STYLE: dict[str, Any] = {
 }
 
 
+def source_colour(index: int) -> str:
+    """The colour of a source of a scene, by its number."""
+    colours = ("#3b8ed0", "#e69f00", "#1fa187", "#cc79a7", *SPARE)
+    return colours[index % len(colours)]
+
+
 def colour(name: str, index: int = 0) -> str:
     """The colour of a system, the same in every figure."""
     return COLOURS.get(name, SPARE[index % len(SPARE)])

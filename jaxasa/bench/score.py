@@ -21,6 +21,7 @@ KINDS = ("strict", "lenient", "text", "none")
 CHANCE = 0.25
 _Z = 1.959963984540054  # standard normal, 97.5 %
 _THINK = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
+_THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
 _ALONE = re.compile(r"[(\[]?([A-Da-d])[)\].:]*")
 _HEADING = re.compile(r"[(\[]?([A-D])[)\].:]+\s+(.+)", re.DOTALL)
@@ -35,6 +36,12 @@ def parse(text: str, options: Sequence[str]) -> tuple[str | None, str]:
         return blocks[0], "strict"
     found = {_read(b, options) for b in blocks}
     return found.pop() if len(found) == 1 else (None, "none")
+
+
+def thought(text: str) -> str:
+    """The reasoning in a reply, up to where it ends or an answer begins; "" where there is none."""
+    found = _THOUGHT.search(text)
+    return found[1].strip() if found else ""
 
 
 def stretches(text: str) -> list[str]:

@@ -19,8 +19,9 @@ class Stage:
         more end the run.
     accumulate: parts that a batch is taken in, one after another, to need less memory; the
         gradient is the mean of theirs.
-    best: an evaluation ("accuracy", "loss"): where it was best, `checkpoints/STAGE/best` has the
-        state; "" keeps none. The last state is kept in any case, and later stages start from it.
+    best: an evaluation: where it was highest (names that end in accuracy, recall, L1, L2, L3) or
+        lowest (all others, as "loss"), `checkpoints/STAGE/best` has the state; "" keeps none. The
+        last state is kept in any case, and later stages start from it.
     """
 
     steps: int

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxasa.config import ConfigError
+from jaxasa.hf.weights import INDEX, WEIGHTS
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Hubs and older file systems dislike larger files.
 SHARD_BYTES = 5_000_000_000
 

@@ -4,13 +4,14 @@ Both sides prefill a prompt and say the same number of tokens; that they say the
 checked before time is taken.
 """
 
+import dataclasses
 import sys
 
 import jax
 import numpy as np
 
 from jaxasa import config, optim
-from jaxasa.hf import keymap
+from jaxasa.hf import keymap, remote
 from jaxasa.models import decoding, sample
 from jaxasa.models.asa import ASA
 from jaxasa.speed import turns
@@ -37,22 +38,10 @@ def model(decoder: config.Decoder) -> ASA:
 
 def twin(decoder: config.Decoder, transformers, **more):
     """The decoder as transformers has it, with random weights."""
-    return transformers.Qwen2ForCausalLM(
-        transformers.Qwen2Config(
-            vocab_size=decoder.vocab,
-            hidden_size=decoder.width,
-            intermediate_size=decoder.hidden,
-            num_hidden_layers=decoder.layers,
-            num_attention_heads=decoder.heads,
-            num_key_value_heads=decoder.kv_heads,
-            head_dim=decoder.head_width,
-            rms_norm_eps=decoder.norm_eps,
-            rope_parameters={"rope_type": "default", "rope_theta": decoder.rope_theta},
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-            **more,
-        )
-    )
+    fields = remote.text_config(dataclasses.asdict(decoder)) | more
+    del fields["model_type"]
+    made = transformers.Qwen2Config(**fields, attn_implementation="sdpa")
+    return transformers.Qwen2ForCausalLM(made)
 
 
 def ours_of(theirs) -> dict:

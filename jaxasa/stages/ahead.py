@@ -29,7 +29,8 @@ def context(run: config.Run, name: str, mesh: Mesh) -> common.Context:
     """What stage `name` is built from, its data one silent scene."""
     clips = [scenes.Clip(f"{c}/{take}", c, f"{c}-{take}", 1.0) for c in CLASSES for take in "12"]
     scene = scenes.describe(scenes.draw(run.scenes, clips, run.seed, "ahead", 0))
-    audio = np.zeros((round(run.scenes.seconds * features.RATE), 4), np.int16)
+    samples = round(run.scenes.seconds * features.RATE)
+    audio = np.zeros((samples, run.model.spatial.channels), np.int16)
     word = types.SimpleNamespace(encode=lambda *_, **__: types.SimpleNamespace(ids=[7]))
     return common.Context(
         run=run,

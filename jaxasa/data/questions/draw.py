@@ -162,6 +162,16 @@ def on_side(draw: Draw, sources: Sequence[dict], side: str) -> list[str] | None:
     return [s["class"] for s in sources if s["azimuth"] * SIDES[side] > 0]
 
 
+def beside(draw: Draw, sources: Sequence[dict], source: dict) -> tuple[str, dict] | None:
+    """The side that `source` is on and the only other one there, of three sources or more."""
+    side = "left" if source["azimuth"] > 0 else "right"
+    found = on_side(draw, sources, side)
+    if found is None or len(found) != 2 or len(sources) < 3:
+        return None
+    (other,) = (s for s in sources if s["class"] in found and s is not source)
+    return side, other
+
+
 def difference(a: float, b: float) -> float:
     """Azimuth b as seen when facing azimuth a, degrees in [-180, 180)."""
     return (b - a + 180.0) % 360.0 - 180.0

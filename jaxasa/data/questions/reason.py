@@ -16,6 +16,7 @@ from jaxasa.data.questions.draw import (
     TIME,
     Draft,
     Draw,
+    beside,
     difference,
     extreme,
     on_side,
@@ -206,11 +207,10 @@ def move(scene: dict, draw: Draw) -> Draft | None:
 def without(scene: dict, draw: Draw) -> Draft | None:
     """What is left on a side when one of two there has stopped."""
     source = draw.source()
-    side = "left" if source["azimuth"] > 0 else "right"
-    found = on_side(draw, scene["sources"], side)
-    if found is None or len(found) != 2 or len(scene["sources"]) < 3:
+    found = beside(draw, scene["sources"], source)
+    if found is None:
         return None
-    (left,) = (s for s in scene["sources"] if s["class"] in found and s is not source)
+    side, left = found
     question = draw.say(
         "the {c} stops . what is left on the {s} ?",
         "without the {c} , which sound is on the {s} ?",
@@ -218,7 +218,8 @@ def without(scene: dict, draw: Draw) -> Draft | None:
         c=source["class"],
         s=side,
     )
-    return named(draw, question, left, source["class"], " ".join([side, ":", *found]))
+    here = [s["class"] for s in scene["sources"] if s is source or s is left]
+    return named(draw, question, left, source["class"], " ".join([side, ":", *here]))
 
 
 def hops(scene: dict, draw: Draw) -> Draft | None:

@@ -16,9 +16,9 @@ from jaxasa.data.questions.draw import (
     TIME,
     Draft,
     Draw,
+    beside,
     difference,
     extreme,
-    on_side,
     received,
     the_only,
 )
@@ -202,11 +202,10 @@ def earlier(scene: dict, draw: Draw) -> Draft | None:
 def same_side(scene: dict, draw: Draw) -> Draft | None:
     """What is on the same side of the listener as a class."""
     source = draw.source()
-    side = "left" if source["azimuth"] > 0 else "right"
-    found = on_side(draw, scene["sources"], side)
-    if found is None or len(found) != 2 or len(scene["sources"]) < 3:
+    found = beside(draw, scene["sources"], source)
+    if found is None:
         return None
-    (other,) = (s for s in scene["sources"] if s["class"] in found and s is not source)
+    side, other = found
     question = draw.say(
         "what is on the same side as the {c} ?",
         "which sound comes from the side of the {c} ?",
