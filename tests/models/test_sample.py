@@ -94,21 +94,9 @@ def test_greedy_text_is_that_of_transformers(tiny, apart):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from jaxasa.hf import keymap, load
+    from jaxasa.speed import decode
 
-    d = tiny.model.decoder
-    settings = transformers.Qwen2Config(
-        vocab_size=d.vocab,
-        hidden_size=d.width,
-        intermediate_size=d.hidden,
-        num_hidden_layers=d.layers,
-        num_attention_heads=d.heads,
-        num_key_value_heads=d.kv_heads,
-        head_dim=d.head_width,
-        rms_norm_eps=d.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": d.rope_theta},
-        tie_word_embeddings=True,
-    )
-    twin = transformers.Qwen2ForCausalLM(settings).eval()
+    twin = decode.twin(tiny.model.decoder, transformers).eval()
     tensors = keymap.to_file(load.flat({"decoder": tiny.params["decoder"]}))
     twin.load_state_dict({k: torch.tensor(np.asarray(t)) for k, t in tensors.items()}, strict=False)
     twin.tie_weights()
