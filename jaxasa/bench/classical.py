@@ -22,6 +22,7 @@ from functools import cache
 import numpy as np
 import scipy.ndimage
 import scipy.signal
+import scipy.spatial
 
 RATE = 16_000
 FFT, HOP = 512, 256
@@ -75,13 +76,25 @@ def histogram(audio: np.ndarray, count: int, weights: np.ndarray | None = None) 
     found = active[kept] / length[kept][:, None]
     # Compressed, so that one loud sound does not hide the others.
     strength = value[kept] ** 0.3
-    spread = np.float32(np.radians(WIDTH) ** 2)
     strength, found = strength.astype(np.float32), found.astype(np.float32)
+    # Each at the nearest direction of the grid, which is finer than the kernel is wide; peaks are
+    # then looked at closely, with the directions as they are.
+    tree, kernel = _nearest()
+    counted = np.bincount(tree.query(found)[1], strength, GRID).astype(np.float32)
+    return _peaks(counted @ kernel, count, lambda u: strength @ _closeness(found, u))
 
-    def density(u: np.ndarray) -> np.ndarray:
-        return strength @ np.exp((found @ u.T.astype(np.float32) - 1) / spread)
 
-    return _peaks(density, count)
+def _closeness(found: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """A Gaussian of the angle, WIDTH wide, between unit vectors: [N, 3], [G, 3] -> [N, G]."""
+    spread = np.float32(np.radians(WIDTH) ** 2)
+    return np.exp((found @ directions.T.astype(np.float32) - 1) / spread)
+
+
+@cache
+def _nearest() -> tuple[scipy.spatial.cKDTree, np.ndarray]:
+    """The grid as a tree, and the closeness of its directions to one another [G, G]."""
+    directions = grid().astype(np.float32)
+    return scipy.spatial.cKDTree(directions), _closeness(directions, directions)
 
 
 def music(audio: np.ndarray, count: int) -> np.ndarray:
@@ -100,13 +113,17 @@ def music(audio: np.ndarray, count: int) -> np.ndarray:
         leak = np.einsum("gi,fij,gj->fg", steering, leaks, steering, optimize=True)
         return (1 / np.maximum(leak, 1e-6)).sum(0)
 
-    return _peaks(spectrum, count)
+    return _peaks(spectrum(grid()), count, spectrum)
 
 
-def _peaks(density: Callable[[np.ndarray], np.ndarray], count: int) -> np.ndarray:
-    """The `count` highest points [count, 3] of density([G, 3]), APART from each other."""
-    directions = grid()
-    left = density(directions)
+def _peaks(
+    coarse: np.ndarray, count: int, density: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """The `count` highest points [count, 3], APART from each other.
+
+    coarse: [G] on the grid; density([K, 3]) -> [K] where it is looked at closely.
+    """
+    directions, left = grid(), coarse.astype(float)
     found: list[np.ndarray] = []
     for _ in range(count):
         best = int(left.argmax())
