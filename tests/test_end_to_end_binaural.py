@@ -25,13 +25,6 @@ STAGE = config.SpatialStage(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def run(tiny):
     """What stages and steps read of config.Run."""

@@ -21,14 +21,6 @@ def padded_prompts():
     return ids
 
 
-@pytest.fixture(autouse=True)
-def quick():
-    """Compiling is what these tests spend their time on; what they compute is small."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3, 4, 5, 6))
 def generate(asa, params, key, group=1, temperature=0.0, top_k=0, top_p=1.0):
     options = dict(group=group, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -62,15 +62,8 @@ def tokens_by_yaw(context, params, batch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Made-up audio tokens and code that compiles fast.
-
-    The task of the module must then make no step, only give its batch.
-    """
+    """Made-up audio tokens. The task of the module must then make no step, only give its batch."""
     monkeypatch.setattr(grpo, "project", tokens_by_yaw)
-    # Compiling is what these tests spend their time on; what they compute is small.
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

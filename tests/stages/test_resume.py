@@ -21,13 +21,6 @@ STAGES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_in_haste():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def task_of(tiny, text, described):
     """`task_of(stage)`: its task without evaluation, and its mesh."""
