@@ -42,14 +42,6 @@ ALL = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_in_haste():
-    """Compiling takes nearly all of the time here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def said(context, params, batch, key, group, temperature):
     """Completions made of the replies: which one is sampled may hang on a last bit."""
     reply = batch["reply"].reshape(len(batch["reply"]), 1, -1)
