@@ -57,10 +57,12 @@ def render(
                 *(spec.room, spec.absorption, spec.listener, head),
                 functools.partial(keys.rng, *key),
                 length,
+                spec.scattering,
             )
             continue
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        ears = binaural_rir.response(*where, head, spec.yaw, keys.rng(*key), full=full)
+        args = (*where, head, spec.yaw, keys.rng(*key))
+        ears = binaural_rir.response(*args, full=full, scattering=spec.scattering)
         heard = scipy.signal.oaconvolve(dry[None], ears, axes=1)[:, LEAD : LEAD + length - start]
         mix[:, start : start + heard.shape[1]] += heard
     ambient, sensors = _noise_powers(spec, around[:, 0], scene)

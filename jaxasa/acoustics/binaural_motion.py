@@ -49,6 +49,7 @@ def moving(
     head: Hrtf,
     rng: Callable[[], np.random.Generator],
     length: int,
+    scattering: float = 0.0,
 ) -> np.ndarray:
     """Returns two ears [2, length] float32 of a dry signal emitted from sample `start` on.
 
@@ -75,7 +76,9 @@ def moving(
         flight = float(np.linalg.norm(source - where)) / rooms.SPEED
         turned = float(yaw(middle + flight)[0])
         response = binaural_rir.response(
-            room, absorption, source, where, head, turned, rng(), direct=False
+            *(room, absorption, source, where, head, turned, rng()),
+            direct=False,
+            scattering=scattering,
         )
         at = start + samples[0]
         heard = scipy.signal.oaconvolve(part[None], response, axes=1)[:, LEAD:]
