@@ -14,10 +14,12 @@ and colour are the head's in this room's field, and they turn with the listener.
 tail, images count as uncorrelated: below 600 Hz in small rooms, where they interfere as modes,
 the real coherence of late sound is lower.
 
-    from jaxasa.acoustics import binaural_rir, hrtf, keys, rooms
-    room, head = (6.0, 5.0, 3.0), hrtf.Sphere()
-    walls = rooms.absorption(room, 0.4)
-    ears = binaural_rir.response(room, walls, (2, 4, 1.5), (3, 2, 1.5), head, 0.0, keys.rng(0))
+    >>> from jaxasa.acoustics import binaural_rir, hrtf, keys, rooms
+    >>> room, head = (6.0, 5.0, 3.0), hrtf.Sphere()
+    >>> walls, left, here = rooms.absorption(room, 0.4), (3, 4, 1.5), (3, 2, 1.5)
+    >>> ears = binaural_rir.response(room, walls, left, here, head, 0.0, keys.rng(0))
+    >>> len(ears), bool((ears[0] ** 2).sum() > (ears[1] ** 2).sum())
+    (2, True)
 """
 
 import functools

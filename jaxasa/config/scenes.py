@@ -134,8 +134,10 @@ class Scenes:
             for material in value:
                 ok = isinstance(material, str) and material in TABLE
                 check(ok, where, material, "one of " + ", ".join(TABLE))
-            ok = bool(value) or not any(getattr(self, other) for other in MATERIALS)
-            check(ok, where, value, "materials, as sides, floor and ceiling go together")
+        for name in MATERIALS:
+            ok = bool(getattr(self, name)) or not any(getattr(self, other) for other in MATERIALS)
+            expected = "materials, as sides, floor and ceiling go together"
+            check(ok, f"Scenes.{name}", getattr(self, name), expected)
         if self.scattering:
             check_range(self, "scattering", low=0.0)
             check(self.scattering[1] <= 1, "Scenes.scattering", self.scattering, "shares up to 1")
