@@ -77,10 +77,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("out", type=Path, help="a new folder")
     verb.add_argument("--split", help="so: a file in qa/ (train); dcase: a part of file names")
     _add_order(verb)
-    verb.add_argument("--seconds", type=float, default=10.0, help="of a dcase window (10)")
-    verb.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names by number, a line each"
-    )
+    verb.add_argument("--seconds", type=float, help="of a dcase window (10)")
+    helped = "dcase, so: class names by number, a line each"
+    verb.add_argument("--classes", type=Path, metavar="FILE", help=helped)
 
     verb = _verb(
         verbs,
@@ -201,7 +200,6 @@ def _add_listen(verbs) -> None:
     verb.add_argument(
         "--order",
         choices=("ambix", "n3d", "fuma"),
-        default="ambix",
         help="channels of a sound file: W Y Z X in SN3D (default) or N3D, or FuMa's W X Y Z",
     )
     _add_hrtf(verb)
@@ -231,7 +229,7 @@ def _add_draw(verbs) -> None:
 
 
 def _add_scene_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--index", type=int, default=0, metavar="I", help="scene of a folder (0)")
+    verb.add_argument("--index", type=int, metavar="I", help="scene of a folder (0)")
     verb.add_argument(
         "--sounds", type=Path, metavar="DIR", help="its sound bank (default: DIR/sounds beside it)"
     )
@@ -377,8 +375,7 @@ def _add_order(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--order",
         choices=("ambix", "n3d", "fuma"),
-        default="ambix",
-        help="of the four channels: W Y Z X in SN3D (ambix) or N3D, or W X Y Z (fuma)",
+        help="of the four channels: W Y Z X in SN3D (ambix, default) or N3D, or W X Y Z (fuma)",
     )
 
 

@@ -400,7 +400,7 @@ def ask(
     audio_path: str | Path,
     question: str,
     options: Sequence[str] | None = None,
-    order: str = "ambix",
+    order: str | None = None,
     sampling: config.Sampling = GREEDY,
     seed: int = 0,
     picture: Path | None = None,
@@ -410,16 +410,17 @@ def ask(
     The clip may have any length up to the longest bucket, to which it is cut. One that is cut, or
     is longer than what the model was trained on, is said to be on stderr, and under "note". With
     four `options` the answer is one of them, unless it is sampled or ends at a string. order: of
-    FOA channels, see foa_file.read. seed: of what is sampled. picture: a PNG to draw, of what was
-    heard where and when (plot.py).
+    FOA channels, see foa_file.read ("ambix"); None where two ears are heard. seed: of what is
+    sampled. picture: a PNG to draw, of what was heard where and when (plot.py).
     """
     if picture is not None:
         plot.check_name(picture)
     heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
     if heard == "binaural":
+        config.check(order is None, "--order", order, "none, as this model hears two ears")
         given = foa_file.read_binaural(audio_path)
     else:
-        given = foa_file.read(audio_path, order)
+        given = foa_file.read(audio_path, order or "ambix")
     model = Model.load(checkpoint)
     audio, length = model.fit(given)
     # One gain for all channels: what they say of direction stays.

@@ -133,6 +133,8 @@ def simulate(options: argparse.Namespace) -> Result:
             raise ConfigError(f"--hrtf {options.hrtf}: expected --format binaural with it")
         form += f":{options.hrtf}"
     if options.dry_run:
+        if options.runner or options.beam:
+            raise ConfigError("--dry_run measures in this process, expected no --runner with it")
         return _estimate(options, splits, form)
     if options.beam and options.runner is None:
         raise ConfigError(f"{' '.join(options.beam)}: expected --runner NAME before Beam's options")
@@ -182,7 +184,7 @@ def import_(options: argparse.Namespace) -> Result:
         options.source,
         options.out,
         options.split,
-        options.order,
+        options.order or "ambix",
         options.seconds,
         classes,
     )
@@ -338,7 +340,7 @@ def listen(options: argparse.Namespace) -> Result:
         options.source,
         options.out,
         options.index,
-        options.hrtf or "sphere",
+        options.hrtf,
         options.order,
         options.sounds,
     )
@@ -357,6 +359,9 @@ def draw(options: argparse.Namespace) -> Result:
             raise ConfigError(f"--scene says where all is, expected no {', '.join(given)} with it")
         view = drawing.of_scene(specs.find(options.scene, options.index, options.sounds))
     else:
+        for name in ("index", "sounds"):
+            if (value := getattr(options, name)) is not None:
+                raise ConfigError(f"--{name} {value}: no scene is drawn, expected --scene with it")
         view = drawing.of_room(**drawing.ROOM | given)
     found = drawing.draw(view, options.which, options.out)
     print(f"{options.out}: RT60 {found['rt60']:.2f} s, DRR {found['drr']:.1f} dB")

@@ -40,10 +40,11 @@ class View:
     """What is drawn: sources are (name, position); yaw in degrees, all else as in SceneSpec."""
 
     room: tuple[float, float, float]
-    absorption: tuple[float, ...]
+    absorption: tuple[float, ...] | tuple[tuple[float, ...], ...]
     listener: tuple[float, float, float]
     yaw: float
     sources: tuple[tuple[str, tuple[float, float, float]], ...]
+    scattering: float = 0.0
 
     def __post_init__(self):
         ok = len(self.room) == 3 and all(0 < v < 1000 for v in self.room)
@@ -60,7 +61,7 @@ class View:
 def of_scene(spec: SceneSpec) -> View:
     """Returns the view of a scene."""
     sources = tuple((s.label, s.position) for s in spec.sources)
-    return View(spec.room, spec.absorption, spec.listener, spec.yaw, sources)
+    return View(spec.room, spec.absorption, spec.listener, spec.yaw, sources, spec.scattering)
 
 
 # The room that is drawn where nothing is said of it: arguments of of_room.
@@ -96,7 +97,8 @@ def draw(view: View, source: int, out: Path | str) -> dict:
     check(0 <= source < len(view.sources), "source", source, f"0 to {len(view.sources) - 1}")
     position = view.sources[source][1]
     rng = keys.rng(0, "draw")
-    response = rir.response(view.room, view.absorption, position, view.listener, rng)
+    where = (view.room, view.absorption, position, view.listener)
+    response = rir.response(*where, rng, scattering=view.scattering)
     distance = float(np.linalg.norm(np.subtract(position, view.listener)))
     decays = {band: _decay(response[0, LEAD:], band) for band in rooms.BANDS}
     found = {

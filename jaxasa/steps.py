@@ -59,6 +59,8 @@ def scenes(
     if kind == format_of(run):
         out = scenes_of(run, folder, split)
     if out.name == "responses":
+        expected = f"none, as {out} is rendered by this process"
+        config.check(runner is None, "--runner", runner, expected)
         responses.build(run.scenes, out, run.seed)
         return out
     count = getattr(run.scenes, split)

@@ -291,8 +291,24 @@ def test_sigterm_outside_training(tmp_path):
 
 
 def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("dog\n")
     verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE]
     assert "--format binaural" in fails(capsys, *verb, "--hrtf", "head.sofa")
     assert "no option" in fails(capsys, "simulate", "--benchmark", "--format", "dcase")
     scene = ["draw", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
     assert "expected no rt60" in fails(capsys, *scene, "--rt60", "0.4")
+    assert "expected --scene" in fails(capsys, "draw", tmp_path / "room.png", "--index", "1")
+    assert "no --runner" in fails(capsys, *verb, "--dry_run", "--runner", "DirectRunner")
+    mixed = ("--split", "train", "--gin.Scenes.responses=2", "--runner", "DirectRunner")
+    assert "--runner is 'DirectRunner', expected none" in fails(capsys, *verb, *mixed)
+    for layout, option, value in (
+        ("jsonl", "--seconds", "5"),
+        ("so", "--seconds", "5"),
+        ("jsonl", "--split", "train"),
+        ("jsonl", "--classes", names),
+    ):
+        line = fails(capsys, "import", layout, tmp_path, tmp_path / "new", option, value)
+        assert option.strip("-") in line and f"none with the layout {layout}" in line
+    line = fails(capsys, "import", "so", tmp_path, tmp_path / "new", "--classes", names)
+    assert "annotations" in line

@@ -76,7 +76,7 @@ def test_scene_in_json(workdir, tmp_path):
     spec = specs.of_record(records.Records(workdir / "scenes" / "train"), 2, bank)
     path, out = tmp_path / "scene.json", tmp_path / "scene.wav"
     path.write_text(scenes.to_json(spec))
-    assert specs.find(path, 0, None) == spec
+    assert specs.find(path, None, None) == spec
     assert listen.listen(path, out, sounds=bank.folder)["from"] == "images"
     expected, _ = binaural.render(spec, bank.audio, HEAD)
     assert np.abs(heard(out) - expected).max() < 1e-4
@@ -146,7 +146,7 @@ def test_bad_input_is_named(workdir, tmp_path):
         ((tmp_path / "none.wav", out), "none.wav"),
         ((tmp_path / "none.json", out), "none.json"),
         ((train, out, 0, "none.sofa"), "none.sofa"),
-        ((train, out, 0, "sphere", "ambix", tmp_path), "sound bank"),
+        ((train, out, 0, "sphere", None, tmp_path), "sound bank"),
     ):
         with pytest.raises(ConfigError, match=words):
             listen.listen(*arguments)
@@ -165,3 +165,25 @@ def test_a_full_disk_leaves_no_half_file(workdir, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         listen.listen(workdir / "scenes" / "train", tmp_path / "out.wav")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_a_source_has_no_use_for_are_refused(workdir, tmp_path):
+    out, bank, sound = tmp_path / "out.wav", workdir / "sounds", tmp_path / "a.wav"
+    soundfile.write(sound, np.zeros((160, 4)), 16_000)
+    scene, stored = workdir / "scenes" / "train", workdir / "binaural" / "train"
+    data = tmp_path / "scene.json"
+    data.write_text(scenes.to_json(specs.find(scene, 0, bank)))
+    for source, options, word in (
+        (sound, {"index": 0}, "--index 0"),
+        (sound, {"sounds": bank}, "--sounds"),
+        (scene, {"order": "ambix"}, "--order ambix"),
+        (stored, {"head": "sphere"}, "--hrtf sphere"),
+        (stored, {"sounds": bank}, "--sounds"),
+        (data, {"order": "fuma", "sounds": bank}, "--order fuma"),
+        (data, {"index": 1, "sounds": bank}, "--index 1"),
+    ):
+        with pytest.raises(ConfigError, match=f"{word}.*expected none with it"):
+            listen.listen(source, out, **options)
+    with pytest.raises(ConfigError, match="--sounds .*scene in JSON"):
+        specs.find(data, None, bank)
+    assert not out.exists()

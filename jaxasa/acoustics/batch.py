@@ -76,7 +76,6 @@ def plan(sizes, absorption, sources, listeners, full: bool = False, air: bool = 
     )
 
 
-@functools.partial(jax.jit, static_argnames=("shape", "at_once"))
 def responses(
     sizes,
     absorption,
@@ -84,23 +83,32 @@ def responses(
     listeners,
     key: jax.Array,
     shape: Shape,
-    scattering: float = 0.0,
+    scattering: float | np.ndarray | jax.Array = 0.0,
     at_once: int | None = None,
 ) -> jax.Array:
     """Returns the responses [R, S, 4, LEAD + length] float32 of R rooms with S sources each.
 
     sizes: [R, 3] m. absorption: [R, 7] or [R, 6, 7]. sources: [R, S, 3], listeners: [R, 3], m.
-    key: of the tails; room r takes fold_in(key, r). shape: of `plan`. at_once: rooms that are
-    vmapped together, all by default. Otherwise as rir.response, to the length of the longest.
+    key: of the tails; room r takes fold_in(key, r). shape: of `plan`. scattering: of all rooms,
+    or [R]. at_once: rooms that are vmapped together, all by default. Otherwise as rir.response,
+    to the length of the longest.
     """
+    if shape.full:
+        none = not np.any(scattering)
+        rooms.check(none, "scattering", scattering, "0 where all are images")
+    return _responses(sizes, absorption, sources, listeners, key, shape, scattering, at_once)
+
+
+@functools.partial(jax.jit, static_argnames=("shape", "at_once"))
+def _responses(sizes, absorption, sources, listeners, key, shape: Shape, scattering, at_once):
     keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(len(sizes)))
-    parts = (sizes, absorption, sources, listeners)
+    parts = (sizes, absorption, sources, listeners, jnp.broadcast_to(scattering, len(sizes)))
     arrays = tuple(jnp.asarray(part, jnp.float32) for part in parts)
 
     def of_room(room):
-        size, walls, here, listener, one = room
+        size, walls, here, listener, mixed, one = room
         each = jax.random.split(one, here.shape[0])
-        single = functools.partial(_response, size, walls, shape=shape, scattering=scattering)
+        single = functools.partial(_response, size, walls, shape=shape, scattering=mixed)
         return jax.vmap(lambda source, k: single(source, listener, k))(here, each)
 
     return jax.lax.map(of_room, (*arrays, keys), batch_size=at_once or len(sizes))

@@ -5,13 +5,15 @@ followed by `binaural_motion`, and ambient noise has the covariance of a diffuse
 ears, of the power that its SNR on W asks for where the head is not. Sensor noise is white
 and independent at the two ears. A recording exists in FOA only: `foa_decoder` decodes it.
 
-    import numpy as np
-    from jaxasa.acoustics import binaural, hrtf, scenes
-    from jaxasa.config import Scenes
-    clips = [scenes.Clip("bell-1", "bell", "take-1", 1.0)]
-    ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
-    spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
-    ears, labels = binaural.render(spec, lambda clip: np.ones(16000, np.float32), hrtf.Sphere())
+    >>> import numpy as np
+    >>> from jaxasa.acoustics import binaural, hrtf, scenes
+    >>> from jaxasa.config import Scenes
+    >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.0)]
+    >>> ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
+    >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
+    >>> ears, labels = binaural.render(spec, lambda clip: np.ones(16000, np.float32))
+    >>> ears.shape, labels["sources"][0]["class"]
+    ((32000, 2), 'bell')
 """
 
 import functools
@@ -57,10 +59,12 @@ def render(
                 *(spec.room, spec.absorption, spec.listener, head),
                 functools.partial(keys.rng, *key),
                 length,
+                spec.scattering,
             )
             continue
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        ears = binaural_rir.response(*where, head, spec.yaw, keys.rng(*key), full=full)
+        args = (*where, head, spec.yaw, keys.rng(*key))
+        ears = binaural_rir.response(*args, full=full, scattering=spec.scattering)
         heard = scipy.signal.oaconvolve(dry[None], ears, axes=1)[:, LEAD : LEAD + length - start]
         mix[:, start : start + heard.shape[1]] += heard
     ambient, sensors = _noise_powers(spec, around[:, 0], scene)

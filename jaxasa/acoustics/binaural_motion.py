@@ -9,15 +9,16 @@ one direction to the next that it may cross-fade, every 8 ms.
 Reflections and tail take turns: every 33 ms of the dry signal, faded into the next, goes through
 the response of the place and the yaw of its middle. The tail is one draw of noise, coloured anew.
 
-    import numpy as np
-    from jaxasa.acoustics import binaural_motion, hrtf, rooms
-    room, listener, dry = (6.0, 5.0, 3.0), (3.0, 2.0, 1.5), np.ones(16000, np.float32)
-    walls = rooms.absorption(room, 0.4)
-    passing = lambda t: np.stack([1 + 4 * t, 4 + 0 * t, 1.5 + 0 * t], axis=-1)  # 4 m/s along x
-    ears = binaural_motion.moving(
-        dry, 0, passing, lambda t: 0 * t, room, walls, listener, hrtf.Sphere(),
-        lambda: np.random.default_rng(0), 20000,
-    )
+    >>> import numpy as np
+    >>> from jaxasa.acoustics import binaural_motion, hrtf, rooms
+    >>> room, listener, dry = (6.0, 5.0, 3.0), (3.0, 2.0, 1.5), np.ones(1600, np.float32)
+    >>> walls = rooms.absorption(room, 0.2)
+    >>> passing = lambda t: np.stack([1 + 4 * t, 4 + 0 * t, 1.5 + 0 * t], axis=-1)  # 4 m/s along x
+    >>> binaural_motion.moving(
+    ...     dry, 0, passing, lambda t: 0 * t, room, walls, listener, hrtf.Sphere(),
+    ...     lambda: np.random.default_rng(0), 4000,
+    ... ).shape
+    (2, 4000)
 """
 
 from collections.abc import Callable
@@ -49,6 +50,7 @@ def moving(
     head: Hrtf,
     rng: Callable[[], np.random.Generator],
     length: int,
+    scattering: float = 0.0,
 ) -> np.ndarray:
     """Returns two ears [2, length] float32 of a dry signal emitted from sample `start` on.
 
@@ -75,7 +77,9 @@ def moving(
         flight = float(np.linalg.norm(source - where)) / rooms.SPEED
         turned = float(yaw(middle + flight)[0])
         response = binaural_rir.response(
-            room, absorption, source, where, head, turned, rng(), direct=False
+            *(room, absorption, source, where, head, turned, rng()),
+            direct=False,
+            scattering=scattering,
         )
         at = start + samples[0]
         heard = scipy.signal.oaconvolve(part[None], response, axes=1)[:, LEAD:]

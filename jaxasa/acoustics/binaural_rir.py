@@ -14,10 +14,12 @@ and colour are the head's in this room's field, and they turn with the listener.
 tail, images count as uncorrelated: below 600 Hz in small rooms, where they interfere as modes,
 the real coherence of late sound is lower.
 
-    from jaxasa.acoustics import binaural_rir, hrtf, keys, rooms
-    room, head = (6.0, 5.0, 3.0), hrtf.Sphere()
-    walls = rooms.absorption(room, 0.4)
-    ears = binaural_rir.response(room, walls, (2, 4, 1.5), (3, 2, 1.5), head, 0.0, keys.rng(0))
+    >>> from jaxasa.acoustics import binaural_rir, hrtf, keys, rooms
+    >>> room, head = (6.0, 5.0, 3.0), hrtf.Sphere()
+    >>> walls, left, here = rooms.absorption(room, 0.4), (3, 4, 1.5), (3, 2, 1.5)
+    >>> ears = binaural_rir.response(room, walls, left, here, head, 0.0, keys.rng(0))
+    >>> len(ears), bool((ears[0] ** 2).sum() > (ears[1] ** 2).sum())
+    (2, True)
 """
 
 import functools
@@ -48,14 +50,18 @@ def response(
     rng: np.random.Generator,
     full: bool = False,
     direct: bool = True,
+    scattering: float = 0.0,
 ) -> np.ndarray:
     """Returns the response [2, n] float32 (left, right ear) of a listener turned left by `yaw`.
 
     room, source, listener: x, y, z in metres; absorption: of the walls, as in images.near; yaw
     in degrees from the room's x axis. Time zero is sample LEAD, and the direct sound has the
     level of an HRTF at 1 / distance. rng draws the tail; full=True follows every image instead.
-    direct=False leaves the direct sound out.
+    direct=False leaves the direct sound out. scattering (0 to 1) mixes the tail's directions
+    towards the isotropic, and is 0 with full=True. Raises ConfigError for another.
     """
+    rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
+    rooms.check(not (full and scattering), "scattering", scattering, "0 where all are images")
     mixing = float(rir.mixing_time(room, math.dist(source, listener)))
     seconds = max(float(rooms.decay_time(room, absorption).max()), mixing + 0.005)
     length = int(seconds * RATE)
@@ -76,7 +82,9 @@ def response(
         phase = (
             ((np.arange(length) / RATE / mixing - rir.FADE) / (1 - rir.FADE)).clip(0, 1) * np.pi / 2
         )
-        late = _tail(room, absorption, head, yaw, length, rng) * np.sin(phase).astype(np.float32)
+        late = _tail(room, absorption, head, yaw, length, rng, scattering) * np.sin(phase).astype(
+            np.float32
+        )
         out[:, LEAD + start :] += late[:, start:]
     return rir.high_pass(out)
 
@@ -131,14 +139,15 @@ def _filters_of(size: int) -> tuple[np.ndarray, np.ndarray]:
     return weights, scipy.fft.rfft(image_source.farrow(), size).astype(np.complex64)
 
 
-def directional_energy(room, absorption, times) -> np.ndarray:
+def directional_energy(room, absorption, times, scattering: float = 0.0) -> np.ndarray:
     """Returns the expected energy [7, D, len(times)] per second from each octant direction.
 
     The directions are hrtf.octant_nodes(); an octant stands for all eight, as sound meets both
     walls across an axis in turn. Energies follow exp(-c t (sum_d a_d |u_d| / L_d + m)), the
     images' own law, tilted by a quadratic form in u so that their mean, and those weighted by
     the squares of x, y and z, are what rooms.tail_energy says of W, X, Y and Z: this tail and
-    that of FOA are of one room. absorption as in images.near.
+    that of FOA are of one room. absorption as in images.near. scattering mixes them towards
+    their mean over directions.
     """
     unit, weight = hrtf.octant_nodes(_NODES)
     times = np.asarray(times, float)
@@ -154,19 +163,21 @@ def directional_energy(room, absorption, times) -> np.ndarray:
     tilt = np.linalg.solve(moments, wanted[:, [3, 1, 2]].transpose(0, 2, 1)[..., None])[..., 0]
     energy = shape * np.maximum(np.einsum("bti,id->bdt", tilt, square), 0)
     total = np.einsum("bdt,d->bt", energy, weight)
-    return energy * (wanted[:, 0] / np.maximum(total, 1e-300))[:, None]
+    energy = energy * (wanted[:, 0] / np.maximum(total, 1e-300))[:, None]
+    return energy + scattering * (wanted[:, :1] - energy)
 
 
 _NODES = 10  # a side of an octant: 100 in an octant, 800 around, fine enough for 8 kHz
 
 
-def _tail(room, absorption, head: Hrtf, yaw: float, length: int, rng) -> np.ndarray:
+def _tail(room, absorption, head: Hrtf, yaw: float, length: int, rng, scattering) -> np.ndarray:
     """Returns noise [2, length] with the ears' expected spectra of all images at each time.
 
     Frames of shaped noise overlap by half under a sine window, so that powers add up.
     """
     frames, hop = -(-length // (_FRAME // 2)) + 1, _FRAME // 2
-    energy = directional_energy(room, absorption, np.arange(frames) * hop / RATE) / RATE
+    times = np.arange(frames) * hop / RATE
+    energy = directional_energy(room, absorption, times, scattering) / RATE
     bands, _ = _filters_of(_FRAME)
     # Bands mix as amplitudes do in an image's spectrum.
     root = np.sqrt(energy).transpose(0, 2, 1).astype(np.float32)

@@ -20,8 +20,12 @@ A single source therefore has the delays and levels of the HRTF at all frequenci
 field its coherence, and what lies between them is no worse than the linear decoder: at low
 frequencies the correction goes to zero by itself. Errors and limits are in the tests.
 
-    from jaxasa.acoustics import foa_decoder, hrtf
-    ears = foa_decoder.decode(signal, hrtf.Sphere())       # [T, 4] at 16 kHz -> [T, 2]
+    >>> import numpy as np
+    >>> from jaxasa.acoustics import foa, foa_decoder, hrtf
+    >>> noise = np.random.default_rng(0).standard_normal((16000, 1))
+    >>> ears = foa_decoder.decode(noise * foa.encode(90, 0), hrtf.Sphere())  # from the left
+    >>> ears.shape, bool(ears[:, 0].std() > ears[:, 1].std())
+    ((16000, 2), True)
 """
 
 import functools

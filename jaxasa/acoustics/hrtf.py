@@ -19,10 +19,10 @@ to the level difference. Delays are those of the shortest path around the sphere
 Schlosberg 1954 for a far source): the phase that remains is small and smooth. `sofa.read` gives
 a measured HRTF instead.
 
-    from jaxasa.acoustics import hrtf
-    head = hrtf.Sphere()
-    taps, delay = head.at([[0.0, 1.5, 0.0]])     # a source 1.5 m to the left
-    print(delay[0, 1] - delay[0, 0])             # samples by which the right ear is later
+    >>> from jaxasa.acoustics import hrtf
+    >>> taps, delay = hrtf.Sphere().at([[0.0, 1.5, 0.0]])  # a source 1.5 m to the left
+    >>> round(float(delay[0, 1] - delay[0, 0]), 1)  # samples by which the right ear is later
+    9.8
 """
 
 import functools

@@ -5,9 +5,11 @@ direction through a filter (an HRTF) needs them one by one. The geometry is Alle
 (1979): along an axis of length L, images of a source at s lie at 2 i L + s, after |i| reflections
 in each wall, and at 2 i L - s, after |i - 1| in the wall at 0 and |i| in the one at L.
 
-    from jaxasa.acoustics import images
-    room, absorption = (6, 5, 3), [0.2] * 7
-    offset, gain = images.near(room, absorption, (2, 1, 1), (4, 3, 1.5), radius=20.0)
+    >>> from jaxasa.acoustics import images
+    >>> room, absorption = (6, 5, 3), [0.2] * 7
+    >>> offset, gain = images.near(room, absorption, (2, 1, 1), (4, 3, 1.5), radius=20.0)
+    >>> offset[0].tolist(), gain.shape  # the source itself, then its images
+    ([-2.0, -2.0, -0.5], (379, 7))
 """
 
 import numpy as np

@@ -1,4 +1,11 @@
-"""Keyed randomness: every draw is a function of (seed, purpose, index), never of global state."""
+"""Keyed randomness: every draw is a function of (seed, purpose, index), never of global state.
+
+>>> from jaxasa.acoustics import keys
+>>> keys.rng(0, "yaw", 3).random() == keys.rng(0, "yaw", 3).random()
+True
+>>> keys.rng(0, "yaw", 3).random() == keys.rng(0, "gain", 3).random()
+False
+"""
 
 import zlib
 

@@ -35,7 +35,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from jaxasa.acoustics import bands, paths, rir, rooms
+from jaxasa.acoustics import bands, image_source, paths, rir, rooms
 
 HOP = 32  # samples between computed delays
 TAIL_STEP = 0.5  # metres that a source moves from one tail to the next
@@ -135,7 +135,10 @@ def _read(out, copies, low, high, arrival, gains, reflection, air, values, encod
 
 @numba.njit(cache=True)
 def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, air):
-    """Adds all images to out [4, 7, n]. x, y, z: of each axis [images, 3] sign, shift, hits."""
+    """Adds all images to out [4, 7, n]. x, y, z: [images, 3 + 7] of each axis, as _axis has them.
+
+    reflection: [hits + 1, 7], of walls that all are the loudest of their band.
+    """
     arrival, gains = np.empty(_CHUNK + 1), np.empty((5, _CHUNK + 1))
     ends = np.empty((2, len(air)))
     # A hop is heard stretched by v / c at most: twice its length is plenty.
@@ -151,6 +154,7 @@ def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, a
                 for k in range(len(z)):
                     signs[2], shifts[2] = z[k, 0], z[k, 1]
                     gain = reflection[int(x[i, 2] + y[j, 2] + z[k, 2])]
+                    gain = gain * x[i, 3:] * y[j, 3:] * z[k, 3:]
                     if gain.max() < _NOTHING:
                         continue
                     where = (points, low, high, first, signs, shifts, radius, fade)
@@ -162,14 +166,23 @@ def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, a
                         _read(out, copies, low, high, *heard, values, encoded)
 
 
-def _axis(points: np.ndarray, listener: float, size: float, radius: float) -> np.ndarray:
-    """Returns the images along one axis, [n, 3]: offset = sign * source + shift, and walls met."""
+def _axis(
+    points: np.ndarray, listener: float, size: float, radius: float, walls: np.ndarray
+) -> np.ndarray:
+    """Returns the images along one axis, [n, 3 + 7]: sign, shift, walls met, and seven gains.
+
+    offset = sign * source + shift. walls: reflection [2, 7] of the two, over that of the loudest
+    wall of the room; gains are theirs, 1 where all walls are alike.
+    """
     reach = int(radius / (2 * size)) + 1
     i, mirrored = np.divmod(np.arange(-2 * reach, 2 * reach + 2), 2)
     sign, shift = 1.0 - 2 * mirrored, 2 * i * size - listener
     ends = sign[:, None] * [points.min(), points.max()] + shift[:, None]
     near = (np.abs(ends).min(axis=1) < radius) | (ends[:, 0] * ends[:, 1] < 0)
-    return np.stack([sign, shift, np.abs(i - mirrored) + np.abs(i)], axis=1)[near].astype(float)
+    low, high = np.abs(i - mirrored), np.abs(i)
+    gains = walls[0] ** low[:, None] * walls[1] ** high[:, None]
+    images = np.concatenate([np.stack([sign, shift, low + high], axis=1), gains], axis=1)
+    return images[near].astype(float)
 
 
 def mixing_radius(path: np.ndarray, room, listener) -> float:
@@ -192,9 +205,9 @@ def early(
     """Returns direct sound and early images [4, length] float32 (W, Y, Z, X in the room's frame).
 
     dry: mono at 16 kHz, emitted from sample `start` on. path: [K, 4] (see paths), in seconds of
-    emission. absorption: [7], of all walls, per octave band. Images fade out where the tail of a
-    response comes in; full=True follows all of them until they have fallen by 60 dB. air=False
-    leaves the air's absorption out.
+    emission. absorption: [7], or [6, 7] by rooms.WALLS, per octave band. Images fade out where
+    the tail of a response comes in; full=True follows all of them until they have fallen by 60
+    dB. air=False leaves the air's absorption out.
     """
     path = np.asarray(path, float)
     radius = mixing_radius(path, room, listener)
@@ -205,9 +218,15 @@ def early(
     hops = -(-(len(dry) + 2 * _MARGIN) // HOP)
     times = (start - _MARGIN + HOP * np.arange(hops + 1)) / rir.RATE
     points = paths.at(path, times)
-    x, y, z = (_axis(points[:, c], listener[c], room[c], radius) for c in range(3))
+    walls = image_source.reflections(absorption)
+    loudest = walls.max(axis=0)
+    walls = np.divide(walls, loudest, out=np.ones_like(walls), where=loudest > 0)
+    x, y, z = (
+        _axis(points[:, c], listener[c], room[c], radius, walls[2 * c : 2 * c + 2])
+        for c in range(3)
+    )
     most = int(sum(axis[:, 2].max() for axis in (x, y, z)))
-    reflection = np.sqrt(1 - np.asarray(absorption, float)) ** np.arange(most + 1)[:, None]
+    reflection = loudest ** np.arange(most + 1)[:, None]
     out = np.zeros((4, len(rooms.BANDS), _MARGIN + length + _RING), np.float32)
     # Both the dry signal's margin and the room for it in `out` are _MARGIN: `start` remains.
     args = (out, _copies(dry, hops), points, float(start), x, y, z, radius, fade)
@@ -239,11 +258,13 @@ def tails(
     listener,
     rng: np.random.Generator,
     air: bool = True,
+    scattering: float = 0.0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields parts of the dry signal [n] and the tail [4, m] that each is heard through.
 
     The squares of the parts sum to that of the signal, and tails are independent of each other:
     so is a room's diffuse field at places half a metre apart (at 1 kHz, from 0.17 m on).
+    scattering: as in rir.response.
     """
     path = np.asarray(path, float)
     travelled = paths.travelled(path)
@@ -264,4 +285,5 @@ def tails(
         distance = math.dist(place, listener)
         ends = (float(rir.mixing_time(room, distance)),) * 2  # as images that move are followed
         seconds = rir.lasting(room, absorption, distance, air)
-        yield part, rir.high_pass(rir.late(where, ends, int(seconds * rir.RATE), rng, air))
+        late = rir.late(where, ends, int(seconds * rir.RATE), rng, air, scattering)
+        yield part, rir.high_pass(late)

@@ -73,7 +73,7 @@ def render(
         source = spec.sources[k]
         rng = keys.rng(spec.seed, "tail", spec.split, spec.index, i)
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        response = rir.response(*where, rng, full=full, air=air)
+        response = rir.response(*where, rng, full, air, spec.scattering)
         responses.append(measure(response, _distance(spec, source)))
     return _mix(spec, audio, responses, full, air)
 
@@ -113,7 +113,7 @@ def _mix(
         moved += motion.early(played, start, *where, length, full, air)
         if not full:
             rng = keys.rng(spec.seed, "moving tail", spec.split, spec.index, i)
-            for part, tail in motion.tails(played, start, *where, rng, air):
+            for part, tail in motion.tails(played, start, *where, rng, air, spec.scattering):
                 tracks.append((start, part))
                 through.append(tail)
     for entry, response in zip(scene["sources"], responses, strict=True):

@@ -133,11 +133,12 @@ def response(
     rooms.WALLS, per octave band. Time zero is sample LEAD, and the direct sound has the gain
     1 / distance. It lasts until the slowest band has fallen by 60 dB. rng draws the tail;
     full=True follows every image instead. air=False leaves the air's absorption out. scattering
-    (0 to 1) mixes the tail's directions towards the isotropic, and lets it begin earlier.
-    Raises ConfigError as rooms.validate does.
+    (0 to 1) mixes the tail's directions towards the isotropic, and lets it begin earlier; images
+    that are followed to the end know none. Raises ConfigError as rooms.validate does.
     """
     rooms.validate(room, absorption, source, listener)
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
+    rooms.check(not (full and scattering), "scattering", scattering, "0 where all are images")
     distance = math.dist(source, listener)
     seconds = lasting(room, absorption, distance, air)
     where = (room, absorption, source, listener)

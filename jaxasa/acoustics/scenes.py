@@ -6,8 +6,9 @@ it is computed from the spec that is rendered: azimuth = atan2(y, x) of the sour
 listener, less the yaw; onset = emission + d / c; a moving source is heard from where it was when
 the sound left it (paths.heard).
 
-Sources at rest, a still listener and no sensor noise are the default, and what is switched on
-is drawn from keys of its own: it moves nothing else in a scene.
+Sources at rest, a still listener, walls that are alike and no sensor noise are the default, and
+what is switched on is drawn from keys of its own: it moves nothing else in a scene (but rooms in
+which no draw of named materials has an RT60 in the range are passed over).
 
     >>> from jaxasa.acoustics import scenes
     >>> from jaxasa.config import Scenes
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxasa.acoustics import foa, keys, paths, rooms
+from jaxasa.acoustics import foa, keys, materials, paths, rooms
 from jaxasa.acoustics.spec import (  # noqa: F401  (a scene's spec is found here too)
     Clip,
     SceneSpec,
@@ -49,10 +50,11 @@ class Layout:
     """A room with a listener and places for sources, as SceneSpec has them."""
 
     room: tuple[float, float, float]
-    absorption: tuple[float, ...]
+    absorption: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rt60: float
     listener: tuple[float, float, float]
     positions: tuple[tuple[float, float, float], ...]
+    scattering: float = 0.0
 
 
 def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: int) -> SceneSpec:
@@ -62,16 +64,24 @@ def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: in
     yaw is. Raises ConfigError where the ranges leave no room for the sources.
     """
     rng = keys.rng(seed, "scene", split, index)
+    own = keys.rng(seed, "walls", split, index)
     return compose(
-        scenes, clips, seed, split, index, rng, lambda count: draw_layout(scenes, count, rng)
+        scenes, clips, seed, split, index, rng, lambda count: draw_layout(scenes, count, rng, own)
     )
 
 
-def draw_layout(scenes: Scenes, count: int, rng: np.random.Generator) -> Layout:
-    """Draws a room, a listener and `count` places; raises ConfigError where they do not fit."""
-    room, listener, positions = _place(scenes, count, rng)
-    rt60, absorption = _colour(scenes, room, rng)
-    return Layout(room, absorption, rt60, listener, tuple(positions))
+def draw_layout(
+    scenes: Scenes, count: int, rng: np.random.Generator, own: np.random.Generator
+) -> Layout:
+    """Draws a room, a listener and `count` places; raises ConfigError where they do not fit.
+
+    own: draws materials and scattering, where walls have any.
+    """
+    room, listener, positions, made = _place(scenes, count, rng, own)
+    coloured = _colour(scenes, room, rng)
+    rt60, absorption = made or coloured
+    scattering = float(own.uniform(*scenes.scattering)) if scenes.scattering else 0.0
+    return Layout(room, absorption, rt60, listener, tuple(positions), scattering)
 
 
 def compose(
@@ -137,6 +147,7 @@ def compose(
         snr=snr,
         turning=turning,
         sensor_snr=sensor_snr,
+        scattering=place.scattering,
     )
 
 
@@ -206,12 +217,15 @@ def _choose_clips(clips, count: int, scenes: Scenes, rng) -> list[Clip]:
     return chosen
 
 
-def _place(scenes: Scenes, count: int, rng):
-    """Returns room, listener and `count` source positions, all tuples of floats in metres."""
+def _place(scenes: Scenes, count: int, rng, own):
+    """Returns room, listener, `count` source positions (m), and the walls of `_made_of` or None."""
+    made = None
     for _ in range(_ATTEMPTS):
         ranges = np.array([scenes.length, scenes.width, scenes.height])
         room = rng.uniform(ranges[:, 0], ranges[:, 1])
         if rooms.sabine_floor(room) > scenes.rt60[1]:
+            continue
+        if scenes.floor and (made := _made_of(scenes, room, own)) is None:
             continue
         margin = np.minimum(_LISTENER_MARGIN, room / 4)
         low, high = margin, room - margin
@@ -221,11 +235,31 @@ def _place(scenes: Scenes, count: int, rng):
         positions = _positions(scenes, room, listener, count, rng)
         if positions is not None:
             as_tuple = tuple(room.tolist()), tuple(listener.tolist())
-            return *as_tuple, [tuple(p) for p in positions.tolist()]
+            return *as_tuple, [tuple(p) for p in positions.tolist()], made
     raise ConfigError(
         f"Scenes is {scenes.sources} sources, distance {scenes.distance}, min_separation "
         f"{scenes.min_separation}, rt60 {scenes.rt60}, expected ranges that fit in its rooms"
+        + " and materials"
+        * bool(scenes.floor)
     )
+
+
+def _made_of(scenes: Scenes, room, rng):
+    """Returns the nominal RT60 (s) and the absorption [6][7] of walls of materials.
+
+    The first of some draws whose RT60 (closed form, mean of 500 Hz and 1 kHz) is in the range;
+    None if there is none.
+    """
+    low, high = scenes.rt60
+    for _ in range(_ATTEMPTS):
+        sides = tuple(scenes.sides[i] for i in rng.integers(len(scenes.sides), size=4))
+        floor = scenes.floor[rng.integers(len(scenes.floor))]
+        ceiling = scenes.ceiling[rng.integers(len(scenes.ceiling))]
+        walls = materials.walls(sides, floor, ceiling)
+        rt60 = float(rooms.decay_time(room, walls)[2:4].mean())
+        if low <= rt60 <= high:
+            return rt60, tuple(map(tuple, walls.tolist()))
+    return None
 
 
 def _positions(scenes: Scenes, room, listener, count: int, rng) -> np.ndarray | None:

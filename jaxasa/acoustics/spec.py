@@ -28,6 +28,7 @@ from jaxasa.config import ConfigError, check, tuples
 
 NEAREST = 0.05  # metres between a source and the listener
 MOST_SOURCES = 8
+_UNUSED = {"turning": (), "sensor_snr": None, "trajectory": (), "scattering": 0.0}
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ class Source:
 class SceneSpec:
     """All that rendering needs beside the clips.
 
-    room: (length, width, height) in metres. absorption: of all walls, one per octave band of
-    rooms.BANDS. rt60: nominal, s. yaw: degrees by which the listener has turned left from the
-    room's x axis when the scene begins. snr: of the diffuse noise, dB. turning: (seconds, yaw)
-    to which the listener turns evenly, yaw going on beyond 180 degrees; empty, it keeps still.
-    sensor_snr: of the microphones' own white noise, dB; None is no such noise.
+    room: (length, width, height) in metres. absorption: per octave band of rooms.BANDS, 7 numbers
+    for all walls, or such a row for each of rooms.WALLS. rt60: nominal, s. yaw: degrees by which
+    the listener has turned left from the room's x axis when the scene begins. snr: of the diffuse
+    noise, dB. turning: (seconds, yaw) to which the listener turns evenly, yaw going on beyond 180
+    degrees; empty, it keeps still. sensor_snr: of the microphones' own white noise, dB; None is
+    no such noise. scattering: 0 to 1, how far walls mix the directions of late sound
+    (rir.response).
     """
 
     seed: int
@@ -79,7 +82,7 @@ class SceneSpec:
     index: int
     seconds: float
     room: tuple[float, float, float]
-    absorption: tuple[float, ...]
+    absorption: tuple[float, ...] | tuple[tuple[float, ...], ...]
     rt60: float
     listener: tuple[float, float, float]
     yaw: float
@@ -87,6 +90,7 @@ class SceneSpec:
     snr: float
     turning: tuple[tuple[float, float], ...] = ()
     sensor_snr: float | None = None
+    scattering: float = 0.0
 
     def yaw_at(self, seconds):
         """Returns the listener's yaw (degrees, not wrapped) at `seconds` (scalar or array)."""
@@ -98,8 +102,8 @@ def to_json(spec: SceneSpec) -> str:
     """Returns the scene as one line of JSON; from_json gives it back exactly."""
     raw = dataclasses.asdict(spec)
     for part in (raw, *raw["sources"]):
-        for name in ("turning", "sensor_snr", "trajectory"):
-            if name in part and part[name] in ((), None):
+        for name, unused in _UNUSED.items():
+            if name in part and part[name] == unused:
                 del part[name]
     return json.dumps(raw)
 
@@ -146,9 +150,9 @@ def validate(spec: SceneSpec) -> None:
         check(_number(value) and value > 0, f"SceneSpec.{name}", value, "seconds above 0")
     ok = _numbers(spec.room, 3) and all(v > 0 for v in spec.room)
     check(ok, "SceneSpec.room", spec.room, "length, width and height above 0 metres")
-    ok = _numbers(spec.absorption, len(rooms.BANDS)) and all(0 < v <= 1 for v in spec.absorption)
-    expected = f"{len(rooms.BANDS)} numbers above 0 and up to 1"
-    check(ok, "SceneSpec.absorption", spec.absorption, expected)
+    _check_absorption(spec.absorption)
+    ok = _number(spec.scattering) and 0 <= spec.scattering <= 1
+    check(ok, "SceneSpec.scattering", spec.scattering, "a share from 0 to 1")
     _check_inside("SceneSpec.listener", spec.listener, spec.room)
     for name in ("yaw", "snr"):
         value = getattr(spec, name)
@@ -160,6 +164,17 @@ def validate(spec: SceneSpec) -> None:
     check(ok, "SceneSpec.sources", spec.sources, f"1 to {MOST_SOURCES} sources")
     for i, source in enumerate(spec.sources):
         _validate_source(spec, source, f"SceneSpec.sources[{i}]")
+
+
+def _check_absorption(absorption) -> None:
+    ok = isinstance(absorption, (tuple, list))
+    by_wall = ok and len(absorption) == len(rooms.WALLS)
+    rows = absorption if by_wall else [absorption]
+    ok = ok and all(
+        _numbers(row, len(rooms.BANDS)) and all(0 < v <= 1 for v in row) for row in rows
+    )
+    expected = f"{len(rooms.BANDS)} numbers above 0 and up to 1, or such a row for each wall"
+    check(ok, "SceneSpec.absorption", absorption, expected)
 
 
 def _check_times(field: str, rows, width: int, first: float, what: str) -> None:

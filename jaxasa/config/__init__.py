@@ -23,7 +23,7 @@ from jaxasa.config.model import (
 )
 from jaxasa.config.questions import Questions
 from jaxasa.config.run import Bench, Mesh, Pretrained, Run
-from jaxasa.config.scenes import Scenes, Sounds
+from jaxasa.config.scenes import WALLS, Scenes, Sounds
 from jaxasa.config.stages import (
     POLICY_LOSSES,
     STAGES,
@@ -39,6 +39,7 @@ __all__ = [
     "EXPERTS",
     "POLICY_LOSSES",
     "STAGES",
+    "WALLS",
     "AlignStage",
     "Bench",
     "ConfigError",

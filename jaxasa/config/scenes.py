@@ -4,6 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from jaxasa.config.checks import check, check_at_least, check_range, check_share
+from jaxasa.config.materials import TABLE
+
+# What walls are made of. Data sets whose scenes set none of these do not mention them.
+MATERIALS = ("sides", "floor", "ceiling")
+WALLS = (*MATERIALS, "scattering")
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,13 @@ class Scenes:
     moving: share of sources that walk while they sound; pace: metres a second. They keep to
         `distance`; min_separation holds where they start.
     turning: share of scenes in which the listener turns; turn_rate: degrees a second.
+    sides, floor, ceiling: materials (config/materials.py) of which each of the four sides, the
+        floor and the ceiling draws one; only rooms and materials with a nominal RT60 in `rt60`
+        are kept (what is measured is longer, up to three times, where low bands outlast the
+        rest). Empty, all walls of a room are alike, and absorb what an RT60 drawn from `rt60`
+        asks for.
+    scattering: (low, high) of the share, 0 to 1, by which walls make late sound isotropic;
+        () for none.
     sensor_snr: (low, high) of the white noise of the microphones; () for none.
     responses: rooms in a bank of room responses from which the scenes of train are mixed while
         training, and none are stored; places: source positions in each. 0 stores scenes.
@@ -74,6 +86,10 @@ class Scenes:
     pace: tuple[float, float] = (0.3, 2.0)
     turning: float = 0.0
     turn_rate: tuple[float, float] = (10.0, 90.0)
+    sides: tuple[str, ...] = ()
+    floor: tuple[str, ...] = ()
+    ceiling: tuple[str, ...] = ()
+    scattering: tuple[float, ...] = ()
     sensor_snr: tuple[float, ...] = ()
     responses: int = 0
     places: int = 6
@@ -98,6 +114,7 @@ class Scenes:
         if self.sensor_snr:
             check_range(self, "sensor_snr", low=-100.0)
         check_share(self, "moving", "turning")
+        self._check_walls()
         check_at_least(self, 0, "responses")
         check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
         if self.responses:
@@ -106,3 +123,22 @@ class Scenes:
             expected = f"0.0, for scenes mixed from {self.responses} stored responses stand still"
             check(self.moving == 0, "Scenes.moving", self.moving, expected)
         check(self.sources[1] <= 8, "Scenes.sources", self.sources, "at most 8 sources")
+
+    def walls(self) -> dict:
+        """Returns the fields of WALLS that are set."""
+        return {name: value for name in WALLS if (value := getattr(self, name))}
+
+    def _check_walls(self):
+        for name in MATERIALS:
+            value, where = getattr(self, name), f"Scenes.{name}"
+            check(isinstance(value, (tuple, list)), where, value, "materials in (...)")
+            for material in value:
+                ok = isinstance(material, str) and material in TABLE
+                check(ok, where, material, "one of " + ", ".join(TABLE))
+        for name in MATERIALS:
+            ok = bool(getattr(self, name)) or not any(getattr(self, other) for other in MATERIALS)
+            expected = "materials, as sides, floor and ceiling go together"
+            check(ok, f"Scenes.{name}", getattr(self, name), expected)
+        if self.scattering:
+            check_range(self, "scattering", low=0.0)
+            check(self.scattering[1] <= 1, "Scenes.scattering", self.scattering, "shares up to 1")

@@ -66,17 +66,21 @@ def convert(
     out: Path | str,
     split: str | None = None,
     order: str = "ambix",
-    seconds: float = 10.0,
+    seconds: float | None = None,
     classes: Sequence[str] | None = None,
 ) -> records.Records:
     """Converts the data set `source` into the new folder `out`, or opens what is there already.
 
     split: for so, a file in qa/ (default train); for dcase, a part of the names to take
-    ("fold4", "dev-test"). order: channels, see foa_file.read. seconds: of a dcase window.
-    classes: names by number, where annotations have numbers. Raises `ConfigError` for a
-    layout that is not there, for nothing usable, and for an `out` of other content.
+    ("fold4", "dev-test"). order: channels, see foa_file.read. seconds: of a dcase
+    window (10). classes: names by number, where annotations have numbers. Raises `ConfigError`
+    for a layout that is not there, an argument that it has no use for, nothing usable, and an
+    `out` of other content.
     """
     check(layout in LAYOUTS, "layout", layout, "one of " + ", ".join(LAYOUTS))
+    if layout != "dcase":
+        check(seconds is None, "seconds", seconds, f"none with the layout {layout}")
+    seconds = 10.0 if seconds is None else seconds
     check(0.5 <= seconds <= 3600, "seconds", seconds, "from 0.5 to 3600")
     seconds = round(seconds / dcase.FRAME) * dcase.FRAME
     foa.from_convention(np.zeros((0, 4)), order)  # raises for a name that does not exist
@@ -88,7 +92,8 @@ def convert(
     elif layout == "so":
         items = _items(so_dataset.read(source, split or "train", classes, refused))
     else:
-        check(split is None, "split", split, "none with this layout")
+        check(split is None, "split", split, "none with the layout jsonl")
+        check(classes is None, "classes", classes, "none with the layout jsonl")
         items = _items(so_dataset.read_jsonl(source, refused))
     key = _key(layout, order, items)
     if out.exists():

@@ -5,6 +5,7 @@ scene, and a response (acoustics/rir.py) for each. A bank is a data set of recor
 room * places + place holds one response as int16 [n, 4] (W, Y, Z, X in the room's frame), with
 
     {"room", "absorption", "rt60", "listener", "position",       as SceneSpec has them
+     "scattering" where walls scatter,
      "drr": dB, "decay": s or null (RT60), both measured before rounding to int16,
      "scale": what full scale stands for}
 
@@ -76,10 +77,11 @@ class Responses:
         meta = read[0][1]
         layout = Layout(
             room=tuple(meta["room"]),
-            absorption=tuple(meta["absorption"]),
+            absorption=config.tuples(meta["absorption"]),
             rt60=meta["rt60"],
             listener=tuple(meta["listener"]),
             positions=tuple(tuple(m["position"]) for _, m in read),
+            scattering=meta.get("scattering", 0.0),
         )
         return layout, [_response(audio, m) for audio, m in read]
 
@@ -137,7 +139,7 @@ def _meta(ranges: config.Scenes, seed: int) -> dict:
         "kind": "responses",
         "seed": seed,
         "rooms": ranges.responses,
-        "scenes": {name: getattr(ranges, name) for name in _RANGES},
+        "scenes": {name: getattr(ranges, name) for name in _RANGES} | ranges.walls(),
         "rate": rir.RATE,
         "channels": "W Y Z X, ACN, SN3D",
     }
@@ -147,12 +149,16 @@ def _meta(ranges: config.Scenes, seed: int) -> dict:
 
 def _rendered(ranges: config.Scenes, seed: int, inside: range, advance) -> Iterator:
     for room in inside:
-        layout = scenes.draw_layout(ranges, ranges.places, keys.rng(seed, "bank room", room))
+        rng, own = keys.rng(seed, "bank room", room), keys.rng(seed, "bank walls", room)
+        layout = scenes.draw_layout(ranges, ranges.places, rng, own)
         where = dataclasses.asdict(layout)
         del where["positions"]
+        if not ranges.scattering:
+            del where["scattering"]
         for place, position in enumerate(layout.positions):
             rng = keys.rng(seed, "bank response", room, place)
-            signal = rir.response(layout.room, layout.absorption, position, layout.listener, rng)
+            here = (layout.room, layout.absorption, position, layout.listener)
+            signal = rir.response(*here, rng, scattering=layout.scattering)
             heard = render.measure(signal, math.dist(position, layout.listener))
             scale = float(np.abs(signal).max())
             meta = where | {

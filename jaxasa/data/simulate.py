@@ -192,8 +192,9 @@ def _plan(scenes, bank_folder, split: str, folder, seed: int, count: int, format
 
 def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, format: str):
     settings = dataclasses.asdict(scenes)
+    unset = [name for name in config.WALLS if not settings[name]]
     # These do not touch a scene.
-    for name in ("train", "dev", "benchmark", "workers", "responses", "places"):
+    for name in ("train", "dev", "benchmark", "workers", "responses", "places", *unset):
         del settings[name]
     meta = {
         "version": VERSION,

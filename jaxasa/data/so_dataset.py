@@ -33,9 +33,12 @@ _FAULTS = (ValueError, TypeError, KeyError, AttributeError, OSError)
 def read(root: Path, split: str, classes: Sequence[str] | None, refused: dict[str, str]) -> Found:
     """The sounds of a split with their sources and questions; unusable lines go to `refused`.
 
-    classes: names of the numbers in annotations/. Raises `ConfigError` where there is no
-    qa/{split}.jsonl.
+    classes: names of the numbers in annotations/{split}, which must be there then. Raises
+    `ConfigError` where it is not, and where there is no qa/{split}.jsonl.
     """
+    folder = root / "annotations" / split
+    if classes is not None and not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder, expected the annotations that classes name")
     found: Found = {}
     path = root / "qa" / f"{split}.jsonl"
     for where, line in _lines(path, refused):
@@ -52,7 +55,7 @@ def read(root: Path, split: str, classes: Sequence[str] | None, refused: dict[st
         sources += [source for source in heard if source not in sources]
         rows.append(asked)
     for audio, (sources, _) in found.items() if classes is not None else ():
-        path = root / "annotations" / split / f"{audio.stem}.csv"
+        path = folder / f"{audio.stem}.csv"
         try:
             sources[:] = _annotated(path, classes) if path.is_file() else sources
         except ConfigError as error:

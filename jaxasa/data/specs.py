@@ -16,15 +16,24 @@ from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
 
 
-def find(path: Path, index: int, sounds: Path | None) -> SceneSpec:
-    """Returns the scene of a JSON file, or scene `index` of a folder of records.
+def refuse(source: Path, what: str, given: dict) -> None:
+    """Raises ConfigError for the first of the options `given` that is not None."""
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{option} {value}: {source} is {what}, expected none with it")
 
-    sounds: the folder's bank; by default DIR/sounds, for a folder DIR/scenes/SPLIT.
+
+def find(path: Path, index: int | None, sounds: Path | None) -> SceneSpec:
+    """Returns the scene of a JSON file, or scene `index` (0) of a folder of records.
+
+    sounds: the folder's bank; by default DIR/sounds, for a folder DIR/scenes/SPLIT. Raises
+    ConfigError for either beside a JSON file.
     """
     if not path.is_dir():
+        refuse(path, "a scene in JSON", {"--index": index, "--sounds": sounds})
         return read(path)
     bank = Bank.load(path.parent.parent / "sounds" if sounds is None else sounds)
-    return of_record(Records(path), index, bank)
+    return of_record(Records(path), index or 0, bank)
 
 
 def read(path: Path) -> SceneSpec:

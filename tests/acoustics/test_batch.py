@@ -53,6 +53,8 @@ def test_full_mode_flat_walls_and_walls_of_their_own():
     shape = batch.plan(*where, full=True, air=False)
     assert not shape.octaves
     found = np.asarray(batch.responses(*where, jax.random.key(0), shape))
+    with pytest.raises(ConfigError, match="scattering is 0.5, expected 0"):
+        batch.responses(*where, jax.random.key(0), shape, 0.5)
     for s in range(2):
         expected = rir.response(
             SIZES[0], walls, SOURCES[0, s], LISTENERS[0], keys.rng(0), full=True, air=False
@@ -72,7 +74,9 @@ def test_a_room_is_the_same_alone_and_in_a_batch(made):
 def test_scattering_reaches_the_tail(made):
     shape, draws = made
     start = rir.LEAD + int(rooms.mixing_time(SIZES[1]) * rir.RATE)
-    scattered = np.asarray(batch.responses(*BATCH, jax.random.key(0), shape, 1.0))
+    each = np.array([0.0, 1.0])  # of each room its own
+    scattered = np.asarray(batch.responses(*BATCH, jax.random.key(0), shape, each))
+    np.testing.assert_allclose(scattered[0], draws[0, 0], atol=2e-5)
     shares = []
     for responses in (draws[:, 1], scattered[None, 1]):
         energy = (responses[..., start:].astype(float) ** 2).sum(axis=(0, 1, 3))

@@ -8,7 +8,7 @@ import pytest
 
 from jaxasa.acoustics import bands as octaves
 from jaxasa.acoustics import binaural, binaural_rir, hrtf, images, keys, render, rir, rooms, scenes
-from jaxasa.config import Scenes
+from jaxasa.config import ConfigError, Scenes
 
 RATE = 16_000
 HEAD = hrtf.Sphere()
@@ -337,3 +337,34 @@ def test_many_images_are_added_in_parts(monkeypatch):
     whole = binaural_rir._add_up(offset, gain, HEAD, 600)
     monkeypatch.setattr(binaural_rir, "_CHUNK", 7)
     np.testing.assert_allclose(binaural_rir._add_up(offset, gain, HEAD, 600), whole, atol=1e-6)
+
+
+def test_walls_that_scatter_send_late_sound_from_everywhere():
+    room, times = (9.0, 8.0, 2.4), np.array([0.05, 0.2, 0.4])
+    walls = rooms.absorption(room, 0.5)
+    own = binaural_rir.directional_energy(room, walls, times)
+    half, whole = (binaural_rir.directional_energy(room, walls, times, s) for s in (0.5, 1.0))
+    np.testing.assert_allclose(whole, np.broadcast_to(whole[:, :1], whole.shape), rtol=1e-9)
+    np.testing.assert_allclose(half, (own + whole) / 2, rtol=1e-9)
+    np.testing.assert_allclose(whole[:, 0], rooms.tail_energy(room, walls, times)[:, 0], rtol=1e-9)
+
+
+def test_ears_hear_the_walls_and_scattering_of_the_spec():
+    walls = tuple(map(tuple, np.linspace(0.2, 0.9, 6)[:, None].repeat(7, 1).tolist()))
+    clips = [scenes.Clip("0", "bell", "t", 0.5)]
+    ranges = Scenes(train=1, dev=1, benchmark=1, seconds=1.5, sources=(1, 1), snr=(90.0, 90.0))
+    spec = scenes.draw(ranges, clips, 0, "train", 0)
+    spec = dataclasses.replace(spec, absorption=walls, scattering=1.0)
+    found, scene = binaural.render(spec, _clip)
+    source, start = spec.sources[0], round(spec.sources[0].onset * rir.RATE)
+    where = (spec.room, np.array(walls), source.position, spec.listener, hrtf.load("sphere"))
+    rng = keys.rng(0, "binaural tail", "train", 0, 0)
+    ears = binaural_rir.response(*where, spec.yaw, rng, scattering=1.0)
+    dry = render.dry(source, _clip("0"))
+    expected = np.zeros_like(found)
+    for ear in (0, 1):
+        heard = np.convolve(dry, ears[ear])[rir.LEAD :][: len(found) - start]
+        expected[start : start + len(heard), ear] = heard * scene["gain"]
+    assert np.abs(found - expected).max() < 2e-3 * np.abs(found).max()
+    with pytest.raises(ConfigError, match="scattering is 1.0, expected 0"):
+        binaural_rir.response(*where, spec.yaw, rng, full=True, scattering=1.0)

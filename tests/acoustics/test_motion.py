@@ -107,9 +107,12 @@ def test_a_source_at_rest_has_the_response_of_its_place():
     assert np.abs(found[:, :100]).max() < 1e-2 * np.abs(found).max()
 
 
-def test_all_images_of_a_source_at_rest_are_the_full_response():
+@pytest.mark.parametrize("by_wall", [False, True])
+def test_all_images_of_a_source_at_rest_are_the_full_response(by_wall):
     place = (3.4, 2.9, 1.1)
     absorption = rooms.absorption(ROOM, 0.16)
+    if by_wall:  # each wall another, and one that reflects nothing
+        absorption = np.linspace(0.4, 1.0, 6)[:, None] * np.linspace(0.8, 1.0, 7)
     response = rir.response(ROOM, absorption, place, LISTENER, None, full=True)
     dry = np.random.default_rng(1).standard_normal(64).astype(np.float32)
     expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
@@ -188,3 +191,19 @@ def test_energy_decays_as_at_rest():
     windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down
     level = 10 * np.log10(windows[0] / windows[1])
     assert np.abs(level).max() < 2.5 and abs(level.mean()) < 0.7
+
+
+@pytest.mark.parametrize("scattering", [0.0, 1.0])
+def test_walls_that_scatter_make_the_tails_isotropic(scattering):
+    flat, listener = (9.0, 8.0, 2.4), (4.0, 4.0, 1.2)
+    path = np.array([[0.0, 3.0, 3.0, 1.2], [0.5, 3.5, 3.0, 1.2]])
+    dry, walls = np.ones(8000, np.float32), rooms.absorption(flat, 0.5)
+    rng = np.random.default_rng(0)
+    energy = sum(
+        (late[:, 3000:] ** 2).sum(axis=1)
+        for _, late in motion.tails(dry, 0, path, flat, walls, listener, rng, True, scattering)
+    )
+    if scattering:
+        np.testing.assert_allclose(energy[1:] / energy[0], 1 / 3, rtol=0.15)
+    else:
+        assert energy[2] / energy[0] < 0.2  # little arrives from above or below

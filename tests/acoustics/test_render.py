@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import convolve, foa, render, rir, rooms, scenes
+from jaxasa.acoustics import convolve, foa, keys, materials, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
 
 RATE = 16000
@@ -188,6 +188,23 @@ def test_mix_is_render_with_the_responses_given():
         render.mix(moving, _noise_clip, responses[:1])
     with pytest.raises(ConfigError, match="responses is 1"):
         render.mix(spec, _noise_clip, responses[:1])
+
+
+OFFICE = materials.walls("plasterboard", "carpet", "ceiling_tile")
+
+
+def test_a_scene_has_the_walls_and_scattering_of_its_spec():
+    walls = tuple(map(tuple, OFFICE.tolist()))
+    spec = _spec(absorption=walls, scattering=0.7)
+    found, scene = render.render(spec, _noise_clip)
+    where = (spec.room, OFFICE, spec.sources[0].position, spec.listener)
+    response = rir.response(*where, keys.rng(0, "tail", "train", 0, 0), scattering=0.7)
+    heard = render.measure(response, math.dist(*where[2:]))
+    assert (scene["rt60"], scene["sources"][0]["drr"]) == (heard.rt60, heard.drr)
+    expected, _ = render.mix(spec, _noise_clip, [heard])
+    np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ConfigError, match="scattering is 0.7, expected 0"):
+        render.render(spec, _noise_clip, full=True)
 
 
 def test_a_moving_scene_is_rendered_whole_and_alike_each_time():

@@ -1,10 +1,12 @@
 import dataclasses
+import hashlib
+import json
 import math
 
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import rooms, scenes
+from jaxasa.acoustics import materials, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
 
 CONFIG = Scenes(train=1, dev=1, benchmark=1)
@@ -92,31 +94,8 @@ def test_rooms_differ_in_colour(drawn):
     assert np.std(np.log(decays[:, 5] / decays[:, 1])) > 0.15
 
 
-def test_json_round_trip(drawn):
-    for spec in drawn[:20]:
-        assert scenes.from_json(scenes.to_json(spec)) == spec
-
-
-def _plain(**changes) -> scenes.SceneSpec:
-    source = scenes.Source("bell", "c", "t", 0.5, 1.0, 1.0, 3.0, (3.0, 4.0, 1.5))
-    spec = scenes.SceneSpec(
-        seed=0,
-        split="train",
-        index=12,
-        seconds=4.0,
-        room=(6.0, 5.0, 3.0),
-        absorption=(0.3,) * 7,
-        rt60=0.4,
-        listener=(3.0, 2.0, 1.5),
-        yaw=30.0,
-        sources=(source,),
-        snr=30.0,
-    )
-    return dataclasses.replace(spec, **changes)
-
-
-def test_description_is_in_the_listeners_frame():
-    scene = scenes.describe(_plain())
+def test_description_is_in_the_listeners_frame(bell):
+    scene = scenes.describe(bell)
     (source,) = scene["sources"]
     assert scene["id"] == "train/000012"
     assert scene["volume"] == pytest.approx(90)
@@ -128,8 +107,8 @@ def test_description_is_in_the_listeners_frame():
     assert source["level"] == 3.0
 
 
-def test_turn_rotates_azimuths_only():
-    scene = scenes.describe(_plain())
+def test_turn_rotates_azimuths_only(bell):
+    scene = scenes.describe(bell)
     turned = scenes.turn(scene, 150.0)
     assert turned["sources"][0]["azimuth"] == pytest.approx(-150)
     assert scene["sources"][0]["azimuth"] == pytest.approx(60)
@@ -138,44 +117,29 @@ def test_turn_rotates_azimuths_only():
     assert all(scene["sources"][0][k] == v for k, v in back["sources"][0].items())
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"room": (6.0, -5.0, 3.0)}, "SceneSpec.room.*-5"),
-        ({"listener": (7.0, 2.0, 1.5)}, "SceneSpec.listener.*7.0"),
-        ({"absorption": (0.3,) * 6}, "SceneSpec.absorption.*0.3"),
-        ({"absorption": (1.5,) * 7}, "SceneSpec.absorption.*1.5"),
-        ({"yaw": float("nan")}, "SceneSpec.yaw.*nan"),
-        ({"seconds": 0}, "SceneSpec.seconds.*0"),
-        ({"sources": ()}, "SceneSpec.sources"),
-        ({"index": -1}, "SceneSpec.index.*-1"),
-    ],
-)
-def test_bad_scene_names_field_and_value(changes, words):
-    with pytest.raises(ConfigError, match=words):
-        scenes.validate(_plain(**changes))
+def _rounded(value):
+    """Floats to nine digits: another processor may differ in the last."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"position": (3.0, 4.0, 9.0)}, r"sources\[0\].position.*9.0"),
-        ({"position": (3.0, 2.0, 1.5)}, r"sources\[0\].position.*0.05 m"),
-        ({"onset": 4.5}, r"sources\[0\].onset.*4.5"),
-        ({"speed": 0}, r"sources\[0\].speed.*0"),
-    ],
-)
-def test_bad_source_names_field_and_value(changes, words):
-    source = dataclasses.replace(_plain().sources[0], **changes)
-    with pytest.raises(ConfigError, match=words):
-        scenes.validate(_plain(sources=(source,)))
+def test_scenes_at_rest_are_what_they_always_were():
+    """The digest is of 400 scenes of the version before anything could move.
 
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sources": [{"label": "x"}]}', "null"])
-def test_bad_json_is_one_line(text):
-    with pytest.raises(ConfigError) as error:
-        scenes.from_json(text)
-    assert "\n" not in str(error.value)
+    Absorption is left out: it follows from the room and its RT60, as rooms.py calibrates it.
+    """
+    digest = hashlib.sha256()
+    as_demo = dataclasses.replace(CONFIG, seconds=4.0, speed=(0.85, 1.15))
+    for ranges in (CONFIG, as_demo):
+        for split in ("train", "dev"):
+            for i in range(100):
+                raw = json.loads(scenes.to_json(scenes.draw(ranges, CLIPS, 5, split, i)))
+                del raw["absorption"]
+                digest.update(json.dumps(_rounded(raw)).encode())
+    assert digest.hexdigest() == "8b9dbd04bd85b7c21a70ebadc856ca2361e354e1d8a1f5e1c769020f37d8eb49"
 
 
 def test_impossible_ranges_are_refused():
@@ -192,14 +156,58 @@ MOVING = dataclasses.replace(CONFIG, moving=0.5, pace=(0.5, 2.0), turning=0.5, s
 
 def test_what_is_switched_on_moves_nothing_else():
     more = dataclasses.replace(
-        CONFIG, moving=1.0, turning=1.0, turn_rate=(20.0, 60.0), sensor_snr=(30.0, 50.0)
+        CONFIG,
+        moving=1.0,
+        turning=1.0,
+        turn_rate=(20.0, 60.0),
+        sensor_snr=(30.0, 50.0),
+        scattering=(0.2, 0.8),
     )
     for i in range(40):
         plain, spec = (scenes.draw(c, CLIPS, 7, "train", i) for c in (CONFIG, more))
         assert spec.turning and 30 <= spec.sensor_snr <= 50
         assert all(s.trajectory for s in spec.sources)
         still = [dataclasses.replace(s, trajectory=()) for s in spec.sources]
-        assert dataclasses.replace(spec, sources=tuple(still), turning=(), sensor_snr=None) == plain
+        off = {"turning": (), "sensor_snr": None, "scattering": 0.0}
+        assert 0.2 <= spec.scattering <= 0.8
+        assert dataclasses.replace(spec, sources=tuple(still), **off) == plain
+
+
+MADE = dataclasses.replace(
+    CONFIG,
+    sides=("plasterboard", "window", "curtains"),
+    floor=("carpet", "linoleum"),
+    ceiling=("ceiling_tile", "mineral_wool"),
+    rt60=(0.2, 1.0),
+)
+
+
+def test_walls_are_of_the_materials_named():
+    """Each side draws its own, and all that are named are drawn."""
+    seen = {name: set() for name in rooms.WALLS}
+    alike = 0
+    for i in range(60):
+        spec = scenes.draw(MADE, CLIPS, 7, "train", i)
+        scenes.validate(spec)
+        assert scenes.from_json(scenes.to_json(spec)) == spec
+        decay = rooms.decay_time(spec.room, spec.absorption)[2:4].mean()
+        assert spec.rt60 == pytest.approx(decay) and 0.2 <= spec.rt60 <= 1.0
+        for wall, row in zip(rooms.WALLS, spec.absorption, strict=True):
+            seen[wall].add(row)
+        alike += len(set(spec.absorption[:4])) == 1
+    table = materials.TABLE
+    for wall, found in seen.items():
+        names = getattr(MADE, wall) if wall in ("floor", "ceiling") else MADE.sides
+        assert found == {table[name] for name in names}
+    assert alike < 20
+    for source in scenes.describe(spec)["sources"]:
+        assert source["drr"] == rooms.expected_drr(spec.room, spec.absorption, source["distance"])
+
+
+def test_materials_that_no_room_can_have_in_the_range_are_refused():
+    hard = dataclasses.replace(MADE, sides=("marble",), floor=("marble",), ceiling=("marble",))
+    with pytest.raises(ConfigError, match=r"rt60 \(0.2, 1.0\), expected .*materials"):
+        scenes.draw(hard, CLIPS, 7, "train", 0)
 
 
 def test_moving_sources_and_turning_listeners_keep_to_their_ranges():
@@ -262,9 +270,10 @@ def test_shares_that_do_not_fit_are_refused():
         scenes.draw(crowd, clips, 0, "train", 0)
 
 
-def test_a_moving_source_is_described_at_every_frame():
+def test_a_moving_source_is_described_at_every_frame(bell):
     path = ((2.5, 1.0, 4.0, 1.5),)  # from (3, 4): 2 m ahead of the listener's left, 1 m/s
-    spec = _plain(sources=(dataclasses.replace(_plain().sources[0], trajectory=path),), yaw=0.0)
+    walks = dataclasses.replace(bell.sources[0], trajectory=path)
+    spec = dataclasses.replace(bell, sources=(walks,), yaw=0.0)
     (source,) = scenes.describe(spec)["sources"]
     rows = np.array(source["trajectory"])
     times = scenes.frames(spec.seconds)
@@ -277,19 +286,19 @@ def test_a_moving_source_is_described_at_every_frame():
     # The start values are those of the onset; the offset is heard from further away.
     assert source["azimuth"] == pytest.approx(90) and source["distance"] == pytest.approx(2)
     assert source["offset"] == pytest.approx(1.5 + np.hypot(2, 1) / 343)
-    at_rest = scenes.describe(_plain())
+    at_rest = scenes.describe(bell)
     assert "trajectory" not in at_rest["sources"][0] and "yaw" not in at_rest
 
 
-def test_a_turning_listener_hears_what_rests_go_round():
-    spec = _plain(turning=((1.0, 30.0), (3.0, 250.0)))
+def test_a_turning_listener_hears_what_rests_go_round(bell):
+    spec = dataclasses.replace(bell, turning=((1.0, 30.0), (3.0, 250.0)))
     scene = scenes.describe(spec)
     (source,) = scene["sources"]
     yaw = np.interp(scenes.frames(4.0), [1.0, 3.0], [30.0, 250.0])
     azimuth = np.array(source["trajectory"])[:, 0]
     np.testing.assert_allclose(np.exp(1j * np.radians(azimuth + yaw)), 1j, atol=1e-9)
     np.testing.assert_allclose(scene["yaw"], (yaw + 180) % 360 - 180, atol=1e-9)
-    late = _plain(turning=((0.1, 30.0), (0.4, 75.0)))
+    late = dataclasses.replace(bell, turning=((0.1, 30.0), (0.4, 75.0)))
     assert scenes.describe(late)["sources"][0]["azimuth"] == pytest.approx(90 - 75)
 
 

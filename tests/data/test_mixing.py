@@ -82,6 +82,29 @@ def test_a_bank_holds_the_responses_of_its_rooms(whole):
     np.testing.assert_array_equal(one.signal, heard[2].signal)
 
 
+def test_a_bank_keeps_the_walls_of_its_rooms(bank, whole, tmp_path):
+    made = dataclasses.replace(
+        RANGES,
+        sides=("curtains", "acoustic_plaster"),
+        floor=("carpet",),
+        ceiling=("ceiling_tile",),
+        scattering=(0.2, 0.9),
+        responses=2,
+    )
+    found = responses.build(made, tmp_path / "responses", 3)
+    assert "floor" not in whole._records.manifest["scenes"]
+    assert found._records.manifest["scenes"]["floor"] == ["carpet"]
+    layout, heard = found.read(1, [2])
+    assert np.shape(layout.absorption) == (6, 7) and 0.2 <= layout.scattering <= 0.9
+    where = (layout.room, layout.absorption, layout.positions[0], layout.listener)
+    rng = keys.rng(3, "bank response", 1, 2)
+    expected = rir.response(*where, rng, scattering=layout.scattering)
+    off = np.abs(heard[0].signal - expected).max()
+    assert off <= 0.51 * np.abs(expected).max() / records.SCALE
+    spec, _ = Mixed(made, bank.folder, found.folder, 7).draw(0)
+    assert spec.scattering > 0 and np.shape(spec.absorption) == (6, 7)
+
+
 def test_a_mixed_scene_is_the_scene_rendered(bank, mixed):
     """Against the responses before they were rounded to 16 bits."""
     counts = []
