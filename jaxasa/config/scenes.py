@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from jaxasa.config.checks import check, check_at_least, check_range, check_share
 
+ENGINES = ("jaxasa", "pyroomacoustics")
+
 
 @dataclass(frozen=True)
 class Sounds:
@@ -51,6 +53,8 @@ class Scenes:
         `distance`; min_separation holds where they start.
     turning: share of scenes in which the listener turns; turn_rate: degrees a second.
     sensor_snr: (low, high) of the white noise of the microphones; () for none.
+    engine: whose room responses: "jaxasa", or "pyroomacoustics", another simulator to test on
+        (acoustics/pyroom.py; sources stand still, FOA only, 10 to 100 times the time).
     responses: rooms in a bank of room responses from which the scenes of train are mixed while
         training, and none are stored; places: source positions in each. 0 stores scenes.
     """
@@ -75,6 +79,7 @@ class Scenes:
     turning: float = 0.0
     turn_rate: tuple[float, float] = (10.0, 90.0)
     sensor_snr: tuple[float, ...] = ()
+    engine: str = "jaxasa"
     responses: int = 0
     places: int = 6
     shard: int = 100
@@ -99,6 +104,11 @@ class Scenes:
             check_range(self, "sensor_snr", low=-100.0)
         check_share(self, "moving", "turning")
         check_at_least(self, 0, "responses")
+        check(self.engine in ENGINES, "Scenes.engine", self.engine, "one of " + ", ".join(ENGINES))
+        if self.engine != "jaxasa":
+            expected = f"0, for Scenes.engine is {self.engine!r}"
+            check(self.moving == 0, "Scenes.moving", self.moving, expected)
+            check(self.responses == 0, "Scenes.responses", self.responses, expected)
         check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
         if self.responses:
             most, expected = self.sources[1], "at least as many as Scenes.sources"
