@@ -79,7 +79,10 @@ def parser() -> argparse.ArgumentParser:
     _add_order(verb)
     verb.add_argument("--seconds", type=float, default=10.0, help="of a dcase window (10)")
     verb.add_argument(
-        "--classes", type=Path, metavar="FILE", help="class names by number, a line each"
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help='class names by number, a line each; "-": windows with that class are left out',
     )
 
     verb = _verb(
@@ -244,7 +247,7 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
     parts = bench.add_subparsers(
-        metavar="{build,run,score,audit,doa,seld,report,speed}", required=True
+        metavar="{build,run,external,score,audit,doa,seld,report,speed}", required=True
     )
 
     verb = _verb(
@@ -268,6 +271,22 @@ def _add_bench(verbs) -> None:
     )
     verb.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="checkpoint or export")
     _add_split(verb)
+    _add_work(verb)
+
+    verb = _verb(
+        parts,
+        "external",
+        "Tries a model on scenes unlike its training's: suite, answers with controls, report.",
+        "Reads a checkpoint with its config, over which gin files say what is different; or the\n"
+        "recordings that `jaxasa import dcase` put into DIR/scenes/benchmark.",
+        "DIR: sounds, scenes/benchmark, benchmark, predictions, results.json, report",
+        "jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/outside \\\n"
+        "      --gin_file gin/data/outside_large.gin\n"
+        "  jaxasa import dcase STARSS23 runs/starss/scenes/benchmark --split dev-test \\\n"
+        "      --seconds 4 --classes gin/data/starss23_classes.txt\n"
+        "  jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/starss",
+    )
+    verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
     _add_work(verb)
 
     verb = _verb(

@@ -47,7 +47,10 @@ def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
             assert level == pytest.approx(expected, abs=0.5)
             own = 10 * np.log10(np.mean(ours[part, 0] ** 2) / described["gain"] ** 2)
             assert level == pytest.approx(own, abs=0.3)
-            before, after = theirs[max(start - 60, 0) : start - 20, 0], theirs[start : start + 40, 0]
+            before, after = (
+                theirs[max(start - 60, 0) : start - 20, 0],
+                theirs[start : start + 40, 0],
+            )
             assert np.abs(before).max() < 0.2 * np.abs(after).max()
             heard += 1
     assert heard >= 15
