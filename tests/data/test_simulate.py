@@ -135,7 +135,7 @@ def test_the_manifest_says_what_rendered(whole):
 def test_half_a_set_of_another_backend_is_not_mixed(bank, whole, tmp_path, monkeypatch):
     shard = next(whole.folder.glob("*.array_record"))
     (tmp_path / shard.name).write_bytes(shard.read_bytes())
-    monkeypatch.setattr(simulating, "_backend", lambda: {"numba": "0"})
+    monkeypatch.setattr(simulating, "_backend", lambda engine: {"numba": "0"})
     with pytest.raises(ConfigError, match="other settings"):
         simulate(ONE_WORKER, bank.folder, "train", tmp_path, 7, COUNT)
     # A complete one is opened: an upgrade does not cost a data set.
