@@ -13,7 +13,7 @@ import soundfile
 
 from jaxasa import cli, config, gin_io, steps
 from jaxasa.acoustics import scenes
-from jaxasa.bench import audit, baselines, build, others, report, run, slots, suite
+from jaxasa.bench import audit, baselines, build, explorer, others, report, run, slots, suite
 from jaxasa.config import ConfigError
 from jaxasa.data import convert, records
 
@@ -133,9 +133,10 @@ def test_the_suite_says_whose_scenes_it_has(built):
         assert not scene["id"].endswith("@8") or scene["id"] not in used
 
 
-def test_the_report_is_written_of_them(built, tmp_path):
+def test_the_report_is_written_of_them(built, tmp_path, monkeypatch):
     if built.far:
         return  # what is not known is what could stop it
+    monkeypatch.setattr(explorer, "MOST", 0)  # bytes of sound in the page: none, which is quick
     readers = {"oracle": baselines.oracle(CLASSES)}
     made = run.run({}, {}, built.suite, tmp_path, config.Bench(bootstrap=50), readers=readers)
     assert made["systems"]["oracle"]["overall"]["accuracy"] == 1
@@ -145,6 +146,27 @@ def test_the_report_is_written_of_them(built, tmp_path):
     page = report.write(tmp_path, benchmark=built.suite).read_text()
     assert "windows of recordings in DCASE" in page and "nan" not in page.lower().split()
     assert "median factor between found and true distance" not in page
+
+
+def test_an_imported_set_needs_no_sounds_and_no_simulation(built, monkeypatch):
+    if not built.far:
+        return
+    asked = gin_io.load(["run/demo.gin", "data/external.gin"])[0]
+    monkeypatch.setattr(steps.load, "read_meta", lambda model: {"classes": CLASSES})
+    monkeypatch.setattr(steps, "benchmark", lambda run, folder, split, model: {"answered": model})
+    monkeypatch.setattr(steps, "write_report", lambda folder, split: None)
+    for name in ("sound_bank", "scenes"):
+        monkeypatch.setattr(steps, name, None)
+    folder = built.root / "work"
+    folder.mkdir()
+    (folder / "scenes").symlink_to(built.root / "scenes")
+    assert steps.external(asked, folder, Path("model")) == {"answered": Path("model")}
+    items = suite.load(folder / "benchmark")
+    assert {i.task for i in items} <= set(asked.questions.tasks)
+    assert len(items) <= asked.bench.l1 + asked.bench.l2 + asked.bench.l3
+    monkeypatch.setattr(steps.load, "read_meta", lambda model: {"classes": CLASSES[1:]})
+    with pytest.raises(ConfigError, match=r"classes of the scenes is \['bird'\]"):
+        steps.external(asked, folder, Path("model"))
 
 
 def _heard(scene):
