@@ -280,10 +280,10 @@ def _add_bench(verbs) -> None:
         "Reads a checkpoint with its config, over which gin files say what is different; or the\n"
         "recordings that `jaxasa import dcase` put into DIR/scenes/benchmark.",
         "DIR: sounds, scenes/benchmark, benchmark, predictions, results.json, report",
-        "jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/outside \\\n"
-        "      --gin_file gin/data/outside_large.gin\n"
-        "  jaxasa import dcase STARSS23 runs/starss/scenes/benchmark --split dev-test \\\n"
-        "      --seconds 4 --classes gin/data/starss23_classes.txt\n"
+        "jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/outside "
+        "--gin_file gin/data/outside_large.gin\n"
+        "  jaxasa import dcase STARSS23 runs/starss/scenes/benchmark --split dev-test --seconds 4 "
+        "--classes gin/data/starss23_classes.txt\n"
         "  jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/starss",
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
