@@ -3,6 +3,8 @@
 Labels say what sounds, where and when, and perhaps how far; a question for which more must be
 known (RT60, levels, a DRR) is not asked. Windows that are silent, have two sounds of one class,
 more than three, or less than the full length, are left out.
+Where the set has fewer than four classes (STARSS23 has three that the demo knows), nothing asks
+for a name: options that are never right would give it away.
 
 A class, an azimuth, an elevation and a distance mean in DCASE's labels what they mean in ours.
 Onsets and offsets are rounded to 100 ms there; what is compared in time is 0.3 s apart at least. A

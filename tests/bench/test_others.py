@@ -15,7 +15,7 @@ from jaxasa import cli, config, gin_io, steps
 from jaxasa.acoustics import scenes
 from jaxasa.bench import audit, baselines, build, explorer, others, report, run, slots, suite
 from jaxasa.config import ConfigError
-from jaxasa.data import convert, records
+from jaxasa.data import convert, dcase, records
 
 path = Path(__file__).parents[1] / "data" / "test_answers.py"
 spec = importlib.util.spec_from_file_location("answers", path)
@@ -212,3 +212,28 @@ def test_what_cannot_be_compared_is_refused(built, tmp_path, monkeypatch):
         others.layout(source)
     assert not others.is_imported(tmp_path)
     assert cli.main(["bench", "external", str(tmp_path), "--workdir", str(tmp_path / "w")]) == 2
+
+
+def test_with_three_classes_in_common_no_question_asks_for_a_name(built, tmp_path):
+    """Four names could not be offered without some that are never right."""
+    if not built.far:
+        return
+    text = (Path(__file__).parents[2] / "gin/data/starss23_classes.txt").read_text()
+    assert dict(zip(dcase.STARSS23, text.split(), strict=True)) == {
+        **dict.fromkeys(dcase.STARSS23, convert.NAMELESS),
+        **{"woman": "speech", "man": "speech", "footsteps": "steps"},
+        **{"music": "music", "instrument": "music"},
+    }
+    three = [*["music", "speech", "steps"] * 3][:8] + [convert.NAMELESS]
+    folder = tmp_path / "imported"
+    convert.convert("dcase", built.root / "set", folder, seconds=SECONDS, classes=three)
+    asked = types.SimpleNamespace(
+        bench=config.Bench(l1=20, l2=20, l3=20, audit=0),
+        questions=gin_io.load(["run/demo.gin"])[0].questions,
+        seed=0,
+    )
+    items = build.build(asked, tmp_path / "none", folder, tmp_path / "suite")
+    assert {i.task for i in items} >= {"azimuth", "where_in_time", "turn"}
+    assert not {o for i in items for o in i.options} & set(three)
+    left = suite.manifest(tmp_path / "suite")["left_out"]
+    assert {"heard", "first", "at", "nearest", "turn_at", "face"} <= set(left)
