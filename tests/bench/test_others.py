@@ -236,4 +236,4 @@ def test_with_three_classes_in_common_no_question_asks_for_a_name(built, tmp_pat
     assert {i.task for i in items} >= {"azimuth", "where_in_time", "turn"}
     assert not {o for i in items for o in i.options} & set(three)
     left = suite.manifest(tmp_path / "suite")["left_out"]
-    assert {"heard", "first", "at", "nearest", "turn_at", "face"} <= set(left)
+    assert {"heard", "first", "at", "nearest", "turn_at"} <= set(left)
