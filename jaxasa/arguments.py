@@ -78,8 +78,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--split", help="so: a file in qa/ (train); dcase: a part of file names")
     _add_order(verb)
     verb.add_argument("--seconds", type=float, help="of a dcase window (10)")
-    helped = "dcase, so: class names by number, a line each"
-    verb.add_argument("--classes", type=Path, metavar="FILE", help=helped)
+    verb.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help='dcase, so: class names by number, a line each; "-": windows with it are left out',
+    )
 
     verb = _verb(
         verbs,
@@ -242,7 +246,7 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
     parts = bench.add_subparsers(
-        metavar="{build,run,score,audit,doa,seld,report,speed}", required=True
+        metavar="{build,run,external,score,audit,doa,seld,report,speed}", required=True
     )
 
     verb = _verb(
@@ -266,6 +270,22 @@ def _add_bench(verbs) -> None:
     )
     verb.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="checkpoint or export")
     _add_split(verb)
+    _add_work(verb)
+
+    verb = _verb(
+        parts,
+        "external",
+        "Tries a model on scenes unlike its training's: suite, answers with controls, report.",
+        "Reads a checkpoint with its config, over which gin files say what is different; or the\n"
+        "recordings that `jaxasa import dcase` put into DIR/scenes/benchmark.",
+        "DIR: sounds, scenes/benchmark, benchmark, predictions, results.json, report",
+        "jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/outside "
+        "--gin_file gin/data/outside_large.gin\n"
+        "  jaxasa import dcase STARSS23 runs/starss/scenes/benchmark --split dev-test --seconds 4 "
+        "--classes gin/data/starss23_classes.txt\n"
+        "  jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/starss",
+    )
+    verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
     _add_work(verb)
 
     verb = _verb(

@@ -246,6 +246,21 @@ def bench_run(options: argparse.Namespace) -> Result:
     return results
 
 
+def bench_external(options: argparse.Namespace) -> Result:
+    from jaxasa import steps
+
+    own = options.checkpoint / "config.gin"
+    begun = (options.workdir / "config.gin").is_file()
+    if own.is_file() and (options.gin_file or not begun):
+        options.gin_file = [str(own), *options.gin_file]
+    run, _, folder = _workdir(options)
+    results = steps.external(run, folder, options.checkpoint)
+    for name, scores in results["systems"].items():
+        _print_scores(name, scores)
+    print(folder / "report" / "index.html")
+    return results
+
+
 def bench_score(options: argparse.Namespace) -> Result:
     from jaxasa.bench import free, score
 
@@ -412,6 +427,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "train": train,
     "bench build": bench_build,
     "bench run": bench_run,
+    "bench external": bench_external,
     "bench score": bench_score,
     "bench audit": bench_audit,
     "bench doa": bench_doa,

@@ -15,14 +15,14 @@ DIR/report/  DIR/export/
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from jaxasa import ask, config, stages, workdir
-from jaxasa.bench import audit, baselines, build, controls, doa, report, slots, suite
+from jaxasa.bench import audit, baselines, build, controls, doa, others, report, slots, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
-from jaxasa.data import responses, simulate, sounds
+from jaxasa.data import records, responses, simulate, sounds
 from jaxasa.hf import export, load
 from jaxasa.workdir import scenes_of
 
@@ -118,6 +118,7 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
     loaded = {stage: ask.Model.load(path) for stage, path in models.items()}
     marks = {stage: model.digest for stage, model in loaded.items()}
     last = loaded[list(models)[-1]]
+    _check_known(suite.manifest(where)["classes"], last.classes)
     readers = {
         "oracle": baselines.oracle(last.classes),
         "slots": baselines.reader(last.describe, last.classes, "slots", where.parent / slots.FILE),
@@ -128,6 +129,43 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
     results = bench_run.run(systems, loaded, where, where.parent, run.bench, marks, readers)
     audit.add_scores(where, results)
     return results
+
+
+def external(run: config.Run, folder: Path, model: Path) -> dict:
+    """Tries a model on scenes unlike its training's: suite, answers and report in `folder`.
+
+    Those scenes are imported ones where DIR/scenes/benchmark holds such (bench/others.py), or
+    else made as `run` says. Steps that are finished are kept. Raises ConfigError for classes that
+    the model does not know, and for recordings that its training heard, as far as the sound bank
+    beside it tells.
+    """
+    known = load.read_meta(model)["classes"]
+    where = scenes_of(run, folder, "benchmark")
+    if others.is_imported(where):
+        _check_known(others.bank(records.Records(where)).classes, known)
+    else:
+        bank = sound_bank(run, folder)
+        _check_known(bank.classes, known)
+        homes = (p / "sounds" for p in model.resolve().parents[:2])
+        home = next((p for p in homes if (p / "bank.json").is_file()), None)
+        if home is None:
+            line = (
+                "no sound bank beside it, so whether training heard these recordings is not known"
+            )
+            print(f"{model}: {line}", file=sys.stderr)
+        else:
+            audit.check_unheard(bank, sounds.Bank.load(home))
+        scenes(run, folder, "benchmark")
+    build_suite(run, folder, "benchmark")
+    results = benchmark(run, folder, "benchmark", model)
+    write_report(folder, "benchmark")
+    return results
+
+
+def _check_known(classes: Collection[str], known: Collection[str]) -> None:
+    unknown = sorted(set(classes) - set(known))
+    expected = "those that the model knows (" + ", ".join(known) + ")"
+    config.check(not unknown, "classes of the scenes", unknown, expected)
 
 
 def directions(run: config.Run, folder: Path, count: int) -> list[dict]:

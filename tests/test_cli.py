@@ -16,7 +16,7 @@ VERBS = [
     *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
     *(["export"], ["plan"], ["demo"]),
     *(["bench", part] for part in ("build", "run", "score", "audit", "doa", "seld", "report")),
-    ["bench", "speed"],
+    *(["bench", "external"], ["bench", "speed"]),
 ]
 
 

@@ -28,9 +28,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from jaxasa import cpu
-from jaxasa.acoustics import keys, render, rooms, scenes
+from jaxasa.acoustics import keys, pyroom, render, rooms, scenes
 from jaxasa.acoustics.bands import RATE
-from jaxasa.config import ConfigError
 
 TIMES = (0.3, 0.6, 1.0)
 ROOM, LISTENER = (6.0, 5.0, 3.0), (3.1, 2.4, 1.5)
@@ -73,20 +72,11 @@ def _dry(clip: str) -> np.ndarray:
 
 def _pyroomacoustics(spec: scenes.SceneSpec, dry: dict[str, np.ndarray], hybrid: bool) -> None:
     """Renders the scene: responses of four coincident microphones, convolution, noise."""
-    import pyroomacoustics as pra
-
-    pra.constants.set("num_threads", 1)
-    pra.constants.set("c", rooms.SPEED)
-    walls = pra.Material(spec.absorption[0])
-    if hybrid:
-        box = pra.ShoeBox(spec.room, fs=RATE, materials=walls, max_order=3, ray_tracing=True)
-    else:
-        order = pra.inverse_sabine(spec.rt60, spec.room)[1]
-        box = pra.ShoeBox(spec.room, fs=RATE, materials=walls, max_order=order)
+    order = 3 if hybrid else pyroom.library().inverse_sabine(spec.rt60, spec.room)[1]
+    box = pyroom.shoebox(spec.room, spec.absorption[0], order, ray_tracing=hybrid)
     for source in spec.sources:
         box.add_source(list(source.position), signal=dry[source.clip])
-    shapes = [pra.directivities.FigureEight(axis) for axis in ([0, 1, 0], [0, 0, 1], [1, 0, 0])]
-    shapes.insert(0, pra.directivities.Omnidirectional())
+    shapes = pyroom.microphones()
     if hybrid:  # refuses arrays
         for shape in shapes:
             box.add_microphone(list(spec.listener), directivity=shape)
@@ -157,13 +147,7 @@ def run(times=TIMES, repeats: int = 3, show: Callable[[str], None] = print) -> d
 
     Raises ConfigError where pyroomacoustics is not installed.
     """
-    try:
-        import pyroomacoustics  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            "--benchmark compares with pyroomacoustics, which is not installed: "
-            "pip install 'jaxasa[benchmark]'"
-        ) from None
+    pyroom.library()
     show(f"{SECONDS:.0f} s scenes, {SOURCES} sources, {ROOM} m, ms of one core a scene")
     columns = ("ours", "octaves", "full", "pyroomacoustics", "its hybrid", "ratio")
     show("  RT60" + "".join(f"{name:>17}" for name in columns))

@@ -17,6 +17,7 @@ import numpy as np
 from jaxasa import config
 from jaxasa.acoustics import keys, scenes
 from jaxasa.bench import choose, leak, suite
+from jaxasa.config import ConfigError
 from jaxasa.data import questions
 from jaxasa.data.progress import progress
 from jaxasa.workdir import write_text
@@ -61,11 +62,12 @@ def drawn(run: config.Run, bank, tasks: Mapping[str, int], count: int, purpose: 
 def audit(run: config.Run, bank, items: Sequence) -> dict:
     """What audit.json holds of a suite's `items`. bank: the sounds that it was made of.
 
-    Where run.bench.audit is 0 nothing is drawn and there are no scores of classifiers.
+    Where run.bench.audit is 0, or the bank has no clips, nothing is drawn and there are no scores
+    of classifiers.
     """
     hits: dict[str, np.ndarray] = {}
     tested: list = []
-    if run.bench.audit:
+    if run.bench.audit and bank.clips("test"):
         own = questions.chosen(run.questions.tasks)
         tasks = {i.task: own[i.task] for i in items}
         train, tested = (drawn(run, bank, tasks, run.bench.audit, p) for p in ("train", "test"))
@@ -101,16 +103,31 @@ def takes(bank) -> dict:
     owners: dict[str, set[str]] = {}
     for split in ("train", "dev", "test"):
         clips = bank.clips(split)
-        hashes = sorted(
-            hashlib.sha256(np.ascontiguousarray(bank.audio(c.id)).tobytes()).hexdigest()
-            for c in clips
-        )
+        hashes = sorted(mark(bank, c.id) for c in clips)
         names = {f"{c.label}: {c.take}" for c in clips}
         digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
         found[split] = {"takes": len(names), "clips": len(clips), "sha256": digest}
         for name in names | set(hashes):
             owners.setdefault(name, set()).add(split)
     return found | {"shared": sorted(name for name, splits in owners.items() if len(splits) > 1)}
+
+
+def mark(bank, clip: str) -> str:
+    """SHA-256 of a clip's samples."""
+    return hashlib.sha256(np.ascontiguousarray(bank.audio(clip)).tobytes()).hexdigest()
+
+
+def check_unheard(bank, trained) -> None:
+    """Raises ConfigError where a test clip of `bank` is one of train or dev of `trained`."""
+    heard = {mark(trained, c.id): c.id for split in ("train", "dev") for c in trained.clips(split)}
+    for clip in bank.clips("test"):
+        known = heard.get(mark(bank, clip.id))
+        if known is not None:
+            raise ConfigError(
+                f"{bank.folder}: clip {clip.id!r} of the test is {known!r} of {trained.folder}, "
+                "expected recordings that training did not have (the same Run.seed and Sounds, or "
+                "others altogether)"
+            )
 
 
 def add_scores(folder: str | Path, results: Mapping) -> dict:

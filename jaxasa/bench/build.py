@@ -17,7 +17,7 @@ import soundfile
 
 from jaxasa import config
 from jaxasa.acoustics import scenes
-from jaxasa.bench import audit, card
+from jaxasa.bench import audit, card, others
 from jaxasa.bench.choose import DIRECTION_SHARE, choose
 from jaxasa.bench.suite import RATE, Item, load, manifest
 from jaxasa.config import ConfigError
@@ -35,7 +35,8 @@ def build(
     """Writes the suite of `split` ("benchmark" or "dev") into `folder` and returns its items.
 
     bank_folder: the sound bank, for class names and the takes of each split. records_folder:
-    the rendered scenes of `split`. A suite made before from the same config and scenes is kept.
+    the rendered scenes of `split`, or an imported set, which needs no bank (others.py) and gives
+    what items it can. A suite made before from the same config and scenes is kept.
     Raises ConfigError where the scenes are too few, or hold takes of another split.
     """
     folder = Path(folder)
@@ -44,16 +45,22 @@ def build(
     stamp = _stamp(run, Path(records_folder), split, len(source))
     if (folder / "manifest.json").is_file() and manifest(folder).get("made_from") == stamp:
         return load(folder)
-    bank = sounds.Bank.load(bank_folder)
-    measured = [source[i][1] for i in range(len(source))]
-    takes = bank_takes(bank)
-    _check_takes(measured, takes, "test" if split == "benchmark" else "dev")
+    foreign = others.layout(source)
+    bank = others.bank(source) if foreign else sounds.Bank.load(bank_folder)
+    places = others.usable(source) if foreign else range(len(source))
+    measured = [source[i][1] for i in places]
+    if foreign:
+        takes = others.takes(measured, bank.classes)
+    else:
+        takes = bank_takes(bank)
+        _check_takes(measured, takes, "test" if split == "benchmark" else "dev")
 
     def holds(index: int, q: questions.Question) -> bool:
         return audit.key(q, measured[index], bank.classes) == q.answer_text
 
     drawn = _as_drawn(source, measured, bank)
-    chosen, left_out = choose(drawn, bank.classes, run.bench, run.questions, run.seed, split, holds)
+    asked = (drawn, bank.classes, run.bench, run.questions, run.seed, split, holds)
+    chosen, left_out = choose(*asked, fewer=bool(foreign))
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -62,22 +69,25 @@ def build(
     with progress(f"writing the {split} suite", len(used), "scenes") as advance:
         for index in used:
             path = temporary / _file_name(measured[index])
-            soundfile.write(path, source[index][0], RATE, subtype="PCM_16", format="FLAC")
+            sound = source[places[index]][0]
+            soundfile.write(path, sound, RATE, subtype="PCM_16", format="FLAC")
             advance(1)
     items = _items(chosen, measured, temporary)
-    _check_direction(items)
+    if not foreign:
+        _check_direction(items)
     lines = "".join(json.dumps(_line(item)) + "\n" for item in items)
     (temporary / "metadata.jsonl").write_text(lines, encoding="utf-8")
     found = audit.audit(run, bank, items)
     facts = {
         "split": split,
         "seed": run.seed,
+        "made_by": foreign or source.manifest.get("engine", "jaxasa"),
         "sounds": bank.name,
         "items": len(items),
         "levels": dict(collections.Counter(i.level for i in items)),
         "scenes": len(used),
         "seconds": measured[used[0]]["seconds"],
-        "channels": int(source[used[0]][0].shape[1]),
+        "channels": int(source[places[used[0]]][0].shape[1]),
         "classes": list(bank.classes),
         "takes": {s: {c: len(t) for c, t in by.items()} for s, by in takes.items()},
         "left_out": left_out,

@@ -7,6 +7,20 @@ from jaxasa.bench import free
 from jaxasa.data import words
 from jaxasa.data.questions import draw, reason, relate
 
+# What the scenes of a suite are, and what that leaves open.
+MADE_BY = {
+    "jaxasa": ("simulated scenes", "Simulated shoebox rooms."),
+    "pyroomacoustics": (
+        "scenes simulated with pyroomacoustics",
+        "Simulated shoebox rooms (responses by pyroomacoustics, the rest by jaxasa).",
+    ),
+    "dcase": (
+        "windows of recordings in DCASE's layout",
+        "Answers follow from the labels of the recordings, in steps of 100 ms and whole degrees;\n"
+        "what was not labelled is not known.",
+    ),
+}
+
 
 def _table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     lines = [header, ["---"] * len(header), *rows]
@@ -29,7 +43,7 @@ def _ranges(items: Sequence) -> str:
     sources = [s for scene in scenes for s in scene["sources"]]
     values: dict[str, list[float]] = {
         "sources": [len(scene["sources"]) for scene in scenes],
-        "distance, m": [s["distance"] for s in sources],
+        "distance, m": [s["distance"] for s in sources if s["distance"] is not None],
         "elevation, degrees": [s["elevation"] for s in sources],
         "azimuth, degrees": [s["azimuth"] for s in sources],
         "onset, s": [s["onset"] for s in sources],
@@ -82,9 +96,10 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
         if facts["channels"] == 4
         else "two channels, the left and the right ear"
     )
+    what, limits = MADE_BY[facts["made_by"]]
     return f"""# Audio scene analysis: {facts["split"]} suite
 
-{facts["items"]} four-option questions over {facts["scenes"]} simulated scenes of
+{facts["items"]} four-option questions over {facts["scenes"]} {what} of
 {facts["seconds"]:g} s. Sounds: {facts["sounds"]}. Seed {facts["seed"]}. Chance is 25 %.
 
 ## Conventions
@@ -141,7 +156,7 @@ Recordings per class in each split; only those of this suite's split are heard i
 {_table(("class", "train", "dev", "test"), takes)}
 
 ## Limits
-Simulated shoebox rooms. Items on one scene, and
+{limits} Items on one scene, and
 scenes that share a recording, are not independent: compare systems by the clustered bootstrap
 of `jaxasa.bench.score.paired`.
 """

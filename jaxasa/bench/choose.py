@@ -57,13 +57,15 @@ def choose(
     seed: int,
     split: str,
     holds: Callable[[int, Question], bool] = lambda index, question: True,
+    fewer: bool = False,
 ) -> tuple[list[tuple[int, Question]], list[str]]:
     """Draws the items: (index into `scenes`, question), in order of level and task.
 
     holds(index, question): whether it may be asked, where more is known than `scenes` says.
     Also returns the tasks left out, of all where `which.tasks` names none: those that have
     fewer than four different answers in these scenes. Raises ConfigError, saying how many scenes
-    are needed, where these cannot give the counts.
+    are needed, where these cannot give the counts; with fewer=True, as for scenes of which no
+    more can be made, they give what they can, and named tasks may be left out too.
     """
     weights = questions.chosen(which.tasks)
     counts = quotas(bench, weights)
@@ -72,14 +74,15 @@ def choose(
         for task in weights
     }
     poor = [t for t, c in found.items() if len({q.answer_text for _, q in c}) < 4]
-    if not which.tasks:
+    may_lack = fewer or not which.tasks
+    if may_lack:
         counts = quotas(bench, {t: w for t, w in weights.items() if t not in poor})
     load = np.zeros(len(scenes), int)
     chosen: list[tuple[int, Question]] = []
     for task, quota in counts.items():
         rng = keys.rng(seed, "benchmark", split, task)
         picked = _pick(found[task], quota, load, rng)
-        if len(picked) < quota:
+        if len(picked) < quota and not fewer:
             need = math.ceil(1.1 * len(scenes) * quota / max(len(picked), 1))
             raise ConfigError(
                 f"Scenes.{split} is {len(scenes)}, expected about {need}: task {task} has "
@@ -90,7 +93,7 @@ def choose(
         for index, question in sorted(picked, key=lambda p: (p[1].answer_text, p[0])):
             letter = questions.LETTERS[len(chosen) % 4]
             chosen.append((index, _with_letter(question, letter)))
-    return chosen, [] if which.tasks else poor
+    return chosen, poor if may_lack else []
 
 
 def _candidates(

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from jaxasa import config
-from jaxasa.acoustics import foa, keys, render, scenes
+from jaxasa.acoustics import foa, keys, scenes
 from jaxasa.bench import classical
-from jaxasa.data import records
+from jaxasa.data import formats, records
 from jaxasa.data.progress import progress
 
 RT60 = (0.3, 0.6, 1.0)
@@ -48,7 +48,7 @@ def run(
     a cell. Beside each median its 95 % interval ("ours_low", ...), the share above 20 degrees
     ("ours_over_20"), and "difference", "low" and "high" of ours less the best classical median.
     """
-    clips = bank.clips("test")
+    clips, render = bank.clips("test"), formats.find("records", ranges.engine).render
     rows = []
     cells = list(itertools.product(rt60, SOURCES))
     with progress("directions of arrival", len(cells) * count, "scenes") as advance:
@@ -59,7 +59,7 @@ def run(
             for start in range(0, count, BATCH):
                 part = range(start, min(start + BATCH, count))
                 drawn = [scenes.draw(cell, clips, seed, name, i) for i in part]
-                made = [render.render(spec, bank.audio) for spec in drawn]
+                made = [render(spec, bank.audio) for spec in drawn]
                 audio = np.stack([records.to_int16(sound) for sound, _ in made])
                 padded = np.concatenate([audio, np.repeat(audio[-1:], BATCH - len(audio), 0)])
                 slots = ours(padded, sources)

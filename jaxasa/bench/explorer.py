@@ -41,7 +41,7 @@ def scenes(
     right = {i.id: i.id in read and read[i.id][0] == i.answer for i in items}
     chosen = _choose(items, right, most)
     sources = [s for file in chosen for s in chosen[file][0].scene["sources"]]
-    reach = max(2.0, math.ceil(max(s["distance"] for s in sources)))
+    reach = max(2.0, math.ceil(max((s["distance"] or 0.0) for s in sources)))
     head = hrtf.Sphere()
     cards, size = [], 0
     for file, asked in chosen.items():
@@ -94,15 +94,18 @@ def _scene(scene: Mapping, heard: Mapping | None, reach: float) -> dict:
     marks, seconds = [], scene["seconds"]
     for kind, found in (("true", scene["sources"]), ("slot", said)):
         for s in found:
-            flat = s["distance"] * math.cos(math.radians(s["elevation"]))
+            # At the rim, where how far it is is not known.
+            known = s["distance"] is not None
+            flat = s["distance"] * math.cos(math.radians(s["elevation"])) if known else reach
+            up = f"{s['elevation']:+.0f}°\u00a0up"
+            far = f", {s['distance']:.1f}\u00a0m" if known else ""
             begin = min(max(s["onset"] / seconds, 0.0), 1.0)
             end = min(max(s["offset"] / seconds, begin), 1.0)
             marks.append(
                 {
                     "kind": kind,
                     "colour": colours[s["class"]],
-                    "label": f"{s['class']} {s['azimuth']:.0f}°, {s['elevation']:+.0f}°\u00a0up, "
-                    f"{s['distance']:.1f}\u00a0m",
+                    "label": f"{s['class']} {s['azimuth']:.0f}°, {up}{far}",
                     "begin": round(100 * begin, 1),
                     "width": round(100 * (end - begin), 1),
                     **_place(s["azimuth"], min(flat / reach, 1.0) * _PLAN),

@@ -14,7 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from jaxasa.bench import controls, explorer, figures, score, slots, suite
+from jaxasa.bench import card, controls, explorer, figures, score, slots, suite
 from jaxasa.config import STAGES, ConfigError, check
 from jaxasa.workdir import write_text
 
@@ -80,6 +80,7 @@ def write(
     html = environment.get_template("report.html.j2").render(
         workdir=workdir.resolve().name,
         benchmark=found.get("benchmark"),
+        made_by=card.MADE_BY[found.get("benchmark", {}).get("made_by", "jaxasa")][0],
         script=Markup(script),
         allowed=allowed,
         groups=_groups(found),

@@ -141,7 +141,9 @@ def results(
                 found[group] = score.paired(part, a, b, samples=bootstrap)
         paired.setdefault(system, {})[control] = found
     return {
-        "benchmark": {name: facts[name] for name in names} | {"leak": facts["leak"]},
+        "benchmark": {name: facts[name] for name in names}
+        # Suites from before there were others do not say.
+        | {"made_by": facts.get("made_by", "jaxasa"), "leak": facts["leak"]},
         "systems": scores | {"chance": score.chance(items)},
         "paired": paired,
     }

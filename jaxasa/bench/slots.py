@@ -94,12 +94,14 @@ def summary(columns: Mapping[str, np.ndarray]) -> dict | None:
 
     named: accuracy of sources whose class a slot names, of which are the others. far_off: share
     above 20 degrees; front_back: share of those too that are nearer to the truth when front and
-    back are exchanged. ratio: median factor between found and true distance, either way.
+    back are exchanged. ratio: median factor between found and true distance, either way; None
+    where no distance is known.
     """
     named = np.isfinite(columns["error"])
     if not named.any():
         return None
     error = columns["error"][named]
+    off = np.abs(np.log(columns["ratio"][named & np.isfinite(columns["ratio"])]))
     middle, low, high = median(error, "error")
     is_far = error > FAR_OFF
     turned = is_far & (columns["error_mirrored"][named] < error)
@@ -110,7 +112,7 @@ def summary(columns: Mapping[str, np.ndarray]) -> dict | None:
         "high": high,
         "far_off": float(is_far.mean()),
         "front_back": float(turned.mean()),
-        "ratio": float(np.exp(np.median(np.abs(np.log(columns["ratio"][named]))))),
+        "ratio": float(np.exp(np.median(off))) if len(off) else None,
     }
 
 

@@ -110,3 +110,5 @@ class Run:
             responses, imported = self.scenes.responses, self.sft.imported
             check(responses == 0, "Scenes.responses", responses, "0: binaural scenes are stored")
             check(not imported, "SftStage.imported", imported, "(): imported recordings are FOA")
+            engine, expected = self.scenes.engine, "'jaxasa', for Spatial.format is 'binaural'"
+            check(engine == "jaxasa", "Scenes.engine", engine, expected)

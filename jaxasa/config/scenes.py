@@ -10,6 +10,8 @@ from jaxasa.config.materials import TABLE
 MATERIALS = ("sides", "floor", "ceiling")
 WALLS = (*MATERIALS, "scattering")
 
+ENGINES = ("jaxasa", "pyroomacoustics")
+
 
 @dataclass(frozen=True)
 class Sounds:
@@ -63,6 +65,8 @@ class Scenes:
     scattering: (low, high) of the share, 0 to 1, by which walls make late sound isotropic;
         () for none.
     sensor_snr: (low, high) of the white noise of the microphones; () for none.
+    engine: whose room responses: "jaxasa", or "pyroomacoustics", another simulator to test on
+        (acoustics/pyroom.py; sources stand still, FOA only, 10 to 100 times the time).
     responses: rooms in a bank of room responses from which the scenes of train are mixed while
         training, and none are stored; places: source positions in each. 0 stores scenes.
     """
@@ -91,6 +95,7 @@ class Scenes:
     ceiling: tuple[str, ...] = ()
     scattering: tuple[float, ...] = ()
     sensor_snr: tuple[float, ...] = ()
+    engine: str = "jaxasa"
     responses: int = 0
     places: int = 6
     shard: int = 100
@@ -116,6 +121,11 @@ class Scenes:
         check_share(self, "moving", "turning")
         self._check_walls()
         check_at_least(self, 0, "responses")
+        check(self.engine in ENGINES, "Scenes.engine", self.engine, "one of " + ", ".join(ENGINES))
+        if self.engine != "jaxasa":
+            expected = f"0, for Scenes.engine is {self.engine!r}"
+            check(self.moving == 0, "Scenes.moving", self.moving, expected)
+            check(self.responses == 0, "Scenes.responses", self.responses, expected)
         check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
         if self.responses:
             most, expected = self.sources[1], "at least as many as Scenes.sources"

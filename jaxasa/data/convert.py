@@ -41,6 +41,8 @@ QUESTIONS = "questions.jsonl"
 LAYOUTS = ("dcase", "so", "jsonl")
 SHARD = 200
 PER_WINDOW = 6  # questions
+MOST = 3  # sources of a window that is asked about
+NAMELESS = "-"  # a class whose sounds no question may be about
 STILL = 15.0  # degrees: a sound that moves less has one place
 LAST = 0.5  # of the last window of a recording that must be there
 
@@ -73,7 +75,8 @@ def convert(
 
     split: for so, a file in qa/ (default train); for dcase, a part of the names to take
     ("fold4", "dev-test"). order: channels, see foa_file.read. seconds: of a dcase
-    window (10). classes: names by number, where annotations have numbers. Raises `ConfigError`
+    window (10). classes: names by number, where annotations have numbers; of dcase one name may
+    stand for several, and windows with a sound of a class "-" are left out. Raises `ConfigError`
     for a layout that is not there, an argument that it has no use for, nothing usable, and an
     `out` of other content.
     """
@@ -105,6 +108,8 @@ def convert(
     temporary.mkdir(parents=True)
     try:
         meta = {"version": VERSION, "format": "records", "layout": layout, "key": key}
+        if layout == "dcase":
+            meta["classes"] = sorted(set(names) - {NAMELESS})
         _write(items, temporary, order, meta, refused)
         temporary.rename(out)
     finally:
@@ -236,18 +241,20 @@ def _windows(
             sources = dcase.events(shifted, classes, seconds)
             start = k * frames * dcase.FRAME
             name = f"{recording.name}@{start:g}"
+            if any(s["class"] == NAMELESS for s in sources):
+                refused[name] = "a sound of a class without a name"
+                continue
+            # What windows of one recording share is its take.
+            sources = [s | {"take": recording.name} for s in sources]
             asked = _questions(sources, classes, name)
             yield Item(name, recording.audio, tuple(sources), tuple(asked), start, seconds)
 
 
 def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> list[dict]:
-    """Questions of data/questions.py, on scenes that those can be asked about: at most three
-    sources of known distance, each of a class of its own, that stand still.
-    """
-    labels = [s["class"] for s in sources]
-    still = all(_spread(s) < STILL and s["distance"] is not None for s in sources)
-    if not 1 <= len(sources) <= 3 or len(set(labels)) < len(labels) or not still:
+    """Questions of data/questions.py, on `askable` scenes in which all stands still."""
+    if not askable(sources) or any(_spread(s) >= STILL for s in sources):
         return []
+    classes = sorted(set(classes) - {NAMELESS})
     scene = {"sources": list(sources)}
     rng = keys.rng(0, "import", name)
     drawn = [questions.ask(scene, classes, rng) for _ in range(2 * PER_WINDOW)]
@@ -263,6 +270,11 @@ def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> li
         }
         for q in list(distinct.values())[:PER_WINDOW]
     ]
+
+
+def askable(sources: Sequence[dict]) -> bool:
+    """Whether a scene can be asked about: one to three sources, each of a class of its own."""
+    return 1 <= len(sources) <= MOST and len({s["class"] for s in sources}) == len(sources)
 
 
 def _spread(source: dict) -> float:

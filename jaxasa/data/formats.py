@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import binaural, hrtf, render
+from jaxasa.acoustics import binaural, hrtf, pyroom, render
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.data import dcase, records
@@ -58,38 +58,49 @@ def _shards(facts: dict, rendering: Callable) -> Format:
     )
 
 
-def _records(option: str) -> Format:
+def _renderer(engine: str) -> Callable[[SceneSpec, Callable[[str], np.ndarray]], Rendered]:
+    if engine == "jaxasa":
+        return render.render
+    pyroom.library()  # raises where it is not installed, before anything is rendered
+    return pyroom.scene
+
+
+def _records(option: str, engine: str) -> Format:
     check(not option, "format", f"records:{option}", "no option behind records")
-    return _shards({"channels": FOA}, render.render)
+    return _shards({"channels": FOA}, _renderer(engine))
 
 
-def _dcase(option: str) -> Format:
+def _dcase(option: str, engine: str) -> Format:
     check(not option, "format", f"dcase:{option}", "no option behind dcase")
     return Format(
         {"channels": FOA, "rate": dcase.RATE},
         ".shard.json",
-        render.render,
+        _renderer(engine),
         dcase.write_shard,
         dcase.read_entry,
         dcase.open_complete,
     )
 
 
-def _binaural(option: str) -> Format:
+def _binaural(option: str, engine: str) -> Format:
+    check(engine == "jaxasa", "Scenes.engine", engine, "'jaxasa' with format binaural")
     head = hrtf.load(option or "sphere")
     facts = {"channels": "left, right ear", "hrtf": head.name}
     return _shards(facts, lambda spec, audio: binaural.render(spec, audio, head))
 
 
-FORMATS: dict[str, Callable[[str], Format]] = {
+FORMATS: dict[str, Callable[[str, str], Format]] = {
     "records": _records,
     "dcase": _dcase,
     "binaural": _binaural,
 }
 
 
-def find(name: str) -> Format:
-    """The format "NAME" or "NAME:OPTION"; raises `ConfigError` for one that is not there."""
+def find(name: str, engine: str = "jaxasa") -> Format:
+    """The format "NAME" or "NAME:OPTION"; raises `ConfigError` for one that is not there.
+
+    engine: of config.Scenes; raises for one that is not installed, or cannot give the format.
+    """
     kind, _, option = name.partition(":")
     check(kind in FORMATS, "format", name, "one of " + ", ".join(FORMATS))
-    return FORMATS[kind](option)
+    return FORMATS[kind](option, engine)

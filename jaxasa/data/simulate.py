@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def form(self) -> Format:
-        return formats.find(self.format)
+        return formats.find(self.format, self.scenes.engine)
 
     def shards(self) -> int:
         return -(-self.count // self.scenes.shard)
@@ -196,6 +196,8 @@ def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, 
     # These do not touch a scene.
     for name in ("train", "dev", "benchmark", "workers", "responses", "places", *unset):
         del settings[name]
+    if scenes.engine == "jaxasa":  # said below; sets from before there was a choice keep their key
+        del settings["engine"]
     meta = {
         "version": VERSION,
         "format": format,
@@ -206,19 +208,21 @@ def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, 
         "bank": bank.name,
         "bank_digest": bank.digest,
         "classes": list(bank.classes),
-        **formats.find(format).facts,
+        **formats.find(format, scenes.engine).facts,
     }
     key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-    return meta | {"key": key, "backend": _backend()}
+    return meta | {"key": key, "engine": scenes.engine, "backend": _backend(scenes.engine)}
 
 
-def _backend() -> dict:
+def _backend(engine: str) -> dict:
     """What turns a spec into bytes: sounds are equal to the last bit only where this is."""
+    others = () if engine == "jaxasa" else (engine,)
+    libraries = ("numba", "numpy", "scipy", "soxr", *others)
     return {
-        "renderer": "numba on cpu",
+        "renderer": " and ".join((*others, "numba")) + " on cpu",
         "batch": BATCH,
         "machine": platform.machine(),
-        **{name: importlib.metadata.version(name) for name in ("numba", "numpy", "scipy", "soxr")},
+        **{name: importlib.metadata.version(name) for name in libraries},
     }
 
 
@@ -228,7 +232,8 @@ def _check_same(plan: Plan) -> None:
         return
     # Through JSON, as the manifest was: tuples become lists.
     wanted = json.loads(json.dumps(plan.meta))
-    names = [n for n in wanted if n not in ("key", "backend") and found.get(n) != wanted[n]]
+    apart = ("key", "engine", "backend")
+    names = [n for n in wanted if n not in apart and found.get(n) != wanted[n]]
     raise ConfigError(
         f"{plan.folder} holds scenes of other settings ({', '.join(names)}), expected a new folder"
     )

@@ -64,10 +64,11 @@ def metres(distance: float) -> str:
 
 
 def caption(scene: dict) -> str:
-    """One clause a source, in order of arrival."""
-    clauses = [
-        f"{s['class']} {sector(s['azimuth'])} {distance(s['distance'])}" for s in scene["sources"]
-    ]
+    """One clause a source, in order of arrival; without its distance where that is None."""
+    clauses = []
+    for s in scene["sources"]:
+        far = "" if s["distance"] is None else f" {distance(s['distance'])}"
+        clauses.append(f"{s['class']} {sector(s['azimuth'])}{far}")
     return " , ".join(clauses) + " ."
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.acoustics import render, scenes
+from jaxasa.acoustics import pyroom, render, scenes
 from jaxasa.config import ConfigError
 from jaxasa.data import records
 from jaxasa.data import simulate as simulating
@@ -130,12 +130,31 @@ def test_the_manifest_says_what_rendered(whole):
     backend = whole.manifest["backend"]
     assert backend["renderer"] == "numba on cpu" and backend["batch"] == 1
     assert backend["numpy"] == np.__version__
+    assert whole.manifest["engine"] == "jaxasa"
+    # Data sets from before there was a choice keep their key.
+    assert "engine" not in whole.manifest["scenes"]
+
+
+def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):
+    pra = pytest.importorskip("pyroomacoustics")
+    ranges = dataclasses.replace(ONE_WORKER, engine="pyroomacoustics", sources=(1, 1))
+    data = simulate(ranges, bank.folder, "train", tmp_path, 7, 2)
+    assert data.manifest["engine"] == data.manifest["scenes"]["engine"] == "pyroomacoustics"
+    backend = data.manifest["backend"]
+    assert backend["renderer"] == "pyroomacoustics and numba on cpu"
+    assert backend["pyroomacoustics"] == pra.__version__
+    spec = scenes.draw(ranges, bank.clips("train"), 7, "train", 1)
+    audio, scene = pyroom.scene(spec, bank.audio)
+    assert data[1][1] == scene
+    assert np.abs(records.to_float(data[1][0]) - audio).max() < 2e-4
+    with pytest.raises(ConfigError, match=r"other settings \(scenes\)"):
+        simulate(dataclasses.replace(ranges, engine="jaxasa"), bank.folder, "train", tmp_path, 7, 2)
 
 
 def test_half_a_set_of_another_backend_is_not_mixed(bank, whole, tmp_path, monkeypatch):
     shard = next(whole.folder.glob("*.array_record"))
     (tmp_path / shard.name).write_bytes(shard.read_bytes())
-    monkeypatch.setattr(simulating, "_backend", lambda: {"numba": "0"})
+    monkeypatch.setattr(simulating, "_backend", lambda engine: {"numba": "0"})
     with pytest.raises(ConfigError, match="other settings"):
         simulate(ONE_WORKER, bank.folder, "train", tmp_path, 7, COUNT)
     # A complete one is opened: an upgrade does not cost a data set.

@@ -196,9 +196,13 @@ def while_heard(source: dict) -> np.ndarray:
 
 
 def is_still(source: dict) -> bool:
-    """Whether a source keeps to within 10 degrees and 15 % of its distance while it sounds."""
+    """Whether a source keeps to within 10 degrees and, where known, 15 % of its distance.
+
+    While it sounds, that is.
+    """
     if "trajectory" not in source:
         return True
     azimuth, elevation, distance = while_heard(source).T
     turned = np.ptp(np.unwrap(azimuth, period=360.0))
-    return bool(max(turned, np.ptp(elevation)) < 10 and (distance.max() < 1.15 * distance.min()))
+    near, far = distance.min(), distance.max()  # NaN where a distance is not known
+    return bool(max(turned, np.ptp(elevation)) < 10 and not far >= 1.15 * near)

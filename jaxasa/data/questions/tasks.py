@@ -18,13 +18,15 @@ LEVELS = ("L1", "L2", "L3")
 class Task:
     """draft: the function. direction: whether the answer depends on where sounds come from.
 
-    moving: whether it may be asked of a scene in which something moves.
+    moving: whether it may be asked of a scene in which something moves. far: whether distances
+    must be known.
     """
 
     draft: Callable[[dict, Draw], Draft | None]
     level: str
     direction: bool = True
     moving: bool = False
+    far: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,19 @@ TASKS: dict[str, Task] = {
     "when": Task(perceive.when, "L1", direction=False, moving=True),
     "order": Task(perceive.order, "L1", direction=False, moving=True),
     "elevation": Task(perceive.elevation, "L1"),
-    "distance": Task(perceive.distance, "L1", direction=False),
+    "distance": Task(perceive.distance, "L1", direction=False, far=True),
     "reverberance": Task(perceive.reverberance, "L1", direction=False, moving=True),
     "motion": Task(perceive.motion, "L1", moving=True),
     "listener_turn": Task(perceive.listener_turn, "L1", moving=True),
     "at": Task(relate.at, "L2"),
     "where_in_time": Task(relate.where_in_time, "L2"),
-    "nearest": Task(relate.nearest, "L2", direction=False),
-    "where_nearest": Task(relate.where_nearest, "L2"),
-    "how_far": Task(relate.how_far, "L2"),
-    "nearer": Task(relate.nearer, "L2", direction=False),
+    "nearest": Task(relate.nearest, "L2", direction=False, far=True),
+    "where_nearest": Task(relate.where_nearest, "L2", far=True),
+    "how_far": Task(relate.how_far, "L2", far=True),
+    "nearer": Task(relate.nearer, "L2", direction=False, far=True),
     "left_of": Task(relate.left_of, "L2"),
     "highest": Task(relate.highest, "L2"),
-    "loudest": Task(relate.loudest, "L2", direction=False),
+    "loudest": Task(relate.loudest, "L2", direction=False, far=True),
     "earlier": Task(relate.earlier, "L2", direction=False, moving=True),
     "same_side": Task(relate.same_side, "L2"),
     "apart": Task(relate.apart, "L2"),
@@ -81,10 +83,10 @@ TASKS: dict[str, Task] = {
     "face": Task(reason.face, "L3"),
     "turn_count": Task(reason.turn_count, "L3"),
     "aim": Task(reason.aim, "L3"),
-    "walk": Task(reason.walk, "L3"),
+    "walk": Task(reason.walk, "L3", far=True),
     "move": Task(reason.move, "L3"),
     "without": Task(reason.without, "L3"),
-    "hops": Task(reason.hops, "L3"),
+    "hops": Task(reason.hops, "L3", far=True),
     "room": Task(reason.room, "L3", direction=False, moving=True),
     "place": Task(reason.place, "L3", direction=False, moving=True),
     "claim": Task(reason.claim, "L3"),
@@ -147,6 +149,8 @@ def again(
 def _ask(scene: dict, name: str, rng: np.random.Generator, draw: Draw) -> Question | None:
     task = TASKS[name]
     if not task.moving and not all(map(is_still, scene["sources"])):
+        return None
+    if task.far and any(s["distance"] is None for s in scene["sources"]):
         return None
     draft = task.draft(scene, draw)
     if draft is None:
