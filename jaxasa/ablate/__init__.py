@@ -276,6 +276,8 @@ def _row(job: Job, kind: str, is_own: bool, rates: Mapping[str, float]) -> dict:
 
 def _show_plan(result: dict, names: list[str], console: Console) -> None:
     table = Table("job", "hears", "for", "apart by", "jobs", "done", "s left")
+    for column in table.columns:
+        column.overflow = "fold"
     for row in result["rows"]:
         others = [name for name in names if name not in row["for"]]
         whose = ", ".join(row["for"])
