@@ -254,7 +254,7 @@ class Plan:
     def why(self, job: Job) -> list[str]:
         """Settings in which a job differs from the base's of its kind; [] where it is the base's.
 
-        Where it starts from another checkpoint: "after KIND-KEY".
+        With the same settings it starts from another checkpoint: "after another KIND".
         """
         if any(name == self.ablation.base for name, _ in self.users[job.name]):
             return []

@@ -196,4 +196,5 @@ def show(result: Mapping, console: Console) -> None:
             each = ", ".join(f"{100 * d['overall']:+.1f}" for d in by_seed)
         table.add_row(name, *cells, less, each)
     console.print(table)
-    console.print(said_of(result["matched"]), soft_wrap=True, highlight=False)
+    if result["matched"]:
+        console.print(said_of(result["matched"]), soft_wrap=True, highlight=False)
