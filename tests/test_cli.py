@@ -16,7 +16,7 @@ VERBS = [
     *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
     *(["export"], ["plan"], ["demo"]),
     *(["bench", part] for part in ("build", "run", "score", "audit", "doa", "seld", "report")),
-    ["bench", "speed"],
+    *(["bench", "ablate"], ["bench", "speed"]),
 ]
 
 
@@ -296,3 +296,19 @@ def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
     assert "no option" in fails(capsys, "simulate", "--benchmark", "--format", "dcase")
     scene = ["draw", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
     assert "expected no rt60" in fails(capsys, *scene, "--rt60", "0.4")
+
+
+@pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"p1": "lost"}, 3)])
+def test_a_failed_variant_is_a_verdict_of_no(capsys, tmp_path, monkeypatch, failed, code):
+    from jaxasa import ablate
+
+    def fake(load, folder, dry_run):
+        run_of, _ = load(("Ablation.projector_steps=7",))
+        assert run_of.ablation.projector_steps == 7 and run_of.sft.steps == 9 and dry_run
+        return {"failed": failed}
+
+    monkeypatch.setattr(ablate, "ablate", fake)
+    words = ("bench", "ablate", "--workdir", tmp_path, "--dry_run", "--gin.SftStage.steps=9")
+    assert run(capsys, *words)[0] == code
+    said = fails(capsys, "bench", "report", "--workdir", tmp_path, "--ablation", tmp_path / "no")
+    assert "expected one of `bench ablate`" in said

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -156,7 +157,7 @@ def _answer(job: Job, folder: Path) -> None:
 def _write(plan: Plan, log: Log, folder: Path, failed: Mapping[str, str]) -> dict:
     """Compares what is answered so far; writes ablation.json and returns it, {} for nothing."""
     place = plan.suite(plan.ablation.base).place(folder) / "benchmark"
-    right: dict[str, dict[int, list]] = {}
+    right: dict[str, dict[int, np.ndarray]] = {}
     items = None
     reasons = {}
     for (name, seed), job in plan.answers.items():

@@ -173,6 +173,7 @@ def fake(monkeypatch, small):
     monkeypatch.setattr(bench_run, "run", fake.run)
     model = type("Model", (), {"digest": "d", "load": staticmethod(lambda path: model)})
     monkeypatch.setattr(ask, "Model", model)
+    monkeypatch.setattr(ablate.gc, "collect", lambda: None)  # slow among all that tests hold
     return fake
 
 
