@@ -294,7 +294,7 @@ def _show_plan(result: dict, names: list[str], console: Console) -> None:
     more = f", and what {', '.join(result['unknown'])} take" if result["unknown"] else ""
     said = f"{result['jobs']} jobs, {result['jobs_unshared']} if nothing were shared; "
     said += f"{duration(result['seconds'])}{more} left; *: by Ablation.seconds, not measured yet"
-    for line in (said, ablation.said_of(result["matched"])):
+    for line in filter(None, (said, ablation.said_of(result["matched"]))):
         console.print(line, soft_wrap=True, highlight=False)
 
 
