@@ -246,7 +246,7 @@ def _add_hrtf(verb: argparse.ArgumentParser) -> None:
 def _add_bench(verbs) -> None:
     bench = verbs.add_parser("bench", help="builds, runs, scores and reports the benchmark")
     parts = bench.add_subparsers(
-        metavar="{build,run,external,score,audit,doa,seld,report,speed}", required=True
+        metavar="{build,run,external,score,audit,doa,seld,ablate,report,speed}", required=True
     )
 
     verb = _verb(
@@ -350,12 +350,26 @@ def _add_bench(verbs) -> None:
 
     verb = _verb(
         parts,
+        "ablate",
+        "Trains variants of a run over several seeds, and compares them on its benchmark.",
+        "Reads nothing; goes on with what is in DIR. Default: gin/run/ablate.gin.",
+        "DIR: sounds, scenes, ablation/, ablation.json; exit code 3 where a variant failed",
+        "jaxasa bench ablate --workdir runs/ablate --dry_run",
+    )
+    helped = "prints what is trained for whom, and how long it may take; writes nothing"
+    verb.add_argument("--dry_run", action="store_true", help=helped)
+    _add_work(verb)
+
+    verb = _verb(
+        parts,
         "report",
         "Writes the HTML report.",
-        "Reads DIR/results.json, DIR/predictions and DIR/benchmark.",
+        "Reads DIR/results.json, DIR/predictions, DIR/benchmark and DIR/ablation.json.",
         "DIR/report/index.html",
-        "jaxasa bench report --workdir runs/demo",
+        "jaxasa bench report --workdir runs/demo --ablation runs/ablate/ablation.json",
     )
+    helped = "of `bench ablate`; default: DIR/ablation.json"
+    verb.add_argument("--ablation", type=Path, metavar="FILE", help=helped)
     _add_split(verb)
     _add_folder(verb)
 

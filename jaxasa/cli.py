@@ -1,8 +1,8 @@
 """The command line: a verb for each step, which works on what the one before it wrote.
 
 Exit codes: 0 done; 2 something that the user must mend (one line says what); 3 a verdict of no
-(a plan that does not fit); 75 stopped, what
-was done is saved, start it again; 130 interrupted; 1 a bug, with its traceback.
+(a plan that does not fit, a variant that failed); 75 stopped, what was done is saved, start it
+again; 130 interrupted; 1 a bug, with its traceback.
 
 Heavy libraries are imported inside the verbs, so that --help answers at once.
 """
@@ -74,7 +74,8 @@ def _run(argv: Sequence[str]) -> int:
     result = VERBS[options.verb](options)
     if options.json is not None:
         workdir.write_text(options.json, json.dumps(result, indent=1) + "\n")
-    return NO if isinstance(result, dict) and result.get("fits") is False else 0
+    is_no = isinstance(result, dict) and (result.get("fits") is False or result.get("failed"))
+    return NO if is_no else 0
 
 
 def _say(line: str, code: int) -> int:
@@ -311,10 +312,20 @@ def bench_seld(options: argparse.Namespace) -> Result:
     return scores
 
 
+def bench_ablate(options: argparse.Namespace) -> Result:
+    from jaxasa import ablate
+
+    made = options.workdir / "config.gin"
+    own = [str(made)] if made.is_file() else ["gin/run/ablate.gin"]
+    files = options.gin_file or own
+    load = lambda more: gin_io.load(files, [*options.bindings, *more])  # noqa: E731
+    return ablate.ablate(load, options.workdir, options.dry_run)
+
+
 def bench_report(options: argparse.Namespace) -> Result:
     from jaxasa import steps
 
-    path = steps.write_report(options.workdir, options.split)
+    path = steps.write_report(options.workdir, options.split, options.ablation)
     print(path)
     return {"report": str(path)}
 
@@ -432,6 +443,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "bench audit": bench_audit,
     "bench doa": bench_doa,
     "bench seld": bench_seld,
+    "bench ablate": bench_ablate,
     "bench report": bench_report,
     "bench speed": bench_speed,
     "ask": ask,

@@ -5,13 +5,11 @@ step took is added up over interruptions in `steps.json` of the work folder:
     {"sft": {"seconds": 183.2, "done": true}, ..., "peak_memory_gb": 2.1}
 """
 
-import contextlib
-import fcntl
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -108,7 +106,7 @@ def demo(run: config.Run, folder: str | Path, text: str) -> dict:
     begun = [name for name in run.stages if (folder / "checkpoints" / name).is_dir()]
     scored = ["bench"] if (folder / "results.json").is_file() else []
     workdir.claim(folder, run, text, (*workdir.SHARED, *begun, *scored))
-    with _alone(folder):
+    with workdir.alone(folder, "demo"):
         return _work(run, folder, text)
 
 
@@ -131,17 +129,6 @@ def _work(run: config.Run, folder: Path, text: str) -> dict:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     _summary(console, folder, results, run.stages[-1])
     return results
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds a lock: two runs in one folder would write the same steps at once."""
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{folder}: another `jaxasa demo` is at work in it") from None
-        yield
 
 
 class _Log:

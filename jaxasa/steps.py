@@ -196,15 +196,23 @@ def audit_suite(folder: Path, split: str) -> dict:
     return audit.add_scores(where, results)
 
 
-def write_report(folder: Path, split: str) -> Path:
-    """DIR/report/index.html from results.json and the predictions."""
+def write_report(folder: Path, split: str, ablation: Path | None = None) -> Path:
+    """DIR/report/index.html from results.json, the predictions, and ablation.json.
+
+    ablation: another file than DIR/ablation.json.
+    """
     suite_folder = suite_of(folder, split)
     where = suite_folder.parent
     results = where / "results.json"
-    if not results.is_file():
+    ablated = ablation or folder / "ablation.json"
+    if ablation is not None and not ablation.is_file():
+        raise ConfigError(f"--ablation {ablation}: no such file, expected one of `bench ablate`")
+    if not results.is_file() and not ablated.is_file():
         raise ConfigError(f"{results}: no such file, expected one of `bench run`")
     page = where / "report" / "index.html"
-    return report.write(folder, benchmark=suite_folder, results=results, page=page)
+    return report.write(
+        folder, benchmark=suite_folder, results=results, page=page, ablation=ablated
+    )
 
 
 def write_export(run: config.Run, folder: Path) -> Path:

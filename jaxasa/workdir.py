@@ -4,11 +4,14 @@ Steps build on what earlier steps wrote, so a folder belongs to one model, one s
 kind of scene, one choice of questions and one seed. `config.gin` in it says which.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxasa import config, gin_io
 from jaxasa.config import ConfigError
@@ -52,15 +55,37 @@ def claim(folder: str | Path, run: config.Run, text: str, parts: Collection[str]
 
 def differences(before, now, name: str) -> list[str]:
     """Lines "model.decoder.width was 64, is 128" for each field in which two values differ."""
-    if dataclasses.is_dataclass(before) and type(before) is type(now):
-        lines = []
-        for field in dataclasses.fields(before):
-            if field.name in _HARMLESS or f"{field.name}@{name}" in _HARMLESS:
-                continue
-            values = getattr(before, field.name), getattr(now, field.name)
-            lines += differences(*values, f"{name}.{field.name}")
-        return lines
-    return [] if before == now else [f"{name} was {before!r}, is {now!r}"]
+    old, new = settings(before, name), settings(now, name)
+    return [
+        f"{field} was {old.get(field)!r}, is {new.get(field)!r}"
+        for field in {**old, **new}
+        if old.get(field) != new.get(field)
+    ]
+
+
+def settings(value, name: str) -> dict[str, Any]:
+    """{"model.decoder.width": 64, ...}: every field of a dataclass that can change a result."""
+    if not dataclasses.is_dataclass(value):
+        return {name: value}
+    found = {}
+    for field in dataclasses.fields(value):
+        if field.name not in _HARMLESS and f"{field.name}@{name}" not in _HARMLESS:
+            found |= settings(getattr(value, field.name), f"{name}.{field.name}")
+    return found
+
+
+@contextlib.contextmanager
+def alone(folder: Path, verb: str) -> Iterator[None]:
+    """Holds a lock: two runs of a verb in one folder would write the same files at once.
+
+    Raises ConfigError where another one holds it.
+    """
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder}: another `jaxasa {verb}` is at work in it") from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,7 +16,7 @@ VERBS = [
     *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
     *(["export"], ["plan"], ["demo"]),
     *(["bench", part] for part in ("build", "run", "score", "audit", "doa", "seld", "report")),
-    *(["bench", "external"], ["bench", "speed"]),
+    *(["bench", "external"], ["bench", "ablate"], ["bench", "speed"]),
 ]
 
 
@@ -312,3 +312,19 @@ def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
         assert option.strip("-") in line and f"none with the layout {layout}" in line
     line = fails(capsys, "import", "so", tmp_path, tmp_path / "new", "--classes", names)
     assert "annotations" in line
+
+
+@pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"p1": "lost"}, 3)])
+def test_a_failed_variant_is_a_verdict_of_no(capsys, tmp_path, monkeypatch, failed, code):
+    from jaxasa import ablate
+
+    def fake(load, folder, dry_run):
+        run_of, _ = load(("Ablation.projector_steps=7",))
+        assert run_of.ablation.projector_steps == 7 and run_of.sft.steps == 9 and dry_run
+        return {"failed": failed}
+
+    monkeypatch.setattr(ablate, "ablate", fake)
+    words = ("bench", "ablate", "--workdir", tmp_path, "--dry_run", "--gin.SftStage.steps=9")
+    assert run(capsys, *words)[0] == code
+    said = fails(capsys, "bench", "report", "--workdir", tmp_path, "--ablation", tmp_path / "no")
+    assert "expected one of `bench ablate`" in said

@@ -45,6 +45,7 @@ LEVELS = {
     "plan": 6,
     "speed": 6,
     "steps": 6,
+    "ablate": 7,
     "demo": 7,
     "rehearse": 7,
     "cli": 8,

@@ -134,6 +134,28 @@ def dots(rows: Mapping[str, Mapping[str, dict]], names: Mapping[str, str], title
     return _svg(draw, size, title)
 
 
+def differences(rows: Mapping[str, Mapping], title: str) -> Markup:
+    """Differences in points with intervals, a line for each: row -> D of bench/ablation.py.
+
+    The thin line is the interval in which seeds are drawn, too.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for n, d in enumerate(rows.values()):
+            if d["low_seeds"] is not None:
+                ends = 100 * d["low_seeds"], 100 * d["high_seeds"]
+                axes.plot(ends, [-n, -n], color=COLOURS["grpo"], linewidth=1)
+            axes.plot([100 * d["low"], 100 * d["high"]], [-n, -n], color=COLOURS["grpo"], lw=4)
+            axes.plot(100 * d["difference"], -n, "o", color=COLOURS["question_only"])
+        axes.axvline(0, color=COLOURS["chance"], linestyle="--")
+        axes.set_yticks([-n for n in range(len(rows))], list(rows))
+        axes.set_xlabel("points")
+        axes.grid(axis="x")
+
+    return _svg(draw, (6.4, 0.9 + 0.32 * len(rows)), title)
+
+
 def curves(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str) -> Markup:
     """Training curves: panel -> line -> [(step, value)]."""
 

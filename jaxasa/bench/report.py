@@ -14,6 +14,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from jaxasa.bench import ablation as ablating
 from jaxasa.bench import card, controls, explorer, figures, score, slots, suite
 from jaxasa.config import STAGES, ConfigError, check
 from jaxasa.workdir import write_text
@@ -55,12 +56,13 @@ def write(
     benchmark: str | Path | None = None,
     results: str | Path | None = None,
     page: str | Path | None = None,
+    ablation: str | Path | None = None,
 ) -> Path:
     """Writes the report of a work folder and returns its path.
 
     benchmark: the suite (WORKDIR/benchmark). results: results.json, with predictions/ beside it
     (WORKDIR/results.json). page: the file to write (WORKDIR/report/index.html). Name others
-    for a development suite.
+    for a development suite. ablation: what `bench ablate` found (WORKDIR/ablation.json).
     """
     workdir = Path(workdir)
     results = Path(results or workdir / "results.json")
@@ -73,7 +75,12 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"points": _points, "interval": _interval, "seconds": _duration}
+    environment.filters |= {
+        "points": _points,
+        "signed": _signed,
+        "interval": _interval,
+        "seconds": _duration,
+    }
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
     # Of all scripts the page's own runs alone, whatever a text in it may try.
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -90,6 +97,7 @@ def write(
         controls=_control_figure(found),
         beside=_beside(found),
         doa=found.get("doa"),
+        ablation=_ablation(Path(ablation or workdir / ablating.FILE)),
         tasks=_task_figure(found),
         directions=_directions(found),
         parsing=_parsing(found),
@@ -117,6 +125,11 @@ def _read_results(path: Path) -> dict:
 def _points(share: float | None, digits: int = 1) -> str:
     """A share as points out of 100."""
     return "–" if share is None else f"{100 * share:.{digits}f}"
+
+
+def _signed(share: float | None) -> str:
+    """A difference of shares as points out of 100, with its sign."""
+    return "–" if share is None else f"{100 * share:+.1f}"
 
 
 def _interval(a: Mapping) -> str:
@@ -235,6 +248,20 @@ def _beside(found: Mapping) -> list[dict]:
     """Rows of the table of turned and mirrored scenes."""
     systems = _systems(found)
     return [{"name": NAMES[n], **a["beside"]} for n, a in systems.items() if "beside" in a]
+
+
+def _ablation(path: Path) -> dict | None:
+    """An ablation.json with a figure of the differences and `matched` in words; None for none."""
+    if not path.is_file():
+        return None
+    found = suite.read_json(path, "what `jaxasa bench ablate` writes")
+    variants = found.get("variants", {})
+    apart = {name: v["against"]["overall"] for name, v in variants.items() if "against" in v}
+    title = f"accuracy less that of {found['base']}, with 95 % intervals"
+    return found | {
+        "figure": figures.differences(apart, title) if apart else None,
+        "matched": ablating.said_of(found.get("matched", {})),
+    }
 
 
 def _task_figure(found: Mapping):

@@ -8,9 +8,11 @@ what was expected.
 Units: metres, seconds, hertz, degrees, dB.
 """
 
+from jaxasa.config.ablation import Ablation
 from jaxasa.config.checks import ConfigError, check
 from jaxasa.config.model import (
     EXPERTS,
+    PARTS,
     Decoder,
     Lora,
     Model,
@@ -37,9 +39,11 @@ from jaxasa.config.stages import (
 
 __all__ = [
     "EXPERTS",
+    "PARTS",
     "POLICY_LOSSES",
     "STAGES",
     "WALLS",
+    "Ablation",
     "AlignStage",
     "Bench",
     "ConfigError",

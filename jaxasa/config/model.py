@@ -33,6 +33,8 @@ class Semantic:
         return (samples // 160 + 1) // 2 // self.pool
 
 
+# Top of the tree of parameters.
+PARTS = ("semantic", "spatial", "projector", "decoder", "lora")
 # Parts of a projector's token (models/projector.py).
 EXPERTS = ("semantic", "direction", "distance", "reverberation", "count", "joint")
 CHANNELS = {"foa": 4, "binaural": 2}

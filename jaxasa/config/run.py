@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from jaxasa.config.ablation import Ablation
 from jaxasa.config.checks import check, check_at_least
-from jaxasa.config.model import Model
+from jaxasa.config.model import PARTS, Model
 from jaxasa.config.questions import Questions
 from jaxasa.config.scenes import Scenes, Sounds
 from jaxasa.config.stages import STAGES, AlignStage, GrpoStage, SftStage, SpatialStage, TextStage
@@ -81,6 +82,8 @@ class Run:
 
     The first of `stages` starts from `resume` (a folder checkpoints/STAGE or an export), or else
     from `pretrained` weights, or else from scratch; the others from the stage before.
+    resume_parts: what is taken from `resume`, out of PARTS, the others from scratch; () for all.
+    ablation: what `jaxasa bench ablate` compares.
     """
 
     name: str
@@ -99,10 +102,17 @@ class Run:
     seed: int = 0
     pretrained: Pretrained = Pretrained()
     resume: str = ""
+    resume_parts: tuple[str, ...] = ()
+    ablation: Ablation = Ablation()
 
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
         check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))
+        parts = self.resume_parts
+        check(
+            set(parts) <= set(PARTS), "Run.resume_parts", parts, "names out of " + ", ".join(PARTS)
+        )
+        check(self.resume or not parts, "Run.resume_parts", parts, "() without Run.resume")
         longest = self.model.semantic.max_seconds
         ok = self.scenes.seconds <= longest
         check(ok, "Scenes.seconds", self.scenes.seconds, f"at most {longest} (Semantic)")

@@ -43,7 +43,10 @@ def at(
         given = _trained(source, *checkpoint.load(source), classes, wanted)
     elif run.resume:
         params, meta, _ = load.load(run.resume)
-        given = _trained(Path(run.resume), params, meta, classes, wanted)
+        parts = run.resume_parts or config.PARTS
+        params = {part: leaves for part, leaves in params.items() if part in parts}
+        needed = {path: t for path, t in wanted.items() if path.partition("/")[0] in parts}
+        given = _trained(Path(run.resume), params, meta, classes, needed)
     else:
         given = _pretrained(run, wanted)
     if not given:

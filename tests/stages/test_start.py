@@ -78,7 +78,8 @@ def begin():
     def run(folder, stage="sft", **fields):
         settings = dict(
             model=MODEL, stages=("sft", "grpo"), sft=STAGE, grpo=STAGE, seed=0, resume="",
-            pretrained=config.Pretrained(), scenes=types.SimpleNamespace(seconds=1.0),
+            resume_parts=(), pretrained=config.Pretrained(),
+            scenes=types.SimpleNamespace(seconds=1.0),
         )  # fmt: skip
         with jax.set_mesh(where):
             return start.at(
@@ -125,6 +126,11 @@ def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwe
     resumed = begin(tmp_path, resume=other, pretrained=config.Pretrained(decoder="/nowhere"))
     for path, leaf in optim.flatten(resumed.params).items():
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flat[path]))
+    partly = begin(tmp_path, resume=other, resume_parts=("decoder",), seed=1)
+    for path, leaf in optim.flatten(partly.params).items():
+        if path.startswith("decoder/") or path == "projector/out/kernel":
+            is_same = np.array_equal(np.asarray(leaf), np.asarray(flat[path]))
+            assert is_same == path.startswith("decoder/"), path
     with pytest.raises(ConfigError, match="expected stage sft before grpo"):
         begin(tmp_path, "grpo", resume=other)
     before = begin(tmp_path / "other", "grpo", resume="/nowhere")

@@ -1,0 +1,258 @@
+import json
+
+import numpy as np
+import pytest
+
+from jaxasa import ablate, ask, gin_io, loop, steps
+from jaxasa.ablate.log import Log
+from jaxasa.ablate.plan import Plan, bindings_of
+from jaxasa.bench import ablation, suite
+from jaxasa.bench import run as bench_run
+from jaxasa.config import ConfigError
+
+SMALL = {
+    "p2": (),
+    "p1": ("Projector.kind='p1'",),
+    "mono": tuple(f"{s}Stage.mono_share=1.0" for s in ("Spatial", "Align", "Sft")),
+    "without_align": ("Run.stages=('text','spatial','sft')",),
+    "binaural": ("Spatial.format='binaural'", "Spatial.features='interaural'"),
+    "grpo": ("Run.stages=('text','spatial','align','sft','grpo')",),
+}
+
+
+def loader(*bindings, variants=SMALL, seeds=(0, 1), projector_steps=5):
+    base = [
+        "Run.stages=('text','spatial','align','sft')",
+        f"Ablation.variants={variants!r}",
+        f"Ablation.seeds={seeds!r}",
+        f"Ablation.projector_steps={projector_steps}",
+        *bindings,
+    ]
+    return lambda more: gin_io.load(["gin/run/smoke.gin"], [*base, *more])
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return Plan(loader())
+
+
+def chain(plan, name, seed=0):
+    """kind -> job of a variant with a seed, back from its answers."""
+    job, found = plan.answers[name, seed], {}
+    while job is not None:
+        found[job.kind] = job
+        job = job.before
+    return found
+
+
+def same(plan, a, b, seeds=(0, 0)):
+    """The kinds of job that two variants share."""
+    one, two = chain(plan, a, seeds[0]), chain(plan, b, seeds[1])
+    return {kind for kind in one if kind in two and one[kind] is two[kind]}
+
+
+def test_variants_share_exactly_what_is_the_same(plan):
+    assert same(plan, "p2", "p1") == {"text", "spatial"}
+    assert same(plan, "p2", "mono") == same(plan, "p2", "binaural") == {"text"}
+    assert same(plan, "p2", "without_align") == {"text", "spatial", "projector"}
+    assert same(plan, "p2", "grpo") == {"text", "spatial", "projector", "align", "sft"}
+    assert same(plan, "p2", "p2", (0, 1)) == {"text"}
+    assert chain(plan, "mono")["answers"].hears == "mono"
+    suites = {name: plan.suite(name) for name in SMALL}
+    assert suites["p2"] is suites["mono"] and suites["p2"] is not suites["binaural"]
+    # Each job comes after what it needs.
+    order = list(plan.jobs)
+    for job in plan.jobs.values():
+        for other in (job.before, *job.needs):
+            assert other is None or order.index(other.name) < order.index(job.name)
+
+
+def test_whole_stage_1_for_each_variant_where_that_is_asked():
+    plan = Plan(loader(projector_steps=0))
+    assert same(plan, "p2", "p1") == {"text"} and "projector" not in chain(plan, "p2")
+
+
+@pytest.mark.parametrize(
+    ("binding", "kept"),
+    [
+        ("GrpoStage.steps=7", {"text", "spatial", "projector", "align", "sft", "answers"}),
+        ("SftStage.learning_rate=1e-4", {"text", "spatial", "projector", "align"}),
+        ("Lora.rank=2", {"text", "spatial", "projector", "align"}),
+        ("AlignStage.steps=9", {"text", "spatial", "projector"}),
+        ("Projector.hidden=64", {"text"}),
+        ("TextStage.steps=9", set()),
+        ("Bench.l1=20", {"text", "spatial", "projector", "align", "sft"}),
+        ("SftStage.log_every=3", {"text", "spatial", "projector", "align", "sft", "answers"}),
+        ("Model.unroll=2", {"text", "spatial", "projector", "align", "sft", "answers"}),
+        ("Scenes.rt60=(0.2, 0.3)", set()),
+    ],
+)
+def test_a_key_changes_with_what_a_job_depends_on_and_with_nothing_else(plan, binding, kept):
+    two = {"p2": ()}
+    changed = chain(Plan(loader(binding, variants=two, seeds=(0,))), "p2")
+    before = chain(plan, "p2")
+    assert {kind for kind in before if before[kind].key == changed[kind].key} == kept
+
+
+def test_a_jobs_bindings_make_its_run(plan, tmp_path):
+    load = loader()
+    for kind, job in chain(plan, "p1", 1).items():
+        if kind != "answers":
+            run, _ = load(bindings_of(job, tmp_path))
+            own = {part: getattr(job.run, part) for part in ("seed", "stages", "model", "spatial")}
+            assert own == {part: getattr(run, part) for part in own}, kind
+            assert run.resume_parts == job.run.resume_parts
+            if job.before:
+                assert run.resume.endswith(f"{job.before.name}/checkpoints/{job.before.stage}")
+    spatial, projector = (chain(plan, "p1")[kind].run for kind in ("spatial", "projector"))
+    assert spatial.model.projector.kind == "p2" and spatial.resume_parts == ("decoder",)
+    assert projector.model.projector.kind == "p1" and projector.spatial.steps == 5
+    assert projector.resume_parts == ("semantic", "spatial", "decoder")
+    assert all(path.startswith("projector/") for path in projector.spatial.trainable)
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        (("Projector.kind='p7'",), "variants\\['odd'\\].*kind is 'p7'"),
+        (("Scenes.rt60=(0.2, 0.3)",), "scenes.rt60 was .* expected the same for all variants"),
+        (("Run.stages=('text','spatial')",), "last of Run.stages is 'spatial', expected sft"),
+        ((*SMALL["mono"], *SMALL["grpo"]), "expected none that ends in grpo"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_before_anything_is_done(tmp_path, variant, said):
+    with pytest.raises(ConfigError, match=said):
+        ablate.ablate(loader(variants={"p2": (), "odd": variant}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+class Fake:
+    """Steps that only leave their files; `fail(job folder's name, stage)` may raise."""
+
+    def __init__(self, small):
+        self.calls, self.fail, self._small = [], lambda run, stage: None, small
+
+    def sound_bank(self, run, folder):
+        self._leave("sounds", folder / "sounds" / "bank.json")
+
+    def scenes(self, run, folder, split):
+        where = "binaural" if run.model.spatial.format == "binaural" else "scenes"
+        self._leave(f"{where} {split}", folder / where / split / "manifest.json")
+
+    def train(self, run, folder, stage, text):
+        assert (folder / "sounds" / "bank.json").is_file()
+        assert stage == "text" or (folder / "scenes" / "dev" / "manifest.json").is_file()
+        assert not run.resume or (run.resume_parts and steps.Path(run.resume).is_dir())
+        self.fail(run, stage)
+        (folder / "tokenizer.json").write_text("{}")
+        path = folder / "checkpoints" / stage / "meta.json"
+        self._leave(f"{stage} {run.model.projector.kind} {run.seed}", path)
+
+    def build_suite(self, run, folder, split):
+        self.calls.append("suite")
+        (folder / "benchmark").symlink_to(self._small.folder.resolve())
+
+    def run(self, systems, responders, where, out, bench, marks):
+        items = suite.load(where)
+        path = out / "predictions" / "answers.jsonl"
+        rows = [json.dumps({"id": i.id, "answer": i.answer}) for i in items]
+        self._leave("answers", path, "\n".join(rows))
+        (out / "results.json").write_text("{}")
+
+    def _leave(self, name, path, text=""):
+        self.calls.append(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def fake(monkeypatch, small):
+    fake = Fake(small)
+    for name in ("sound_bank", "scenes", "train", "build_suite"):
+        monkeypatch.setattr(steps, name, getattr(fake, name))
+    monkeypatch.setattr(bench_run, "run", fake.run)
+    model = type("Model", (), {"digest": "d", "load": staticmethod(lambda path: model)})
+    monkeypatch.setattr(ask, "Model", model)
+    monkeypatch.setattr(ablate.gc, "collect", lambda: None)  # slow among all that tests hold
+    return fake
+
+
+PAIR = {"p2": (), "p1": SMALL["p1"]}
+
+
+def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):
+    load = loader(variants=PAIR)
+    result = ablate.ablate(load, tmp_path)
+    assert fake.calls[:5] == ["sounds", *(f"scenes {s}" for s in steps.SPLITS), "suite"]
+    # Stage 1 of the encoders and of two projectors, with each seed.
+    assert [c for c in fake.calls if c.startswith("spatial")] == [
+        *("spatial p2 0", "spatial p2 0", "spatial p1 0"),
+        *("spatial p2 1", "spatial p2 1", "spatial p1 1"),
+    ]
+    assert fake.calls.count("text p2 0") == 1 and fake.calls.count("answers") == 4
+    assert result["variants"]["p1"]["overall"]["accuracy"] == 1.0 and not result["failed"]
+    assert result["matched"]["met"] and result["matched"]["spread"] < 0.05
+    said = capsys.readouterr().out
+    assert "[1/" in said and "left" in said and "projectors are matched" in said
+    count = len(fake.calls)
+    assert ablate.ablate(load, tmp_path)["variants"] == result["variants"]
+    assert len(fake.calls) == count
+    # What is known is the measure of what is to come: a third seed alone is left.
+    plan = ablate.ablate(loader(variants=PAIR, seeds=(0, 1, 2)), tmp_path, dry_run=True)
+    left = {row["kind"]: row["jobs"] - row["done"] for row in plan["rows"]}
+    assert left["text"] == 0 and left["spatial"] == 1 and not plan["unknown"]
+    assert len(fake.calls) == count
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, loop.Preempted("stopped")])
+def test_goes_on_where_it_was_interrupted(fake, tmp_path, error):
+    def fail(run, stage):
+        if stage == "align" and run.model.projector.kind == "p1":
+            raise error
+
+    fake.fail = fail
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        ablate.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
+    partly = json.loads((tmp_path / ablation.FILE).read_text())
+    assert list(partly["variants"]) == ["p2"]
+    fake.fail, before = lambda run, stage: None, list(fake.calls)
+    result = ablate.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
+    assert fake.calls[len(before) :] == ["align p1 0", "sft p1 0", "answers"]
+    assert list(result["variants"]) == ["p2", "p1"]
+
+
+def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys):
+    def fail(run, stage):
+        if stage == "align" and run.model.projector.kind == "p1" and run.seed == 1:
+            raise RuntimeError("lost")
+
+    fake.fail = fail
+    result = ablate.ablate(loader(variants=PAIR), tmp_path)
+    assert list(result["failed"]) == ["p1"] and "seed 1: align" in result["failed"]["p1"]
+    assert "RuntimeError: lost" in result["failed"]["p1"]
+    assert list(result["variants"]["p1"]["seeds"]) == ["0"]
+    assert list(result["variants"]["p2"]["seeds"]) == ["0", "1"]
+    assert "failed: p1" in capsys.readouterr().err
+    fake.fail = lambda run, stage: None
+    assert not ablate.ablate(loader(variants=PAIR), tmp_path)["failed"]
+
+
+def test_dry_run_writes_nothing_and_says_what_it_cannot_tell(tmp_path):
+    load = loader("Ablation.seconds={'text': 2.0}", variants=PAIR)
+    plan = ablate.ablate(load, tmp_path / "new", dry_run=True)
+    assert not (tmp_path / "new").exists()
+    assert plan["seconds"] == 24.0 and "sft" in plan["unknown"] and "text" not in plan["unknown"]
+    spatial = next(row for row in plan["rows"] if row["kind"] == "spatial")
+    assert spatial["for"] == ["p2", "p1"] and spatial["jobs"] == 2
+    own = [row for row in plan["rows"] if row["kind"] == "projector" and row["for"] == ["p2", "p1"]]
+    assert own[0]["each_its_own"] and own[0]["why"] == ["projector.kind"]
+    log = Log(tmp_path / "new", {"sft": 3.0})
+    job = chain(Plan(load), "p2")["sft"]
+    assert log.expected(job, {}) == 3.0 * job.units and log.expected(job, {"sft": 1.0}) == job.units
+
+
+def test_the_folder_of_another_run_is_refused(fake, tmp_path):
+    ablate.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
+    with pytest.raises(ConfigError, match="name was 'smoke', is 'other'"):
+        ablate.ablate(loader("Run.name='other'", variants={"p2": ()}), tmp_path)
+    assert np.isfinite(json.loads((tmp_path / ablation.FILE).read_text())["seconds"]["total"])
