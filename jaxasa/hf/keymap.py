@@ -100,6 +100,8 @@ SPATIAL: tuple[Row, ...] = (
     Row("spatial/cues", "spatial_encoder.cues"),
     Row("spatial/class_bands_trust", "spatial_encoder.class_bands_trust"),
     *_linear("spatial/measured", "spatial_encoder.measured"),
+    *_linear("spatial/told", "spatial_encoder.told"),
+    *_linear("spatial/seen", "spatial_encoder.attractors.seen"),
     *_linear("spatial/slot_bands", "spatial_encoder.heads.slot_bands"),
     Row("spatial/slot_bands_trust", "spatial_encoder.heads.slot_bands_trust"),
     *_norm("spatial/norm", "spatial_encoder.layer_norm"),
@@ -120,6 +122,7 @@ SPATIAL: tuple[Row, ...] = (
         row
         for name in (
             *("activity_keys", "slot_dense", "slot_attractor", "slot_hidden", "bands"),
+            *("cues_hidden", "cues_out"),
             *("residual", "presence", "label", "distance", "room_hidden", "room"),
         )
         for row in _linear(f"spatial/{name}", f"spatial_encoder.heads.{name}")

@@ -1,20 +1,22 @@
 """Spatial encoder: features of FOA or of two ears to a dense time map, slots, room estimates.
 
 A stem of patches over time and frequency, transformer layers over time, then an LSTM
-encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). A slot's
-direction is equivariant at its core: a weighted mean of the measured intensity vectors,
-weights by slot and mel band, plus a bounded learnt residual. The dense map is given such
-means too, one a class, so that what reads the map finds directions in it.
+encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). Each slot begins at a
+peak of the intensity vectors' histogram (models/peaks.py) and hears the bands that point there. Its
+direction is equivariant at its core: a weighted mean of those vectors, weights by slot and mel
+band, plus a bounded learnt residual. The dense map is given such means too, one a class, and in the
+end what the slots say, so that what reads the map finds sources and their directions in it.
 
-Two ears measure no intensity vector. In its place stands, for each mel band, a learnt 3 x 3 matrix
-times the band's interaural cues (features.interaural): phase turns faster the higher the band, so
-what it says of direction is learnt band by band. Front from back and height are in the spectrum
-rather than in these cues: the residual of a slot's direction is unbounded there, a linear layer.
+Two ears measure no intensity vector, and have no peaks. In its place stands, for each mel band, a
+learnt 3 x 3 matrix times the band's interaural cues (features.interaural): phase turns faster the
+higher the band, so what it says of direction is learnt band by band. Front from back and height are
+in the spectrum rather than in these cues: the residual of a slot's direction is unbounded there, a
+linear layer.
 
 Norms of the stem have epsilon 1e-6 and its GELUs are the tanh approximation, as in the heads; the
 blocks are Whisper's (1e-5, exact). Heads compute in float32 whatever the dtype of the map.
 
-Letters: B batch, T frames of the map, S slots, D width, M mel bands.
+Letters: B batch, T frames of the map, F of the features, S slots, D width, M mel bands.
 """
 
 from typing import NamedTuple
@@ -25,10 +27,12 @@ import jax.numpy as jnp
 
 from jaxasa import config
 from jaxasa.data import features
+from jaxasa.models import peaks
 from jaxasa.models.layers import Blocks, heard_frames, over_bands, resample_time
 
 SLOT_STEPS = 2
 UNHEARD = -1e9
+CUES = 16  # width of what weighs the cues of a slot's activity
 
 
 class Slots(NamedTuple):
@@ -113,8 +117,8 @@ class Spatial(nn.Module):
         # A centred STFT has one frame too many at the end; what fills no step is dropped.
         merged = s.frames_per_step
         frames = x.shape[1] // merged
-        field = vectors[:, : merged * frames]
-        field = field.reshape(field.shape[0], frames, merged, s.mels, 5).mean(2)
+        fine = vectors[:, : merged * frames]
+        field = fine.reshape(fine.shape[0], frames, merged, s.mels, 5).mean(2)
         if not is_foa:
             cues = self.param("cues", nn.initializers.normal(0.5), (s.mels, 3, 3))
             found = jnp.einsum("btmc,mcd->btmd", field[..., 1:4], cues)
@@ -122,7 +126,12 @@ class Spatial(nn.Module):
         real = None if lengths is None else s.steps(lengths)
         mask = heard_frames(real, frames)
         dense = self._dense(x[:, : merged * frames].astype(self.dtype), field, mask)
-        slots = self._slots(dense, field, real)
+        seen = None
+        if is_foa:
+            where = None if mask is None else jnp.repeat(mask, merged, axis=1)
+            seen = peaks.find(fine[..., 1:4], s.slots, where)
+        slots = self._slots(dense, fine, field, seen, real)
+        dense = self._told(dense, slots)
         where = None if mask is None else mask[..., None]
         # Not dense.max(1): its gradient is 0 / 0 where XLA rounds the maximum otherwise than dense.
         highest = (dense if where is None else jnp.where(where, dense, UNHEARD)).argmax(1)
@@ -146,8 +155,19 @@ class Spatial(nn.Module):
         found = jnp.einsum("btsm,btmc->btsc", gates, field[..., 1:4]) / s.mels
         found = jnp.concatenate([unit(found), found], -1).reshape(*x.shape[:2], -1)
         x = x + nn.Dense(s.width, dtype=self.dtype, name="measured")(found.astype(self.dtype))
-        x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x, mask)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(x)
+        return Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x, mask)
+
+    def _told(self, dense: jax.Array, slots: Slots) -> jax.Array:
+        """dense [B, T, D], with what the slots say of each class at each moment, normalised."""
+        s = self.spatial
+        named = jax.nn.sigmoid(slots.presence)[..., None] * jax.nn.softmax(slots.label)
+        ones = jnp.ones_like(slots.log_distance)[..., None]
+        said = jnp.concatenate([ones, unit(slots.direction), slots.log_distance[..., None]], -1)
+        active = jax.nn.sigmoid(slots.activity)
+        told = jnp.einsum("bst,bsc,bsk->btck", active, named, said)
+        told = told.reshape(*told.shape[:2], -1).astype(self.dtype)
+        dense = dense + nn.Dense(s.width, dtype=self.dtype, name="told")(told)
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(dense)
 
     def _gates(self, name: str, x: jax.Array, count: int, field: jax.Array) -> jax.Array:
         """Logits [B, T, count, M] of which bands to measure in: learnt, and by their clarity."""
@@ -159,8 +179,13 @@ class Spatial(nn.Module):
         clarity = field[..., 0] * trust[0] + (field[..., 4] - 0.5) * trust[1]
         return bands + clarity[:, :, None]
 
-    def _attractors(self, dense: jax.Array, real: jax.Array | None) -> jax.Array:
-        """dense [B, T, D] -> [B, S, D]: an LSTM reads the map, another writes one a slot."""
+    def _attractors(
+        self, dense: jax.Array, evidence: jax.Array | None, real: jax.Array | None
+    ) -> jax.Array:
+        """dense [B, T, D] -> [B, S, D]: an LSTM reads the map, another writes one a slot.
+
+        evidence [B, S, K]: of the peak at which a slot begins, if there are any.
+        """
         s = self.spatial
         read = None if real is None else -(-real // SLOT_STEPS)
         coarse = resample_time(dense, -(-dense.shape[1] // SLOT_STEPS), real, read)
@@ -169,42 +194,89 @@ class Spatial(nn.Module):
         writer = nn.RNN(nn.OptimizedLSTMCell(s.width, name="writer"))
         start = self.param("slots", nn.initializers.normal(0.5), (s.slots, s.width))
         start = jnp.broadcast_to(start, (dense.shape[0], *start.shape)).astype(dense.dtype)
+        if evidence is not None:
+            start = start + nn.Dense(s.width, dtype=self.dtype, name="seen")(evidence)
         return writer(start, initial_carry=carry)
 
-    def _slots(self, dense: jax.Array, field: jax.Array, real: jax.Array | None) -> Slots:
-        """field [B, T, M, 5]: log power, direction vector and diffuseness of each mel band."""
+    def _activity(
+        self,
+        dense: jax.Array,
+        attractors: jax.Array,
+        near: jax.Array | None,
+        field: jax.Array,
+        real: jax.Array | None,
+    ) -> jax.Array:
+        """Logits [B, S, T]: attractors ask the map; near [B, S, T, M], what points at a peak."""
         s = self.spatial
-        attractors = self._attractors(dense, real)
         keys = nn.Dense(s.width, dtype=self.dtype, name="activity_keys")(dense)
         activity = jnp.einsum("btd,bsd->bst", keys, attractors) / s.width**0.5
         bias = self.param("activity_bias", nn.initializers.zeros, ())
         activity = (activity + bias).astype(jnp.float32)
+        if near is not None:
+            share = near.mean(-1)
+            loud = (near * field[:, None, ..., 0]).sum(-1) / (near.sum(-1) + 1e-3)
+            beside = share / (share.max(-1, keepdims=True) + 1e-3)
+            cues = jnp.stack([jnp.log(share + 1e-2), loud, beside], -1)
+            cues = jax.nn.gelu(nn.Dense(CUES, name="cues_hidden")(cues))
+            activity = activity + nn.Dense(1, name="cues_out")(cues)[..., 0]
         heard = heard_frames(real, activity.shape[-1])
-        if heard is not None:
-            activity = jnp.where(heard[:, None], activity, UNHEARD)
+        return activity if heard is None else jnp.where(heard[:, None], activity, UNHEARD)
+
+    def _slots(
+        self,
+        dense: jax.Array,
+        fine: jax.Array,
+        field: jax.Array,
+        seen: peaks.Peaks | None,
+        real: jax.Array | None,
+    ) -> Slots:
+        """fine [B, F, M, 5]: log power, direction vector and diffuseness of each mel band.
+
+        field [B, T, M, 5]: their means over the frames of a step of the map.
+        """
+        s = self.spatial
+        evidence = near = None
+        if seen is not None:
+            by_step = lambda x: x.reshape(*x.shape[:2], -1, s.frames_per_step, *x.shape[3:])  # noqa: E731
+            near = by_step(seen.near).mean(3)
+            where = jnp.stack([seen.strength, jnp.log(seen.strength + 1e-3)], -1)
+            where = jnp.concatenate([where, seen.direction[..., 2:]], -1)
+            heard = peaks.timbre(fine[..., 0], seen.near)
+            evidence = jnp.concatenate([where, heard], -1).astype(self.dtype)
+        attractors = self._attractors(dense, evidence, real)
+        activity = self._activity(dense, attractors, near, field, real)
         weights = jax.nn.sigmoid(activity)
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-6)
-        seen = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
+        shown = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
         asked = nn.Dense(s.width, dtype=self.dtype, name="slot_attractor")(attractors)[:, :, None]
-        hidden = jax.nn.gelu(seen + asked)
+        hidden = jax.nn.gelu(shown + asked)
         bands = nn.Dense(s.mels, dtype=self.dtype, name="bands")(hidden)
         common = self._gates("slot_bands", dense, 1, field)
         gates = jax.nn.sigmoid(bands + jnp.moveaxis(common, 2, 1))
-        measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.mels
         residual = nn.Dense(3, dtype=self.dtype, name="residual")(hidden)
-        if s.format == "foa":
+        if seen is None:
+            measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.mels
+        else:
+            # Frame by frame: the mean of a step's frames would mix what is heard in turns.
+            vectors = seen.trusted[..., None] * fine[:, None, ..., 1:4]
+            vectors = by_step(vectors).mean(3)
+            measured = jnp.einsum("bstm,bstmc->bstc", gates, vectors) / s.mels
             clear = jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True)
             residual = 0.2 * clear * jnp.tanh(residual)
         direction = measured + residual
         pooled = jnp.einsum("bst,bstd->bsd", weights, hidden)
-        summary = jax.nn.gelu(
-            nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(
-                jnp.concatenate([pooled, attractors], -1)
-            )
-        )
+        known = [pooled, attractors]
+        if seen is not None:
+            # Once more what comes from there, now while the slot holds it to be heard.
+            during = jnp.repeat(jax.nn.sigmoid(activity), s.frames_per_step, axis=-1)[..., None]
+            heard = peaks.timbre(fine[..., 0], seen.near * during)
+            known.append(heard.astype(self.dtype))
+        known = jnp.concatenate(known, -1)
+        summary = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(known))
+        named = summary if seen is None else jnp.concatenate([summary, heard], -1)
         return Slots(
             presence=nn.Dense(1, name="presence")(summary)[..., 0],
-            label=nn.Dense(s.classes, name="label")(summary),
+            label=nn.Dense(s.classes, name="label")(named),
             activity=activity,
             direction_in_time=direction,
             direction=jnp.einsum("bst,bstc->bsc", weights, direction),

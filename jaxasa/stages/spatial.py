@@ -105,7 +105,10 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
         ),
         "room": mean(jnp.abs(room - batch["room"]), sure["room"]),
     }
-    angle = jnp.degrees(jnp.arccos(jnp.clip(cosine, -1, 1)))
+    # And as the slot finds it by itself, without knowing when the source is heard.
+    alone = (unit(slots.direction) * batch["direction"]).sum(-1)
+    losses["direction"] = 0.5 * (losses["direction"] + mean(1.0 - alone, spatial))
+    angle = jnp.degrees(jnp.arccos(jnp.clip(alone, -1, 1)))
     measured = losses | {
         "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present * sure["label"]),
         "doa_median": jnp.nanmedian(jnp.where(spatial > 0, angle, jnp.nan)),

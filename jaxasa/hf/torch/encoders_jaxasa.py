@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from .features_jaxasa import intensity, interaural, resample_time, stft_parts
+from .peaks_jaxasa import find, timbre
 
 FRAMES_PER_SECOND = 50
 SLOT_STEPS = 2
+CUES = 16
 
 
 class Slots(NamedTuple):
@@ -123,16 +125,21 @@ class Cell(nn.Module):
 class Attractors(nn.Module):
     """dense [B, T, D] -> [B, S, D]: one LSTM reads the map, another writes a vector a slot."""
 
-    def __init__(self, width, slots):
+    def __init__(self, width, slots, evidence):
+        """evidence: what is known of the peak at which a slot begins, or 0."""
         super().__init__()
         self.slots = nn.Parameter(torch.zeros(slots, width))
+        if evidence:
+            self.seen = Dense(evidence, width)
         self.reader, self.writer = Cell(width), Cell(width)
 
-    def forward(self, dense):
+    def forward(self, dense, evidence):
         coarse = resample_time(dense, -(-dense.shape[1] // SLOT_STEPS))
         nothing = dense.new_zeros(dense.shape[0], dense.shape[2])
         _, carry = self.reader(coarse, (nothing, nothing))
         start = self.slots.expand(dense.shape[0], -1, -1)
+        if evidence is not None:
+            start = start + self.seen(evidence)
         return self.writer(start, carry)[0]
 
 
@@ -176,36 +183,56 @@ class Heads(nn.Module):
     def __init__(self, s):
         super().__init__()
         width, mels = s["width"], s["mels"]
-        self.bounded = s.get("format", "foa") == "foa"
+        # Of what timbre says of a peak; two ears have no peaks.
+        timbres = 4 * mels + 2 if s.get("format", "foa") == "foa" else 0
         self.activity_bias = nn.Parameter(torch.zeros(()))
         self.activity_keys = Dense(width, width)
+        if timbres:
+            self.cues_hidden, self.cues_out = Dense(3, CUES), Dense(CUES, 1)
         self.slot_dense, self.slot_attractor = Dense(width, width), Dense(width, width)
-        self.slot_hidden = Dense(2 * width, width)
+        self.slot_hidden = Dense(2 * width + timbres, width)
         self.bands, self.residual = Dense(width, mels), Dense(width, 3)
         self.slot_bands, self.slot_bands_trust = Dense(width, mels), nn.Parameter(torch.zeros(2))
         self.presence, self.distance = Dense(width, 1), Dense(width, 1)
-        self.label = Dense(width, s["classes"])
+        self.label = Dense(width + timbres, s["classes"])
         self.room_hidden, self.room = Dense(2 * width, width), Dense(width, 4)
 
-    def of_slots(self, dense, attractors, field):
+    def of_slots(self, dense, attractors, fine, field, seen):
+        """fine [B, F, M, 5], field [B, T, M, 5] (its means by step), seen: Peaks or None."""
         activity = torch.einsum("btd,bsd->bst", self.activity_keys(dense), attractors)
         activity = (activity / dense.shape[-1] ** 0.5 + self.activity_bias).float()
-        weights = torch.sigmoid(activity)
-        weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
+        merged = fine.shape[1] // field.shape[1]
+        if seen is not None:
+            near = seen.near.unflatten(2, (-1, merged)).mean(3)
+            share = near.mean(-1)
+            loud = (near * field[:, None, ..., 0]).sum(-1) / (near.sum(-1) + 1e-3)
+            beside = share / (share.amax(-1, keepdim=True) + 1e-3)
+            cues = torch.stack([torch.log(share + 1e-2), loud, beside], -1)
+            activity = activity + self.cues_out(gelu(self.cues_hidden(cues)))[..., 0].float()
+        heard = torch.sigmoid(activity)
+        weights = heard / (heard.sum(-1, keepdim=True) + 1e-6)
         hidden = gelu(self.slot_dense(dense)[:, None] + self.slot_attractor(attractors)[:, :, None])
         common = gates(self.slot_bands, self.slot_bands_trust, dense, 1, field).movedim(2, 1)
         chosen = torch.sigmoid(self.bands(hidden) + common).float()
-        measured = torch.einsum("bstm,btmc->bstc", chosen, field[..., 1:4]) / field.shape[2]
         residual = self.residual(hidden)
-        if self.bounded:
+        pooled = torch.einsum("bst,bstd->bsd", weights, hidden.float())
+        known = [pooled, attractors]
+        if seen is None:
+            measured = torch.einsum("bstm,btmc->bstc", chosen, field[..., 1:4]) / field.shape[2]
+        else:
+            vectors = seen.trusted[..., None] * fine[:, None, ..., 1:4]
+            vectors = vectors.unflatten(2, (-1, merged)).mean(3)
+            measured = torch.einsum("bstm,bstmc->bstc", chosen, vectors) / field.shape[2]
             size = torch.linalg.vector_norm(measured + 1e-6, dim=-1, keepdim=True)
             residual = 0.2 * size * torch.tanh(residual)
+            during = heard.repeat_interleave(merged, -1)[..., None]
+            known.append(timbre(fine[..., 0], seen.near * during))
         direction = measured + residual
-        pooled = torch.einsum("bst,bstd->bsd", weights, hidden.float())
-        summary = gelu(self.slot_hidden(torch.cat([pooled, attractors], -1)))
+        summary = gelu(self.slot_hidden(torch.cat(known, -1)))
+        named = summary if seen is None else torch.cat([summary, known[-1]], -1)
         return Slots(
             presence=self.presence(summary)[..., 0],
-            label=self.label(summary),
+            label=self.label(named),
             activity=activity,
             direction_in_time=direction,
             direction=torch.einsum("bst,bstc->bsc", weights, direction),
@@ -239,7 +266,8 @@ class Spatial(Blocks):
         self.class_bands_trust = nn.Parameter(torch.zeros(2))
         self.measured = Dense(6 * classes, width)
         self.layer_norm = nn.LayerNorm(width)
-        self.attractors = Attractors(width, s["slots"])
+        self.told = Dense(5 * classes, width)
+        self.attractors = Attractors(width, s["slots"], 4 * mels + 5 if self.foa else 0)
         self.heads = Heads(s)
 
     def forward(self, audio):
@@ -249,14 +277,30 @@ class Spatial(Blocks):
         x = stft_parts(audio, s["fft"], s["hop"]) if s["features"] == "stft" else vectors
         merged = int(np.prod([frames for _, frames, _ in s["stem"]]))
         steps = x.shape[1] // merged
-        field = vectors[:, : merged * steps]
-        field = field.reshape(field.shape[0], steps, merged, *field.shape[2:]).mean(2)
+        fine = vectors[:, : merged * steps]
+        field = fine.unflatten(1, (steps, merged)).mean(2)
         if not self.foa:
             found = torch.einsum("btmc,mcd->btmd", field[..., 1:4], self.cues.float())
             field = torch.cat([field[..., :1], found, field[..., 4:]], -1)
         dense = self._dense(x[:, : merged * steps], field)
-        slots = self.heads.of_slots(dense, self.attractors(dense), field)
+        seen = evidence = None
+        if self.foa:
+            seen = find(fine[..., 1:4], s["slots"])
+            where = torch.stack([seen.strength, torch.log(seen.strength + 1e-3)], -1)
+            where = torch.cat([where, seen.direction[..., 2:]], -1)
+            evidence = torch.cat([where, timbre(fine[..., 0], seen.near)], -1)
+        slots = self.heads.of_slots(dense, self.attractors(dense, evidence), fine, field, seen)
+        dense = self._told(dense, slots)
         return Heard(dense, slots, self.heads.of_room(dense))
+
+    def _told(self, dense, slots):
+        """The map, normalised, with what the slots say of each class at each moment in it."""
+        named = torch.sigmoid(slots.presence)[..., None] * torch.softmax(slots.label, -1)
+        distance = slots.log_distance[..., None]
+        said = torch.cat([torch.ones_like(distance), unit(slots.direction), distance], -1)
+        active = torch.sigmoid(slots.activity)
+        told = torch.einsum("bst,bsc,bsk->btck", active, named.float(), said.float())
+        return self.layer_norm(dense + self.told(told.flatten(2)))
 
     def _dense(self, x, field):
         for stem, (_, frames, bands) in zip(self.stem, self.sizes["stem"], strict=True):
@@ -266,4 +310,4 @@ class Spatial(Blocks):
         found = torch.einsum("btsm,btmc->btsc", torch.sigmoid(chosen).float(), field[..., 1:4])
         found = found / field.shape[2]
         x = x + self.measured(torch.cat([unit(found), found], -1).flatten(2))
-        return self.layer_norm(super().forward(x))
+        return super().forward(x)
