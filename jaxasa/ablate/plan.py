@@ -48,7 +48,6 @@ DEPENDS = {
 # The first job of a variant also decides on the tokenizer, and where weights come from.
 _FIRST = (*_TEXTS, "questions", "pretrained", "resume", "resume_parts")
 _ENCODERS = ("semantic", "spatial", "decoder")
-_ENCODERS = ("semantic", "spatial", "decoder")
 _SUITE = ("seed", "sounds", "scenes", "questions", "bench.l1", "bench.l2", "bench.l3")
 # What all variants have in common, so that their answers can be compared.
 _COMMON = ("seed", "sounds", "scenes", "questions", "bench", "mesh", "ablation")
