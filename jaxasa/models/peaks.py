@@ -113,12 +113,14 @@ def _histogram(votes: jax.Array, towards: jax.Array) -> jax.Array:
     return jax.lax.scan(add, start, (by_block(votes), by_block(towards)))[0]
 
 
-def timbre(power: jax.Array, weights: jax.Array) -> jax.Array:
+def timbre(power: jax.Array, weights: jax.Array, heard: jax.Array | None = None) -> jax.Array:
     """What is heard from each peak: log power [B, F, M], weights [B, S, F, M] -> [B, S, 4 M + 2].
 
     For each band mean, spread and change from frame to frame of the log power, and how often it is
     heard from there; then the level and the unevenness of when. All are numbers of order 1.
+    heard [B, F]: no padding, where weights are 0.
     """
+    frames = weights.shape[2] if heard is None else heard.sum(-1)[:, None, None]
     total = weights.sum(2) + 1e-2
     mean = jnp.einsum("bsfm,bfm->bsm", weights, power) / total
     square = jnp.einsum("bsfm,bfm->bsm", weights, power**2) / total
@@ -127,7 +129,10 @@ def timbre(power: jax.Array, weights: jax.Array) -> jax.Array:
     change = jnp.einsum("bsfm,bfm->bsm", weights, change) / total
     level = mean.mean(-1, keepdims=True)
     share = weights.mean(-1)
-    uneven = jnp.abs(jnp.diff(share, axis=2, prepend=share[..., :1])).mean(-1, keepdims=True)
-    often = total / weights.shape[2]
+    moved = jnp.abs(jnp.diff(share, axis=2, prepend=share[..., :1]))
+    if heard is not None:
+        moved = moved * heard[:, None]
+    uneven = moved.sum(-1, keepdims=True) / frames
+    often = total / frames
     parts = [mean - level, 3 * spread, 3 * change, 3 * often, level, 10 * uneven]
     return jnp.concatenate(parts, -1)
