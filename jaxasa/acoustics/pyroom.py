@@ -8,6 +8,13 @@ and no tail of noise: all that is heard are images.
 FOA comes from four coincident microphones, an omnidirectional one and figures of eight along y, z
 and x, which are W, Y, Z, X in SN3D. Its gain is 1 / distance as ours; it delays all by 40 samples,
 which are taken out. Below 100 Hz there is nothing, as in `rir.response`.
+
+    >>> import numpy as np
+    >>> from jaxasa.acoustics import pyroom, rir, rooms
+    >>> room, source, listener = (6, 5, 3), (1, 1, 1.5), (3, 2, 1.5)
+    >>> theirs = pyroom.response(room, rooms.absorption(room, 0.3), source, listener)
+    >>> bool(0.2 < rir.rt60(theirs) < 0.4)
+    True
 """
 
 import math

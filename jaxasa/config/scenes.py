@@ -126,6 +126,9 @@ class Scenes:
             expected = f"0, for Scenes.engine is {self.engine!r}"
             check(self.moving == 0, "Scenes.moving", self.moving, expected)
             check(self.responses == 0, "Scenes.responses", self.responses, expected)
+            for name in WALLS:
+                value, expected = getattr(self, name), f"() for Scenes.engine is {self.engine!r}"
+                check(value == (), f"Scenes.{name}", value, expected)
         check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
         if self.responses:
             most, expected = self.sources[1], "at least as many as Scenes.sources"

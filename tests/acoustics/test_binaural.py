@@ -174,7 +174,7 @@ def test_the_tail_of_a_cube_is_a_diffuse_field():
     room = (4.0, 4.0, 4.0)
     absorption = rooms.absorption(room, 0.5)
     tails = [
-        binaural_rir._tail(room, absorption, HEAD, 20.0, 8000, keys.rng(i)).astype(float)
+        binaural_rir._tail(room, absorption, HEAD, 20.0, 8000, keys.rng(i), 0.0).astype(float)
         for i in range(12)
     ]
     spectrum = np.fft.rfft(np.stack(tails), SIZE)

@@ -77,6 +77,10 @@ def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
         dataclasses.replace(RANGES, responses=3)
     with pytest.raises(ConfigError, match=r"Scenes\.engine is 'other', expected one of jaxasa"):
         dataclasses.replace(RANGES, engine="other")
+    with pytest.raises(
+        ConfigError, match=r"Scenes\.scattering is \(0\.1, 0\.2\), expected \(\) for"
+    ):
+        dataclasses.replace(RANGES, scattering=(0.1, 0.2))
     spec = scenes.draw(RANGES, CLIPS, 3, "train", 0)
     walk = tuple((5.0, *spec.sources[0].position) for _ in range(1))
     walking = dataclasses.replace(spec.sources[0], trajectory=walk)

@@ -208,12 +208,12 @@ class Killed(BaseException):
 def test_a_killed_bank_goes_on_to_the_same_files(whole, tmp_path, monkeypatch, after):
     made = 0
 
-    def response(*where, render=rir.response):
+    def response(*where, render=rir.response, **options):
         nonlocal made
         made += 1
         if made > after:
             raise Killed
-        return render(*where)
+        return render(*where, **options)
 
     def manifest(*_):
         raise Killed
