@@ -221,6 +221,8 @@ def _rehearse(options: argparse.Namespace) -> Result:
 
     if options.stage is not None:
         raise ConfigError(f"{options.stage}: --rehearse does every stage of the run")
+    if options.profile:
+        raise ConfigError(f"--profile is {options.profile}, expected none with --rehearse")
     made = options.workdir / "config.gin" if options.workdir else None
     if made is not None and made.is_file() and not options.gin_file:
         options.gin_file = [str(made)]

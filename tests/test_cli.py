@@ -299,6 +299,7 @@ def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
     scene = ["draw", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
     assert "expected no rt60" in fails(capsys, *scene, "--rt60", "0.4")
     assert "expected --scene" in fails(capsys, "draw", tmp_path / "room.png", "--index", "1")
+    assert "none with --rehearse" in fails(capsys, "train", "--rehearse", "--profile", "3")
     assert "no --runner" in fails(capsys, *verb, "--dry_run", "--runner", "DirectRunner")
     mixed = ("--split", "train", "--gin.Scenes.responses=2", "--runner", "DirectRunner")
     assert "--runner is 'DirectRunner', expected none" in fails(capsys, *verb, *mixed)

@@ -35,25 +35,7 @@ config.Scenes.train = 24
 config.Scenes.dev = 8
 config.Scenes.shard = 12
 config.Scenes.seconds = 1.0
-config.Scenes.sources = (1, 2)
 config.Scenes.workers = 1
-config.Scenes.rt60 = (0.15, 0.25)
-config.Semantic.mels = 16
-config.Semantic.width = 16
-config.Semantic.heads = 2
-config.Spatial.mels = 16
-config.Spatial.width = 16
-config.Spatial.heads = 2
-config.Spatial.stem = ((4, 4, 8),)
-config.Projector.hidden = 16
-config.Projector.expert = 8
-config.Decoder.width = 32
-config.Decoder.heads = 4
-config.Decoder.head_width = 8
-config.Decoder.hidden = 32
-config.Decoder.layers = 2
-config.Lora.rank = 4
-config.SftStage.questions = 2
 config.GrpoStage.group = 2
 config.GrpoStage.length_weight = 1.0
 """ + "".join(
@@ -87,6 +69,7 @@ class Job:
     def begin(self, *words: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "jaxasa.cli", *words]
         command += ["--workdir", str(self.folder), "--gin_file", str(self._gin)]
+        command += ["--gin_file", str(ROOT / "tests" / "soak.gin")]
         with open(self.folder / "output", "a") as output:
             return subprocess.Popen(command, env=self._env, stdout=output, stderr=output)
 

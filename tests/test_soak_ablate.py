@@ -31,28 +31,10 @@ config.Scenes.dev = 8
 config.Scenes.benchmark = 60
 config.Scenes.shard = 20
 config.Scenes.seconds = 2.0
-config.Scenes.sources = (1, 2)
-config.Scenes.rt60 = (0.15, 0.25)
-config.Semantic.mels = 16
-config.Semantic.width = 16
-config.Semantic.heads = 2
-config.Spatial.mels = 16
-config.Spatial.width = 16
-config.Spatial.heads = 2
-config.Spatial.stem = ((4, 4, 8),)
-config.Projector.hidden = 16
-config.Projector.expert = 8
-config.Decoder.width = 32
-config.Decoder.heads = 4
-config.Decoder.head_width = 8
-config.Decoder.hidden = 32
-config.Decoder.layers = 2
-config.Lora.rank = 4
 config.TextStage.steps = 3
 config.SpatialStage.steps = 3
 config.AlignStage.steps = 3
 config.SftStage.steps = 3
-config.SftStage.questions = 2
 config.Bench.l1 = 8
 config.Bench.l2 = 8
 config.Bench.l3 = 8
@@ -65,7 +47,7 @@ def test_a_killed_ablation_goes_on_and_compares_what_it_trained(tmp_path):
     gin, folder = tmp_path / "tiny.gin", tmp_path / "run"
     gin.write_text(GIN)
     command = [sys.executable, "-m", "jaxasa.cli", "bench", "ablate", "--workdir", str(folder)]
-    command += ["--gin_file", str(gin)]
+    command += ["--gin_file", str(gin), "--gin_file", str(ROOT / "tests" / "soak.gin")]
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     first = subprocess.Popen(command, env=env)
     while first.poll() is None and not list(folder.glob("ablation/spatial-*/job.json")):

@@ -54,6 +54,15 @@ def direction(vector) -> tuple[np.ndarray, np.ndarray]:
     return wrap(azimuth), np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
+def sphere(count: int) -> np.ndarray:
+    """Returns even directions [count, 3] (x, y, z): a Fibonacci lattice (Gonzalez 2010)."""
+    k = np.arange(count) + 0.5
+    z = 1 - 2 * k / count
+    turn = np.pi * (1 + 5**0.5) * k
+    flat = np.sqrt(1 - z**2)
+    return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1)
+
+
 def rotation(yaw=0.0, pitch=0.0, roll=0.0) -> np.ndarray:
     """Returns the matrix [..., 3, 3] that turns a vector x, y, z by roll, then pitch, then yaw.
 

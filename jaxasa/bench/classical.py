@@ -24,6 +24,8 @@ import scipy.ndimage
 import scipy.signal
 import scipy.spatial
 
+from jaxasa.acoustics import foa
+
 RATE = 16_000
 FFT, HOP = 512, 256
 LOW, HIGH = 200.0, 5000.0  # hertz
@@ -36,12 +38,8 @@ GRID = 2000
 
 @cache
 def grid() -> np.ndarray:
-    """[G, 3], spread evenly over the sphere (Fibonacci lattice, Gonzalez 2010): some 4 degrees."""
-    k = np.arange(GRID) + 0.5
-    z = 1 - 2 * k / GRID
-    turn = np.pi * (1 + 5**0.5) * k
-    flat = np.sqrt(1 - z**2)
-    return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1)
+    """[G, 3], some 4 degrees apart."""
+    return foa.sphere(GRID)
 
 
 def spectra(audio: np.ndarray) -> np.ndarray:

@@ -59,9 +59,9 @@ class Scenes:
     turning: share of scenes in which the listener turns; turn_rate: degrees a second.
     sides, floor, ceiling: materials (config/materials.py) of which each of the four sides, the
         floor and the ceiling draws one; only rooms and materials with a nominal RT60 in `rt60`
-        are kept (what is measured is longer, up to three times, where low bands outlast the
-        rest). Empty, all walls of a room are alike, and absorb what an RT60 drawn from `rt60`
-        asks for.
+        are kept (what is measured is longer, often by two to three times, where low bands
+        outlast the rest). Empty, all walls of a room are alike, and absorb what an RT60 drawn
+        from `rt60` asks for.
     scattering: (low, high) of the share, 0 to 1, by which walls make late sound isotropic;
         () for none.
     sensor_snr: (low, high) of the white noise of the microphones; () for none.

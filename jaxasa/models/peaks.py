@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxasa.acoustics import foa
+
 GRID = 256  # directions, some 13 degrees apart
 TRUST = 6  # power of a vector's length with which it votes
 # Degrees from a vector up to which it votes; between two peaks at least; from a peak up to which
@@ -30,23 +32,20 @@ class Peaks(NamedTuple):
     """direction [B, S, 3]: unit vectors, strongest first. strength [B, S]: share of the votes.
 
     near [B, S, F, M]: how near a band points to a peak, 0 to 1, times how little diffuse it is.
-    trusted [B, S, F, M]: that times a band's vote.
+    trusted [B, S, F, M]: that times a band's vote. heard [B, F]: no padding; None for none.
     """
 
     direction: jax.Array
     strength: jax.Array
     near: jax.Array
     trusted: jax.Array
+    heard: jax.Array | None
 
 
 @cache
 def grid() -> np.ndarray:
-    """[G, 3], spread evenly over the sphere (Fibonacci lattice, Gonzalez 2010)."""
-    k = np.arange(GRID) + 0.5
-    z = 1 - 2 * k / GRID
-    turn = np.pi * (1 + 5**0.5) * k
-    flat = np.sqrt(1 - z**2)
-    return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1).astype(np.float32)
+    """[G, 3] float32."""
+    return foa.sphere(GRID).astype(np.float32)
 
 
 def closeness(cosine: jax.Array, degrees: float) -> jax.Array:
@@ -90,7 +89,8 @@ def find(vectors: jax.Array, count: int, heard: jax.Array | None = None) -> Peak
     length, towards = split(vectors)
     near = closeness(jnp.einsum("bfmc,bsc->bsfm", towards, direction), NEAR)
     near = near * length[:, None]
-    return Peaks(direction, jnp.stack(strength, 1), near, near * length[:, None] ** TRUST)
+    trusted = near * length[:, None] ** TRUST
+    return Peaks(direction, jnp.stack(strength, 1), near, trusted, heard)
 
 
 def _histogram(votes: jax.Array, towards: jax.Array) -> jax.Array:

@@ -236,14 +236,12 @@ class Spatial(nn.Module):
         """
         s = self.spatial
         evidence = near = None
-        real_frames = None if real is None else s.frames_per_step * real
-        within = heard_frames(real_frames, fine.shape[1])
         if seen is not None:
             by_step = lambda x: x.reshape(*x.shape[:2], -1, s.frames_per_step, *x.shape[3:])  # noqa: E731
             near = by_step(seen.near).mean(3)
             where = jnp.stack([seen.strength, jnp.log(seen.strength + 1e-3)], -1)
             where = jnp.concatenate([where, seen.direction[..., 2:]], -1)
-            heard = peaks.timbre(fine[..., 0], seen.near, within)
+            heard = peaks.timbre(fine[..., 0], seen.near, seen.heard)
             evidence = jnp.concatenate([where, heard], -1).astype(self.dtype)
         attractors = self._attractors(dense, evidence, real)
         activity = self._activity(dense, attractors, near, field, real)
@@ -271,7 +269,7 @@ class Spatial(nn.Module):
         if seen is not None:
             # Once more what comes from there, now while the slot holds it to be heard.
             during = jnp.repeat(jax.nn.sigmoid(activity), s.frames_per_step, axis=-1)[..., None]
-            heard = peaks.timbre(fine[..., 0], seen.near * during, within)
+            heard = peaks.timbre(fine[..., 0], seen.near * during, seen.heard)
             known.append(heard.astype(self.dtype))
         known = jnp.concatenate(known, -1)
         summary = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(known))
