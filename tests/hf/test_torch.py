@@ -123,7 +123,7 @@ def test_logits_text_and_slots_are_those_of_jax(model, heard, clips, found, seco
     np.testing.assert_allclose(theirs[str(seconds)], logits, atol=1e-4)
     assert np.ptp(logits) > 1
     assert facts["answers"][str(seconds)]["reply"] == reply
-    said = [model.text.encode(a["reply"]) for a in facts["answers"].values()]
+    said = [model.text.encode(facts["answers"][str(s)]["reply"]) for s in SECONDS]
     assert max(len(set(ids)) for ids in said) > 4
 
     sources = facts["answers"][str(seconds)]["sources"]
