@@ -32,7 +32,8 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
     counts = {
         "semantic": scenes * round(seconds * FRAMES_PER_SECOND),
         "spatial": scenes * steps,
-        "projector": scenes * tokens,
+        "projector": scenes * (tokens - model.spatial.slots),
+        "slots": scenes * model.spatial.slots,
         "decoder": 0,
         "head": 0,
     }
@@ -60,7 +61,7 @@ def model_flops(run: config.Run, what: str, shapes: Mapping) -> float:
     depths = {_depth(path) for path in learning}
     total = 0.0
     for path, shape in flat.items():
-        where = path.partition("/")[0]
+        where = "slots" if path.startswith("projector/slots_") else path.partition("/")[0]
         if path in ("decoder/embedding/embedding", "decoder/head"):
             if path != "decoder/head" and "decoder/head" in flat:
                 continue

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import optax
+import optax.contrib
 
 from jaxasa import config
 from jaxasa.config import ConfigError
@@ -72,13 +73,31 @@ def schedule(stage: config.Stage) -> optax.Schedule:
 
 
 def make(stage: config.Stage) -> optax.GradientTransformation:
-    """AdamW on a flat dict: global-norm clip (0: none), `schedule`, no decay of vectors."""
-    return optax.chain(
-        optax.clip_by_global_norm(stage.clip) if stage.clip else optax.identity(),
-        optax.adamw(
-            schedule(stage), b2=0.95, weight_decay=stage.weight_decay, mask=decayed
-        ),
-    )  # fmt: skip
+    """Global-norm clip (0: none), then AdamW or Muon on a flat dict at `schedule`.
+
+    AdamW decays no vectors. Muon (arXiv:2502.16982) orthogonalises the momentum of each kernel, at
+    0.2 in root mean square as Adam's updates are, so that both take the same learning rates; it
+    decays kernels, and all else is moved by Adam with Nesterov's momentum.
+    """
+    rate, decay = schedule(stage), stage.weight_decay
+    if stage.optimizer == "muon":
+        moved = optax.contrib.muon(
+            rate,
+            adam_b2=0.95,
+            weight_decay=decay,
+            consistent_rms=0.2,
+            muon_weight_dimension_numbers=_kernels,
+        )
+    else:
+        moved = optax.adamw(rate, b2=0.95, weight_decay=decay, mask=decayed)
+    clip = optax.clip_by_global_norm(stage.clip) if stage.clip else optax.identity()
+    return optax.chain(clip, moved)
+
+
+def _kernels(trainable: Mapping) -> dict:
+    """{path: input and output axes of a kernel, None for what is none}; other axes are a batch."""
+    axes = optax.contrib.MuonDimensionNumbers(-2, -1)
+    return {path: axes if path.endswith("/kernel") else None for path in trainable}
 
 
 def decayed(trainable: Mapping) -> dict[str, bool]:

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,3 +92,35 @@ def test_gradients_are_clipped_by_their_global_norm(clip, changes):
     assert (moments[0] != pytest.approx(moments[1])) == changes
     if not changes:
         assert moments[0] == pytest.approx(0.1 / np.sqrt(5), rel=1e-5)
+
+
+def test_muon_takes_each_layer_of_a_kernel_alone_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    flat = {path: jnp.zeros(leaf.shape) for path, leaf in optim.flatten(PARAMS).items()}
+    flat["decoder/layers/q/kernel"] = jnp.zeros((2, 6, 4))
+    slope = {path: jnp.asarray(rng.normal(size=leaf.shape), float) for path, leaf in flat.items()}
+
+    def first_update(flat, slope, **changes):
+        moved = optim.make(stage(weight_decay=0.0, warmup=0, clip=0.0, **changes))
+        return jax.jit(lambda: moved.update(slope, moved.init(flat), flat))()[0]
+
+    found = first_update(flat, slope, optimizer="muon")
+    kernel = np.asarray(found["decoder/layers/q/kernel"])
+    for layer in range(2):
+        one = {"x/kernel": flat["decoder/layers/q/kernel"][layer]}
+        given = {"x/kernel": slope["decoder/layers/q/kernel"][layer]}
+        alone = first_update(one, given, optimizer="muon")["x/kernel"]
+        np.testing.assert_allclose(kernel[layer], alone, rtol=1e-4, atol=1e-6)
+        # Newton and Schulz's five steps bring singular values between 0.7 and 1.2.
+        stretch = np.linalg.svd(kernel[layer], compute_uv=False) / (0.5 * 0.2 * np.sqrt(6))
+        assert 0.65 < stretch.min() and stretch.max() < 1.25
+    rest = {path for path in flat if not path.endswith("/kernel")}
+    adam = optax.adam(0.5, b2=0.95, nesterov=True)
+    moved, _ = adam.update(slope, adam.init(flat))
+    for path in rest:
+        np.testing.assert_allclose(found[path], moved[path], rtol=1e-4)
+
+
+def test_an_optimizer_that_there_is_not():
+    with pytest.raises(ConfigError, match="Stage.optimizer is 'sgd', expected adamw or muon"):
+        stage(optimizer="sgd")

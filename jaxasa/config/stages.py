@@ -7,6 +7,7 @@ from jaxasa.config.checks import check, check_at_least, check_share
 LEVELS = ("L1", "L2", "L3")
 FACETS = ("sources", "overlap", "rt60", "snr")
 STAGES = ("text", "spatial", "align", "sft", "grpo")
+OPTIMIZERS = ("adamw", "muon")
 POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "sapo")
 
 
@@ -14,6 +15,7 @@ POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "sapo")
 class Stage:
     """What every training stage has: length, batch, optimizer, which parts learn.
 
+    optimizer: "adamw", or "muon", with which kernels learn faster from nothing; rates are alike.
     trainable: regular expressions on parameter paths ("decoder/.*"); what none matches is frozen.
     damaged: records that may be unreadable: each is named, counted and replaced by the next one;
         more end the run.
@@ -28,6 +30,7 @@ class Stage:
     batch: int
     learning_rate: float
     trainable: tuple[str, ...]
+    optimizer: str = "adamw"
     warmup: int = 20
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -43,6 +46,10 @@ class Stage:
         check_at_least(self, 0, "learning_rate", "warmup", "weight_decay", "clip", "damaged")
         check_at_least(self, 1, "accumulate")
         parts, name = self.accumulate, f"{type(self).__name__}.accumulate"
+        kinds = " or ".join(OPTIMIZERS)
+        check(
+            self.optimizer in OPTIMIZERS, f"{type(self).__name__}.optimizer", self.optimizer, kinds
+        )
         check(self.batch % parts == 0, name, parts, f"a divisor of the batch of {self.batch}")
 
 
@@ -82,14 +89,17 @@ def _check_levels(owner) -> None:
 
 @dataclass(frozen=True)
 class TextStage(Stage):
-    """Stage 0, tiny only: the decoder learns copying, captions and questions on written scenes."""
+    """Stage 0, tiny only: the decoder learns drills, captions and questions on written scenes.
 
-    copy_share: float = 0.5
-    copy_until: float = 0.5
+    drill_share: share of drills (data/drills.py) up to `drill_until` of the stage; then a third.
+    """
+
+    drill_share: float = 0.5
+    drill_until: float = 0.5
 
     def __post_init__(self):
         super().__post_init__()
-        check_share(self, "copy_share", "copy_until")
+        check_share(self, "drill_share", "drill_until")
 
 
 @dataclass(frozen=True)

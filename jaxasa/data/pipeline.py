@@ -19,7 +19,7 @@ import numpy as np
 from jaxasa import config
 from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import Clip, describe, draw, turn
-from jaxasa.data import curriculum, phrases, questions, tokens, words
+from jaxasa.data import curriculum, drills, phrases, questions, tokens, words
 from jaxasa.data.records import Damaged
 from jaxasa.data.tokens import Text
 
@@ -219,9 +219,9 @@ def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) ->
 
 @dataclass(frozen=True)
 class Texts:
-    """Stage 0: copying, captions and questions on written scenes.
+    """Stage 0: drills, captions and questions on written scenes.
 
-    -> prompt [P], reply [C]. Drills fade out at `stage.copy_until` of the stage to a fifth.
+    -> prompt [P], reply [C]. After `stage.drill_until` of the stage drills are a third as frequent.
     """
 
     stage: config.TextStage
@@ -232,10 +232,11 @@ class Texts:
     which: config.Questions = ALL
 
     def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example:
-        early = done < self.stage.copy_until
-        drills = self.stage.copy_share if early else self.stage.copy_share / 5
-        if rng.random() < drills:
-            prompt, reply = self._copy(rng)
+        early = done < self.stage.drill_until
+        share = self.stage.drill_share if early else self.stage.drill_share / 3
+        if rng.random() < share:
+            prompt, reply = drills.draw(self.text, self.classes, rng)
+            reply = reply[: self.model.reply_tokens]
         else:
             prompt, reply = self._scene(scene, rng)
         # A written scene takes the place of the audio.
@@ -244,14 +245,6 @@ class Texts:
             "prompt": tokens.pad_left([prompt], length, self.text.pad)[0],
             "reply": tokens.pad_right([reply], self.model.reply_tokens, self.text.pad)[0],
         }
-
-    def _words(self, count: int, rng) -> list[int]:
-        first = len(tokens.SPECIAL) + 256
-        return rng.integers(first, self.text.size, count).tolist()
-
-    def _copy(self, rng) -> tuple[list[int], list[int]]:
-        ids = self._words(int(rng.integers(4, 20)), rng)
-        return ids, [*ids, self.text.eos]
 
     def _scene(self, scene: dict, rng) -> tuple[list[int], list[int]]:
         written = " " + words.written(scene, rng)

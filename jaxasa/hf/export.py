@@ -22,7 +22,7 @@ from jaxasa.config import ConfigError
 from jaxasa.data import tokens
 from jaxasa.hf import card, folder, keymap, load, remote, stablehlo
 
-_MLP = re.compile(r"projector/\w+_in/kernel")
+_MLP = re.compile(r"projector/(?!slots)\w+_in/kernel")
 
 
 def export(

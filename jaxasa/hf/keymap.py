@@ -141,6 +141,11 @@ PROJECTOR: tuple[Row, ...] = (
         for expert in EXPERTS[:-1]
         for row in _linear(f"projector/{expert}_head", f"projector.experts.{expert}.head")
     ),
+    *(
+        row
+        for part in ("in", "out")
+        for row in _linear(f"projector/slots_{part}", f"projector.slots.{part}")
+    ),
     *_norm("projector/norm", "projector.norm"),
     *_linear("projector/bottleneck", "projector.bottleneck"),
     *_linear("projector/out", "projector.out"),

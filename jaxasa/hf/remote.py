@@ -108,6 +108,7 @@ def write_modules(out: Path, model: Mapping, tokenizer: Path) -> None:
             "processor_class": "JaxasaProcessor",
             "auto_map": {"AutoProcessor": AUTO["AutoProcessor"]},
             "token_rate": model["projector"]["token_rate"],
+            "slots": model["spatial"]["slots"],
             "channels": 4 if model["spatial"].get("format", "foa") == "foa" else 2,
             "audio_token": tokens.AUDIO,
             "before": list(getattr(text, "before", ())),

@@ -4,7 +4,7 @@ Parameters are a plain dict {"semantic", "spatial", "projector", "decoder", "lor
 functions here are pure. `lora` may be left out: then the decoder answers as its base model,
 which is how the reference policy of stage 4 is the same weights with adapters off.
 
-Letters: B batch, N samples, A audio tokens, T tokens, D width.
+Letters: B batch, N samples, S slots, A tokens of the map, T tokens, D width.
 """
 
 from dataclasses import dataclass
@@ -20,17 +20,21 @@ from jaxasa.models.decoder import Cache, Decoder, by_rows
 from jaxasa.models.layers import over_bands, resample_time
 from jaxasa.models.projector import Experts, Projector
 from jaxasa.models.semantic import Semantic
-from jaxasa.models.spatial import Heard, Spatial
+from jaxasa.models.spatial import Heard, Spatial, statements, statements_width
 
 Params = dict
 SCALE = 1.0 / 32767.0
 
 
 class Audio(NamedTuple):
-    """What the encoders make of a scene: semantic and dense [B, A, .] at token rate, Heard."""
+    """What the encoders make of a scene: semantic and dense [B, A, .] at token rate, Heard.
+
+    said [B, S, K]: see spatial.statements.
+    """
 
     semantic: jax.Array
     dense: jax.Array
+    said: jax.Array
     heard: Heard
 
 
@@ -74,7 +78,11 @@ class ASA:
         return Decoder(m.decoder, m.lora, m.unroll, self.dtype, m.remat)
 
     def audio_tokens(self, samples: int) -> int:
-        """How many places a clip of `samples` takes in a prompt, at least 1; half a place counts.
+        """How many places a clip of `samples` takes in a prompt: one a slot, then its map's."""
+        return self.model.spatial.slots + self.map_tokens(samples)
+
+    def map_tokens(self, samples: int) -> int:
+        """How many of them are of the map, at least 1; half a place counts.
 
         In whole numbers, so that it is the same for an array of lengths on the device.
         """
@@ -101,10 +109,12 @@ class ASA:
         decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
         layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
         null = jnp.zeros((m.spatial.width,))
+        said = jnp.zeros((1, 1, statements_width(m.spatial.classes)))
         return {
             "semantic": self.semantic.init(keys[0], mels)["params"],
             "spatial": self.spatial.init(keys[1], audio)["params"],
-            "projector": self.projector.init(keys[2], semantic, dense)["params"] | {"null": null},
+            "projector": self.projector.init(keys[2], semantic, dense, said)["params"]
+            | {"null": null},
             "decoder": decoder | layers["params"],
             "lora": layers["lora"],
         }
@@ -119,7 +129,7 @@ class ASA:
         """audio [B, N, C], int16 or float -> both encoders' views at token rate.
 
         lengths [B]: samples of each clip, at least one step of the map, where the rest of N is
-        padding. Its first audio_tokens(lengths) tokens are what they are without the padding, and
+        padding. Its first map_tokens(lengths) tokens are what they are without the padding, and
         the others have no place in a prompt.
         """
         if audio.dtype == jnp.int16:
@@ -133,34 +143,42 @@ class ASA:
         frames = None if lengths is None else lengths // features.HOP
         semantic = self.semantic.apply({"params": params["semantic"]}, mels, frames)
         heard = self.spatial.apply({"params": params["spatial"]}, audio, colour, lengths)
-        count = self.audio_tokens(audio.shape[1])
+        count = self.map_tokens(audio.shape[1])
+        s = self.model.spatial
+        said = statements(heard.slots, heard.room, s.hop * s.frames_per_step / features.RATE)
         if lengths is None:
-            return Audio(resample_time(semantic, count), resample_time(heard.dense, count), heard)
+            dense = resample_time(heard.dense, count)
+            return Audio(resample_time(semantic, count), dense, said, heard)
         frames, steps = self.model.semantic.frames(lengths), self.model.spatial.steps(lengths)
-        tokens = self.audio_tokens(lengths)
+        tokens = self.map_tokens(lengths)
         return Audio(
             resample_time(semantic, count, frames, tokens),
             resample_time(heard.dense, count, steps, tokens),
+            said,
             heard,
         )
 
     def project(
         self, params: Params, audio: Audio, nulled: jax.Array | None = None
     ) -> tuple[jax.Array, Experts]:
-        """Audio tokens [B, A, D]. Where nulled [B] is true the learnt null stands for the map."""
+        """Audio tokens [B, S + A, D]: what each slot says, then the map.
+
+        Where nulled [B] is true, the learnt null stands for the map and the slots say nothing.
+        """
         weights = dict(params["projector"])
         null = weights.pop("null").astype(self.dtype)
-        dense = audio.dense
+        dense, said = audio.dense, audio.said
         if nulled is not None:
             dense = jnp.where(nulled[:, None, None], null, dense)
-        return self.projector.apply({"params": weights}, audio.semantic, dense)
+            said = jnp.where(nulled[:, None, None], 0.0, said)
+        return self.projector.apply({"params": weights}, audio.semantic, dense, said)
 
     def _variables(self, params: Params, adapted: bool) -> dict:
         variables = {"params": params["decoder"]}
         return variables | {"lora": params["lora"]} if adapted else variables
 
     def embed(self, params: Params, ids: jax.Array, tokens: jax.Array | None, audio_id: int):
-        """ids [B, T] -> [B, T, D], with audio `tokens` [B, A, D] at the places of `audio_id`."""
+        """ids [B, T] -> [B, T, D], audio `tokens` [B, S + A, D] at the places of `audio_id`."""
         x = self.decoder.apply({"params": params["decoder"]}, ids, method="embed")
         if tokens is None:
             return x

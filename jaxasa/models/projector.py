@@ -69,13 +69,17 @@ class Projector(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, semantic: jax.Array, dense: jax.Array) -> tuple[jax.Array, Experts]:
+    def __call__(
+        self, semantic: jax.Array, dense: jax.Array, said: jax.Array
+    ) -> tuple[jax.Array, Experts]:
         parts = self._parts(semantic, dense)
         x = jnp.concatenate(list(parts.values()), -1)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         x = nn.Dense(self.projector.hidden, dtype=self.dtype, name="bottleneck")(x)
         tokens = nn.Dense(self.width, dtype=self.dtype, name="out")(jax.nn.gelu(x))
-        return tokens, self._heads(parts)
+        y = nn.Dense(self.projector.hidden, dtype=self.dtype, name="slots_in")(said)
+        y = nn.Dense(self.width, dtype=self.dtype, name="slots_out")(jax.nn.gelu(y))
+        return jnp.concatenate([y, tokens], 1), self._heads(parts)
 
     def _parts(self, semantic: jax.Array, dense: jax.Array) -> dict[str, jax.Array]:
         """{name: [B, A, E]} of NAMES, but those of Projector.without."""

@@ -2,10 +2,12 @@
 
 A stem of patches over time and frequency, transformer layers over time, then an LSTM
 encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). Each slot begins at a
-peak of the intensity vectors' histogram (models/peaks.py) and hears the bands that point there. Its
-direction is equivariant at its core: a weighted mean of those vectors, weights by slot and mel
-band, plus a bounded learnt residual. The dense map is given such means too, one a class, and in the
-end what the slots say, so that what reads the map finds sources and their directions in it.
+peak of the intensity vectors' histogram (models/peaks.py), hears the bands that point there, and
+over the whole clip points there. Its direction in time is equivariant at its core: a weighted mean
+of those vectors, weights by slot and mel band, plus a bounded learnt residual. The dense map is
+given such means too, one a class, and in the end what the slots say, so that what reads the map
+finds sources and their directions in it. And the decoder is told by each slot itself, in a token of
+its own (`statements`).
 
 Two ears measure no intensity vector, and have no peaks. In its place stands, for each mel band, a
 learnt 3 x 3 matrix times the band's interaural cues (features.interaural): phase turns faster the
@@ -32,6 +34,7 @@ from jaxasa.models.layers import Blocks, heard_frames, over_bands, resample_time
 
 SLOT_STEPS = 2
 UNHEARD = -1e9
+HARMONICS = 4  # of the azimuth: eight sectors are told apart by a small network
 CUES = 16  # width of what weighs the cues of a slot's activity
 
 
@@ -39,8 +42,8 @@ class Slots(NamedTuple):
     """What each slot says. Directions are not normalised: their length says how clear they are.
 
     presence [B, S] and label [B, S, classes]: logits; activity [B, S, T]: logits;
-    direction_in_time [B, S, T, 3] (x, y, z); direction [B, S, 3]; log_distance [B, S] (natural
-    log of metres).
+    direction_in_time [B, S, T, 3] (x, y, z); direction [B, S, 3]: over the clip, where there are
+    peaks that of the slot's; log_distance [B, S] (natural log of metres).
     """
 
     presence: jax.Array
@@ -66,6 +69,38 @@ class Heard(NamedTuple):
     dense: jax.Array
     slots: Slots
     room: Room
+
+
+def statements_width(classes: int) -> int:
+    """K of `statements`."""
+    return 1 + classes + 2 * HARMONICS + 4 + len(Room._fields)
+
+
+def statements(slots: Slots, room: Room, seconds: float) -> jax.Array:
+    """What a scene's slots say, in order of onset, as numbers of order 1: [B, S, K].
+
+    Each tells how likely its source is there; times that, its class, cosines and sines of one to
+    HARMONICS times its azimuth, height, log distance and when it is heard (s); and of the room
+    RT60, volume, DRR and count. What is not thought to be there comes last.
+
+    seconds: of a frame of the map.
+    """
+    there = jax.nn.sigmoid(slots.presence)
+    active = jax.nn.sigmoid(slots.activity)
+    heard = active >= 0.5 * active.max(-1, keepdims=True)
+    frames = heard.shape[-1]
+    onset = heard.argmax(-1) * seconds
+    offset = (frames - heard[..., ::-1].argmax(-1)) * seconds
+    x, y, z = jnp.moveaxis(unit(slots.direction), -1, 0)
+    azimuth = jnp.arctan2(y, x)[..., None] * jnp.arange(1, HARMONICS + 1)
+    level = jnp.hypot(x, y)[..., None]
+    said = [jnp.ones_like(there)[..., None], jax.nn.softmax(slots.label)]
+    said += [level * jnp.cos(azimuth), level * jnp.sin(azimuth)]
+    said += [n[..., None] for n in (z, slots.log_distance, onset, offset)]
+    said += [jnp.broadcast_to(jnp.stack(room, -1)[:, None], (*there.shape, len(room)))]
+    order = jnp.argsort(jnp.where(there < 0.5, jnp.inf, onset), axis=1)
+    said = there[..., None] * jnp.concatenate(said, -1)
+    return jnp.take_along_axis(said, order[..., None], axis=1)
 
 
 def unit(v: jax.Array) -> jax.Array:
@@ -263,7 +298,12 @@ class Spatial(nn.Module):
             measured = jnp.einsum("bstm,bstmc->bstc", gates, vectors) / s.mels
             clear = jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True)
             residual = 0.2 * clear * jnp.tanh(residual)
-        direction = measured + residual
+        in_time = measured + residual
+        direction = jnp.einsum("bst,bstc->bsc", weights, in_time)
+        if seen is not None:
+            # Where most of the votes agree, which no mean over time and bands finds as well.
+            clear = jnp.linalg.norm(direction + 1e-6, axis=-1, keepdims=True)
+            direction = clear * seen.direction
         pooled = jnp.einsum("bst,bstd->bsd", weights, hidden)
         known = [pooled, attractors]
         if seen is not None:
@@ -278,7 +318,7 @@ class Spatial(nn.Module):
             presence=nn.Dense(1, name="presence")(summary)[..., 0],
             label=nn.Dense(s.classes, name="label")(named),
             activity=activity,
-            direction_in_time=direction,
-            direction=jnp.einsum("bst,bstc->bsc", weights, direction),
+            direction_in_time=in_time,
+            direction=direction,
             log_distance=nn.Dense(1, name="distance")(summary)[..., 0],
         )

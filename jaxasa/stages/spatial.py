@@ -18,6 +18,7 @@ from jaxasa.models.spatial import Heard, Slots, unit
 from jaxasa.stages import common
 
 Batch = Mapping[str, jax.Array]
+AWAY = 4.0  # of 1 less the cosine between a slot and a source, as a cost
 COLOURS = 8  # points of a random filter over the mel bands
 # Of the experts' losses.
 WEIGHTS = {
@@ -41,20 +42,21 @@ def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
 def match(slots: Slots, batch: Batch, active: jax.Array, sure: Mapping) -> jax.Array:
     """Slot of each source, int [B, S]: least cost of presence, class, direction and activity.
 
-    sure: masks of `known`.
+    Direction weighs most: it tells slots that begin at different peaks apart for good, so that
+    each can learn what it is to be there. sure: masks of `known`.
     """
     heard = batch["present"][:, None, :]
     presence = optax.sigmoid_binary_cross_entropy(slots.presence[..., None], heard)
     label = -jnp.take_along_axis(
         jax.nn.log_softmax(slots.label), batch["label"][:, None, :], axis=-1
     )
-    # Direction of slot i, weighted by the activity of source j.
-    direction = unit(jnp.einsum("bitc,bjt->bijc", slots.direction_in_time, active))
-    away = 1.0 - jnp.einsum("bijc,bjc->bij", direction, batch["direction"])
+    away = 1.0 - jnp.einsum("bic,bjc->bij", unit(slots.direction), batch["direction"])
     logits = slots.activity[:, :, None, :]
     timing = optax.sigmoid_binary_cross_entropy(logits, active[:, None]).mean(-1)
     label = label * sure["label"][:, None, :]
-    cost = presence + heard * (label + away * (1.0 - batch["mono"][:, None, None]) + 2.0 * timing)
+    cost = presence + heard * (
+        label + AWAY * away * (1.0 - batch["mono"][:, None, None]) + 2.0 * timing
+    )
 
     def assign(cost):
         rows, columns = optax.assignment.hungarian_algorithm(cost)

@@ -27,7 +27,7 @@ def examples(context: common.Context) -> Texts:
 
 
 def task(context: common.Context) -> common.Task:
-    """Copying, captions and questions."""
+    """Drills, captions and questions."""
     run, stage, loss, make = context.run, context.stage, objective(context), examples(context)
 
     def measure(params, batch):
@@ -36,7 +36,7 @@ def task(context: common.Context) -> common.Task:
 
     total = stage.steps * stage.batch
     source = Written(run.scenes, context.clips, run.seed, "text", total)
-    without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, copy_share=0.0))
+    without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, drill_share=0.0))
     count = common.eval_scenes(context.mesh, 4 * common.EVAL_SCENES)
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", count)
     batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))

@@ -252,25 +252,25 @@ def test_shares_are_kept(source, asked):
     assert still["yaw"] == 0 and not still["mono"] and not still["nulled"]
 
 
-def test_drills_copy_and_fade(tiny, text, described):
+def test_drills_fade(tiny, text, described):
     stage = config.TextStage(
-        steps=1, batch=1, learning_rate=0.0, trainable=(), copy_share=0.5, copy_until=0.5
+        steps=1, batch=1, learning_rate=0.0, trainable=(), drill_share=0.5, drill_until=0.5
     )
     make = pipeline.Texts(stage, tiny.model, text, tiny.classes, PLACES)
     scene = described(1, (2, 2))[0]
-    copies = []
+    drilled = []
     for i in range(600):
         made = make(scene, keys.rng(0, "t", i), i / 600)
         assert made["prompt"].shape == (PLACES + 64,) and made["reply"].shape == (64,)
         prompt, reply = (list(x[x != text.pad]) for x in (made["prompt"], made["reply"]))
         assert reply[-1] == text.eos and text.audio not in prompt
-        copies.append(reply[:-1] == prompt)
-        if not copies[-1]:
+        drilled.append(text.think not in reply)
+        if not drilled[-1]:
             caption = text.decode(prompt).split(" .")[0]
             told = text.decode(reply).removeprefix("<think>")
             assert words.claims(caption, tiny.classes) == words.claims(told, tiny.classes)
-    assert np.mean(copies[:300]) == pytest.approx(0.5, abs=0.1)
-    assert np.mean(copies[300:]) == pytest.approx(0.1, abs=0.06)
+    assert np.mean(drilled[:300]) == pytest.approx(0.5, abs=0.1)
+    assert np.mean(drilled[300:]) == pytest.approx(0.5 / 3, abs=0.07)
 
 
 def test_written_scenes_are_drawn_from_the_seed(described):

@@ -43,9 +43,10 @@ def test_fresh_adapters_start_at_zero(tiny):
 
 
 def test_how_many_places_audio_takes(tiny, heard):
-    assert [tiny.asa.audio_tokens(n) for n in (80_000, 16_000, 100)] == [20, 4, 1]
+    assert [tiny.asa.map_tokens(n) for n in (80_000, 16_000, 100)] == [20, 4, 1]
+    assert tiny.asa.audio_tokens(80_000) == 20 + tiny.model.spatial.slots
     projector = dataclasses.replace(tiny.model.projector, token_rate=12.5)
-    assert ASA(dataclasses.replace(tiny.model, projector=projector)).audio_tokens(160_000) == 125
+    assert ASA(dataclasses.replace(tiny.model, projector=projector)).map_tokens(160_000) == 125
     assert heard.semantic.shape == heard.dense.shape == (2, 4, 16)
     # Both encoders' tokens are means over quarters of a second.
     np.testing.assert_allclose(heard.dense, resample_time(heard.heard.dense, 4), atol=1e-5)
@@ -87,7 +88,8 @@ def test_the_learnt_null_replaces_the_dense_map(tiny, heard):
     np.testing.assert_allclose(mixed[1], tokens[1], atol=1e-5)
     assert np.abs(mixed[0] - tokens[0]).max() > 0.05
     null = np.broadcast_to(tiny.params["projector"]["null"], heard.dense.shape)
-    expected, _ = project(tiny.params, heard._replace(dense=null))
+    nothing = heard._replace(dense=null, said=np.zeros_like(heard.said))
+    expected, _ = project(tiny.params, nothing)
     np.testing.assert_allclose(mixed[0], expected[0], atol=1e-5)
     assert np.ptp(experts.direction[0], axis=0).max() < 1e-6
 
@@ -148,7 +150,7 @@ def test_a_clip_in_a_longer_array_is_heard_as_if_alone(tiny, clip):
     by_itself = jax.jit(lambda a: tiny.asa.listen(tiny.params, a))
     for row, n in enumerate(lengths.tolist()):
         alone = by_itself(audio[row : row + 1, :n])
-        steps, places = tiny.model.spatial.steps(n), tiny.asa.audio_tokens(n)
+        steps, places = tiny.model.spatial.steps(n), tiny.asa.map_tokens(n)
         assert alone.semantic.shape[1] == places and alone.heard.dense.shape[1] == steps
 
         def same(a, b, row=row):
@@ -157,6 +159,7 @@ def test_a_clip_in_a_longer_array_is_heard_as_if_alone(tiny, clip):
         for found in padded:
             same(found.semantic[:, :places], alone.semantic)
             same(found.dense[:, :places], alone.dense)
+            same(found.said, alone.said)
             same(found.heard.dense[:, :steps], alone.heard.dense)
             for name, value in alone.heard.slots._asdict().items():
                 made = getattr(found.heard.slots, name)
@@ -169,8 +172,8 @@ def test_a_clip_in_a_longer_array_is_heard_as_if_alone(tiny, clip):
 def test_half_an_audio_token_counts_on_the_host_as_on_the_device(tiny):
     samples = np.array([1, 1999, 2000, 5999, 6000, 64_000, 480_000], np.int32)
     counts = [1, 1, 1, 1, 2, 16, 120]
-    assert [tiny.asa.audio_tokens(int(n)) for n in samples] == counts
-    np.testing.assert_array_equal(jax.jit(tiny.asa.audio_tokens)(samples), counts)
+    assert [tiny.asa.map_tokens(int(n)) for n in samples] == counts
+    np.testing.assert_array_equal(jax.jit(tiny.asa.map_tokens)(samples), counts)
     projector = dataclasses.replace(tiny.model.projector, token_rate=12.5)
     full = ASA(dataclasses.replace(tiny.model, projector=projector))
-    assert [full.audio_tokens(n * 16_000) for n in (3, 10, 30)] == [38, 125, 375]
+    assert [full.map_tokens(n * 16_000) for n in (3, 10, 30)] == [38, 125, 375]

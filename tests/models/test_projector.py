@@ -7,6 +7,7 @@ import pytest
 from jaxasa import config, optim
 from jaxasa.config import ConfigError
 from jaxasa.models.projector import Projector
+from jaxasa.models.spatial import statements_width
 
 TOKENS = 6
 # Widths: semantic, dense, decoder; E, hidden, classes. Of tiny.gin, Whisper-small with Qwen2.5-0.5B
@@ -26,8 +27,10 @@ def project(tiny):
 
 
 def streams():
+    """semantic, dense and, as the last, what no slots say: tokens are the map's alone."""
     rng = np.random.default_rng(0)
-    return rng.normal(size=(2, 2, TOKENS, 16)).astype(np.float32)
+    semantic, dense = rng.normal(size=(2, 2, TOKENS, 16)).astype(np.float32)
+    return semantic, dense, np.zeros((2, 0, statements_width(8)), np.float32)
 
 
 def test_shapes(project):
@@ -39,11 +42,11 @@ def test_shapes(project):
 
 
 def test_each_expert_reads_its_own_stream_and_each_token_its_own_time(project):
-    semantic, dense = streams()
-    tokens, experts = project(semantic, dense)
+    semantic, dense, said = streams()
+    tokens, experts = project(semantic, dense, said)
     changed = semantic.copy()
     changed[:, 2] = -changed[:, 2]
-    other, heard = project(changed, dense)
+    other, heard = project(changed, dense, said)
     for name in ("direction", "log_distance", "reverberation", "count"):
         np.testing.assert_array_equal(getattr(heard, name), getattr(experts, name))
     assert np.abs(heard.tags - experts.tags)[:, 2].max() > 0.1
@@ -51,7 +54,7 @@ def test_each_expert_reads_its_own_stream_and_each_token_its_own_time(project):
     rest = np.arange(TOKENS) != 2
     np.testing.assert_array_equal(np.asarray(other)[:, rest], np.asarray(tokens)[:, rest])
 
-    other, heard = project(semantic, -dense)
+    other, heard = project(semantic, -dense, said)
     np.testing.assert_array_equal(heard.tags, experts.tags)
     for name in ("direction", "log_distance", "reverberation", "count"):
         assert np.abs(getattr(heard, name) - getattr(experts, name)).max() > 0.1
@@ -62,7 +65,8 @@ def shapes(size, **options):
     """{path: size} of a projector's parameters, and the shapes of what it gives."""
     semantic, dense, width, expert, hidden, classes = size
     module = Projector(config.Projector(hidden, expert, **options), classes, width)
-    streams = np.zeros((1, 2, semantic), np.float32), np.zeros((1, 2, dense), np.float32)
+    widths = (2, semantic), (2, dense), (0, statements_width(classes))
+    streams = [np.zeros((1, *shape), np.float32) for shape in widths]
     (tokens, experts), made = jax.eval_shape(module.init_with_output, jax.random.key(0), *streams)
     return {k: v.size for k, v in optim.flatten(made["params"]).items()}, tokens, experts
 
@@ -77,7 +81,7 @@ def test_all_kinds_are_equally_large_and_equally_taught(size):
         assert given == [tokens, experts]
         assert {k: other[k] for k in heads} == {k: whole[k] for k in heads}
     names = {k.split("_in/")[0] for k in shapes(SIZES[size], kind="p1")[0] if "_in/" in k}
-    assert names == {"semantic", "spatial"}
+    assert names == {"semantic", "spatial", "slots"}
 
 
 @pytest.mark.parametrize("name", config.EXPERTS)
@@ -95,11 +99,11 @@ def test_an_expert_left_out_is_gone_with_its_head_and_nothing_else(name):
 def test_towers_are_apart_and_a_single_mlp_is_one(tiny, kind):
     options = dataclasses.replace(tiny.model.projector, kind=kind)
     module = Projector(options, 8, 32)
-    semantic, dense = streams()
-    params = module.init(jax.random.key(0), semantic, dense)
-    tokens, experts = module.apply(params, semantic, dense)
-    _, heard = module.apply(params, -semantic, dense)
-    _, seen = module.apply(params, semantic, -dense)
+    semantic, dense, said = streams()
+    params = module.init(jax.random.key(0), semantic, dense, said)
+    tokens, experts = module.apply(params, semantic, dense, said)
+    _, heard = module.apply(params, -semantic, dense, said)
+    _, seen = module.apply(params, semantic, -dense, said)
     moved = lambda a, b, name: np.abs(getattr(a, name) - getattr(b, name)).max() > 0.01  # noqa: E731
     for name in ("direction", "log_distance", "reverberation", "count"):
         assert moved(seen, experts, name)

@@ -140,9 +140,9 @@ def costs(slots, batch):
         if present:
             logits = slots.label[b, i]
             found[b, i, j] += np.log(np.exp(logits).sum()) - logits[batch["label"][b, j]]
-            mean = slots.direction_in_time[b, i][active[b, j] > 0].mean(0)
-            cosine = mean @ batch["direction"][b, j] / np.linalg.norm(mean)
-            found[b, i, j] += (1 - cosine) * (not batch["mono"][b])
+            towards = slots.direction[b, i]
+            cosine = towards @ batch["direction"][b, j] / np.linalg.norm(towards)
+            found[b, i, j] += 4 * (1 - cosine) * (not batch["mono"][b])
             found[b, i, j] += 2 * bce(slots.activity[b, i], active[b, j]).mean()
     return found
 

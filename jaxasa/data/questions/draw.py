@@ -162,6 +162,16 @@ def on_side(draw: Draw, sources: Sequence[dict], side: str) -> list[str] | None:
     return [s["class"] for s in sources if s["azimuth"] * SIDES[side] > 0]
 
 
+def placed(source: dict) -> str:
+    """The step that says where a source is."""
+    return f"{source['class']} {words.sector(source['azimuth'])}"
+
+
+def sided(sources: Sequence[dict]) -> str:
+    """The steps that say on which side each source is."""
+    return " ".join(f"{s['class']} {'left' if s['azimuth'] > 0 else 'right'}" for s in sources)
+
+
 def beside(draw: Draw, sources: Sequence[dict], source: dict) -> tuple[str, dict] | None:
     """The side that `source` is on and the only other one there, of three sources or more."""
     side = "left" if source["azimuth"] > 0 else "right"

@@ -18,6 +18,8 @@ from jaxasa.data.questions.draw import (
     Draw,
     extreme,
     on_side,
+    placed,
+    sided,
     while_heard,
 )
 
@@ -126,7 +128,9 @@ def azimuth(scene: dict, draw: Draw) -> Draft | None:
         return None
     question = draw.say("where is the {c} ?", "from where does the {c} come ?", c=source["class"])
     place = words.sector(source["azimuth"])
-    return Draft(question, place, draw.wrong_sectors(), open=("azimuth", source["azimuth"]))
+    return Draft(
+        question, place, draw.wrong_sectors(), placed(source), ("azimuth", source["azimuth"])
+    )
 
 
 def elevation(scene: dict, draw: Draw) -> Draft | None:
@@ -192,7 +196,8 @@ def side_count(scene: dict, draw: Draw) -> Draft | None:
         return None
     question = draw.say("how many sounds are on the {s} ?", "count the sounds on the {s} .", s=side)
     count = ("count", float(len(found)))
-    return Draft(question, str(len(found)), COUNTS, " ".join([side, ":", *found]), count)
+    steps = f"{side} : {sided(scene['sources'])}"
+    return Draft(question, str(len(found)), COUNTS, steps, count)
 
 
 def motion(scene: dict, draw: Draw) -> Draft | None:

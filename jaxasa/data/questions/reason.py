@@ -20,7 +20,9 @@ from jaxasa.data.questions.draw import (
     difference,
     extreme,
     on_side,
+    placed,
     received,
+    sided,
 )
 from jaxasa.data.questions.relate import at, named
 
@@ -54,7 +56,7 @@ def turn(scene: dict, draw: Draw) -> Draft | None:
         t=name,
         c=source["class"],
     )
-    steps = f"{source['class']} {words.sector(source['azimuth'])} turn {name}"
+    steps = f"{placed(source)} turn {name}"
     return _placed(draw, question, source["azimuth"] - TURNS[name], steps)
 
 
@@ -79,7 +81,8 @@ def turn_at(scene: dict, draw: Draw) -> Draft | None:
         t=name,
         p=after,
     )
-    return Draft(question, draft.answer, draft.others, f"{after} was {now}", ("name", None))
+    steps = f"{after} was {now} {draft.answer}"
+    return Draft(question, draft.answer, draft.others, steps, ("name", None))
 
 
 def face(scene: dict, draw: Draw) -> Draft | None:
@@ -110,7 +113,7 @@ def _is_clear_from(draw: Draw, a: dict, b: dict) -> bool:
 
 
 def _faced(draw: Draw, question: str, a: dict, b: dict) -> Draft:
-    steps = f"{a['class']} {words.sector(a['azimuth'])} {b['class']} {words.sector(b['azimuth'])}"
+    steps = f"{placed(a)} {placed(b)}"
     # Sources are well apart, so "front" is never right and would give itself away.
     return _placed(draw, question, b["azimuth"] - a["azimuth"], steps, words.SECTORS[1:])
 
@@ -127,7 +130,7 @@ def turn_count(scene: dict, draw: Draw) -> Draft | None:
         "you turn around . how many sounds are on the {s} then ?",
         s=side,
     )
-    steps = " ".join([side, "was", now, ":", *found])
+    steps = f"{side} was {now} : {sided(scene['sources'])}"
     return Draft(question, str(len(found)), COUNTS, steps, ("count", float(len(found))))
 
 
@@ -144,7 +147,7 @@ def aim(scene: dict, draw: Draw) -> Draft | None:
         "which turn makes you face the {c} ?",
         c=source["class"],
     )
-    return Draft(question, ACTS[quarter], draw.shuffled(ACTS))
+    return Draft(question, ACTS[quarter], draw.shuffled(ACTS), placed(source))
 
 
 def walk(scene: dict, draw: Draw) -> Draft | None:
@@ -200,7 +203,7 @@ def move(scene: dict, draw: Draw) -> Draft | None:
         w=way,
     )
     turned = ARCS[arc] if way == "anticlockwise" else -ARCS[arc]
-    steps = f"{source['class']} {words.sector(source['azimuth'])} {way}"
+    steps = f"{placed(source)} {way}"
     return _placed(draw, question, source["azimuth"] + turned, steps)
 
 

@@ -19,6 +19,7 @@ from jaxasa.data.questions.draw import (
     beside,
     difference,
     extreme,
+    placed,
     received,
     the_only,
 )
@@ -41,7 +42,7 @@ def at(scene: dict, draw: Draw) -> Draft | None:
         return None
     place = words.sector(source["azimuth"])
     question = draw.say("what is at the {p} ?", "which sound comes from the {p} ?", p=place)
-    return named(draw, question, source)
+    return named(draw, question, source, steps=f"{place} {source['class']}")
 
 
 def _alone_in_sector(scene: dict, draw: Draw) -> dict | None:
@@ -59,7 +60,7 @@ def where_in_time(scene: dict, draw: Draw) -> Draft | None:
         return None
     which, source = found
     question = draw.say("where is the sound that starts {w} ?", "where is the {w} sound ?", w=which)
-    return _placed(draw, question, source, f"{which} : {source['class']}")
+    return _placed(draw, question, source, f"{which} : {placed(source)}")
 
 
 def _placed(draw: Draw, question: str, source: dict, steps: str) -> Draft:
@@ -81,7 +82,7 @@ def nearest(scene: dict, draw: Draw) -> Draft | None:
     if source is None:
         return None
     question = draw.say("which sound is nearest ?", "what is closest to you ?")
-    return named(draw, question, source)
+    return named(draw, question, source, steps=f"near {source['class']}")
 
 
 def where_nearest(scene: dict, draw: Draw) -> Draft | None:
@@ -90,7 +91,7 @@ def where_nearest(scene: dict, draw: Draw) -> Draft | None:
     if source is None or not draw.clear(source["azimuth"]):
         return None
     question = draw.say("where is the nearest sound ?", "where is the closest sound ?")
-    return _placed(draw, question, source, f"near : {source['class']}")
+    return _placed(draw, question, source, f"near {placed(source)}")
 
 
 def how_far(scene: dict, draw: Draw) -> Draft | None:

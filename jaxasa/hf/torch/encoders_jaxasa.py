@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from .features_jaxasa import intensity, interaural, resample_time, stft_parts
+from .features_jaxasa import RATE, intensity, interaural, resample_time, stft_parts
 from .peaks_jaxasa import find, timbre
 
 FRAMES_PER_SECOND = 50
@@ -227,15 +227,18 @@ class Heads(nn.Module):
             residual = 0.2 * size * torch.tanh(residual)
             during = heard.repeat_interleave(merged, -1)[..., None]
             known.append(timbre(fine[..., 0], seen.near * during))
-        direction = measured + residual
+        in_time = measured + residual
+        direction = torch.einsum("bst,bstc->bsc", weights, in_time)
+        if seen is not None:
+            direction = (direction + 1e-6).norm(dim=-1, keepdim=True) * seen.direction
         summary = gelu(self.slot_hidden(torch.cat(known, -1)))
         named = summary if seen is None else torch.cat([summary, known[-1]], -1)
         return Slots(
             presence=self.presence(summary)[..., 0],
             label=self.label(named),
             activity=activity,
-            direction_in_time=direction,
-            direction=torch.einsum("bst,bstc->bsc", weights, direction),
+            direction_in_time=in_time,
+            direction=direction,
             log_distance=self.distance(summary)[..., 0],
         )
 
@@ -251,6 +254,8 @@ class Spatial(Blocks):
         super().__init__(audio_config, s["width"], s["heads"], s["layers"])
         width, mels, classes = s["width"], s["mels"], s["classes"]
         self.sizes = s
+        self.merged = int(np.prod([frames for _, frames, _ in s["stem"]]))
+        self.seconds = self.merged * s["hop"] / RATE  # of a frame of the map
         self.context = Blocks(audio_config, width, s["heads"], s["layers"])
         self.foa = s.get("format", "foa") == "foa"
         if not self.foa:
@@ -275,7 +280,7 @@ class Spatial(Blocks):
         measure = intensity if self.foa else interaural
         vectors = measure(audio, s["fft"], s["hop"], s["mels"])
         x = stft_parts(audio, s["fft"], s["hop"]) if s["features"] == "stft" else vectors
-        merged = int(np.prod([frames for _, frames, _ in s["stem"]]))
+        merged = self.merged
         steps = x.shape[1] // merged
         fine = vectors[:, : merged * steps]
         field = fine.unflatten(1, (steps, merged)).mean(2)

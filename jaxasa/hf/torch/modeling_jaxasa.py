@@ -7,7 +7,7 @@
     processor.read(reply[0])                               # {"answer", "thought", "reply"}
     sources[0]                                             # [{"class", "azimuth", ...}, ...]
 
-Letters: B batch, N samples, A audio tokens, T tokens, D width.
+Letters: B batch, N samples, S slots, A tokens of the map, T tokens, D width.
 """
 
 import math
@@ -21,21 +21,23 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from .configuration_jaxasa import JaxasaConfig
 from .encoders_jaxasa import Dense, Heard, Semantic, Spatial, gelu
 from .features_jaxasa import RATE, log_mel, resample_time
+from .statements_jaxasa import statements, statements_width
 
 EXPERTS = ("semantic", "direction", "distance", "reverberation", "count", "joint")
 
 
-def audio_tokens(samples, token_rate):
-    """How many places a clip of `samples` takes in a prompt; half a place counts."""
+def map_tokens(samples, token_rate):
+    """How many places behind the slots' a clip of `samples` takes; half a place counts."""
     each = round(RATE / token_rate)
     return max(1, (samples + each // 2) // each)
 
 
 class Audio(NamedTuple):
-    """semantic and dense [B, A, .] at token rate, Heard."""
+    """semantic and dense [B, A, .] at token rate, what the slots say [B, S, K], Heard."""
 
     semantic: torch.Tensor
     dense: torch.Tensor
+    said: torch.Tensor
     heard: Heard
 
 
@@ -56,12 +58,13 @@ class Expert(nn.Module):
 
 
 class Projector(nn.Module):
-    """Semantic and spatial streams -> audio tokens [B, A, D], by parts of E numbers each.
+    """Semantic and spatial streams and what S slots say -> audio tokens [B, S + A, D].
 
-    p2 has an MLP for each part, p1 one for each stream, p0 one for all.
+    The slots have an MLP of their own, the map's tokens are made of parts of E numbers each: p2
+    has an MLP for each part, p1 one for each stream, p0 one for all.
     """
 
-    def __init__(self, p, hidden, semantic, spatial, classes, width):
+    def __init__(self, p, hidden, semantic, spatial, said, classes, width):
         super().__init__()
         size, both = p["expert"], semantic + spatial
         self.kind = p.get("kind", "p2")
@@ -84,9 +87,10 @@ class Projector(nn.Module):
         self.norm = nn.LayerNorm(size * len(parts), eps=1e-6)
         self.bottleneck = Dense(size * len(parts), p["hidden"])
         self.out = Dense(p["hidden"], width)
+        self.slots = Expert(said, p["hidden"], width, 0, 0)
         self.null = nn.Parameter(torch.zeros(spatial))
 
-    def forward(self, semantic, dense):
+    def forward(self, semantic, dense, said):
         both, e = torch.cat([semantic, dense], -1), self.experts
         if self.kind == "p0":
             x = e["trunk"](both)
@@ -96,7 +100,8 @@ class Projector(nn.Module):
         else:
             inputs = dict.fromkeys(EXPERTS, dense) | {"semantic": semantic, "joint": both}
             x = torch.cat([e[name](inputs[name]) for name in EXPERTS if name in e], -1)
-        return self.out(gelu(self.bottleneck(self.norm(x))))
+        tokens = self.out(gelu(self.bottleneck(self.norm(x))))
+        return torch.cat([self.slots(said), tokens], 1)
 
 
 class JaxasaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -120,6 +125,7 @@ class JaxasaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.expert_width,
             config.audio_config.d_model,
             m["spatial"]["width"],
+            statements_width(m["spatial"]["classes"]),
             m["spatial"]["classes"],
             text.hidden_size,
         )
@@ -145,17 +151,23 @@ class JaxasaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         semantic = self.audio_tower(mels)
         heard = self.spatial_encoder(audio)
         rate = self.config.model["projector"]["token_rate"]
-        count = audio_tokens(audio.shape[1], rate)
+        count = map_tokens(audio.shape[1], rate)
         return Audio(
             resample_time(semantic, count),
             resample_time(heard.dense, count),
+            statements(heard.slots, heard.room, self.spatial_encoder.seconds),
             heard,
         )
 
     def project(self, audio, spatial=True):
-        """Audio tokens [B, A, D]. Without `spatial` the learnt null stands for the spatial map."""
-        dense = audio.dense if spatial else self.projector.null.expand_as(audio.dense)
-        return self.projector(audio.semantic, dense)
+        """Audio tokens [B, S + A, D].
+
+        Without `spatial` the learnt null stands for the spatial map, and the slots say nothing.
+        """
+        if spatial:
+            return self.projector(audio.semantic, audio.dense, audio.said)
+        null = self.projector.null.expand_as(audio.dense)
+        return self.projector(audio.semantic, null, torch.zeros_like(audio.said))
 
     def embed(self, input_ids, audio=None, spatial=True):
         """input_ids [B, T] -> [B, T, D], projected audio at the places of the audio token."""

@@ -22,14 +22,18 @@ class JaxasaProcessor(ProcessorMixin):
         self,
         tokenizer,
         token_rate=12.5,
+        slots=3,
         channels=4,
         audio_token="<AcousticTokens>",
         before=(),
         after=(),
         **kwargs,
     ):
-        """before, after: ids around a prompt, where the decoder was taught conversations."""
-        self.token_rate = token_rate
+        """slots: places in a prompt before those of the map.
+
+        before, after: ids around a prompt, where the decoder was taught conversations.
+        """
+        self.token_rate, self.slots = token_rate, slots
         self.channels = channels
         self.audio_token = audio_token
         self.before, self.after = list(before), list(after)
@@ -51,7 +55,7 @@ class JaxasaProcessor(ProcessorMixin):
         if audio is not None:
             data["audio"] = self._audio(audio, len(questions))
             each = round(RATE / self.token_rate)
-            places = max(1, (data["audio"].shape[1] + each // 2) // each)
+            places = self.slots + max(1, (data["audio"].shape[1] + each // 2) // each)
         sound = self.tokenizer.convert_tokens_to_ids(self.audio_token)
         rows = [
             self.before
