@@ -42,7 +42,7 @@ def test_without_libtpu_the_verdict_is_unknown(capsys, tmp_path, monkeypatch):
     assert result["hbm_bytes"]["capacity"] == 16 * 2**30
     assert result["collective_bytes"].keys() == {"data"}
     text = run("tiny_text")
-    tokens = text.text.batch * (16 + text.model.prompt_tokens + text.model.reply_tokens - 1)
+    tokens = text.text.batch * (20 + text.model.prompt_tokens + text.model.reply_tokens - 1)
     rate = tokens / result["expected_step_seconds"]
     assert result["tokens_per_second"] == pytest.approx(rate)
     mfu = result["model_flops_per_step"] / (result["expected_step_seconds"] * 8 * 197e12)
@@ -116,7 +116,7 @@ def test_learning_costs_six_where_all_learns():
         if path.startswith("decoder/layers/")
     )
     table, norm = 512 * 128, 128
-    rows, length = text.text.batch, 75
+    rows, length = text.text.batch, 79
     expected = 6 * rows * (length * (layers + norm) + text.model.reply_tokens * table)
     assert flops.model_flops(text, "text", shapes) == expected
 

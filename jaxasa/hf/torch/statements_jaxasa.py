@@ -37,5 +37,5 @@ def statements(slots, room, seconds):
         room.float()[:, None].expand(-1, there.shape[1], -1),
     ]
     said = there[..., None] * torch.cat(said, -1)
-    order = torch.where(there < 0.5, torch.inf, onset).argsort(1, stable=True)
+    order = torch.where(there < 0.5, torch.inf, onset).argsort(dim=1, stable=True)
     return said.gather(1, order[..., None].expand_as(said))
