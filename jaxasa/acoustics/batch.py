@@ -193,9 +193,8 @@ def _tail(size, walls, source, listener, key, shape: Shape, scattering, kept):
     """As tail.tail: [4, length]."""
     frames, hop = -(-shape.length // (tail.FRAME // 2)) + 1, tail.FRAME // 2
     times = np.arange(frames) * hop / bands.RATE
-    logs = rooms.log_absorption(walls, jnp)
-    parts = rooms.parts(size, logs, times, shape.air, jnp)
-    energy = rooms.combine(size, logs, times, parts, source, listener, scattering, jnp)
+    parts = rooms.parts(size, walls, times, shape.air, jnp)
+    energy = rooms.combine(size, walls, times, parts, source, listener, scattering, jnp)
     level = jnp.sqrt(energy * (tail.FRAME / 2 / bands.RATE))
     weights = bands.weights_of(tail.FRAME)
     signs = jax.random.rademacher(key, (2, 4, frames, weights.shape[1]), jnp.float32)
