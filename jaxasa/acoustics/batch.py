@@ -59,8 +59,7 @@ def plan(sizes, absorption, sources, listeners, full: bool = False, air: bool = 
             rooms.validate(size, walls, source, listener)
         far = max(math.dist(source, listener) for source in here)
         seconds = max(seconds, rir.lasting(size, walls, far, air))
-        size = np.asarray(size, float)
-        ends.append(rir.followed(size, rooms.log_absorption(walls), far, air))
+        ends.append(rir.followed(np.asarray(size, float), walls, far, air))
     heard = np.full((len(ends), 2), seconds) if full else np.array(ends)
     reach = heard[:, :, None] * rooms.SPEED / (2 * np.asarray(sizes, float)[:, None])
     most = (reach.max(axis=0).astype(int) + 1).tolist()
@@ -119,8 +118,8 @@ def _response(size, walls, source, listener, key, shape: Shape, scattering):
     if shape.full:
         radius = shape.length / bands.RATE * rooms.SPEED
         return _high_pass(_images(*where, radius, None, shape, 0, slice(None), 1))
-    logs, distance = rooms.log_absorption(walls, jnp), jnp.linalg.norm(source - listener)
-    ends = rir.followed(size, logs, distance, shape.air, scattering, jnp)
+    distance = jnp.linalg.norm(source - listener)
+    ends = rir.followed(size, walls, distance, shape.air, scattering, jnp)
     late = _tail(*where, key, shape, scattering, rir.kept_by(ends[0], ends[1], jnp))
     start = (jnp.minimum(*ends) * rir.FADE * bands.RATE).astype(int)
     late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)

@@ -35,8 +35,9 @@ from jaxasa.acoustics.measure import rt60 as rt60
 FADE = 2 / 3  # of the time at which all is tail: where it begins to replace the images
 EARLY = 3.5  # mixing times that images are followed
 # The lowest octaves have few modes, which are no noise: their images are cheap
-# (few samples), and followed for the RT60 or until there are MOST_LOW of them.
-LOW, MOST_LOW = 2, 60_000
+# (few samples), and followed for the RT60 or until there are MOST_LOW of them. Walls of named
+# materials leave only these octaves after a while, which the decay of the whole then hangs on.
+LOW, MOST_LOW, MOST_LOW_UNEVEN = 2, 60_000, 240_000
 GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many samples
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
@@ -79,16 +80,18 @@ def lasting(room, absorption, distance: float, air: bool) -> float:
     return max(decay, float(mixing_time(room, distance)) + 0.005)
 
 
-def followed(size, logs, distance, air: bool, scattering=0.0, xp=np):
+def followed(size, absorption, distance, air: bool, scattering=0.0, xp=np):
     """Returns for how long (s) images are followed: those of all octaves, of the LOW lowest.
 
-    size: [3]. logs: rooms.log_absorption [7, 3]. distance (m): of the source. Walls that scatter
+    size: [3]. absorption: [7] or [6, 7]. distance (m): of the source. Walls that scatter
     (0 to 1) leave no wavefronts beyond one mixing time.
     """
     mixing = mixing_time(size, distance, xp)
+    logs = rooms.log_absorption(absorption, xp)
     decay = rooms.mean_decay_time(size, logs, air, xp)[:LOW].max()
-    # A sphere of this radius holds MOST_LOW images.
-    radius = (3 / (4 * np.pi) * MOST_LOW * size[0] * size[1] * size[2]) ** (1 / 3)
+    most = MOST_LOW_UNEVEN if np.ndim(absorption) == 2 else MOST_LOW
+    # A sphere of this radius holds as many images.
+    radius = (3 / (4 * np.pi) * most * size[0] * size[1] * size[2]) ** (1 / 3)
     low = xp.maximum(EARLY * mixing, xp.minimum(decay, radius / rooms.SPEED))
     return tuple(mixing + (1 - scattering) * (end - mixing) for end in (EARLY * mixing, low))
 
@@ -144,8 +147,7 @@ def response(
     where = (room, absorption, source, listener)
     if full:
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
-    size, logs = np.asarray(room, float), rooms.log_absorption(absorption)
-    ends = followed(size, logs, distance, air, scattering)
+    ends = followed(np.asarray(room, float), absorption, distance, air, scattering)
     out = late(where, ends, int(seconds * RATE), rng, air, scattering)
     for end, (octaves, step) in zip(ends, GROUPS, strict=True):
         radius = float(end) * rooms.SPEED
