@@ -34,7 +34,8 @@ the axis leave of an image, the mean over u_d of exp(-c t a |u_d| / L), L / (c t
     L / (2 c t) < |sum_x b_x exp(i k x^2 / 2 c t)|^2 >_k,
 
 and what it has more belongs to the modes without this axis. Rooms whose six walls are given one by
-one have it, and directions densest along the walls; walls that are alike have the plain form.
+one have it, and directions densest along the walls; walls that are alike have the plain form. It
+serves where images end: in rooms that scatter, for sources that move, and behind MOST_COARSE (rir).
 
     >>> from jaxasa.acoustics import rooms
     >>> walls = rooms.absorption((6, 5, 3), 0.5)  # per octave band, 125 Hz to 8 kHz
@@ -175,6 +176,12 @@ def _shares(size, xp=np, steep: bool = False):
 @functools.lru_cache(maxsize=8)
 def _kept_shares(size: bytes) -> np.ndarray:
     return _shares(np.frombuffer(size))
+
+
+def uneven(absorption, xp=np):
+    """Returns whether walls are given one by one, [6, 7] or [7], and are not all alike."""
+    walls = xp.asarray(absorption)
+    return xp.any(walls != walls[:1]) if walls.ndim == 2 else xp.asarray(False)
 
 
 def log_absorption(absorption, xp=np):
@@ -319,6 +326,8 @@ def tail_energy(
     """
     size, times = np.asarray(room, float), np.asarray(times, float)
     walls = np.asarray(absorption, float)
+    if walls.ndim == 2 and not uneven(walls):
+        walls = walls[0]
     raw = (size.tobytes(), walls.tobytes(), times.tobytes(), bool(air))
     if source is not None:
         source, listener = np.asarray(source, float), np.asarray(listener, float)
@@ -360,6 +369,7 @@ def combine(size, absorption, times, kept, source, listener, scattering, xp=np):
         more = _placed(size, logs, times, source, listener, xp)
         if absorption.ndim == 2:
             share = xp.clip((logs - _MUCH[0]) / (_MUCH[1] - _MUCH[0]), 0, 1)[..., None]
+            share = share * uneven(absorption, xp)
             layered = _layered(size, absorption, times, source, listener, xp)
             more = more + share * (layered - more)
         edges = edges * more[:, None]
