@@ -62,16 +62,14 @@ def plan(
 
     Raises ConfigError (rooms.validate) for the first room, source or listener that is none.
     """
-    seconds, ends = 0.0, []
-    logs = np.array([rooms.log_absorption(walls) for walls in absorption])
-    for size, walls, lost, here, listener in zip(
-        sizes, absorption, logs, sources, listeners, strict=True
-    ):
+    seconds, ends, lost = 0.0, [], []
+    for size, walls, here, listener in zip(sizes, absorption, sources, listeners, strict=True):
         for source in here:
             rooms.validate(size, walls, source, listener)
         far = max(math.dist(source, listener) for source in here)
         seconds = max(seconds, rir.lasting(size, walls, far, air))
-        ends.append(rir.followed(np.asarray(size, float), lost, far, air))
+        lost.append(rooms.log_absorption(walls))
+        ends.append(rir.followed(np.asarray(size, float), lost[-1], far, air))
     length = int(seconds * bands.RATE)
     seconds = length / bands.RATE
     mixed = np.broadcast_to(scattering, len(ends))
@@ -83,7 +81,7 @@ def plan(
     heard = np.column_stack([heard, coarse]).clip(max=seconds)
     reach = heard[:, :, None] * rooms.SPEED / (2 * np.asarray(sizes, float)[:, None])
     # Of what is followed coarsely, axes hold only as many as are not faint.
-    reach[:, 2] = np.minimum(reach[:, 2], -math.log(image_source.FAINT) / logs.min(axis=1))
+    reach[:, 2] = np.minimum(reach[:, 2], -math.log(image_source.FAINT) / np.min(lost, axis=1))
     reflect = np.array([image_source.reflections(walls) for walls in absorption])
     return Shape(
         length=length,

@@ -103,8 +103,8 @@ def _holding(count: int, size):
 def coarse_end(size, absorption, seconds: float, scattering=0.0, xp=np):
     """Returns the time (s) at which the last image is heard where walls are uneven; 0 elsewhere.
 
-    It is 1.5 seconds, so that they do not fade before the response of `seconds` ends, unless
-    there are more than MOST_COARSE. Walls that scatter leave no wavefronts to follow.
+    It is so far behind the response's end, after `seconds`, that none fades before, unless there
+    are more than MOST_COARSE. Walls that scatter leave no wavefronts to follow.
     """
     end = xp.minimum(seconds / FADE, _holding(MOST_COARSE, size))
     return xp.where(rooms.uneven(absorption, xp) & (scattering == 0), end, 0.0)
