@@ -142,7 +142,7 @@ def _response(size, walls, source, listener, key, shape: Shape, scattering):
     if shape.seconds[2]:
         last = rir.coarse_end(size, walls, seconds, scattering, jnp)
         noise = tuple(jnp.maximum(end, last) for end in ends)
-    late = _tail(*where, key, shape, scattering, rir.kept_by(*noise, jnp))
+    late = _tail(*where, key, shape, scattering, rir.kept_by(noise[0], noise[1], jnp))
     start = (jnp.minimum(*noise) * rir.FADE * bands.RATE).astype(int)
     late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)
     out = jnp.pad(late, ((0, 0), (bands.LEAD, 0)))
@@ -152,7 +152,7 @@ def _response(size, walls, source, listener, key, shape: Shape, scattering):
     if shape.seconds[2]:
         inner = jnp.minimum(*ends) * rir.FADE * rooms.SPEED
         radius = jnp.minimum(last, seconds) * rooms.SPEED
-        kept, exact = rir.kept_by(*noise, jnp), rir.kept_by(*ends, jnp)
+        kept, exact = (rir.kept_by(two[0], two[1], jnp) for two in (noise, ends))
         out += _coarse(*where, inner, radius, lambda t: kept(t) - exact(t), shape)
     return _high_pass(out)
 

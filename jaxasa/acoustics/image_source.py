@@ -254,9 +254,8 @@ def coarse(
     reflect = reflections(absorption)
     offsets, gains = _axes(room, reflect, source, listener, radius)
     for d, gain in enumerate(gains):
-        heard = np.flatnonzero(gain.max(axis=1) >= FAINT)
-        heard = slice(heard[0], heard[-1] + 1)
-        offsets[d], gains[d] = offsets[d][heard], gain[heard]
+        loud = np.flatnonzero(gain.max(axis=1) >= FAINT)
+        offsets[d], gains[d] = (part[loud[0] : loud[-1] + 1] for part in (offsets[d], gain))
     rate = bands.RATE / rooms.SPEED
     length = int(radius * rate) + 2
     found = np.zeros((length, reflect.shape[1], 4), np.float32)
