@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasa.models import lm, sample
+from jaxasa.models import decoder, lm, sample
 
 PAD, AUDIO, NEW = 0, 2, 10
 LENGTHS = (9, 5, 7)
@@ -125,6 +125,15 @@ def test_adapters_are_off_at_zero_and_else_add_a_b(tiny, forward):
     }
     merged = forward(tiny.params | {"decoder": decoder}, ids, valid, False)
     np.testing.assert_allclose(np.asarray(merged)[valid], on[valid], atol=1e-3)
+
+
+def test_gradients_of_adapters_are_those_of_their_products():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, a, b, g = map(jax.random.normal, keys, [(2, 3, 8), (8, 2), (2, 5), (2, 3, 5)])
+    found = jax.grad(lambda *of: (decoder.low_rank(*of) * g).sum(), (0, 1, 2))(x, a, b)
+    expected = jax.grad(lambda x, a, b: (x @ a @ b * g).sum(), (0, 1, 2))(x, a, b)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def in_one_pass(tiny, made, group):
