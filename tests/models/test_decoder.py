@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -187,6 +188,41 @@ def test_samples_differ_and_say_their_log_probabilities(tiny, generate):
     found, _ = lm.token_logps(hidden, tiny.asa.table(tiny.params), flat, TEMPERATURE)
     said = np.asarray(made.logps).reshape(12, NEW)
     np.testing.assert_allclose(said[mask], np.asarray(found)[mask], atol=1e-4)
+
+
+def test_prompts_read_once_give_what_each_completion_gives_alone(tiny):
+    """Hidden states and the adapters' gradient; the second completion of a prompt is shorter."""
+    rng = np.random.default_rng(6)
+    mask = np.ones((3, 2, 5), bool)
+    mask[:, 1, 3:] = False
+    ids = np.where(mask, rng.integers(3, 480, mask.shape), PAD).astype(np.int32)
+    made = sample.Completions(ids, np.zeros(ids.shape), mask)
+    flat, keep, prompts = ids.reshape(6, 5), mask.reshape(6, 5), padded_prompts()
+    goal = rng.normal(size=(6, 5, 32)).astype(np.float32) * keep[..., None]
+
+    def together(params):
+        x = tiny.asa.embed(params, prompts, audio_tokens(), AUDIO)
+        said = tiny.asa.embed(params, flat, None, AUDIO)
+        return tiny.asa.complete(params, x, prompts != PAD, said, keep)
+
+    def apart(params):
+        return in_one_pass(types.SimpleNamespace(asa=tiny.asa, params=params), made, 2)[0]
+
+    def both(hidden):
+        def scalar(lora):
+            found = hidden({**tiny.params, "lora": lora})
+            return (found * goal).sum(), found
+
+        (_, found), gradient = jax.jit(jax.value_and_grad(scalar, has_aux=True))(
+            tiny.params["lora"]
+        )
+        return np.asarray(found)[keep], gradient
+
+    (found, by_found), (expected, by_expected) = both(together), both(apart)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(by_expected))
+    for one, other in zip(*map(jax.tree.leaves, (by_found, by_expected)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * scale)
 
 
 def test_samples_come_from_the_tempered_distribution(tiny, forward, generate):
