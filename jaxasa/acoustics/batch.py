@@ -35,41 +35,58 @@ _RING_DOWN = 2048  # samples in which the high-pass has died away
 class Shape:
     """The static sizes of a batch.
 
-    length: samples of a response after LEAD. seconds: that hold images of all octaves, and of the
-    rir.LOW lowest. reach: pairs of images on either side along x, y and z, for each of the two.
+    length: samples of a response after LEAD. seconds: that hold images of all octaves, of the
+    rir.LOW lowest, and those of uneven walls that are followed coarsely (0 where there are none).
+    reach: pairs of images on either side along x, y and z, for each of the three.
     octaves: False where walls are flat and air is off.
     """
 
     length: int
-    seconds: tuple[float, float]
-    reach: tuple[tuple[int, int, int], tuple[int, int, int]]
+    seconds: tuple[float, ...]
+    reach: tuple[tuple[int, int, int], ...]
     octaves: bool
     full: bool
     air: bool
 
 
-def plan(sizes, absorption, sources, listeners, full: bool = False, air: bool = True) -> Shape:
+def plan(
+    sizes,
+    absorption,
+    sources,
+    listeners,
+    full: bool = False,
+    air: bool = True,
+    scattering: float | np.ndarray = 0.0,
+) -> Shape:
     """Returns the Shape that serves all rooms of a batch; arguments as in `responses`.
 
     Raises ConfigError (rooms.validate) for the first room, source or listener that is none.
     """
-    seconds, ends = 0.0, []
+    seconds, ends, lost = 0.0, [], []
     for size, walls, here, listener in zip(sizes, absorption, sources, listeners, strict=True):
         for source in here:
             rooms.validate(size, walls, source, listener)
         far = max(math.dist(source, listener) for source in here)
         seconds = max(seconds, rir.lasting(size, walls, far, air))
-        size = np.asarray(size, float)
-        ends.append(rir.followed(size, rooms.log_absorption(walls), far, air))
-    heard = np.full((len(ends), 2), seconds) if full else np.array(ends)
-    reach = heard[:, :, None] * rooms.SPEED / (2 * np.asarray(sizes, float)[:, None])
-    most = (reach.max(axis=0).astype(int) + 1).tolist()
-    reflect = np.array([image_source.reflections(walls) for walls in absorption])
+        lost.append(rooms.log_absorption(walls))
+        ends.append(rir.followed(np.asarray(size, float), lost[-1], far, air))
     length = int(seconds * bands.RATE)
+    seconds = length / bands.RATE
+    mixed = np.broadcast_to(scattering, len(ends))
+    coarse = [
+        0.0 if full else float(rir.coarse_end(np.asarray(size, float), walls, seconds, part))
+        for size, walls, part in zip(sizes, absorption, mixed, strict=True)
+    ]
+    heard = np.full((len(ends), 2), seconds) if full else np.array(ends)
+    heard = np.column_stack([heard, coarse]).clip(max=seconds)
+    reach = heard[:, :, None] * rooms.SPEED / (2 * np.asarray(sizes, float)[:, None])
+    # Of what is followed coarsely, axes hold only as many as are not faint.
+    reach[:, 2] = np.minimum(reach[:, 2], -math.log(image_source.FAINT) / np.min(lost, axis=1))
+    reflect = np.array([image_source.reflections(walls) for walls in absorption])
     return Shape(
         length=length,
-        seconds=tuple(np.minimum(heard.max(axis=0), length / bands.RATE).tolist()),
-        reach=(tuple(most[0]), tuple(most[1])),
+        seconds=tuple(heard.max(axis=0).tolist()),
+        reach=tuple(tuple(group) for group in (reach.max(axis=0).astype(int) + 1).tolist()),
         octaves=air or not bool((reflect == reflect[..., :1]).all()),
         full=full,
         air=air,
@@ -89,9 +106,9 @@ def responses(
     """Returns the responses [R, S, 4, LEAD + length] float32 of R rooms with S sources each.
 
     sizes: [R, 3] m. absorption: [R, 7] or [R, 6, 7]. sources: [R, S, 3], listeners: [R, 3], m.
-    key: of the tails; room r takes fold_in(key, r). shape: of `plan`. scattering: of all rooms,
-    or [R]. at_once: rooms that are vmapped together, all by default. Otherwise as rir.response,
-    to the length of the longest.
+    key: of the tails; room r takes fold_in(key, r). shape: of `plan`, given the same scattering,
+    which is of all rooms, or [R]. at_once: rooms that are vmapped together, all by default.
+    Otherwise as rir.response, to the length of the longest.
     """
     if shape.full:
         none = not np.any(scattering)
@@ -121,13 +138,22 @@ def _response(size, walls, source, listener, key, shape: Shape, scattering):
         return _high_pass(_images(*where, radius, None, shape, 0, slice(None), 1))
     logs, distance = rooms.log_absorption(walls, jnp), jnp.linalg.norm(source - listener)
     ends = rir.followed(size, logs, distance, shape.air, scattering, jnp)
-    late = _tail(*where, key, shape, scattering, rir.kept_by(ends[0], ends[1], jnp))
-    start = (jnp.minimum(*ends) * rir.FADE * bands.RATE).astype(int)
+    noise, seconds = ends, shape.length / bands.RATE
+    if shape.seconds[2]:
+        last = rir.coarse_end(size, walls, seconds, scattering, jnp)
+        noise = tuple(jnp.maximum(end, last) for end in ends)
+    late = _tail(*where, key, shape, scattering, rir.kept_by(noise[0], noise[1], jnp))
+    start = (jnp.minimum(*noise) * rir.FADE * bands.RATE).astype(int)
     late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)
     out = jnp.pad(late, ((0, 0), (bands.LEAD, 0)))
     for i, (octaves, step) in enumerate(rir.GROUPS):
         radius = ends[i] * rooms.SPEED
         out += _images(*where, radius, radius * rir.FADE, shape, i, octaves, step)
+    if shape.seconds[2]:
+        inner = jnp.minimum(*ends) * rir.FADE * rooms.SPEED
+        radius = jnp.minimum(last, seconds) * rooms.SPEED
+        kept, exact = (rir.kept_by(two[0], two[1], jnp) for two in (noise, ends))
+        out += _coarse(*where, inner, radius, lambda t: kept(t) - exact(t), shape)
     return _high_pass(out)
 
 
@@ -138,6 +164,16 @@ def _axis(source, listener, size, reach: int):
     return offset, np.abs(i - mirrored), np.abs(i)
 
 
+def _axes(source, listener, size, reflect, reach):
+    """Returns offsets [n] and gains [n, bands] of the images along x, y and z."""
+    offsets, gains = [], []
+    for d in range(3):
+        offset, low, high = _axis(source[d], listener[d], size[d], reach[d])
+        offsets.append(offset)
+        gains.append(reflect[2 * d] ** low[:, None] * reflect[2 * d + 1] ** high[:, None])
+    return offsets, gains
+
+
 def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, octaves, step: int):
     """As image_source.images, of the group `i` of Shape's two: [4, LEAD + length]."""
     reflect = jnp.sqrt(1 - jnp.broadcast_to(walls, (len(rooms.WALLS), walls.shape[-1])))[:, octaves]
@@ -145,12 +181,7 @@ def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, o
         reflect = reflect[:, :1]
     count = math.ceil((int(shape.seconds[i] * bands.RATE) + 2) / step)
     rate = bands.RATE / step / rooms.SPEED
-    offsets, gains = [], []
-    for d in range(3):
-        offset, low, high = _axis(source[d], listener[d], size[d], shape.reach[i][d])
-        offsets.append(offset)
-        gains.append(reflect[2 * d] ** low[:, None] * reflect[2 * d + 1] ** high[:, None])
-    x, y, z = offsets
+    (x, y, z), gains = _axes(source, listener, size, reflect, shape.reach[i])
     over = gains[1][:, None] * gains[2]
 
     def add_plane(plane, powers):
@@ -189,13 +220,44 @@ def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, o
     return jnp.pad(found, ((0, 0), (0, shape.length + bands.LEAD - found.shape[1])))
 
 
+def _coarse(size, walls, source, listener, inner, radius, level, shape: Shape):
+    """As image_source.coarse: [4, LEAD + length]."""
+    reflect = jnp.sqrt(1 - walls)
+    (x, y, z), gains = _axes(source, listener, size, reflect, shape.reach[2])
+    count = int(shape.seconds[2] * bands.RATE) + 2
+    rate = bands.RATE / rooms.SPEED
+    over = gains[1][:, None] * gains[2]
+
+    def add_plane(plane, found):
+        distance = jnp.sqrt(x[plane] ** 2 + y[:, None] ** 2 + z**2)
+        near = (distance >= inner) & (distance < radius)
+        gain = gains[0][plane] * over
+        gain = jnp.where((gain >= image_source.FAINT) & near[..., None], gain, 0.0)
+        turn = jnp.stack(jnp.broadcast_arrays(distance, y[:, None], z, x[plane]), -1)
+        harmonic = turn / (distance**2)[..., None]
+        values = (gain[..., None] * harmonic[..., None, :]).reshape(-1, *found.shape[1:])
+        where = jnp.where(near, jnp.floor(distance * rate + 0.5), count).astype(int)
+        return found.at[where.reshape(-1)].add(values, mode="drop")
+
+    found = jnp.zeros((count, reflect.shape[1], 4), jnp.float32)
+    found = jax.lax.fori_loop(0, len(x), add_plane, found)
+    distance = np.arange(count) / rate
+    heard = level(distance / rooms.SPEED)
+    if shape.air:
+        heard *= jnp.exp(-0.5 * rooms.AIR[:, None] * distance)
+    n = image_source.transform_size(count)
+    spectrum = jnp.fft.rfft(found * heard.T[:, :, None], n, axis=0)
+    mixed = jnp.einsum("bf,fbc->cf", bands.weights_of(n), spectrum)
+    made = jnp.pad(jnp.fft.irfft(mixed, n)[:, : shape.length], ((0, 0), (bands.LEAD, 0)))
+    return jnp.pad(made, ((0, 0), (0, shape.length + bands.LEAD - made.shape[1])))
+
+
 def _tail(size, walls, source, listener, key, shape: Shape, scattering, kept):
     """As tail.tail: [4, length]."""
     frames, hop = -(-shape.length // (tail.FRAME // 2)) + 1, tail.FRAME // 2
     times = np.arange(frames) * hop / bands.RATE
-    logs = rooms.log_absorption(walls, jnp)
-    parts = rooms.parts(size, logs, times, shape.air, jnp)
-    energy = rooms.combine(size, logs, times, parts, source, listener, scattering, jnp)
+    parts = rooms.parts(size, walls, times, shape.air, jnp)
+    energy = rooms.combine(size, walls, times, parts, source, listener, scattering, jnp)
     level = jnp.sqrt(energy * (tail.FRAME / 2 / bands.RATE))
     weights = bands.weights_of(tail.FRAME)
     signs = jax.random.rademacher(key, (2, 4, frames, weights.shape[1]), jnp.float32)

@@ -5,7 +5,10 @@ most of a decay of 20 dB is over. The rest is noise with the energy, decay and d
 the room expects of its images (tail.py), joined by a cosine cross-fade, so that energies add up
 to the whole. The two lowest octaves have too few modes to be noise of a known level (Schroeder's
 frequency 2000 sqrt(RT60 / V) is in them), and their images are followed through the decay, or
-until there are MOST_LOW. `full=True` follows all images to the end instead: the reference. All
+until there are MOST_LOW. Between uneven walls (rooms.uneven: given one by one, and not all alike)
+late sound is no such noise: it lives on along the axes whose walls absorb least. There all images
+are followed until the response ends, or until there are MOST_COARSE, late ones to the nearest
+sample, unless walls scatter. `full=True` follows all images exactly instead: the reference. All
 images are positive and add up at low frequencies, where no loudspeaker or microphone goes: a
 high-pass at 100 Hz ends both.
 
@@ -37,6 +40,7 @@ EARLY = 3.5  # mixing times that images are followed
 # The lowest octaves have few modes, which are no noise: their images are cheap
 # (few samples), and followed for the RT60 or until there are MOST_LOW of them.
 LOW, MOST_LOW = 2, 60_000
+MOST_COARSE = 10_000_000  # between uneven walls: half a second's work at most
 GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many samples
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
@@ -87,10 +91,23 @@ def followed(size, logs, distance, air: bool, scattering=0.0, xp=np):
     """
     mixing = mixing_time(size, distance, xp)
     decay = rooms.mean_decay_time(size, logs, air, xp)[:LOW].max()
-    # A sphere of this radius holds MOST_LOW images.
-    radius = (3 / (4 * np.pi) * MOST_LOW * size[0] * size[1] * size[2]) ** (1 / 3)
-    low = xp.maximum(EARLY * mixing, xp.minimum(decay, radius / rooms.SPEED))
+    low = xp.maximum(EARLY * mixing, xp.minimum(decay, _holding(MOST_LOW, size)))
     return tuple(mixing + (1 - scattering) * (end - mixing) for end in (EARLY * mixing, low))
+
+
+def _holding(count: int, size):
+    """Returns the time (s) by which so many images are heard: a sphere's volume over the room's."""
+    return (3 / (4 * np.pi) * count * size[0] * size[1] * size[2]) ** (1 / 3) / rooms.SPEED
+
+
+def coarse_end(size, absorption, seconds: float, scattering=0.0, xp=np):
+    """Returns the time (s) at which the last image is heard where walls are uneven; 0 elsewhere.
+
+    It is so far behind the response's end, after `seconds`, that none fades before, unless there
+    are more than MOST_COARSE. Walls that scatter leave no wavefronts to follow.
+    """
+    end = xp.minimum(seconds / FADE, _holding(MOST_COARSE, size))
+    return xp.where(rooms.uneven(absorption, xp) & (scattering == 0), end, 0.0)
 
 
 def kept_by(high, low, xp=np):
@@ -104,6 +121,8 @@ def late(where, ends, length: int, rng, air: bool = True, scattering: float = 0.
 
     where: room, absorption, source, listener as in `response`. ends: as from `followed`.
     """
+    if min(ends) * FADE * RATE >= length:
+        return np.zeros((4, LEAD + length), np.float32)
     room, absorption, *places = where
     options = {"air": air, "scattering": scattering, "kept": kept_by(*ends)}
     noise = tail.tail(room, absorption, length, rng, *places, **options)
@@ -134,7 +153,8 @@ def response(
     1 / distance. It lasts until the slowest band has fallen by 60 dB. rng draws the tail;
     full=True follows every image instead. air=False leaves the air's absorption out. scattering
     (0 to 1) mixes the tail's directions towards the isotropic, and lets it begin earlier; images
-    that are followed to the end know none. Raises ConfigError as rooms.validate does.
+    that are followed to the end know none. Where walls are uneven there is then a tail, by the
+    closed form. Raises ConfigError as rooms.validate does.
     """
     rooms.validate(room, absorption, source, listener)
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
@@ -146,7 +166,15 @@ def response(
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
     size, logs = np.asarray(room, float), rooms.log_absorption(absorption)
     ends = followed(size, logs, distance, air, scattering)
-    out = late(where, ends, int(seconds * RATE), rng, air, scattering)
+    last = coarse_end(size, absorption, seconds, scattering)
+    noise = tuple(np.maximum(end, last) for end in ends)  # from when there is nothing else
+    out = late(where, noise, int(seconds * RATE), rng, air, scattering)
+    if last > min(ends):
+        inner, radius = min(ends) * FADE * rooms.SPEED, min(last, seconds) * rooms.SPEED
+        kept, exact = kept_by(*noise), kept_by(*ends)
+        coarse = image_source.coarse(*where, inner, radius, lambda t: kept(t) - exact(t), air)
+        n = min(coarse.shape[1], out.shape[1])
+        out[:, :n] += coarse[:, :n]
     for end, (octaves, step) in zip(ends, GROUPS, strict=True):
         radius = float(end) * rooms.SPEED
         images = image_source.images(*where, radius, radius * FADE, air, octaves, step)

@@ -25,6 +25,18 @@ decay exp(-g n), g = c t a pi / (L^2 k), the share of modes without this axis be
 times its average, P(x) = sinh g / (cosh g - cos 2 pi x / L): near a wall there is more of it, in
 the middle less.
 
+All this takes walls to absorb little at each reflection. Where those of an axis absorb much (carpet
+below tiles), late sound is in few layers of images, L apart on it. One at x is behind its like
+in the plane by x^2 / 2 c t: layers add up as waves, not as energies, first like modes, at last
+in step, when sound dies as 1 / t in each layer. With the amplitude b_x that the walls of
+the axis leave of an image, the mean over u_d of exp(-c t a |u_d| / L), L / (c t a), becomes
+
+    L / (2 c t) < |sum_x b_x exp(i k x^2 / 2 c t)|^2 >_k,
+
+and what it has more belongs to the modes without this axis. Rooms whose six walls are given one by
+one have it, and directions densest along the walls; walls that are alike have the plain form. It
+serves where images end: in rooms that scatter, for sources that move, and behind MOST_COARSE (rir).
+
     >>> from jaxasa.acoustics import rooms
     >>> walls = rooms.absorption((6, 5, 3), 0.5)  # per octave band, 125 Hz to 8 kHz
     >>> rooms.decay_time((6, 5, 3), walls).round(3)
@@ -49,6 +61,10 @@ NEAREST = 0.05  # metres: a source this near is inside the listener's head
 HIGH_PASS = 100.0  # hertz: what responses leave out below (rir.high_pass)
 _SIXTY_DB = 6 * math.log(10)
 _NODES = 6  # of the quadrature over directions
+_STEEP_NODES = 8  # of that where walls have absorptions of their own
+# Of the sum over layers: round trips to either side, wave numbers a band, and moments.
+_LAYERS, _WAVES, _MOMENTS = 8, 5, 24
+_MUCH = (0.3, 0.6)  # -ln(1 - absorption) of an axis from which layers begin to count, and alone do
 # Shares of the bands, cut midway between their centres, of the spectrum up to 8 kHz.
 _BANDWIDTH = np.diff([0.0, *(2**0.5 * np.array(BANDS[:-1])), 8000.0]) / 8000.0
 
@@ -123,23 +139,27 @@ def _inverse_wave_numbers() -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _octant() -> tuple[np.ndarray, np.ndarray]:
+def _octant(steep: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns unit vectors [D, 3] of one octant, its three edges and its axes, and weights [D].
 
-    The weights of the octant sum to 1, and those of each edge (x = 0, y = 0, z = 0) too.
+    The weights of the octant sum to 1, and those of each edge (x = 0, y = 0, z = 0) too. steep
+    has nodes densest at the edges, for decays that differ much between axes.
     """
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    count = _STEEP_NODES if steep else _NODES
+    nodes, weights = np.polynomial.legendre.leggauss(count)
     nodes, weights = (nodes + 1) / 2, weights / 2
-    z, phi = np.repeat(nodes, _NODES), np.tile(nodes, _NODES) * np.pi / 2
+    if steep:
+        nodes, weights = nodes**2 * (3 - 2 * nodes), weights * 6 * nodes * (1 - nodes)
+    z, phi = np.repeat(nodes, count), np.tile(nodes, count) * np.pi / 2
     flat = np.sqrt(1 - z * z)
     inside = np.stack([flat * np.cos(phi), flat * np.sin(phi), z], axis=1)
     circle = np.stack([np.cos(nodes * np.pi / 2), np.sin(nodes * np.pi / 2)], axis=1)
     edges = [np.insert(circle, axis, 0.0, axis=1) for axis in range(3)]
-    weight = [np.repeat(weights, _NODES) * np.tile(weights, _NODES), *[weights] * 3, np.ones(3)]
+    weight = [np.repeat(weights, count) * np.tile(weights, count), *[weights] * 3, np.ones(3)]
     return np.concatenate([inside, *edges, np.eye(3)]), np.concatenate(weight)
 
 
-def _shares(size, xp=np):
+def _shares(size, xp=np, steep: bool = False):
     """Returns the weights [7, D] of all directions in each band, positions averaged.
 
     Oblique directions weigh 1 together; tangential and axial ones come on top.
@@ -147,14 +167,21 @@ def _shares(size, xp=np):
     # Of each axis: pi / 2 V times the area of the wall across it, and times its length.
     areas, lengths = np.pi / 2 / size, np.pi / 2 / (size[0] * size[1] * size[2]) * size
     first, second = (mean[:, None] for mean in _inverse_wave_numbers())
-    oblique = xp.ones((len(BANDS), _NODES**2))
-    shares = [oblique, first * xp.repeat(areas, _NODES), second * lengths]
-    return xp.concatenate(shares, axis=1) * _octant()[1]
+    count = _STEEP_NODES if steep else _NODES
+    oblique = xp.ones((len(BANDS), count**2))
+    shares = [oblique, first * xp.repeat(areas, count), second * lengths]
+    return xp.concatenate(shares, axis=1) * _octant(steep)[1]
 
 
 @functools.lru_cache(maxsize=8)
 def _kept_shares(size: bytes) -> np.ndarray:
     return _shares(np.frombuffer(size))
+
+
+def uneven(absorption, xp=np):
+    """Returns whether walls are given one by one, [6, 7] or [7], and are not all alike."""
+    walls = xp.asarray(absorption)
+    return xp.any(walls != walls[:1]) if walls.ndim == 2 else xp.asarray(False)
 
 
 def log_absorption(absorption, xp=np):
@@ -168,9 +195,9 @@ def log_absorption(absorption, xp=np):
     return (walls[0::2] + walls[1::2]).T / 2
 
 
-def _rates(size, logs):
+def _rates(size, logs, steep: bool = False):
     """Returns the energy lost to walls per metre of path [7, D] in each direction."""
-    return (logs / size) @ _octant()[0].T
+    return (logs / size) @ _octant(steep)[0].T
 
 
 def _placed(size, logs, times, source, listener, xp=np):
@@ -185,6 +212,28 @@ def _placed(size, logs, times, source, listener, xp=np):
 
     alone = summed(source) + summed(listener)
     return alone + (summed(source + listener) + summed(source - listener)) / 2 - 2
+
+
+def _layered(size, absorption, times, source, listener, xp=np):
+    """As _placed, of the layers of images between walls [6, 7] that absorb much."""
+    walls = -0.5 * xp.log(xp.maximum(1 - xp.asarray(absorption, float), 1e-12)).T
+    low, high = walls[:, 0::2, None], walls[:, 1::2, None]
+    # Images of one axis, as in image_source.axis_images.
+    i, mirrored = np.divmod(np.arange(-2 * _LAYERS, 2 * _LAYERS + 2), 2)
+    x = (1 - 2 * mirrored) * source[:, None] + 2 * i * size[:, None] - listener[:, None]
+    gain = xp.exp(-low * np.abs(i - mirrored) - high * np.abs(i)).astype(np.float32)
+    # Slow in time: moments are few, and what is between is interpolated.
+    path = SPEED * times
+    moments = np.geomspace(1.0, max(2.0, path.max()), _MOMENTS)
+    between = np.stack([np.interp(path, moments, one) for one in np.eye(_MOMENTS)])
+    octave = np.linspace(-0.5, 0.5, _WAVES)
+    k = 2 * np.pi / SPEED * np.clip(np.outer(BANDS, 2**octave), HIGH_PASS, 8000.0)
+    phase = (0.5 * x**2)[:, None] / moments[:, None]
+    phase = (k[:, :, None, None, None] * phase).astype(np.float32)
+    summed = [xp.einsum("bdx,bkdtx->bkdt", gain, f(phase)) for f in (xp.cos, xp.sin)]
+    power = (summed[0] ** 2 + summed[1] ** 2).mean(axis=1)
+    beyond = (power / 2 - 1 / (low + high)) * size[:, None] ** 2 / moments
+    return beyond @ between * (2 / np.pi / _inverse_wave_numbers()[0][:, None, None])
 
 
 @functools.lru_cache(maxsize=256)
@@ -276,42 +325,53 @@ def tail_energy(
     channels towards the isotropic diag(1, 1/3, 1/3, 1/3); W keeps its energy.
     """
     size, times = np.asarray(room, float), np.asarray(times, float)
-    logs = log_absorption(absorption)
-    raw = (size.tobytes(), logs.tobytes(), times.tobytes(), bool(air))
+    walls = np.asarray(absorption, float)
+    if walls.ndim == 2 and not uneven(walls):
+        walls = walls[0]
+    raw = (size.tobytes(), walls.tobytes(), times.tobytes(), bool(air))
     if source is not None:
         source, listener = np.asarray(source, float), np.asarray(listener, float)
-    return combine(size, logs, times, _kept_parts(*raw), source, listener, scattering)
+    return combine(size, walls, times, _kept_parts(*raw), source, listener, scattering)
 
 
 @functools.lru_cache(maxsize=8)
 def _kept_parts(*raw) -> tuple[np.ndarray, ...]:
     # All sources of a scene share them.
-    size, logs, times = (np.frombuffer(part) for part in raw[:3])
-    return parts(size, logs.reshape(-1, 3), times, raw[3])
+    size, walls, times = (np.frombuffer(part) for part in raw[:3])
+    walls = walls if len(walls) == len(BANDS) else walls.reshape(len(WALLS), -1)
+    return parts(size, walls, times, raw[3])
 
 
-def parts(size, logs, times, air: bool, xp=np) -> tuple:
+def parts(size, absorption, times, air: bool, xp=np) -> tuple:
     """The energy of oblique [7, 4, T], tangential and axial modes [7, 4, 3, T] by missing axis.
 
-    size: [3]. logs: log_absorption [7, 3]. Arrays of numpy or, with xp=jax.numpy, under jit.
+    size: [3]. absorption: [7] or [6, 7]. Arrays of numpy or, with xp=jax.numpy, under jit.
     Axial modes are by the axis along which they are.
     """
-    unit = _octant()[0]
+    steep = absorption.ndim == 2
+    unit, count = _octant(steep)[0], _STEEP_NODES if steep else _NODES
     squares = np.concatenate([np.ones((1, len(unit))), unit[:, [1, 2, 0]].T ** 2])
-    rate = SPEED * (_rates(size, logs) + AIR[:, None] * air)
-    decay = _shares(size, xp)[:, :, None] * xp.exp((-rate[:, :, None] * times).astype(np.float32))
-    n = _NODES**2
+    rate = SPEED * (_rates(size, log_absorption(absorption, xp), steep) + AIR[:, None] * air)
+    decay = xp.exp((-rate[:, :, None] * times).astype(np.float32))
+    decay = _shares(size, xp, steep)[:, :, None] * decay
+    n = count**2
     oblique = xp.einsum("cd,bdt->bct", squares[:, :n], decay[:, :n])
-    edges = decay[:, n:-3].reshape(len(BANDS), 3, _NODES, -1)
-    edges = xp.einsum("cad,badt->bcat", squares[:, n:-3].reshape(4, 3, _NODES), edges)
+    edges = decay[:, n:-3].reshape(len(BANDS), 3, count, -1)
+    edges = xp.einsum("cad,badt->bcat", squares[:, n:-3].reshape(4, 3, count), edges)
     return oblique, edges, squares[:, -3:, None] * decay[:, None, -3:]
 
 
-def combine(size, logs, times, kept, source, listener, scattering, xp=np):
+def combine(size, absorption, times, kept, source, listener, scattering, xp=np):
     """The sum of `parts` for positions [3] (or None), mixed by scattering: tail_energy."""
     oblique, edges, axial = kept
     if source is not None:
+        logs = log_absorption(absorption, xp)
         more = _placed(size, logs, times, source, listener, xp)
+        if absorption.ndim == 2:
+            share = xp.clip((logs - _MUCH[0]) / (_MUCH[1] - _MUCH[0]), 0, 1)[..., None]
+            share = share * uneven(absorption, xp)
+            layered = _layered(size, absorption, times, source, listener, xp)
+            more = more + share * (layered - more)
         edges = edges * more[:, None]
         # An axial mode lacks the other two axes.
         axial = axial * (more[:, [1, 0, 0]] * more[:, [2, 2, 1]])[:, None]

@@ -191,6 +191,23 @@ class ASA:
         """x [B, T, D], valid [B, T] -> hidden [B, T, D] and keys and values of the prompt."""
         return self.decoder.apply(self._variables(params, adapted), x, valid)
 
+    def complete(self, params: Params, prompt, valid, said, said_valid, adapted: bool = True):
+        """Hidden states that choose the completions [R, C, D] of P prompts [P, S, D].
+
+        R = P x G: the G completions of a prompt follow one another. valid [P, S], said_valid
+        [R, C]. In one pass, in which each prompt is read once.
+        """
+        groups = lambda x: x.reshape(len(prompt), -1, *x.shape[1:])  # noqa: E731
+        hidden = self.decoder.apply(
+            self._variables(params, adapted),
+            prompt,
+            valid,
+            groups(said),
+            groups(said_valid),
+            method="complete",
+        )
+        return hidden.reshape(said.shape)
+
     def table(self, params: Params) -> jax.Array:
         """The output's table [V, D] in compute dtype, for `lm.token_logps`."""
         tied = self.model.decoder.tied

@@ -59,6 +59,31 @@ def by_rows(x: jax.Array, pieces: Sequence[jax.Array], dtype=None) -> jax.Array:
     return y.T.reshape(*x.shape[:-1], -1)
 
 
+@jax.custom_vjp
+def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """x a b of x [..., D], a [D, r], b [r, F].
+
+    The gradients by a and b are made as [r, F] and [r, D]: then only arrays of width r are turned,
+    where the derived rule turns one of width F, which costs a CPU more than the products.
+    """
+    return (x @ a) @ b
+
+
+def _low_rank_forward(x, a, b):
+    h = x @ a
+    return h @ b, (x, h, a, b)
+
+
+def _low_rank_backward(kept, g):
+    x, h, a, b = kept
+    rows = tuple(range(g.ndim - 1))
+    gh = g @ b.T
+    return gh @ a.T, jnp.tensordot(gh, x, (rows, rows)).T, jnp.tensordot(h, g, (rows, rows))
+
+
+low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+
+
 class Projection(nn.Module):
     """Dense layer, plus `alpha / rank * x a b` where adapters are given."""
 
@@ -81,8 +106,8 @@ class Projection(nn.Module):
         if adapted and (self.is_initializing() or self.has_variable("lora", "a")):
             a = self.variable("lora", "a", self._start_a, x.shape[-1]).value
             b = self.variable("lora", "b", jnp.zeros, (self.lora.rank, self.features)).value
-            scale = self.lora.alpha / self.lora.rank
-            y += scale * ((x @ a.astype(self.dtype)) @ b.astype(self.dtype))
+            scaled = self.lora.alpha / self.lora.rank * b
+            y += low_rank(x, a.astype(self.dtype), scaled.astype(self.dtype))
         return y
 
     def _start_a(self, features: int) -> jax.Array:
@@ -132,28 +157,63 @@ class Block(nn.Module):
         mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return self._finish(x, mixed), (k, v)
 
-    def decode(self, x, cache: Cache, positions, prompt_mask, step):
-        """x [B, 1, D], one layer's cache -> x and the completions' (k, v) with the new token.
+    def complete(self, x, positions, masks, valid):
+        """x [P, S + G C, D]: prompts, each followed by its G completions of C tokens -> x.
 
-        Attention over the prompt is one product for the G completions that share it.
+        masks [P, S, S] and [P, G, C, C], valid [P, S]: which places of a prompt, or of a
+        completion, those of the same see, and which of the prompt its completions see.
         """
+        prompt_mask, own_mask = masks
+        q, k, v = self._qkv(x, positions)
+        slots = valid.shape[1]
+        first = jax.nn.dot_product_attention(
+            q[:, :slots], k[:, :slots], v[:, :slots], mask=prompt_mask[:, None]
+        )
+        own = [y[:, slots:].reshape(*own_mask.shape[:3], *y.shape[2:]) for y in (q, k, v)]
+        prompt = k[:, :slots], v[:, :slots]
+        then = self._shared(own[0], prompt, own[1:], valid, own_mask)
+        mixed = jnp.concatenate([first, then.reshape(q[:, slots:].shape)], 1)
+        return self._finish(x, mixed)
+
+    def decode(self, x, cache: Cache, positions, prompt_mask, step):
+        """x [B, 1, D], one layer's cache -> x and the completions' (k, v) with the new token."""
         d = self.decoder
         p, g = cache.k.shape[:2]
         q, k, v = self._qkv(x, positions)
         shape = (p, g, 1, d.kv_heads, d.head_width)
         own_k = jax.lax.dynamic_update_slice_in_dim(cache.k, k.reshape(shape), step, axis=2)
         own_v = jax.lax.dynamic_update_slice_in_dim(cache.v, v.reshape(shape), step, axis=2)
-        q = q.reshape(p, g, d.kv_heads, d.heads // d.kv_heads, d.head_width) * d.head_width**-0.5
-        weigh = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        by_prompt = weigh("pgkrh,pskh->pgkrs", q, cache.prompt_k)
-        by_own = weigh("pgkrh,pgckh->pgkrc", q, own_k)
-        by_prompt = jnp.where(prompt_mask[:, None, None, None, :], by_prompt, MASKED)
-        by_own = jnp.where(jnp.arange(own_k.shape[2]) <= step, by_own, MASKED)
-        weights = jax.nn.softmax(jnp.concatenate([by_prompt, by_own], -1), -1).astype(x.dtype)
-        slots = cache.prompt_k.shape[1]
-        mixed = jnp.einsum("pgkrs,pskh->pgkrh", weights[..., :slots], cache.prompt_v)
-        mixed += jnp.einsum("pgkrc,pgckh->pgkrh", weights[..., slots:], own_v)
+        said = (jnp.arange(own_k.shape[2]) <= step)[None, None, None]
+        q = q.reshape(p, g, 1, d.heads, d.head_width)
+        prompt = cache.prompt_k, cache.prompt_v
+        mixed = self._shared(q, prompt, (own_k, own_v), prompt_mask, said)
         return self._finish(x, mixed.reshape(*x.shape[:-1], -1)), (own_k, own_v)
+
+    def _shared(self, q, prompt, own, prompt_mask, own_mask):
+        """Attention of completions to their prompt and each to itself: q, result [P, G, T, N, H].
+
+        prompt: keys and values [P, S, K, H]; own: [P, G, C, K, H]. prompt_mask [P, S], own_mask
+        [P or 1, G or 1, T, C]. To the prompt it is one product for the G completions that share
+        it. One softmax over both, whose weights are divided by their sum last, so that the two
+        kinds, which lie differently, meet only in their maxima and sums.
+        """
+        d, dtype = self.decoder, q.dtype
+        q = q.reshape(*q.shape[:3], d.kv_heads, -1, d.head_width) * d.head_width**-0.5
+        weigh = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        by_prompt = weigh("pgtkrh,pskh->pkgtrs", q, prompt[0])
+        by_own = weigh("pgtkrh,pgckh->pgktrc", q, own[0])
+        by_prompt = jnp.where(prompt_mask[:, None, None, None, None], by_prompt, MASKED)
+        by_own = jnp.where(own_mask[:, :, None, :, None], by_own, MASKED)
+        # What a softmax is shifted by changes nothing, its gradient neither.
+        top = jnp.maximum(by_prompt.max(-1).swapaxes(1, 2), by_own.max(-1, initial=MASKED))
+        top = jax.lax.stop_gradient(top)[..., None]
+        by_prompt = jnp.exp(by_prompt - top.swapaxes(1, 2))
+        by_own = jnp.exp(by_own - top)
+        total = by_prompt.sum(-1).swapaxes(1, 2) + by_own.sum(-1)
+        mixed = jnp.einsum("pkgtrs,pskh->pgtkrh", by_prompt.astype(dtype), prompt[1])
+        mixed += jnp.einsum("pgktrc,pgckh->pgtkrh", by_own.astype(dtype), own[1])
+        mixed = mixed / total.swapaxes(2, 3)[..., None]
+        return mixed.astype(dtype).reshape(*q.shape[:3], d.heads, d.head_width)
 
 
 class Decoder(nn.Module):
@@ -197,18 +257,40 @@ class Decoder(nn.Module):
         valid is False at padding. Causal; positions count the valid tokens, so padding on the
         left changes nothing.
         """
-        positions = position_ids(valid)
-        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))
-        # A padded query sees itself, so that no row of the softmax is empty.
-        mask = causal & (valid[:, None, :] | jnp.eye(x.shape[1], dtype=bool))
+        positions, mask = position_ids(valid), causal(valid)
 
         def body(block, x, _):
             return block(x, positions, mask[:, None])
 
-        if self.remat != "none":
-            body = nn.remat(body, policy=KEPT[self.remat], prevent_cse=False)
-        x, (k, v) = self._scan(body, x, None)
+        x, (k, v) = self._scan(self._rematted(body), x, None)
         return self.norm(sharding.by_rows(x)), k, v
+
+    def complete(self, prompt: jax.Array, valid, said: jax.Array, said_valid):
+        """Hidden states [P, G, C, D] that choose each of `said`: embeddings [P, G, C, D].
+
+        prompt [P, S, D]; valid [P, S] and said_valid [P, G, C] are False at padding. The same as
+        `__call__` on each prompt with each of its completions, but that prompts pass once.
+        """
+        p, g, c, width = said.shape
+        slots, said, said_valid = prompt.shape[1], said[:, :, :-1], said_valid[:, :, :-1]
+        before = valid.sum(1)[:, None, None]
+        own = jnp.maximum(before + jnp.cumsum(said_valid, 2) - 1, 0).reshape(p, -1)
+        positions = jnp.concatenate([position_ids(valid), own], 1)
+        masks = causal(valid), causal(said_valid)
+
+        def body(block, x, _):
+            return block.complete(x, positions, masks, valid), None
+
+        x = jnp.concatenate([prompt, said.reshape(p, g * (c - 1), width)], 1)
+        x, _ = self._scan(self._rematted(body), x, None)
+        x = self.norm(sharding.by_rows(x[:, slots - 1 :]))
+        first = jnp.broadcast_to(x[:, None, :1], (p, g, 1, width))
+        return jnp.concatenate([first, x[:, 1:].reshape(p, g, c - 1, width)], 2)
+
+    def _rematted(self, body):
+        if self.remat == "none":
+            return body
+        return nn.remat(body, policy=KEPT[self.remat], prevent_cse=False)
 
     def decode(self, x: jax.Array, cache: Cache, positions, prompt_mask, step):
         """x [B, 1, D], positions [B, 1], prompt_mask [P, S], step -> hidden [B, 1, D], Cache."""
@@ -218,6 +300,14 @@ class Decoder(nn.Module):
 
         x, (k, v) = self._scan(body, x, cache)
         return self.norm(sharding.by_rows(x)), cache._replace(k=k, v=v)
+
+
+def causal(valid: jax.Array) -> jax.Array:
+    """valid [..., T] -> [..., T, T]: each sees what is valid up to itself, padding itself too."""
+    length = valid.shape[-1]
+    # So that no row of the softmax is empty.
+    seen = valid[..., None, :] | jnp.eye(length, dtype=bool)
+    return seen & jnp.tril(jnp.ones((length, length), bool))
 
 
 def position_ids(valid: jax.Array) -> jax.Array:

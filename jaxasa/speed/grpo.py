@@ -9,7 +9,6 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxasa import config
@@ -19,6 +18,7 @@ from jaxasa.speed import turns
 from jaxasa.speed.decode import model, twin
 from jaxasa.speed.sft import DECODER, FIRST_WORD, MARKS, adapters, start
 from jaxasa.stages import common, policy
+from jaxasa.stages.sft import flat
 
 PROMPTS, GROUP, PROMPT, REPLY, ROUNDS = 16, 8, 50, 30, 8
 
@@ -57,13 +57,12 @@ def stepper(asa: ASA, theirs, stage: config.GrpoStage, prompts: np.ndarray, deco
         return sample.generate(asa, params, prompts, None, key, eos=MARKS.eos, **options, **marks)
 
     def loss(params, batch, key):
-        prompt, ids, mask = batch["prompt"], batch["ids"], batch["mask"]
-        valid = jnp.concatenate([prompt != MARKS.pad, mask > 0], 1)[:, :-1]
-        x = asa.embed(params, jnp.concatenate([prompt, ids], 1)[:, :-1], None, MARKS.audio)
-        hidden, *_ = asa.hidden(params, x, valid)
-        hidden = hidden[:, prompt.shape[1] - 1 :]
+        ids, behaviour, mask = (flat(batch[name]) for name in ("ids", "logps", "mask"))
+        asked_for, said = (asa.embed(params, x, None, MARKS.audio) for x in (batch["prompt"], ids))
+        valid = batch["prompt"] != MARKS.pad
+        hidden = asa.complete(params, asked_for, valid, said, mask > 0)
         logps, _ = lm.token_logps(hidden, asa.table(params), ids, stage.temperature)
-        return policy.dr_grpo(logps, batch["logps"], batch["advantages"], mask), {}
+        return policy.dr_grpo(logps, behaviour, flat(batch["advantages"]), mask), {}
 
     update = common.gradient_step(context, loss)
     keys = iter(jax.random.split(jax.random.key(0), 1000))
@@ -74,11 +73,11 @@ def stepper(asa: ASA, theirs, stage: config.GrpoStage, prompts: np.ndarray, deco
             made = jax.device_get(rollout(ours.params, prompts, next(keys)))
             earned = np.array([[reward(decode(row)) for row in group] for group in made.ids])
             rows = {
-                "prompt": np.repeat(prompts, stage.group, axis=0),
-                "ids": made.ids.reshape(-1, reply),
-                "logps": made.logps.reshape(-1, reply),
-                "mask": made.mask.reshape(-1, reply).astype(np.float32),
-                "advantages": policy.advantages(earned, False).reshape(-1).astype(np.float32),
+                "prompt": prompts,
+                "ids": made.ids,
+                "logps": made.logps,
+                "mask": made.mask.astype(np.float32),
+                "advantages": policy.advantages(earned, False).astype(np.float32),
             }
             ours, metrics = update(ours, rows, jax.device_put(next(keys), ours.step.sharding))
             jax.block_until_ready(metrics)

@@ -54,19 +54,13 @@ def completion_logps(context: common.Context, params, batch, adapted: bool = Tru
     """
     asa, text = context.asa, context.text
     tokens = jax.lax.stop_gradient(project(context, params, batch))
-    repeats = batch["ids"].shape[1]
-    tokens = jnp.repeat(tokens, batch["prompt"].shape[1] * repeats, axis=0)
-    prompt = jnp.repeat(flat(batch["prompt"]), repeats, axis=0)
-    ids, mask = flat(batch["ids"]), flat(batch["mask"])
+    tokens = jnp.repeat(tokens, batch["prompt"].shape[1], axis=0)
+    prompt, ids, mask = (flat(batch[name]) for name in ("prompt", "ids", "mask"))
     # A pad or a place for audio that was sampled was a word like any other then, and is now.
     asked_for = asa.embed(params, prompt, tokens, text.audio)
     said = asa.embed(params, ids, None, text.audio)
-    valid = jnp.concatenate([prompt != text.pad, mask > 0], 1)[:, :-1]
-    x = jnp.concatenate([asked_for, said], 1)[:, :-1]
-    hidden, *_ = asa.hidden(params, x, valid, adapted)
-    logps, _ = lm.token_logps(
-        hidden[:, prompt.shape[1] - 1 :], asa.table(params), ids, context.stage.temperature
-    )
+    hidden = asa.complete(params, asked_for, prompt != text.pad, said, mask > 0, adapted)
+    logps, _ = lm.token_logps(hidden, asa.table(params), ids, context.stage.temperature)
     return logps
 
 

@@ -1,9 +1,10 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import foa, keys, measure, rir, rooms
+from jaxasa.acoustics import foa, keys, materials, measure, rir, rooms
 from jaxasa.config import ConfigError
 
 ROOM = (6.0, 5.0, 3.0)
@@ -172,6 +173,50 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
     for c in covariances:
         scale = np.sqrt(np.diag(c))
         assert np.abs(c / np.outer(scale, scale) - np.eye(4)).max() < 0.04
+
+
+def _uneven_rooms():
+    rng = np.random.default_rng(2)
+    sides = ("plasterboard", "wooden_lining", "curtains", "acoustic_plaster")
+    ceilings, floors = ("ceiling_tile", "mineral_wool"), ("carpet", "linoleum")
+    for _ in range(40):
+        walls = materials.walls(tuple(rng.choice(sides, 4)), *map(rng.choice, (floors, ceilings)))
+        room = rng.uniform([3.0, 2.6, 2.4], [5.0, 4.0, 3.0])
+        if 0.4 < rir.lasting(room, walls, 1.0, air=True) < 0.7:  # where the full mode is soon done
+            yield room, walls, *(rng.uniform(0.15, 0.85, (2, 3)) * room)
+
+
+def test_hybrid_of_uneven_walls_decays_like_full_mode():
+    """T20 as a whole and of each octave from 125 Hz on; the closed form alone errs by half."""
+    whole, octaves, furthest = [], [], []
+    for where in itertools.islice(_uneven_rooms(), 5):
+        both = [rir.response(*where, keys.rng(0), full=full) for full in (False, True)]
+        n = min(r.shape[1] for r in both)
+        found, expected = (r[:, :n] for r in both)
+        whole.append(measure.t20(found[0, rir.LEAD :]) / measure.t20(expected[0, rir.LEAD :]) - 1)
+        octaves.append(np.divide(*(measure.octave_rt60(r, rooms.BANDS[:6]) for r in both)) - 1)
+        curves = [measure.decay_curve(r[0]) for r in (found, expected)]
+        furthest.append(np.abs(curves[0] - curves[1])[curves[1] > -40].max())
+    assert np.median(np.abs(whole)) < 0.01 and np.abs(whole).max() < 0.05
+    assert np.abs(octaves).max() < 0.1
+    assert np.median(furthest) < 0.3 and np.max(furthest) < 2.0
+
+
+def test_noise_follows_where_uneven_walls_hold_too_many_images(monkeypatch):
+    room, walls, *places = next(_uneven_rooms())
+    size = np.asarray(room)
+    whole = rir.response(room, walls, *places, keys.rng(0))
+    assert rir.coarse_end(size, walls, 0.5) == 0.75 and rir.coarse_end(size, walls[0], 0.5) == 0
+    monkeypatch.setattr(rir, "MOST_COARSE", 200_000)
+    fewer = [rir.response(room, walls, *places, keys.rng(k)) for k in (1, 2)]
+    fade = rir.LEAD + int(float(rir.coarse_end(size, walls, 9.0)) * rir.FADE * rir.RATE) - 200
+    np.testing.assert_allclose(fewer[0][:, :fade], whole[:, :fade], atol=2e-4)
+    assert np.abs(fewer[0] - fewer[1])[:, fade:].max() > 1e-4
+    energy = [(r[:, fade:] ** 2).sum() for r in (*fewer, whole)]
+    np.testing.assert_allclose(10 * np.log10(energy[:2] / energy[2]), 0, atol=2.0)
+    # Walls that scatter have noise from the mixing on, as others have.
+    one, two = (rir.response(room, walls, *places, keys.rng(k), scattering=0.5) for k in (1, 2))
+    assert np.abs(one - two).max() > 1e-4
 
 
 def test_same_key_same_response():

@@ -1,11 +1,12 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasa.models import lm, sample
+from jaxasa.models import decoder, lm, sample
 
 PAD, AUDIO, NEW = 0, 2, 10
 LENGTHS = (9, 5, 7)
@@ -127,6 +128,15 @@ def test_adapters_are_off_at_zero_and_else_add_a_b(tiny, forward):
     np.testing.assert_allclose(np.asarray(merged)[valid], on[valid], atol=1e-3)
 
 
+def test_gradients_of_adapters_are_those_of_their_products():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, a, b, g = map(jax.random.normal, keys, [(2, 3, 8), (8, 2), (2, 5), (2, 3, 5)])
+    found = jax.grad(lambda *of: (decoder.low_rank(*of) * g).sum(), (0, 1, 2))(x, a, b)
+    expected = jax.grad(lambda x, a, b: (x @ a @ b * g).sum(), (0, 1, 2))(x, a, b)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def in_one_pass(tiny, made, group):
     """Hidden states [B, C, D] of prompts and completions in one pass, where each was chosen."""
     prompts = np.repeat(padded_prompts(), group, axis=0)
@@ -178,6 +188,41 @@ def test_samples_differ_and_say_their_log_probabilities(tiny, generate):
     found, _ = lm.token_logps(hidden, tiny.asa.table(tiny.params), flat, TEMPERATURE)
     said = np.asarray(made.logps).reshape(12, NEW)
     np.testing.assert_allclose(said[mask], np.asarray(found)[mask], atol=1e-4)
+
+
+def test_prompts_read_once_give_what_each_completion_gives_alone(tiny):
+    """Hidden states and the adapters' gradient; the second completion of a prompt is shorter."""
+    rng = np.random.default_rng(6)
+    mask = np.ones((3, 2, 5), bool)
+    mask[:, 1, 3:] = False
+    ids = np.where(mask, rng.integers(3, 480, mask.shape), PAD).astype(np.int32)
+    made = sample.Completions(ids, np.zeros(ids.shape), mask)
+    flat, keep, prompts = ids.reshape(6, 5), mask.reshape(6, 5), padded_prompts()
+    goal = rng.normal(size=(6, 5, 32)).astype(np.float32) * keep[..., None]
+
+    def together(params):
+        x = tiny.asa.embed(params, prompts, audio_tokens(), AUDIO)
+        said = tiny.asa.embed(params, flat, None, AUDIO)
+        return tiny.asa.complete(params, x, prompts != PAD, said, keep)
+
+    def apart(params):
+        return in_one_pass(types.SimpleNamespace(asa=tiny.asa, params=params), made, 2)[0]
+
+    def both(hidden):
+        def scalar(lora):
+            found = hidden({**tiny.params, "lora": lora})
+            return (found * goal).sum(), found
+
+        (_, found), gradient = jax.jit(jax.value_and_grad(scalar, has_aux=True))(
+            tiny.params["lora"]
+        )
+        return np.asarray(found)[keep], gradient
+
+    (found, by_found), (expected, by_expected) = both(together), both(apart)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(by_expected))
+    for one, other in zip(*map(jax.tree.leaves, (by_found, by_expected)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * scale)
 
 
 def test_samples_come_from_the_tempered_distribution(tiny, forward, generate):
