@@ -163,7 +163,7 @@ def test_folder_holds_what_the_hub_expects(exported):
         *("model.safetensors", "config.json", "generation_config.json"),
         *("tokenizer.json", "tokenizer_config.json", "processor_config.json", "README.md"),
         *(f"{n}_jaxasa.py" for n in ("configuration", "processing", "modeling")),
-        *(f"{n}_jaxasa.py" for n in ("encoders", "features", "peaks")),
+        *(f"{n}_jaxasa.py" for n in ("encoders", "features", "peaks", "statements")),
     }
     facts = json.loads((exported / "config.json").read_text())
     assert facts["model_type"] == "jaxasa"
