@@ -43,7 +43,8 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
         prompt, reply = tokens + model.prompt_tokens, model.reply_tokens
         asked = {"sft": scenes * getattr(stage, "questions", 1)}.get(what, scenes)
         said = asked * (stage.group if name == "grpo" else 1)
-        if what == "rollout":
+        if what in ("rollout", "grpo"):
+            # A prompt is read once for all its completions.
             counts["decoder"] = asked * prompt + said * (reply - 1)
         else:
             counts["decoder"] = said * (prompt + reply - 1)

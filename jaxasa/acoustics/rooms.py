@@ -179,7 +179,7 @@ def _kept_shares(size: bytes) -> np.ndarray:
 
 
 def uneven(absorption, xp=np):
-    """Returns whether walls are given one by one, [6, 7] or [7], and are not all alike."""
+    """Returns whether walls are given one by one and not all alike; absorption [7] or [6, 7]."""
     walls = xp.asarray(absorption)
     return xp.any(walls != walls[:1]) if walls.ndim == 2 else xp.asarray(False)
 

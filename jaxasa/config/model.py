@@ -102,7 +102,8 @@ class Projector:
         or "p0" (single MLP); the hidden widths of p1 and p0 make all equally large.
     without: experts that p2 is built without, with their auxiliary losses, for ablations.
     expert: numbers of each expert in a token; hidden: width of the bottleneck MLP behind them.
-    token_rate: audio tokens a second, each of a whole number of samples.
+    token_rate: tokens a second of the map, each of a whole number of samples. Before them each slot
+        has a token of its own.
     """
 
     hidden: int

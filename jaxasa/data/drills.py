@@ -21,11 +21,19 @@ Pair = tuple[list[int], list[int]]
 _LETTERS = 256  # bytes, which come before the words in a tokenizer trained here
 
 
-def draw(text: Text, classes: Sequence[str], rng: np.random.Generator) -> Pair:
-    """Ids of a prompt of at most 30 words and of a reply of about 30, with the end of sequence."""
-    drill = (_copy, _recall, _places, _facing)[rng.choice(4, p=(0.05, 0.25, 0.5, 0.2))]
-    prompt, reply = drill(text, classes, rng)
-    return prompt, [*reply, text.eos]
+def draw(
+    text: Text, classes: Sequence[str], rng: np.random.Generator, prompt_room: int, reply_room: int
+) -> Pair:
+    """Ids of a prompt of at most `prompt_room` and of a reply of at most `reply_room`.
+
+    Where a prompt is longer another drill is drawn ("facing" has room anywhere). A longer reply is
+    cut; others end with the end of sequence.
+    """
+    while True:
+        drill = (_copy, _recall, _places, _facing)[rng.choice(4, p=(0.05, 0.25, 0.5, 0.2))]
+        prompt, reply = drill(text, classes, rng)
+        if len(prompt) <= prompt_room:
+            return prompt, [*reply, text.eos][:reply_room]
 
 
 def _words(text: Text, count: int, rng) -> list[int]:

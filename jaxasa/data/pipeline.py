@@ -232,15 +232,15 @@ class Texts:
     which: config.Questions = ALL
 
     def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example:
+        # A written scene takes the place of the audio.
+        length = self.audio_tokens + self.model.prompt_tokens
         early = done < self.stage.drill_until
         share = self.stage.drill_share if early else self.stage.drill_share / 3
         if rng.random() < share:
-            prompt, reply = drills.draw(self.text, self.classes, rng)
-            reply = reply[: self.model.reply_tokens]
+            rooms = length, self.model.reply_tokens
+            prompt, reply = drills.draw(self.text, self.classes, rng, *rooms)
         else:
             prompt, reply = self._scene(scene, rng)
-        # A written scene takes the place of the audio.
-        length = self.audio_tokens + self.model.prompt_tokens
         return {
             "prompt": tokens.pad_left([prompt], length, self.text.pad)[0],
             "reply": tokens.pad_right([reply], self.model.reply_tokens, self.text.pad)[0],

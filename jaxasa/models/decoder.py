@@ -165,14 +165,14 @@ class Block(nn.Module):
         """
         prompt_mask, own_mask = masks
         q, k, v = self._qkv(x, positions)
-        slots = valid.shape[1]
+        length = valid.shape[1]
         first = jax.nn.dot_product_attention(
-            q[:, :slots], k[:, :slots], v[:, :slots], mask=prompt_mask[:, None]
+            q[:, :length], k[:, :length], v[:, :length], mask=prompt_mask[:, None]
         )
-        own = [y[:, slots:].reshape(*own_mask.shape[:3], *y.shape[2:]) for y in (q, k, v)]
-        prompt = k[:, :slots], v[:, :slots]
+        own = [y[:, length:].reshape(*own_mask.shape[:3], *y.shape[2:]) for y in (q, k, v)]
+        prompt = k[:, :length], v[:, :length]
         then = self._shared(own[0], prompt, own[1:], valid, own_mask)
-        mixed = jnp.concatenate([first, then.reshape(q[:, slots:].shape)], 1)
+        mixed = jnp.concatenate([first, then.reshape(q[:, length:].shape)], 1)
         return self._finish(x, mixed)
 
     def decode(self, x, cache: Cache, positions, prompt_mask, step):
@@ -272,7 +272,7 @@ class Decoder(nn.Module):
         `__call__` on each prompt with each of its completions, but that prompts pass once.
         """
         p, g, c, width = said.shape
-        slots, said, said_valid = prompt.shape[1], said[:, :, :-1], said_valid[:, :, :-1]
+        length, said, said_valid = prompt.shape[1], said[:, :, :-1], said_valid[:, :, :-1]
         before = valid.sum(1)[:, None, None]
         own = jnp.maximum(before + jnp.cumsum(said_valid, 2) - 1, 0).reshape(p, -1)
         positions = jnp.concatenate([position_ids(valid), own], 1)
@@ -283,7 +283,7 @@ class Decoder(nn.Module):
 
         x = jnp.concatenate([prompt, said.reshape(p, g * (c - 1), width)], 1)
         x, _ = self._scan(self._rematted(body), x, None)
-        x = self.norm(sharding.by_rows(x[:, slots - 1 :]))
+        x = self.norm(sharding.by_rows(x[:, length - 1 :]))
         first = jnp.broadcast_to(x[:, None, :1], (p, g, 1, width))
         return jnp.concatenate([first, x[:, 1:].reshape(p, g, c - 1, width)], 2)
 

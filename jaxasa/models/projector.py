@@ -18,7 +18,10 @@ are told apart by their structure, not by what they are taught. Direction and di
 to classes (ACCDOA, arXiv:2010.15306: a vector a class, its length the activity), so that "what"
 and "where" of overlapping sources stay together in one token.
 
-Letters: B batch, A audio tokens, D decoder width, E expert width.
+What the slots say has tokens of its own before those, one a slot, by one MLP in all kinds: there a
+decoder finds in a single place what the map spreads over time.
+
+Letters: B batch, S slots, A tokens of the map, D decoder width, E expert width.
 """
 
 from typing import NamedTuple
@@ -61,7 +64,10 @@ def hidden_width(kind: str, expert: int, semantic: int, dense: int) -> int:
 
 
 class Projector(nn.Module):
-    """semantic [B, A, Ds] and dense [B, A, Dd] -> tokens [B, A, D], Experts."""
+    """semantic [B, A, Ds], dense [B, A, Dd], said [B, S, K] -> tokens [B, S + A, D], Experts.
+
+    said: spatial.statements. Experts are of the map's A tokens.
+    """
 
     projector: config.Projector
     classes: int

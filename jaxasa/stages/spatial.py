@@ -107,7 +107,8 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
         ),
         "room": mean(jnp.abs(room - batch["room"]), sure["room"]),
     }
-    # And as the slot finds it by itself, without knowing when the source is heard.
+    # And as the slot finds it by itself, without knowing when the source is heard. Two ears learn
+    # from it; of FOA that is a peak's direction, which has nothing to learn, and is only measured.
     alone = (unit(slots.direction) * batch["direction"]).sum(-1)
     losses["direction"] = 0.5 * (losses["direction"] + mean(1.0 - alone, spatial))
     angle = jnp.degrees(jnp.arccos(jnp.clip(alone, -1, 1)))

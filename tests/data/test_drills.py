@@ -8,7 +8,7 @@ from jaxasa.data import drills, words
 @pytest.fixture(scope="module")
 def drawn(text, tiny):
     """(prompt, reply) of 400 drills, without the end of sequence."""
-    made = [drills.draw(text, tiny.classes, keys.rng(0, "drills", i)) for i in range(400)]
+    made = [drills.draw(text, tiny.classes, keys.rng(0, "drills", i), 40, 60) for i in range(400)]
     assert all(reply[-1] == text.eos and len(prompt) <= 32 for prompt, reply in made)
     return [(prompt, reply[:-1]) for prompt, reply in made]
 
@@ -47,4 +47,10 @@ def test_what_a_drill_asks_for_follows_from_its_prompt(text, tiny, drawn):
 
 def test_two_classes_are_enough(text, tiny):
     for i in range(60):
-        drills.draw(text, tiny.classes[:2], keys.rng(0, "few", i))
+        drills.draw(text, tiny.classes[:2], keys.rng(0, "few", i), 40, 60)
+
+
+def test_drills_keep_to_the_room_there_is(text, tiny):
+    for i in range(100):
+        prompt, reply = drills.draw(text, tiny.classes, keys.rng(0, "small", i), 9, 12)
+        assert 0 < len(prompt) <= 9 and 0 < len(reply) <= 12

@@ -72,6 +72,31 @@ def test_traces_begin_with_the_caption_and_end_with_the_answer(asked):
         assert len(words.claims(q.trace, CLASSES)) == len(scene["sources"])
 
 
+def test_the_steps_of_a_trace_are_true_and_lead_to_its_answer(asked):
+    """Each step that looks something up, read back and held against the scene."""
+    seen = Counter()
+    for scene, q in asked:
+        place = {s["class"]: words.sector(s["azimuth"]) for s in scene["sources"]}
+        side = {s["class"]: "left" if s["azimuth"] > 0 else "right" for s in scene["sources"]}
+        near = {s["class"] for s in scene["sources"] if words.distance(s["distance"]) == "near"}
+        steps = q.trace.removeprefix(words.caption(scene)).rpartition(" so ")[0].split()
+        pairs = [p for p in zip(steps, steps[1:], strict=False) if p[0] in place]
+        if q.task in ("side_count", "turn_count"):
+            assert dict(pairs) == side
+            wanted = steps[steps.index(":") - 1]
+            assert q.answer_text == str(list(side.values()).count(wanted))
+        elif q.task in ("azimuth", "where_in_time", "where_nearest", "turn", "face"):
+            assert len(pairs) == 1 + (q.task == "face") and all(place[c] == p for c, p in pairs)
+        elif q.task in ("at", "turn_at"):
+            assert place[steps[-1]] == steps[-2] and q.answer_text == steps[-1]
+        elif q.task == "nearest":
+            assert steps == ["near", q.answer_text] and near == {q.answer_text}
+        if q.task == "where_nearest":
+            assert steps[0] == "near" and near == {steps[1]}
+        seen[q.task] += bool(steps)
+    assert set(DEMO) - set(+seen) == {"heard", "first"}
+
+
 @pytest.mark.parametrize("yaw", [45.0, 90.0, -135.0, 180.0])
 def test_answers_turn_with_the_scene(described, yaw):
     steps = round(yaw / 45)

@@ -99,12 +99,14 @@ def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
     rollout = flops.model_flops(base, "rollout", shapes)
     said = base.grpo.batch * base.grpo.group * base.model.reply_tokens
     assert rollout > 2 * said * (7.615e9 - table)
+    # The update reads each prompt once for the completions of its group.
     update = flops.model_flops(base, "grpo", shapes)
+    asked, reply = base.grpo.batch, base.model.reply_tokens
+    group = base.grpo.group
+    read = asked * (length + 1 - reply + group * (reply - 1))
     assert update == pytest.approx(
-        4 * base.grpo.batch * base.grpo.group
-        * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens),
-        rel=0.05,
-    )  # fmt: skip
+        4 * ((7.615e9 - 2 * table) * read + table * asked * group * reply), rel=0.05
+    )
 
 
 def test_learning_costs_six_where_all_learns():

@@ -167,14 +167,19 @@ def placed(source: dict) -> str:
     return f"{source['class']} {words.sector(source['azimuth'])}"
 
 
+def side_of(source: dict) -> str:
+    """ "left" or "right" of the median plane."""
+    return "left" if source["azimuth"] > 0 else "right"
+
+
 def sided(sources: Sequence[dict]) -> str:
     """The steps that say on which side each source is."""
-    return " ".join(f"{s['class']} {'left' if s['azimuth'] > 0 else 'right'}" for s in sources)
+    return " ".join(f"{s['class']} {side_of(s)}" for s in sources)
 
 
 def beside(draw: Draw, sources: Sequence[dict], source: dict) -> tuple[str, dict] | None:
     """The side that `source` is on and the only other one there, of three sources or more."""
-    side = "left" if source["azimuth"] > 0 else "right"
+    side = side_of(source)
     found = on_side(draw, sources, side)
     if found is None or len(found) != 2 or len(sources) < 3:
         return None
