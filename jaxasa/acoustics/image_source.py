@@ -21,11 +21,10 @@ import functools
 import math
 from collections.abc import Callable
 
-import numba
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import bands, rooms
+from jaxasa.acoustics import bands, compiled, rooms
 
 ORDER = 6  # powers of the fractional delay
 FAINT = 1e-3  # amplitude that walls leave of an image: 60 dB down, `coarse` leaves it out
@@ -66,12 +65,22 @@ def axis_images(source: float, listener: float, size: float, radius: float):
 
     Offsets from the listener (m), and how often each has met the wall at 0 and at `size`.
     """
+    return _axis_images(float(source), float(listener), float(size), float(radius))
+
+
+@compiled.exact
+def _axis_images(source, listener, size, radius):
     reach = int(radius / (2 * size)) + 1
-    i, mirrored = np.divmod(np.arange(-2 * reach, 2 * reach + 2), 2)
-    offset = (1 - 2 * mirrored) * float(source) + 2 * i * size - listener
-    order = np.argsort(offset)
-    near = order[np.abs(offset[order]) < radius]
-    return offset[near], np.abs(i - mirrored)[near], np.abs(i)[near]
+    offset = np.empty(4 * reach + 2)
+    low, high = np.empty(len(offset), np.int64), np.empty(len(offset), np.int64)
+    n = 0
+    for i in range(-reach, reach + 1):
+        for mirrored in (1, 0):  # -s, s, 2 L - s, 2 L + s: a mirrored one comes before its twin
+            away = (1 - 2 * mirrored) * source + 2 * i * size - listener
+            if abs(away) < radius:
+                offset[n], low[n], high[n] = away, abs(i - mirrored), abs(i)
+                n += 1
+    return offset[:n], low[:n], high[:n]
 
 
 def _axes(room, reflect, source, listener, radius: float):
@@ -90,7 +99,7 @@ def reflections(absorption) -> np.ndarray:
     return np.broadcast_to(reflect, (len(rooms.WALLS), reflect.shape[-1]))
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled.fast
 def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
     """Adds each image's powers of W, Y, Z, X to out [bands, n, 24], the lowest power first.
 
@@ -105,6 +114,7 @@ def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
             left = radius * radius - flat
             if left <= 0:
                 continue
+            to_x, to_y = np.float32(x[i]), np.float32(y[j])
             first = np.searchsorted(z, -math.sqrt(left), side="right")
             last = np.searchsorted(z, math.sqrt(left))
             for k in range(first, last):  # apart from the rest, eight of a row at a time
@@ -116,36 +126,56 @@ def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
             for b in range(count):
                 over[b] = gain_x[i, b] * gain_y[j, b]
             for k in range(first, last):
-                f, near = fraction[k], inverse[k]
+                f, near, to_z = fraction[k], inverse[k], np.float32(z[k])
+                square = f * f
                 for b in range(count):
                     row = out[b, sample[k]]
+                    # Two powers side by side: eight sums in an instruction.
                     w = over[b] * gain_z[k, b] * near
                     u = w * near
-                    v_y, v_z, v_x = u * np.float32(y[j]), u * np.float32(z[k]), u * np.float32(x[i])
-                    for p in range(0, 24, 4):
+                    v_y, v_z, v_x = u * to_y, u * to_z, u * to_x
+                    w_f, y_f, z_f, x_f = w * f, v_y * f, v_z * f, v_x * f
+                    for p in range(0, 24, 8):
                         row[p] += w
                         row[p + 1] += v_y
                         row[p + 2] += v_z
                         row[p + 3] += v_x
-                        w *= f
-                        v_y *= f
-                        v_z *= f
-                        v_x *= f
+                        row[p + 4] += w_f
+                        row[p + 5] += y_f
+                        row[p + 6] += z_f
+                        row[p + 7] += x_f
+                        w *= square
+                        v_y *= square
+                        v_z *= square
+                        v_x *= square
+                        w_f *= square
+                        y_f *= square
+                        z_f *= square
+                        x_f *= square
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled.fast
 def _filter(spectrum, filters, weights):
     """Returns [4, F]: the powers' spectrum [bands, F, 24] through their filters, bands weighed."""
     out = np.empty((4, spectrum.shape[1]), np.complex64)
+    mixed = np.empty(24, np.complex64)
     for f in range(spectrum.shape[1]):
-        for c in range(4):
-            total = np.complex64(0)
-            for k in range(6):
-                mixed = np.complex64(0)
-                for b in range(spectrum.shape[0]):
-                    mixed += weights[b, f] * spectrum[b, f, 4 * k + c]
-                total += filters[k, f] * mixed
-            out[c, f] = total
+        for p in range(24):
+            mixed[p] = weights[0, f] * spectrum[0, f, p]
+        for b in range(1, spectrum.shape[0]):
+            weight = weights[b, f]
+            if weight != 0:
+                for p in range(24):
+                    mixed[p] += weight * spectrum[b, f, p]
+        first = filters[0, f]
+        w, y, z, x = first * mixed[0], first * mixed[1], first * mixed[2], first * mixed[3]
+        for p in range(4, 24, 4):
+            one = filters[p // 4, f]
+            w += one * mixed[p]
+            y += one * mixed[p + 1]
+            z += one * mixed[p + 2]
+            x += one * mixed[p + 3]
+        out[0, f], out[1, f], out[2, f], out[3, f] = w, y, z, x
     return out
 
 
@@ -192,7 +222,7 @@ def images(
     return scipy.fft.irfft(spectrum, size * step)[:, : length + bands.LEAD]
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled.fast
 def _add_coarse(out, x, y, z, gain_x, gain_y, gain_z, peak, inner, radius, rate):
     """Adds images from `inner` to `radius` (m) to out [n, bands, 4], each at its nearest sample.
 

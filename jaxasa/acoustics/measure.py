@@ -16,6 +16,7 @@ import functools
 import numpy as np
 import scipy.fft
 
+from jaxasa.acoustics import compiled
 from jaxasa.acoustics.bands import LEAD, RATE
 from jaxasa.acoustics.rooms import SPEED
 
@@ -52,9 +53,7 @@ def _octave(centre: float, size: int) -> np.ndarray:
 
 def decay_curve(signal: np.ndarray, step: int = 8) -> np.ndarray:
     """Returns the energy left (dB, from 0 down) of a signal [n] after each `step` samples."""
-    usable = len(signal) // step * step
-    energy = (signal[:usable].reshape(-1, step).astype(float) ** 2).sum(axis=1)
-    decay = np.cumsum(energy[::-1])[::-1]
+    decay = compiled.energy_left(signal, step)
     return 10 * np.log10(decay / decay[0] + 1e-12)
 
 

@@ -44,10 +44,10 @@ def pink(size: int) -> np.ndarray:
     return (shape * np.sqrt(size / (2 * np.mean(shape**2)))).astype(np.float32)
 
 
-def diffuse(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the power 1 on average."""
+def diffuse(rng: np.random.Generator, length: int, level: float = 1.0) -> np.ndarray:
+    """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the power level^2 on average."""
     size = scipy.fft.next_fast_len(length, real=True)
-    amplitude = pink(size)
+    amplitude = pink(size) * np.float32(level)
     drawn = spectrum(rng, 4, len(amplitude))
     drawn[0] *= amplitude
     drawn[1:] *= amplitude * np.float32(3**-0.5)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from jaxasa.acoustics import foa, keys, motion, noise, rir, rooms
+from jaxasa.acoustics import compiled, foa, keys, motion, noise, rir, rooms
 from jaxasa.acoustics.convolve import convolve
 from jaxasa.acoustics.rir import RATE
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
@@ -100,7 +100,7 @@ def _mix(
 ) -> tuple[np.ndarray, dict]:
     scene = describe(spec)
     length = round(spec.seconds * RATE)
-    tracks, through, moved = [], [], np.zeros((4, length), np.float32)
+    tracks, through, heard = [], [], []
     for i, (k, response) in enumerate(zip(_order(spec), responses, strict=True)):
         source = spec.sources[k]
         start, played = round(source.onset * RATE), dry(source, audio(source.clip))
@@ -110,7 +110,7 @@ def _mix(
             continue
         where = (source.path(), spec.room, spec.absorption, spec.listener)
         played = played[: length - start]
-        moved += motion.early(played, start, *where, length, full, air)
+        heard.append(motion.early(played, start, *where, length, full, air))
         if not full:
             rng = keys.rng(spec.seed, "moving tail", spec.split, spec.index, i)
             for part, tail in motion.tails(played, start, *where, rng, air, spec.scattering):
@@ -121,7 +121,9 @@ def _mix(
     decays = [r.rt60 for r in responses if math.isfinite(r.rt60)]
     if decays:
         scene["rt60"] = float(np.mean(decays))
-    mixed = moved + convolve(tracks, through, length) if tracks else moved
+    if tracks:
+        heard.append(convolve(tracks, through, length))
+    mixed = sum(heard[1:], start=heard[0])
     mixed = foa.rotate(mixed.T, -spec.yaw)
     power = sounding_power(mixed[:, 0], scene["sources"])
     mixed += _noise(spec, length, power)
@@ -131,8 +133,7 @@ def _mix(
         mixed += _sensor_noise(spec, spec.sensor_snr, length, power)
     peak = float(np.abs(mixed).max())
     scene["gain"] = min(LEVEL, PEAK / peak) if peak > 0 else LEVEL
-    mixed *= np.float32(scene["gain"])
-    return np.ascontiguousarray(mixed), scene
+    return compiled.interleaved(mixed.T, np.float32(scene["gain"])), scene
 
 
 def _order(spec: SceneSpec) -> list[int]:
@@ -170,14 +171,14 @@ def sounding_power(w: np.ndarray, sources: list[dict]) -> float:
     sounding = np.zeros(len(w), bool)
     for source in sources:
         sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
-    return float(np.mean(w[sounding].astype(float) ** 2))
+    heard = w[sounding]
+    return float(heard @ heard) / len(heard)
 
 
 def _noise(spec: SceneSpec, length: int, power: float) -> np.ndarray:
     """Returns diffuse noise [T, 4], covariance diag(1, 1/3, 1/3, 1/3), pink above 100 Hz."""
     rng = keys.rng(spec.seed, "noise", spec.split, spec.index)
-    level = np.float32((power / 10 ** (spec.snr / 10)) ** 0.5)
-    return (noise.diffuse(rng, length) * level).T
+    return noise.diffuse(rng, length, (power / 10 ** (spec.snr / 10)) ** 0.5).T
 
 
 def _sensor_noise(spec: SceneSpec, snr: float, length: int, power: float) -> np.ndarray:

@@ -25,11 +25,10 @@ high-pass at 100 Hz ends both.
 
 import math
 
-import numba
 import numpy as np
 import scipy.signal
 
-from jaxasa.acoustics import image_source, rooms, tail
+from jaxasa.acoustics import compiled, image_source, rooms, tail
 from jaxasa.acoustics.bands import LEAD as LEAD
 from jaxasa.acoustics.bands import RATE as RATE
 from jaxasa.acoustics.measure import drr as drr
@@ -45,7 +44,7 @@ GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
 
-@numba.njit(cache=True, fastmath=True)
+@compiled.fast
 def _cascade(sections, signal, out):
     """Filters signal [C, T] through second-order sections [K, 6] (direct form II transposed)."""
     for c in range(signal.shape[0]):
