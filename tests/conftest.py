@@ -49,11 +49,9 @@ def text(described):
     rng, texts = np.random.default_rng(0), [pipeline.CAPTION_PROMPT, " ".join(CLASSES)]
     for scene in described(250):
         texts.append(words.caption(scene))
-        for level in questions.LEVELS:
-            asked = questions.ask(scene, CLASSES, rng, level)
-            if asked is not None:
-                texts.append(tokens.question_text(asked.question, asked.options))
-                texts.append(tokens.reply_text(asked))
+        for asked in questions.Asking(CLASSES)(scene, rng, 6):
+            texts.append(tokens.question_text(asked.question, asked.options))
+            texts.append(tokens.reply_text(asked))
     return tokens.train(texts, 480)
 
 

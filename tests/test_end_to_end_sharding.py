@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from jaxasa import config, mesh, optim, sharding, state
+from jaxasa.data import questions
 from jaxasa.models import lm, sample
 from jaxasa.stages import common, grpo, sft, spatial
 
@@ -73,6 +74,7 @@ def context_of(tiny, text, described):
             clips=(),
             train=scenes,
             dev=scenes,
+            asking=questions.Asking(tiny.classes),
         )
 
     return make

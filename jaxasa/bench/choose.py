@@ -105,7 +105,7 @@ def _candidates(
     for _ in range(_ROUNDS):
         for index, (scene, rng) in enumerate(zip(scenes, rngs, strict=True)):
             for _ in range(_DRAWS):
-                q = questions.ask(scene, classes, rng, task=task, margin=margin)
+                q = questions.ask(scene, classes, rng, task, margin)
                 if q is not None and holds(index, q):
                     # One trace is one derivation: wordings aside, the same question.
                     found[index, q.trace] = q

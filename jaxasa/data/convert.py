@@ -257,8 +257,9 @@ def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> li
     classes = sorted(set(classes) - {NAMELESS})
     scene = {"sources": list(sources)}
     rng = keys.rng(0, "import", name)
-    drawn = [questions.ask(scene, classes, rng) for _ in range(2 * PER_WINDOW)]
-    distinct = {q.trace + q.task: q for q in drawn if q is not None}
+    asking = questions.Asking(classes)
+    drawn = asking(scene, rng, 2 * PER_WINDOW)
+    distinct = {q.trace + q.task: q for q in drawn}
     return [
         {
             "question": q.question,

@@ -25,9 +25,8 @@ from jaxasa.data.tokens import Text
 
 CAPTION_PROMPT = " what do you hear ?\n"
 OPEN_SHARE = 0.1
-ALL = config.Questions()
-_ATTEMPTS = 1000
-TRIES = 30
+_PASSED_OVER = 1000
+_DIFFERENT = 800  # scenes on which questions are balanced, turned four ways
 GOLDEN = (5**0.5 - 1) / 2
 LEVELS = len(questions.LEVELS)
 Example = dict[str, np.ndarray]
@@ -53,7 +52,8 @@ class Batches:
     total: examples that the stage sees; done: the share of them that came before, 0 to 1.
     shuffle: elements in a new order at each pass; else in the order of `source`. pace: (place in
     that order, done) -> the element that is taken.
-    damaged: how many elements may be unreadable; each is replaced by the next one of its source.
+    damaged: how many elements may be unreadable; each is replaced by the next one of its source,
+    as is one of which `make` makes None.
     """
 
     def __init__(
@@ -87,7 +87,13 @@ class Batches:
                     if luck < guest.share:
                         return guest.make(guest.source[index % len(guest.source)], rng, done)
                     luck -= guest.share
-            return make(source[pace(place, done) if pace else place], rng, done)
+            for step in range(_PASSED_OVER):
+                at = (place + step) % len(source)
+                found = make(source[pace(at, done) if pace else at], rng, done)
+                if found is not None:
+                    return found
+            problem = f"{_PASSED_OVER} scenes in a row support none of them"
+            raise config.ConfigError(f"Questions.tasks: {problem}, expected more such as heard")
 
         data = grain.MapDataset.range(len(source)).seed(seed)
         data = (data.shuffle() if shuffle else data).repeat(None).map_with_index(example)
@@ -159,23 +165,37 @@ class Readable:
 
 
 def fixed(source: Sequence, make: Callable, seed: int, purpose: str, count: int) -> Example:
-    """One batch of the first `count` examples of `source`, as at the end: for evaluation."""
-    count = min(count, len(source))
-    rows = [make(source[i], keys.rng(seed, purpose, i), 1.0) for i in range(count)]
+    """One batch of the first `count` examples of `source`, as at the end: for evaluation.
+
+    What is passed over is made again, with another draw, when all have been.
+    """
+    count, rows = min(count, len(source)), []
+    for i in range(_PASSED_OVER * count):
+        made = make(source[i % len(source)], keys.rng(seed, purpose, i), 1.0)
+        rows += [made] if made is not None else []
+        if len(rows) == count:
+            break
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 class Written:
-    """Scenes that are never rendered, for stage 0: descriptions, drawn for `purpose`.
+    """Scenes that are never rendered: descriptions, drawn for `purpose`.
 
-    Every 4,096 of them share their rooms and sources, and differ in how the listener is turned.
+    So many `different` ones; further ones share their rooms and sources with those, and differ in
+    how the listener is turned.
     """
 
     def __init__(
-        self, scenes: config.Scenes, clips: Sequence[Clip], seed: int, purpose: str, count: int
+        self,
+        scenes: config.Scenes,
+        clips: Sequence[Clip],
+        seed: int,
+        purpose: str,
+        count: int,
+        different: int = 4096,
     ):
         self._seed, self._purpose, self._count = seed, purpose, count
-        drawn = range(min(count, 4096))
+        drawn = range(min(count, different))
         self._pool = [describe(draw(scenes, clips, seed, purpose, i)) for i in drawn]
 
     def __len__(self) -> int:
@@ -184,31 +204,6 @@ class Written:
     def __getitem__(self, index: int) -> dict:
         yaw = keys.rng(self._seed, self._purpose, "yaw", int(index)).uniform(-180, 180)
         return turn(self._pool[index % len(self._pool)], yaw)
-
-
-def _asked(
-    scene: dict,
-    classes: Sequence[str],
-    rng,
-    which: config.Questions,
-    shares: np.ndarray | None = None,
-) -> questions.Question:
-    """A question; tasks that the scene does not support are drawn again.
-
-    shares: of the levels; None: all alike. A scene that seems to have no question of these
-    levels is asked one of any.
-    """
-    weights = questions.chosen(which.tasks)
-    for tries in range(_ATTEMPTS):
-        is_any = shares is None or tries >= TRIES
-        level = None if is_any else str(rng.choice(questions.LEVELS, p=shares))
-        found = questions.ask(
-            scene, classes, rng, level, weights=weights, margin=which.training_margin
-        )
-        if found is not None:
-            return found
-    expected = "one that every scene supports too, such as heard"
-    raise config.ConfigError(f"Questions.tasks is {list(weights)}, expected {expected}")
 
 
 def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) -> tuple[str, str]:
@@ -227,31 +222,33 @@ class Texts:
     stage: config.TextStage
     model: config.Model
     text: Text
-    classes: Sequence[str]
+    asking: questions.Asking
     audio_tokens: int
-    which: config.Questions = ALL
 
-    def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example:
+    def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example | None:
         # A written scene takes the place of the audio.
         length = self.audio_tokens + self.model.prompt_tokens
         early = done < self.stage.drill_until
         share = self.stage.drill_share if early else self.stage.drill_share / 3
+        # First, so that shares are of the examples, whatever scenes are passed over.
+        asked = self.asking(scene, rng)
+        if not asked:
+            return None
         if rng.random() < share:
             rooms = length, self.model.reply_tokens
-            prompt, reply = drills.draw(self.text, self.classes, rng, *rooms)
+            prompt, reply = drills.draw(self.text, self.asking.classes, rng, *rooms)
         else:
-            prompt, reply = self._scene(scene, rng)
+            prompt, reply = self._scene(scene, asked[0], rng)
         return {
             "prompt": tokens.pad_left([prompt], length, self.text.pad)[0],
             "reply": tokens.pad_right([reply], self.model.reply_tokens, self.text.pad)[0],
         }
 
-    def _scene(self, scene: dict, rng) -> tuple[list[int], list[int]]:
+    def _scene(self, scene: dict, asked: questions.Question, rng) -> tuple[list[int], list[int]]:
         written = " " + words.written(scene, rng)
         if rng.random() < 0.1:
             prompt, reply = CAPTION_PROMPT, tokens.caption_text(words.caption(scene))
         else:
-            asked = _asked(scene, self.classes, rng, self.which)
             prompt, reply = _exchange(asked, rng.random() < OPEN_SHARE)
         return self.text.encode(written + prompt), self.text.encode(reply)
 
@@ -361,7 +358,7 @@ class Asked:
     each_level: one question of each level in place of `count`, for curriculum.Promotion.
     """
 
-    classes: Sequence[str]
+    asking: questions.Asking
     model: config.Model
     text: Text
     audio_tokens: int
@@ -371,20 +368,23 @@ class Asked:
     null_share: float = 0.0
     open_share: float = 0.0
     augment: bool = True
-    which: config.Questions = ALL
     levels: tuple[tuple[float, ...], ...] = ()
     each_level: bool = False
 
     def __call__(
         self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
-    ) -> Example:
+    ) -> Example | None:
         audio, scene = element
         yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
-        shares = [curriculum.between(self.levels, done) if self.levels else None] * self.count
+        count, shares = self.count, None
         if self.each_level:
-            shares = list(np.eye(LEVELS))
-        asked = [_asked(scene, self.classes, rng, self.which, share) for share in shares]
+            count, shares = LEVELS, np.eye(LEVELS)
+        elif self.levels:
+            shares = curriculum.between(self.levels, done)
+        asked = self.asking(scene, rng, count, shares)
+        if not asked:
+            return None
         unheard = rng.random() < self.no_audio_share
         places = 0 if unheard else self.audio_tokens
         pairs = [_exchange(q, rng.random() < self.open_share, thought=not unheard) for q in asked]
@@ -408,10 +408,22 @@ class Asked:
             "source_distance": np.zeros(8, np.float32),
         }
         for i, s in enumerate(scene["sources"]):
-            out["source_label"][i] = self.classes.index(s["class"])
+            out["source_label"][i] = self.asking.classes.index(s["class"])
             out["source_azimuth"][i] = s["azimuth"]
             out["source_distance"][i] = s["distance"]
         return out
+
+
+def balanced(
+    scenes: config.Scenes,
+    clips: Sequence[Clip],
+    classes: Sequence[str],
+    seed: int,
+    which: config.Questions,
+) -> questions.Asking:
+    """What draws the questions of stages on such scenes: no answer is common among them."""
+    written = Written(scenes, clips, seed, "balance", 4 * _DIFFERENT, _DIFFERENT)
+    return questions.Asking(classes, which).balanced(written, keys.rng(seed, "balance"))
 
 
 def corpus(
@@ -419,15 +431,14 @@ def corpus(
     clips: Sequence[Clip],
     classes: Sequence[str],
     seed: int,
-    which: config.Questions = ALL,
+    which: config.Questions = questions.ALL,
 ) -> Iterator[tuple[str, str]]:
     """Pairs of prompt and reply from which the tiny tokenizer learns its words."""
     written = Written(scenes, clips, seed, "corpus", 3000)
+    asking = questions.Asking(classes, which)
     for i in range(len(written)):
-        rng = keys.rng(seed, "corpus", i)
-        scene = written[i]
-        asked = _asked(scene, classes, rng, which)
-        yield tokens.question_text(asked.question, asked.options), tokens.reply_text(asked)
+        for asked in asking(written[i], keys.rng(seed, "corpus", i)):
+            yield tokens.question_text(asked.question, asked.options), tokens.reply_text(asked)
 
 
 def check_lengths(pairs: Sequence[tuple[str, str]], model: config.Model, text: Text) -> None:

@@ -11,6 +11,7 @@ import jax
 
 from jaxasa import chips, config, flops, loop, mesh, state
 from jaxasa.config import ConfigError
+from jaxasa.data import pipeline
 from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
@@ -26,6 +27,7 @@ TASKS = {
     "sft": sft.task,
     "grpo": grpo.task,
 }
+ASKING = ("text", "sft", "grpo")
 
 
 def train(
@@ -49,7 +51,8 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
     most = run.model.spatial.classes
     if len(bank.classes) > most:
         raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
-    needs_scenes = stage != "text"
+    needs_scenes, clips = stage != "text", bank.clips("train")
+    asked = run.scenes, clips, bank.classes, run.seed, run.questions
     return Context(
         run=run,
         stage=getattr(run, stage),
@@ -57,9 +60,10 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
         mesh=mesh.make(run.mesh),
         text=start.tokenizer(run, bank, folder),
         classes=bank.classes,
-        clips=bank.clips("train"),
+        clips=clips,
         train=_train_scenes(run, folder) if needs_scenes else None,
         dev=Records(scenes_of(run, folder, "dev")) if needs_scenes else None,
+        asking=pipeline.balanced(*asked) if stage in ASKING else None,
     )
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasa import config, sharding, state
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import features
+from jaxasa.data import features, questions
 from jaxasa.data.tokens import Text
 from jaxasa.models.asa import ASA
 from jaxasa.stages import align, common, grpo, sft, spatial, text
@@ -42,6 +42,7 @@ def context(run: config.Run, name: str, mesh: Mesh) -> common.Context:
         clips=clips,
         train=[(audio, scene)],
         dev=None,
+        asking=questions.Asking(CLASSES, run.questions),
     )
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxasa import config, optim, sharding
 from jaxasa.acoustics.scenes import Clip
 from jaxasa.config import ConfigError
-from jaxasa.data import curriculum, pipeline
+from jaxasa.data import curriculum, pipeline, questions
 from jaxasa.data.mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
@@ -34,7 +34,10 @@ def eval_scenes(mesh: Mesh, at_least: int = EVAL_SCENES) -> int:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage builds its task from. train, dev: None in stage 0."""
+    """What a stage builds its task from. train, dev: None in stage 0.
+
+    asking: what draws its questions; None where it asks none.
+    """
 
     run: config.Run
     stage: Any
@@ -45,6 +48,7 @@ class Context:
     clips: Sequence[Clip]
     train: Records | Mixed | None
     dev: Records | None
+    asking: questions.Asking | None = None
 
     @property
     def turns(self) -> bool:

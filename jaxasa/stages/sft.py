@@ -11,13 +11,12 @@ ANSWER_WEIGHT = 4.0
 def asked(context: common.Context, count: int, augment: bool = True, **shares):
     """The maker of examples with `count` questions a scene; augment: turned, where it can be."""
     return pipeline.Asked(
-        context.classes,
+        context.asking,
         context.run.model,
         context.text,
         context.audio_tokens,
         count,
         augment=augment and context.turns,
-        which=context.run.questions,
         **shares,
     )
 

@@ -23,7 +23,7 @@ def objective(context: common.Context):
 def examples(context: common.Context) -> Texts:
     """The maker of training examples."""
     run, places = context.run, context.audio_tokens
-    return Texts(context.stage, run.model, context.text, context.classes, places, run.questions)
+    return Texts(context.stage, run.model, context.text, context.asking, places)
 
 
 def task(context: common.Context) -> common.Task:

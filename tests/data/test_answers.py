@@ -246,7 +246,7 @@ def asked():
             scene, rng = scenes.describe(spec), np.random.default_rng(i)
             for task in tasks:
                 for _ in range(2):
-                    q = questions.ask(scene, CLASSES, rng, task=task)
+                    q = questions.ask(scene, CLASSES, rng, task)
                     found += [(scene, q)] if q else []
     return found
 

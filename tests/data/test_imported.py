@@ -6,7 +6,7 @@ import pytest
 
 from jaxasa.acoustics import keys
 from jaxasa.config import ConfigError
-from jaxasa.data import convert, imported, pipeline, records
+from jaxasa.data import convert, imported, pipeline, questions, records
 from jaxasa.data.imported import Asked, Imported
 
 PLACES = 4
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
 def test_examples_have_the_shapes_of_those_of_scenes(folder, tiny, text, described):
     element = Imported(folder, tiny.model, text, 1.0)[0]
     made = Asked(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0), 0.0)
-    scene = pipeline.Asked(tiny.classes, tiny.model, text, PLACES, 6)
+    scene = pipeline.Asked(questions.Asking(tiny.classes), tiny.model, text, PLACES, 6)
     like = scene((audio(9, 16_000), described(1)[0]), keys.rng(0, "t", 0), 0.0)
     assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
         k: (np.shape(v), np.asarray(v).dtype) for k, v in like.items()

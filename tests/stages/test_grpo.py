@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxasa import config, mesh, state
+from jaxasa.data import questions
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
 from jaxasa.stages import common, grpo
@@ -39,6 +40,7 @@ def make(tiny, text, described):
             clips=(),
             train=list(zip(audio, scenes, strict=True)),
             dev=list(zip(audio, scenes, strict=True)),
+            asking=questions.Asking(tiny.classes),
         )
         task = grpo.task(context)
         logps = jax.jit(lambda params, batch: grpo.completion_logps(context, params, batch))

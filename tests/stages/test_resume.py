@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxasa import config, loop, mesh, stages, state
+from jaxasa.data import questions
 from jaxasa.stages import common, grpo
 
 LENGTH = dict(steps=2, batch=8, learning_rate=0.01, warmup=0, save_every=1, log_every=1)
@@ -42,6 +43,7 @@ def task_of(tiny, text, described):
             clips=described.clips,
             train=heard,
             dev=heard,
+            asking=questions.Asking(tiny.classes),
         )
         task = stages.TASKS[name](context)
         return dataclasses.replace(task, evaluate=lambda params: None), context.mesh

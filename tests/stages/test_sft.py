@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxasa import config, mesh, state
-from jaxasa.data import convert, records
+from jaxasa.data import convert, questions, records
 from jaxasa.stages import common, sft
 
 
@@ -56,6 +56,7 @@ def context(tiny, text, described, **changes):
         clips=(),
         train=data,
         dev=data,
+        asking=questions.Asking(tiny.classes),
     )
 
 

@@ -13,11 +13,12 @@ classes of the scene first, and none that the question names.
     >>> bird = {"class": "bird", "azimuth": 92.0, "elevation": 3.0, "distance": 1.2,
     ...         "onset": 0.5, "offset": 1.5}
     >>> classes = ("bird", "drum", "engine", "steps")
-    >>> asked = questions.ask({"sources": [bird]}, classes, np.random.default_rng(0), task="turn")
+    >>> asked = questions.ask({"sources": [bird]}, classes, np.random.default_rng(0), "turn")
     >>> asked.question, asked.answer_text
     ('if you turn right , where is the bird ?', 'back')
 """
 
+from jaxasa.data.questions.balance import ALL, Asking  # noqa: F401
 from jaxasa.data.questions.draw import (  # noqa: F401
     MARGIN,
     Draft,

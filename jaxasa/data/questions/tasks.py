@@ -107,24 +107,17 @@ def ask(
     scene: dict,
     classes: Sequence[str],
     rng: np.random.Generator,
-    level: str | None = None,
-    task: str | None = None,
-    weights: Mapping[str, int] | None = None,
+    task: str,
     margin: float = MARGIN,
 ) -> Question | None:
-    """A question about `scene`, of a given level or task, or None where the scene supports none.
+    """A question of a task about `scene`, or None where the scene supports none.
 
-    classes: all class names, from which wrong options come. weights: how often each task of a
-    level is drawn (`chosen`). margin: degrees from a bearing to a boundary (draw.py).
+    classes: all class names, from which wrong options come. margin: degrees from a bearing to a
+    boundary (draw.py).
     """
-    if task is None:
-        weights = weights or dict.fromkeys(TASKS, 1)
-        levels = [x for x in LEVELS if any(TASKS[name].level == x for name in weights)]
-        level = level or levels[rng.integers(len(levels))]
-        # A weight of 2 stands twice: with equal weights every draw is a plain one.
-        names = [n for n, w in weights.items() if TASKS[n].level == level for _ in range(w)]
-        task = names[rng.integers(len(names))]
-    return _ask(scene, task, rng, Draw(scene, classes, rng, margin))
+    draw = Draw(scene, classes, rng, margin)
+    draft = drafted(scene, task, draw)
+    return draft and finished(scene, task, rng, draw, draft)
 
 
 def again(
@@ -141,23 +134,29 @@ def again(
     as for the key of an item whose scene has since been measured. Wrong options are drawn anew.
     """
     try:
-        return _ask(scene, task, rng, Draw(scene, classes, rng, given=about, lenient=lenient))
+        draw = Draw(scene, classes, rng, given=about, lenient=lenient)
+        draft = drafted(scene, task, draw)
+        return draft and finished(scene, task, rng, draw, draft)
     except (Unanswerable, KeyError):
         return None
 
 
-def _ask(scene: dict, name: str, rng: np.random.Generator, draw: Draw) -> Question | None:
+def drafted(scene: dict, name: str, draw: Draw) -> Draft | None:
+    """What task `name` asks of `scene`, with three wrong options; None where it asks nothing."""
     task = TASKS[name]
     if not task.moving and not all(map(is_still, scene["sources"])):
         return None
     if task.far and any(s["distance"] is None for s in scene["sources"]):
         return None
     draft = task.draft(scene, draw)
-    if draft is None:
-        return None
-    offered = [draft.answer, *[o for o in draft.others if o != draft.answer][:3]]
-    if len(offered) < 4:
-        return None
+    return draft if draft and len(_wrong(draft)) == 3 else None
+
+
+def finished(
+    scene: dict, name: str, rng: np.random.Generator, draw: Draw, draft: Draft
+) -> Question:
+    """The question of a draft that `draw` led to: its options in random order, its trace."""
+    task, offered = TASKS[name], [draft.answer, *_wrong(draft)]
     first, second, third, fourth = (offered[i] for i in rng.permutation(4))
     options = (first, second, third, fourth)
     steps = f" {draft.steps}" if draft.steps else ""
@@ -172,3 +171,8 @@ def _ask(scene: dict, name: str, rng: np.random.Generator, draw: Draw) -> Questi
         about=draw.about,
         open=draft.open,
     )
+
+
+def _wrong(draft: Draft) -> list[str]:
+    """The three wrong options, or as many as there are."""
+    return [o for o in draft.others if o != draft.answer][:3]
