@@ -17,6 +17,10 @@ from jaxasa.models.semantic import FRAMES_PER_SECOND
 
 # In which order what is heard passes through the parts.
 DEPTH = {"semantic": 0, "spatial": 0, "projector": 1, "decoder": 2, "lora": 2}
+# What of the spatial encoder works once a scene, or once a slot of it, and not at each step of
+# the map (models/spatial.py).
+ONCE = ("room_hidden", "room")
+EACH_SLOT = ("seen", "writer", "slot_attractor", "slot_hidden", "presence", "label", "distance")
 
 
 def positions(run: config.Run, what: str) -> dict[str, int]:
@@ -34,6 +38,7 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
         "spatial": scenes * steps,
         "projector": scenes * (tokens - model.spatial.slots),
         "slots": scenes * model.spatial.slots,
+        "once": scenes,
         "decoder": 0,
         "head": 0,
     }
@@ -62,7 +67,12 @@ def model_flops(run: config.Run, what: str, shapes: Mapping) -> float:
     depths = {_depth(path) for path in learning}
     total = 0.0
     for path, shape in flat.items():
-        where = "slots" if path.startswith("projector/slots_") else path.partition("/")[0]
+        part, name = path.split("/")[:2]
+        where = part
+        if name.startswith("slots_") or (part == "spatial" and name in EACH_SLOT):
+            where = "slots"
+        elif part == "spatial" and name in ONCE:
+            where = "once"
         if path in ("decoder/embedding/embedding", "decoder/head"):
             if path != "decoder/head" and "decoder/head" in flat:
                 continue
@@ -70,7 +80,7 @@ def model_flops(run: config.Run, what: str, shapes: Mapping) -> float:
         passes = any(depth <= _depth(path) for depth in depths)
         if _depth(path) == 0:
             # The encoders stand side by side: what the other learns passes not here.
-            passes = any(other.startswith(f"{where}/") for other in learning)
+            passes = any(other.startswith(f"{part}/") for other in learning)
         times = 6 if path in learning else 4 if passes else 2
         total += times * math.prod(shape.shape) * counts[where]
     return total

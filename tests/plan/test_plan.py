@@ -123,6 +123,17 @@ def test_learning_costs_six_where_all_learns():
     assert flops.model_flops(text, "text", shapes) == expected
 
 
+def test_what_works_once_a_scene_or_a_slot_costs_so_often():
+    tiny = run("tiny_spatial")
+    shape = jax.ShapeDtypeStruct((3, 5), np.float32)
+    each_step = 16_000 // tiny.model.spatial.hop // tiny.model.spatial.frames_per_step
+    steps = round(tiny.scenes.seconds * each_step)
+    often = {"room": 1, "label": tiny.model.spatial.slots, "told": steps}
+    for name, count in often.items():
+        found = flops.model_flops(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
+        assert found == 6 * 15 * tiny.spatial.batch * count, name
+
+
 def test_collectives_that_products_hide_cost_nothing_and_others_all():
     pod = chips.topology("v5e:16x16")
     whole = tuple(range(256))
