@@ -113,11 +113,16 @@ def train(
                 about = task.batches.get_state(), meta, config_text
                 best.offer(0, task.evaluate(state.params), state, *about)
                 window.restart()
+            before = values = None
             while step < stage.steps:
                 trace.at(step)
+                # One step may be under way meanwhile. A host that ran further ahead of its devices
+                # would hold more batches, and wait for data that no device waits for.
+                jax.block_until_ready(before)
                 # Drawn after saving, so that a saved data state is that of the saved step.
                 with window.waiting():
                     batch = next(task.batches)
+                before = values
                 state, values = task.step(state, batch, keys(step))
                 step += 1
                 window.add(values)

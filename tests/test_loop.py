@@ -131,6 +131,28 @@ def whole(tmp_path_factory):
     return train(folder), folder
 
 
+def test_one_step_is_under_way_while_the_next_batch_is_drawn(tmp_path, monkeypatch):
+    task, made, waited = SimulatedTask(), [], []
+    step, block = task.step, jax.block_until_ready
+
+    def stepping(*args):
+        new, values = step(*args)
+        made.append(values)
+        return new, values
+
+    def blocking(tree):
+        number = next((i for i, values in enumerate(made) if values is tree), None)
+        if number is not None:
+            waited.append((number, task.batches.index))
+        return block(tree)
+
+    task.step = stepping
+    monkeypatch.setattr(jax, "block_until_ready", blocking)
+    train(tmp_path, task, save_every=12, eval_every=12, log_every=12)
+    # Before batch n is drawn, step n - 2 is over.
+    assert waited == [(n - 2, n) for n in range(2, 12)]
+
+
 def test_trains_records_and_keeps_frozen_parameters(whole):
     final, folder = whole
     assert int(final.step) == STAGE.steps
