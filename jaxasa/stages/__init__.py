@@ -27,7 +27,7 @@ TASKS = {
     "sft": sft.task,
     "grpo": grpo.task,
 }
-ASKING = ("text", "sft", "grpo")
+ASKING = ("sft", "grpo")
 
 
 def train(

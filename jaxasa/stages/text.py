@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from jaxasa.data import pipeline
+from jaxasa.data import pipeline, questions
 from jaxasa.data.pipeline import Texts, Written
 from jaxasa.stages import common
 
@@ -23,7 +23,9 @@ def objective(context: common.Context):
 def examples(context: common.Context) -> Texts:
     """The maker of training examples."""
     run, places = context.run, context.audio_tokens
-    return Texts(context.stage, run.model, context.text, context.asking, places)
+    # Nothing is weighed here: written scenes tell all, so that no answer need be guessed.
+    asking = questions.Asking(context.classes, run.questions)
+    return Texts(context.stage, run.model, context.text, asking, places)
 
 
 def task(context: common.Context) -> common.Task:
