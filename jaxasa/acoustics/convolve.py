@@ -25,9 +25,13 @@ from jaxasa.acoustics.bands import LEAD
 def _add_product(out, dry, response, fresh):
     """Adds dry [F] times response [C, F] to out [C, F], or stores it where out is `fresh`."""
     for c in range(out.shape[0]):
-        for f in range(out.shape[1]):
-            product = dry[f] * response[c, f]
-            out[c, f] = product if fresh else out[c, f] + product
+        row, heard = out[c], response[c]
+        if fresh:
+            for f in range(len(dry)):
+                row[f] = dry[f] * heard[f]
+        else:
+            for f in range(len(dry)):
+                row[f] += dry[f] * heard[f]
 
 
 def _transform_size(length: int, longest: int, sources: int, channels: int) -> int:

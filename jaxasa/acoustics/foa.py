@@ -101,8 +101,10 @@ def rotate(signal: np.ndarray, yaw=0.0, pitch=0.0, roll=0.0, inverse: bool = Fal
     out[..., 0] = signal[..., 0]
     for i in range(3):
         # A turn about one axis leaves zeros, which need no pass over the signal.
-        used = [j for j in range(3) if turn.ndim > 2 or turn[i, j] != 0]
-        out[..., 1 + i] = sum(turn[..., i, j] * signal[..., 1 + j] for j in used)
+        first, *others = [j for j in range(3) if turn.ndim > 2 or turn[i, j] != 0]
+        np.multiply(turn[..., i, first], signal[..., 1 + first], out=out[..., 1 + i])
+        for j in others:
+            out[..., 1 + i] += turn[..., i, j] * signal[..., 1 + j]
     return out
 
 

@@ -29,11 +29,11 @@ def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
     a frame is what it is meant to be, not that times a draw of its own.
     """
     count = 2 * math.prod(shape)
-    bits = np.unpackbits(np.frombuffer(rng.bytes(-(-count // 8)), np.uint8), count=count)
-    signs = bits.astype(np.float32)
-    signs *= np.float32(2)
-    signs -= np.float32(1)
-    return signs.view(np.complex64).reshape(shape)
+    drawn = np.frombuffer(rng.bytes(-(-count // 8)), np.uint8)
+    signs = np.unpackbits(drawn, count=count).view(np.int8)
+    signs *= 2
+    signs -= 1
+    return signs.astype(np.float32).view(np.complex64).reshape(shape)
 
 
 @functools.lru_cache(maxsize=4)
