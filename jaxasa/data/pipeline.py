@@ -92,8 +92,7 @@ class Batches:
                 found = make(source[pace(at, done) if pace else at], rng, done)
                 if found is not None:
                     return found
-            problem = f"{_PASSED_OVER} scenes in a row support none of them"
-            raise config.ConfigError(f"Questions.tasks: {problem}, expected more such as heard")
+            raise _unasked(_PASSED_OVER)
 
         data = grain.MapDataset.range(len(source)).seed(seed)
         data = (data.shuffle() if shuffle else data).repeat(None).map_with_index(example)
@@ -167,15 +166,23 @@ class Readable:
 def fixed(source: Sequence, make: Callable, seed: int, purpose: str, count: int) -> Example:
     """One batch of the first `count` examples of `source`, as at the end: for evaluation.
 
-    What is passed over is made again, with another draw, when all have been.
+    What is passed over is made again, with another draw, when all have been. Raises ConfigError
+    where nothing is made of any.
     """
     count, rows = min(count, len(source)), []
     for i in range(_PASSED_OVER * count):
         made = make(source[i % len(source)], keys.rng(seed, purpose, i), 1.0)
         rows += [made] if made is not None else []
-        if len(rows) == count:
+        if len(rows) == count or (not rows and i >= max(len(source), _PASSED_OVER)):
             break
+    if not rows:
+        raise _unasked(len(source))
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _unasked(count: int) -> config.ConfigError:
+    problem = f"{count} scenes in a row support none of them"
+    return config.ConfigError(f"Questions.tasks: {problem}, expected more such as heard")
 
 
 class Written:

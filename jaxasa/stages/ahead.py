@@ -15,20 +15,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasa import config, sharding, state
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import features, questions
+from jaxasa.data import features, pipeline, questions
 from jaxasa.data.tokens import Text
 from jaxasa.models.asa import ASA
 from jaxasa.stages import align, common, grpo, sft, spatial, text
 
 STAGES = {"text": text, "spatial": spatial, "align": align, "sft": sft, "grpo": grpo}
 ROLLOUT = "rollout"
+SCENES = 32  # of which one supports a question, where tasks are few
 CLASSES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 
 def context(run: config.Run, name: str, mesh: Mesh) -> common.Context:
-    """What stage `name` is built from, its data one silent scene."""
+    """What stage `name` is built from, its data silent scenes."""
     clips = [scenes.Clip(f"{c}/{take}", c, f"{c}-{take}", 1.0) for c in CLASSES for take in "12"]
-    scene = scenes.describe(scenes.draw(run.scenes, clips, run.seed, "ahead", 0))
+    drawn = (scenes.draw(run.scenes, clips, run.seed, "ahead", i) for i in range(SCENES))
     samples = round(run.scenes.seconds * features.RATE)
     audio = np.zeros((samples, run.model.spatial.channels), np.int16)
     word = types.SimpleNamespace(encode=lambda *_, **__: types.SimpleNamespace(ids=[7]))
@@ -40,7 +41,7 @@ def context(run: config.Run, name: str, mesh: Mesh) -> common.Context:
         text=Text(word, pad=0, eos=1, audio=2, think=3, end_think=4, answer=5),
         classes=CLASSES,
         clips=clips,
-        train=[(audio, scene)],
+        train=[(audio, scenes.describe(spec)) for spec in drawn],
         dev=None,
         asking=questions.Asking(CLASSES, run.questions),
     )
@@ -80,15 +81,16 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, t
 
 def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch that the pipeline of stage `name` makes."""
-    make, (audio, scene) = STAGES[name].examples(around), next(iter(around.train or ()))
+    make = STAGES[name].examples(around)
     if getattr(make, "each_level", False):
         # Of which the stage keeps one (curriculum.Promotion).
         make = dataclasses.replace(make, each_level=False)
-    element = scene if name == "text" else (audio, scene)
-    example = make(element, np.random.default_rng(0), 1.0)
+    heard = around.train or ()
+    elements = [scene for _, scene in heard] if name == "text" else heard
+    example = pipeline.fixed(elements, make, around.run.seed, "ahead", 1)
     rows = around.stage.batch
     return {
-        name: jax.ShapeDtypeStruct((rows, *np.shape(value)), np.asarray(value).dtype)
+        name: jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype)
         for name, value in example.items()
     }
 

@@ -36,7 +36,7 @@ def eval_scenes(mesh: Mesh, at_least: int = EVAL_SCENES) -> int:
 class Context:
     """What a stage builds its task from. train, dev: None in stage 0.
 
-    asking: what draws its questions; None where it asks none.
+    asking: what draws the questions of stages 3 and 4; None in others.
     """
 
     run: config.Run

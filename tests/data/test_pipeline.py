@@ -391,3 +391,5 @@ def test_elements_of_which_nothing_is_made_are_passed_over(source, targets):
     assert {a.tobytes() for a in fixed["audio"]} == chosen
     with pytest.raises(ConfigError, match=r"Questions\.tasks: .* in a row support none"):
         next(batches_of(source, lambda *_: None, 0))
+    with pytest.raises(ConfigError, match=r"Questions\.tasks: 24 scenes"):
+        pipeline.fixed(source, lambda *_: None, 0, "dev", 1)

@@ -3,6 +3,7 @@
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from jaxasa import gin_io, mesh, optim
@@ -53,3 +54,11 @@ def test_evaluations_divide_over_the_mesh():
     sizes = [types.SimpleNamespace(shape={"data": 1, "fsdp": n}) for n in (1, 8, 48, 256)]
     assert [common.eval_scenes(size) for size in sizes] == [64, 64, 96, 256]
     assert common.eval_scenes(sizes[3], 300) == 512
+
+
+def test_a_task_that_few_scenes_support_is_planned_too():
+    run = load("tiny_sft", "Questions.tasks={'where_nearest': 1}")
+    around = ahead.context(run, "sft", mesh.make(run.mesh))
+    asked = [bool(around.asking(scene, np.random.default_rng(0))) for _, scene in around.train]
+    assert 0 < sum(asked) < len(asked) and not asked[0]
+    assert ahead.batch_shapes(around, "sft")["prompt"].shape[:2] == (16, 6)
