@@ -53,8 +53,20 @@ def _octave(centre: float, size: int) -> np.ndarray:
 
 def decay_curve(signal: np.ndarray, step: int = 8) -> np.ndarray:
     """Returns the energy left (dB, from 0 down) of a signal [n] after each `step` samples."""
-    decay = compiled.energy_left(signal, step)
+    decay = _energy_left(signal, step)
     return 10 * np.log10(decay / decay[0] + 1e-12)
+
+
+@compiled.exact
+def _energy_left(signal, step):
+    """Returns the energy of a signal [n] from each `step` samples on; an odd end is left out."""
+    left = np.empty(len(signal) // step)
+    total = 0.0
+    for k in range(len(left) - 1, -1, -1):
+        for t in range(k * step, (k + 1) * step):
+            total += np.float64(signal[t]) ** 2
+        left[k] = total
+    return left
 
 
 def t20(signal: np.ndarray, step: int = 8, fewer: int = 1) -> float:

@@ -133,7 +133,17 @@ def _mix(
         mixed += _sensor_noise(spec, spec.sensor_snr, length, power)
     peak = float(np.abs(mixed).max())
     scene["gain"] = min(LEVEL, PEAK / peak) if peak > 0 else LEVEL
-    return compiled.interleaved(mixed.T, np.float32(scene["gain"])), scene
+    return _interleaved(mixed.T, np.float32(scene["gain"])), scene
+
+
+@compiled.fast
+def _interleaved(channels, gain):
+    """Returns gain times channels [4, T] float32 as [T, 4]."""
+    out = np.empty((channels.shape[1], 4), np.float32)
+    for t in range(channels.shape[1]):
+        for c in range(4):
+            out[t, c] = gain * channels[c, t]
+    return out
 
 
 def _order(spec: SceneSpec) -> list[int]:
@@ -171,8 +181,8 @@ def sounding_power(w: np.ndarray, sources: list[dict]) -> float:
     sounding = np.zeros(len(w), bool)
     for source in sources:
         sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
-    heard = w[sounding]
-    return float(heard @ heard) / len(heard)
+    # No product of vectors here: libraries add it up by how many threads they have.
+    return float(np.mean(w[sounding].astype(float) ** 2))
 
 
 def _noise(spec: SceneSpec, length: int, power: float) -> np.ndarray:

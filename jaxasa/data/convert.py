@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxasa import config
 from jaxasa.acoustics import foa, keys
 from jaxasa.config import ConfigError, check
 from jaxasa.data import dcase, foa_file, questions, records, so_dataset
@@ -257,8 +258,9 @@ def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> li
     classes = sorted(set(classes) - {NAMELESS})
     scene = {"sources": list(sources)}
     rng = keys.rng(0, "import", name)
-    asking = questions.Asking(classes)
-    drawn = asking(scene, rng, 2 * PER_WINDOW)
+    # Annotations err, too: no bearing near a boundary.
+    which = config.Questions(training_margin=questions.MARGIN)
+    drawn = questions.Asking(classes, which)(scene, rng, 2 * PER_WINDOW)
     distinct = {q.trace + q.task: q for q in drawn}
     return [
         {

@@ -27,7 +27,7 @@ TASKS = {
     "sft": sft.task,
     "grpo": grpo.task,
 }
-ASKING = ("sft", "grpo")
+ASKING = ("sft", "grpo")  # whose questions are balanced
 
 
 def train(
@@ -51,8 +51,9 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
     most = run.model.spatial.classes
     if len(bank.classes) > most:
         raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
-    needs_scenes, clips = stage != "text", bank.clips("train")
-    asked = run.scenes, clips, bank.classes, run.seed, run.questions
+    needs_scenes, clips, asking = stage != "text", bank.clips("train"), None
+    if stage in ASKING:
+        asking = pipeline.balanced(run.scenes, clips, bank.classes, run.seed, run.questions)
     return Context(
         run=run,
         stage=getattr(run, stage),
@@ -63,7 +64,7 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
         clips=clips,
         train=_train_scenes(run, folder) if needs_scenes else None,
         dev=Records(scenes_of(run, folder, "dev")) if needs_scenes else None,
-        asking=pipeline.balanced(*asked) if stage in ASKING else None,
+        asking=asking,
     )
 
 

@@ -72,6 +72,9 @@ def test_weights_of_tasks_hold_within_a_level(described):
     found = shares(q.task for q in asked(asking, described(900, (2, 3), seed=1)))
     expected = {"heard": 0.375, "how_many": 0.125, "aim": 0.5}
     assert found == pytest.approx(expected, abs=0.06)
+    # As they fall, too: three to one among the three that each of these scenes supports.
+    plain = shares(q.task for q in asked(Asking(CLASSES, which), described(600, (2, 3))))
+    assert plain == pytest.approx({"heard": 0.6, "how_many": 0.2, "aim": 0.2}, abs=0.05)
     assert questions.chosen({}) == dict.fromkeys(questions.TASKS, 1)
     assert questions.chosen({"aim": 2, "heard": 1}) == {"heard": 1, "aim": 2}
 

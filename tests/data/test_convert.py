@@ -267,3 +267,18 @@ def test_events_of_a_window_are_on_its_own_clock(starss, tmp_path):
     assert (first["onset"], first["offset"]) == (1.0, 3.5)
     assert (second["onset"], second["offset"]) == (0.0, 0.5)
     assert dcase.STARSS23[11] == first["class"]
+
+
+def test_bearings_of_recordings_keep_as_far_from_boundaries_as_the_benchmarks():
+    """A source 10 degrees from one would be asked about in training on simulated scenes."""
+    classes = [f"class {k}" for k in range(8)]
+
+    def tasks(azimuth):
+        source = dict(azimuth=azimuth, elevation=0.0, distance=2.0, onset=0.5, offset=1.5)
+        drawn = (
+            convert._questions([source | {"class": "class 0"}], classes, str(k)) for k in range(40)
+        )
+        return {q["task"] for one in drawn for q in one}
+
+    assert {"azimuth", "turn"} <= tasks(45.0)
+    assert not {"azimuth", "turn"} & tasks(32.5)

@@ -132,6 +132,7 @@ def test_what_works_once_a_scene_or_a_slot_costs_so_often():
     for name, count in often.items():
         found = flops.model_flops(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
         assert found == 6 * 15 * tiny.spatial.batch * count, name
+    assert {*flops.ONCE, *flops.EACH_SLOT} <= set(ahead.params_shapes(tiny)["spatial"])
 
 
 def test_collectives_that_products_hide_cost_nothing_and_others_all():

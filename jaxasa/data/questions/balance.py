@@ -42,7 +42,8 @@ _MOST = 2.0  # times the mean: a scene whose weights sum to as much is always ta
 class Asking:
     """Draws questions for training.
 
-    weights: of (task, answer's text); without any all are 1, and every scene is taken.
+    weights: of (task, answer's text). Without any those of the tasks hold among what a scene
+        supports, and every scene that supports some is taken.
     """
 
     classes: Sequence[str]
@@ -96,7 +97,8 @@ class Asking:
 
     def _weigh(self, drafts: Sequence[tuple[str, Draw, Draft]]) -> np.ndarray:
         if not self.weights:
-            return np.ones(len(drafts))
+            of_task = chosen(self.which.tasks)
+            return np.array([float(of_task[name]) for name, *_ in drafts])
         return np.array([self.weights.get((name, d.answer), 0.0) for name, _, d in drafts])
 
     def _shares(self, cells: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:

@@ -115,9 +115,7 @@ def ask(
     classes: all class names, from which wrong options come. margin: degrees from a bearing to a
     boundary (draw.py).
     """
-    draw = Draw(scene, classes, rng, margin)
-    draft = drafted(scene, task, draw)
-    return draft and finished(scene, task, rng, draw, draft)
+    return _put(scene, task, rng, Draw(scene, classes, rng, margin))
 
 
 def again(
@@ -134,11 +132,14 @@ def again(
     as for the key of an item whose scene has since been measured. Wrong options are drawn anew.
     """
     try:
-        draw = Draw(scene, classes, rng, given=about, lenient=lenient)
-        draft = drafted(scene, task, draw)
-        return draft and finished(scene, task, rng, draw, draft)
+        return _put(scene, task, rng, Draw(scene, classes, rng, given=about, lenient=lenient))
     except (Unanswerable, KeyError):
         return None
+
+
+def _put(scene: dict, name: str, rng: np.random.Generator, draw: Draw) -> Question | None:
+    draft = drafted(scene, name, draw)
+    return finished(scene, name, rng, draw, draft) if draft else None
 
 
 def drafted(scene: dict, name: str, draw: Draw) -> Draft | None:
