@@ -59,12 +59,20 @@ def oracle(classes: Sequence[str]) -> run.Reader:
 
 
 def by_rule(item: suite.Item, scene: Mapping, classes: Sequence[str]) -> str:
-    """The letter of the answer that a description gives, or a guess."""
+    """The letter of the answer that a description gives, or a guess.
+
+    Of the item's choices only those count that can be read in its question: a class that it does
+    not name is what it asks for, and may be any. Where several answers fit, one is guessed.
+    """
     rng = keys.rng(0, "guess", item.id)
-    asked = questions.again(item.task, item.about, dict(scene), classes, rng, lenient=True)
-    if asked is not None and asked.answer_text in item.options:
-        return questions.LETTERS[item.options.index(asked.answer_text)]
-    return questions.LETTERS[rng.integers(4)]
+    told = item.about.get("class") in (None, *item.question.split())
+    fitting = set()
+    for about in [item.about] if told else [{**item.about, "class": name} for name in classes]:
+        asked = questions.again(item.task, about, dict(scene), classes, rng, lenient=True)
+        if asked is not None and (told or asked.question == item.question):
+            fitting.add(asked.answer_text)
+    places = [i for i, option in enumerate(item.options) if option in fitting] or range(4)
+    return questions.LETTERS[rng.choice(places)]
 
 
 def cascade(hear, classes: Sequence[str], distance: tuple[float, float]):

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 
 from jaxasa import config
 from jaxasa.bench import baselines, changes, controls, run, suite
+from jaxasa.data import questions
 
 BENCH = config.Bench(l1=20, l2=12, l3=12, batch=16, bootstrap=50)
 PLACES = "front front-left left back-left back back-right right front-right".split()
@@ -140,6 +142,22 @@ def test_rules_read_a_description(small, classes):
             assert item.options["ABCD".index(letter)] == said
     guesses = [baselines.by_rule(i, {"sources": []}, classes) for i in small.items]
     assert set(guesses) == set("ABCD")
+
+
+def test_rules_are_told_no_more_than_the_question(small, classes):
+    """What is at a place is read from bearings: where all are wrong, so is the answer."""
+    rng, asked = np.random.default_rng(0), []
+    for item, task in itertools.product(small.items, ("at", "turn_at", "claim")):
+        q = questions.ask(item.scene, classes, rng, task)
+        if q is not None:
+            put = {n: getattr(q, n) for n in ("task", "question", "options", "answer", "about")}
+            asked.append(dataclasses.replace(item, **put))
+    right = {0.0: 0, 180.0: 0}
+    for item, shift in itertools.product(asked, right):
+        sources = [s | {"azimuth": s["azimuth"] + shift} for s in item.scene["sources"]]
+        letter = baselines.by_rule(item, item.scene | {"sources": sources}, classes)
+        right[shift] += letter == item.answer
+    assert len(asked) >= 20 and right[0.0] == len(asked) and right[180.0] < len(asked) / 2
 
 
 def test_the_cascade_points_where_its_tags_are():
