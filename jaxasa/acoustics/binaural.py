@@ -23,11 +23,12 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys, noise, paths
+from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys, noise, paths, rooms
 from jaxasa.acoustics import render as foa_render
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
 from jaxasa.acoustics.scenes import SceneSpec
+from jaxasa.config import check
 
 
 def render(
@@ -40,8 +41,12 @@ def render(
 
     The scene is the one that render.render renders in FOA, and so are all labels but "gain",
     which is this signal's own: lowered only where an ear would pass 0.9. head: by default the
-    rigid sphere. Raises ConfigError for a scene or clip that cannot be rendered.
+    rigid sphere. Raises ConfigError for a scene or clip that cannot be rendered: where walls
+    differ and scatter nothing, late sound is no diffuse field, and full=True alone serves.
     """
+    mixed = full or spec.scattering > 0 or not rooms.uneven(spec.absorption)
+    expected = "above 0 where walls differ and the scene is for two ears: their tail is diffuse"
+    check(bool(mixed), "SceneSpec.scattering", spec.scattering, expected)
     head = hrtf.load("sphere") if head is None else head
     around, scene = foa_render.render(spec, audio, full=full)
     length = len(around)

@@ -9,7 +9,7 @@ which is what superposing the room's responses does when each sample of s is giv
 of the place where it was emitted. Doppler comes with it. The images of a moving source in a
 shoebox move with it, mirrored, so each early image has a path, a direction and a delay of its
 own. The diffuse tail has no paths: tails drawn independently take turns, every half metre, with
-gains whose squares sum to 1.
+gains whose squares sum to 1; where walls are uneven, responses of places on the path take turns so.
 
 Delays and gains are computed every HOP samples of emission, and between them u is linear in t:
 at speed v and distance d that errs by v^2 HOP^2 / (8 d) metres, at 2 m/s and 0.5 m 1/20000 of a
@@ -284,5 +284,5 @@ def tails(
         distance = math.dist(place, listener)
         ends = (float(rir.mixing_time(room, distance)),) * 2  # as images that move are followed
         seconds = rir.lasting(room, absorption, distance, air)
-        late = rir.late(where, ends, int(seconds * rir.RATE), rng, air, scattering)
+        late = rir.late(where, ends, seconds, rng, air, scattering)
         yield part, rir.high_pass(late)

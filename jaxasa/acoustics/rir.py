@@ -115,19 +115,30 @@ def kept_by(high, low, xp=np):
     return lambda times: xp.cos(cross_fade(times, ends))
 
 
-def late(where, ends, length: int, rng, air: bool = True, scattering: float = 0.0) -> np.ndarray:
-    """Returns the tail [4, LEAD + length] beside images that are followed for `ends` (s).
+def late(where, ends, seconds: float, rng, air: bool = True, scattering: float = 0.0) -> np.ndarray:
+    """Returns what comes beside images that are followed for `ends` (s), [4, LEAD + n] float32.
 
-    where: room, absorption, source, listener as in `response`. ends: as from `followed`.
+    where: room, absorption, source, listener as in `response`. ends: as from `followed`. seconds:
+    as from `lasting`. It is a tail, and where walls are uneven the later images, coarsely.
     """
-    if min(ends) * FADE * RATE >= length:
-        return np.zeros((4, LEAD + length), np.float32)
-    room, absorption, *places = where
-    options = {"air": air, "scattering": scattering, "kept": kept_by(*ends)}
-    noise = tail.tail(room, absorption, length, rng, *places, **options)
-    # No frame of noise may be heard before its fade.
-    noise[:, : int(min(ends) * FADE * RATE)] = 0
-    return np.pad(noise, ((0, 0), (LEAD, 0)))
+    room, absorption, source, listener = where
+    length, size = int(seconds * RATE), np.asarray(room, float)
+    last = float(coarse_end(size, absorption, seconds, scattering))
+    begins = tuple(max(float(end), last) for end in ends)  # from when there is nothing else
+    out = np.zeros((4, LEAD + length), np.float32)
+    if min(begins) * FADE * RATE < length:
+        options = {"air": air, "scattering": scattering, "kept": kept_by(*begins)}
+        out[:, LEAD:] = tail.tail(room, absorption, length, rng, source, listener, **options)
+        # No frame of noise may be heard before its fade.
+        out[:, : LEAD + int(min(begins) * FADE * RATE)] = 0
+    if last > min(ends):
+        inner, radius = min(ends) * FADE * rooms.SPEED, min(last, seconds) * rooms.SPEED
+        kept, exact = kept_by(*begins), kept_by(*ends)
+        span = room, absorption, source, listener, inner, radius
+        coarse = image_source.coarse(*span, lambda t: kept(t) - exact(t), air)
+        n = min(coarse.shape[1], out.shape[1])
+        out[:, :n] += coarse[:, :n]
+    return out
 
 
 def cross_fade(time: np.ndarray, mixing: float) -> np.ndarray:
@@ -165,15 +176,7 @@ def response(
         return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
     size, logs = np.asarray(room, float), rooms.log_absorption(absorption)
     ends = followed(size, logs, distance, air, scattering)
-    last = coarse_end(size, absorption, seconds, scattering)
-    noise = tuple(np.maximum(end, last) for end in ends)  # from when there is nothing else
-    out = late(where, noise, int(seconds * RATE), rng, air, scattering)
-    if last > min(ends):
-        inner, radius = min(ends) * FADE * rooms.SPEED, min(last, seconds) * rooms.SPEED
-        kept, exact = kept_by(*noise), kept_by(*ends)
-        coarse = image_source.coarse(*where, inner, radius, lambda t: kept(t) - exact(t), air)
-        n = min(coarse.shape[1], out.shape[1])
-        out[:, :n] += coarse[:, :n]
+    out = late(where, ends, seconds, rng, air, scattering)
     for end, (octaves, step) in zip(ends, GROUPS, strict=True):
         radius = float(end) * rooms.SPEED
         images = image_source.images(*where, radius, radius * FADE, air, octaves, step)

@@ -164,7 +164,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         raw = np.memmap(raw_path, "<i2", mode="r")
         found = _one_class_per_take(found, refused)
         if sounds.bank.partition(":")[0] in GUESSED_TAKES:
-            found = _merge_takes(found, raw)
+            found = _merge_takes(found, raw, known)
         found, split, left_out = _split(found, sounds, seed, known)
         clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
         del raw
@@ -296,12 +296,12 @@ def _one_class_per_take(found: list[_Piece], refused: dict[str, str]) -> list[_P
     return [piece for piece in found if piece.label == home[piece.take]]
 
 
-def _merge_takes(found: list[_Piece], raw: np.ndarray) -> list[_Piece]:
+def _merge_takes(found: list[_Piece], raw: np.ndarray, known: dict[str, str]) -> list[_Piece]:
     merged = []
     for label in sorted({piece.label for piece in found}):
         mine = [piece for piece in found if piece.label == label]
         audio = [raw[p.start : p.start + p.count].astype(np.float32) for p in mine]
-        names = takes.merge([piece.take for piece in mine], audio)
+        names = takes.merge([piece.take for piece in mine], audio, known)
         merged += [dataclasses.replace(p, take=name) for p, name in zip(mine, names, strict=True)]
     return merged
 

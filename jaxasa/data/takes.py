@@ -65,13 +65,22 @@ def assign(
     return split
 
 
-def merge(takes: Sequence[str], clips: Sequence[np.ndarray]) -> list[str]:
+def merge(
+    takes: Sequence[str], clips: Sequence[np.ndarray], known: Mapping[str, str] | None = None
+) -> list[str]:
     """Joins the takes of one class that hold the same recording; returns one take per clip.
 
     Takes read from file names lie: a sound filtered, faded or saved under a second name would
     be heard in training and asked about in the test. Two takes are one when the normalised
-    cross-correlation of two of their clips peaks above 0.7. clips: `[n]` float32 each.
+    cross-correlation of two of their clips peaks above 0.7. clips: `[n]` float32 each. known:
+    {take: split} of an earlier bank: joined takes go by the name of one in test, else in dev, else
+    in train, if there is one, so that no copy of a test recording brings it into training.
     """
+    known = known or {}
+
+    def order(take: str) -> tuple[int, str]:
+        return -SPLITS.index(known[take]) if take in known else len(SPLITS), take
+
     if len(clips) < 2 or len(clips) > MOST_COMPARED:
         return list(takes)
     parent = {take: take for take in takes}
@@ -93,6 +102,6 @@ def merge(takes: Sequence[str], clips: Sequence[np.ndarray]) -> list[str]:
                 continue
             peak = np.abs(scipy.fft.irfft(spectra[j] * spectra[i].conj(), size)).max()
             if peak > SAME:
-                first, second = sorted((root(takes[i]), root(takes[j])))
+                first, second = sorted((root(takes[i]), root(takes[j])), key=order)
                 parent[second] = first
     return [root(take) for take in takes]

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.signal
 
 from jaxasa.acoustics import motion, paths, rir, rooms
 
@@ -191,6 +192,27 @@ def test_energy_decays_as_at_rest():
     windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down
     level = 10 * np.log10(windows[0] / windows[1])
     assert np.abs(level).max() < 2.5 and abs(level.mean()) < 0.7
+
+
+def test_where_walls_are_uneven_late_images_follow_the_path():
+    """Against all images of the moving source; tails of the closed form are 0.6 to 0.8 dB off."""
+    room, listener = (6.8, 4.0, 3.5), (1.9, 3.0, 1.7)
+    walls = np.repeat([[0.8], [0.1], [0.2], [0.4], [0.2], [0.2]], 7, axis=1)
+    path = np.array([[0.0, 3.0, 1.2, 1.6], [0.7, 3.6, 1.5, 1.6]])
+    rng = np.random.default_rng(4)
+    dry = rng.standard_normal(int(0.7 * RATE)).astype(np.float32)
+    where = (path, room, walls, listener)
+    length = len(dry) + RATE // 2
+    expected = motion.early(dry, 0, *where, length, full=True)
+    found = motion.early(dry, 0, *where, length)
+    for part, tail in motion.tails(dry, 0, *where, rng):
+        heard = scipy.signal.fftconvolve(part[None], tail, axes=1)[:, rir.LEAD :][:, :length]
+        found[:, : heard.shape[1]] += heard
+    # What is still heard after the source has ended, to 35 dB down.
+    left = [np.cumsum((x**2).sum(0)[::-1])[::-1][len(dry) :] for x in (found, expected)]
+    curves = [10 * np.log10(energy / energy[0] + 1e-9) for energy in left]
+    fallen = np.argmax(curves[1] < -35)
+    assert np.abs(curves[0] - curves[1])[:fallen].max() < 0.45
 
 
 @pytest.mark.parametrize("scattering", [0.0, 1.0])

@@ -37,6 +37,14 @@ def test_unreadable_files_say_so(tmp_path, content):
         read(path)
 
 
+def test_a_file_without_a_format_says_so(tmp_path):
+    """soundfile asks for a rate; a bank goes on without the file."""
+    path = tmp_path / "headerless.raw"
+    path.write_bytes(bytes(3200))
+    with pytest.raises(Unusable, match="unreadable"):
+        read(path)
+
+
 def test_a_sample_rate_of_nothing_is_named(tmp_path):
     path = tmp_path / "zero.wav"
     soundfile.write(path, tone(0.5), RATE)

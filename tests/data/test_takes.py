@@ -71,6 +71,15 @@ def test_copies_under_other_names_are_one_take():
     assert got == ["a", "b", "c", "a", "b", "a"]
 
 
+def test_a_copy_stays_in_the_split_of_what_it_copies():
+    """By names alone the copy, which sorts first, would be new, and the test take with it."""
+    clips = list(np.random.default_rng(0).standard_normal((3, 4000)).astype(np.float32))
+    heard = ["a", "m", "z", "b"]
+    assert merge(heard, [clips[0], clips[1], clips[2], clips[2]], {"z": "test"})[2:] == ["z", "z"]
+    both = {"a": "train", "b": "dev", "z": "test"}
+    assert merge(heard, [clips[2], clips[1], clips[2], clips[2]], both) == ["z", "m", "z", "z"]
+
+
 def test_sounds_of_one_spectrum_are_not_copies():
     rng = np.random.default_rng(1)
     shape = np.hanning(4000)
