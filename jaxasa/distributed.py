@@ -49,8 +49,14 @@ def join() -> None:
         index = _number("JAXASA_PROCESS", 0, count - 1)
         who = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
         print(f"process {index} of {count}", flush=True)
+    told = None if who else _told()
+    if told is not None:
+        print(f"process {told[0]} of {told[1]}, as {told[2]} says", flush=True)
+    elif not who:
+        print(f"process on {socket.gethostname()}, of a number that joining tells", flush=True)
     # JAX ends a process that waits too long by an abort, whose reason is hard to find.
-    guard = threading.Timer(seconds, _give_up, (seconds, coordinator, who.get("process_id")))
+    where = told[2] if told is not None else f"JAXASA_COORDINATOR={coordinator}"
+    guard = threading.Timer(seconds, _give_up, (seconds, coordinator, where, who.get("process_id")))
     guard.daemon = True
     guard.start()
     try:
@@ -66,8 +72,9 @@ def join() -> None:
         raise ConfigError(f"JAXASA_COORDINATOR={coordinator}: {reason}") from error
     finally:
         guard.cancel()
-    if not who:
-        print(f"process {jax.process_index()} of {jax.process_count()}", flush=True)
+    found = jax.process_index(), jax.process_count()
+    if not who and (told is None or told[:2] != found):
+        print("process {} of {}".format(*found), flush=True)
     kind = jax.devices()[0].platform
     print(f"{jax.local_device_count()} of {devices} devices ({kind}) are here", flush=True)
 
@@ -109,7 +116,29 @@ def _number(name: str, low: int, high: int, default: str = "") -> int:
     return int(value)
 
 
-def _give_up(seconds: int, coordinator: str, index: int | None) -> None:
+def _told() -> tuple[int, int, str] | None:
+    """Which process this is, of how many, and by which variable, where a launcher has said so.
+
+    JAX finds the same for itself, but says nothing before all have come. SLURM, or the TPU hosts
+    of GKE; a TPU VM asks a server for it.
+    """
+    env = os.environ
+    try:
+        if "SLURM_PROCID" in env:
+            hosts = f"SLURM_STEP_NODELIST={env.get('SLURM_STEP_NODELIST', '')}"
+            return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), hosts
+        if "TPU_WORKER_ID" in env:
+            hosts = env["TPU_WORKER_HOSTNAMES"]
+            each, part = len(hosts.split(",")), int(env.get("MEGASCALE_SLICE_ID", "0"))
+            count = each * int(env.get("MEGASCALE_NUM_SLICES", "1"))
+            where = f"TPU_WORKER_HOSTNAMES={hosts}"
+            return part * each + int(env["TPU_WORKER_ID"]), count, where
+    except (KeyError, ValueError):
+        pass  # half an environment: what JAX makes of it is said later
+    return None
+
+
+def _give_up(seconds: int, coordinator: str, where: str, index: int | None) -> None:
     reason = "not all processes came"
     if index != 0 and coordinator != "auto":
         host, _, port = coordinator.rpartition(":")
@@ -117,7 +146,7 @@ def _give_up(seconds: int, coordinator: str, index: int | None) -> None:
             socket.create_connection((host, int(port)), timeout=2).close()
         except OSError as error:
             reason = f"it cannot be reached ({error.strerror or error})"
-    print(f"jaxasa: JAXASA_COORDINATOR={coordinator}: {reason} within {seconds} s", file=sys.stderr)
+    print(f"jaxasa: {where}: {reason} within {seconds} s", file=sys.stderr)
     _exit(2)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxasa import cli, config, loop, mesh, optim, sharding, state
+from jaxasa import cli, config, distributed, loop, mesh, optim, sharding, state
 from jaxasa.data import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +107,7 @@ def begin(folder, index, port, *more, seconds=10):
     env = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_NUM_CPU_DEVICES": "4",
-        "JAXASA_COORDINATOR": f"127.0.0.1:{port}",
+        "JAXASA_COORDINATOR": port if port == "auto" else f"127.0.0.1:{port}",
         "JAXASA_PROCESSES": "2",
         "JAXASA_PROCESS": str(index),
         "JAXASA_TIMEOUT": str(seconds),
@@ -218,6 +218,34 @@ def test_a_coordinator_out_of_reach_and_processes_that_never_come_are_named(tmp_
     assert f"127.0.0.1:{port}: it cannot be reached (Connection refused) within 5 s" in said[0]
     assert "not all processes came within 5 s" in said[1]
     print(f"both ended after {time.monotonic() - began:.1f} s, start-up of Python included")
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "tpu"])
+def test_a_launcher_s_process_says_which_it_is_before_it_waits(tmp_path, monkeypatch, launcher):
+    """The other one never comes; what is named is what the launcher said."""
+    env = {
+        "slurm": {
+            "SLURM_JOB_ID": str(free_port() % 4096),
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_PROCID": "1",
+            "SLURM_NTASKS": "2",
+            "SLURM_LOCALID": "1",
+        },
+        "tpu": {"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b", "MEGASCALE_NUM_SLICES": "1"},
+    }[launcher]
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    if launcher == "tpu":
+        assert distributed._told() == (1, 2, "TPU_WORKER_HOSTNAMES=a,b")
+        monkeypatch.setenv("MEGASCALE_NUM_SLICES", "3")
+        monkeypatch.setenv("MEGASCALE_SLICE_ID", "2")
+        assert distributed._told()[:2] == (5, 6)
+        return
+    process = begin(tmp_path, 0, "auto", seconds=5)
+    said = process.communicate(timeout=240)[0]
+    assert process.returncode == 2
+    assert said.splitlines()[0] == "process 1 of 2, as SLURM_STEP_NODELIST=localhost says"
+    assert "jaxasa: SLURM_STEP_NODELIST=localhost: not all processes came within 5 s" in said
 
 
 @pytest.mark.parametrize(

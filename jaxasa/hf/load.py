@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxasa import checkpoint, config, optim
 from jaxasa.config import ConfigError
+from jaxasa.data.tokens import Text
 from jaxasa.hf import keymap, weights
 from jaxasa.hf.weights import read_json
 from jaxasa.models import asa
@@ -28,16 +29,22 @@ def load(folder: str | Path) -> tuple[dict, dict, Path]:
 
     meta: {"stage", "classes", "seconds", "model" (see `config.model_from_dict`), "tokenizer"}.
     Raises ConfigError, one line, for a folder that is neither, truncated or missing files,
-    tensors that are missing, surplus, of another shape or not finite.
+    tensors that are missing, surplus, of another shape or not finite, and a tokenizer with words
+    that have no row in the embedding.
     """
     folder = Path(folder)
     meta = read_meta(folder)
-    is_export = (folder / CONFIG).is_file()
-    params = _read_weights(folder, meta) if is_export else checkpoint.load(folder)[0]
+    model = config.model_from_dict(meta["model"])
+    if (folder / CONFIG).is_file():
+        params = _read_weights(folder)
+    else:
+        params = optim.flatten(checkpoint.load(folder)[0])
+    _check(folder, params, expected_shapes(model))
     tokenizer = folder / Path(meta["tokenizer"]).name
     if not tokenizer.is_file():
         raise ConfigError(f"{tokenizer}: no such file, expected the model's tokenizer")
-    return params, meta, tokenizer
+    Text.load(tokenizer).check_rows(model.decoder.vocab, tokenizer)
+    return optim.merge({}, params), meta, tokenizer
 
 
 def read_meta(folder: str | Path) -> dict:
@@ -98,24 +105,25 @@ def expected_shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in leaves.items() if not path.startswith("lora/")}
 
 
-def _read_weights(folder: Path, meta: Mapping) -> dict:
+def _read_weights(folder: Path) -> dict[str, np.ndarray]:
     held = weights.Weights(folder)
-    expected = expected_shapes(config.model_from_dict(meta["model"]))
     try:
-        params = keymap.from_file({name: held.read(name) for name in held.shapes})
+        return keymap.from_file({name: held.read(name) for name in held.shapes})
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
-    _check(folder, params, expected)
-    return optim.merge({}, params)
 
 
 def _check(folder: Path, params: Mapping[str, np.ndarray], expected: Mapping[str, tuple]) -> None:
-    """Raises ConfigError that lists what is missing, surplus, of another shape or not finite."""
+    """Raises ConfigError that lists what is missing, surplus, of another shape or not finite.
+
+    A checkpoint may have adapters besides.
+    """
     faults = [f"missing {path}" for path in sorted(set(expected) - set(params))]
-    faults += [f"surplus {path}" for path in sorted(set(params) - set(expected))]
-    for path in sorted(set(params) & set(expected)):
+    known = [path for path in sorted(params) if path in expected or path.startswith("lora/")]
+    faults += [f"surplus {path}" for path in sorted(set(params) - set(known))]
+    for path in known:
         array = params[path]
-        if array.shape != expected[path]:
+        if array.shape != expected.get(path, array.shape):
             faults.append(f"{path} is {list(array.shape)}, expected {list(expected[path])}")
         elif not np.isfinite(array.astype(np.float32)).all():
             faults.append(f"{path} has NaN or infinite values")

@@ -296,6 +296,19 @@ def test_weights_that_are_not_finite(copy, trained, params, tmp_path):
     with pytest.raises(ConfigError, match="projector/null"):
         export.export(bad, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="projector/null has NaN or infinite"):
+        load.load(bad)
+
+
+def test_a_word_without_a_row_is_named(copy):
+    folder, _ = copy
+    held = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    plain = {"special": True, "normalized": False}
+    plain |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    held["added_tokens"] += [{"id": i, "content": f"<w{i}>"} | plain for i in range(2000, 3000)]
+    (folder / "tokenizer.json").write_text(json.dumps(held), "utf-8")
+    with pytest.raises(ConfigError, match=r"tokenizer.json: token .* has id \d+, expected less"):
+        load.load(folder)
 
 
 def test_folders_that_hold_no_model(copy, tmp_path):

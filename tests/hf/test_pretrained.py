@@ -371,7 +371,7 @@ def text_settings(d, **more):
 
 
 def agrees(torch, twin, model, params):
-    """Logits under left padding, and greedy text through the cache, are those of `twin`."""
+    """Logits under left padding, and text and its logits through the cache, are those of `twin`."""
     asa, ids = ASA(model), prompts(model.decoder.vocab)
     valid = ids != PAD
     with torch.no_grad():
@@ -380,14 +380,18 @@ def agrees(torch, twin, model, params):
             attention_mask=torch.tensor(valid).long(),
             position_ids=torch.tensor(np.maximum(np.cumsum(valid, 1) - 1, 0)),
         ).logits.numpy()
-        said = twin.generate(
+        reply = twin.generate(
             input_ids=torch.tensor(ids).long(),
             attention_mask=torch.tensor(valid).long(),
             max_new_tokens=NEW,
             do_sample=False,
             pad_token_id=PAD,
             eos_token_id=None,
-        )[:, 9:].numpy()
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        said = reply.sequences[:, 9:].numpy()
+        likely = torch.stack(reply.logits, 1).log_softmax(-1).numpy()
 
     @jax.jit
     def run(params):
@@ -396,12 +400,14 @@ def agrees(torch, twin, model, params):
             asa, params, ids, None, jax.random.key(0),
             max_new=NEW, pad=PAD, eos=-1, audio_id=2, adapted=False,
         )  # fmt: skip
-        return hidden @ asa.table(params).T, made.ids[:, 0]
+        return hidden @ asa.table(params).T, made.ids[:, 0], made.logps[:, 0]
 
-    found, ids = run(params)
+    found, ids, logps = run(params)
     assert expected[valid].std() > 0.5
     np.testing.assert_allclose(np.asarray(found)[valid], expected[valid], atol=1e-4)
     np.testing.assert_array_equal(np.asarray(ids), said)
+    chosen = np.take_along_axis(likely, said[..., None], 2)[..., 0]
+    np.testing.assert_allclose(np.asarray(logps), chosen, atol=1e-4)
     assert len(np.unique(said)) > 1
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import types
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxasa.models import decoder, lm, sample
+from jaxasa.models.asa import ASA
 
 PAD, AUDIO, NEW = 0, 2, 10
 LENGTHS = (9, 5, 7)
@@ -153,6 +155,29 @@ def in_one_pass(tiny, made, group):
     )
     hidden, *_ = jax.jit(tiny.asa.hidden)(tiny.params, x, valid)
     return hidden[:, prompts.shape[1] - 1 : -1], ids, mask
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_twice_has_the_same_gradients(tiny, remat):
+    ids = jnp.asarray(padded_prompts())
+
+    def gradients(model):
+        asa = ASA(model)
+
+        @jax.jit
+        @jax.grad
+        def of(params):
+            x = asa.embed(params, ids, None, AUDIO)
+            hidden, *_ = asa.hidden(params, x, ids != PAD)
+            more = asa.complete(params, x, ids != PAD, x, ids != PAD)
+            return (hidden**2).mean() + (more**3).mean()
+
+        return of(tiny.params)
+
+    plain, twice = (gradients(dataclasses.replace(tiny.model, remat=r)) for r in ("none", remat))
+    moved = jax.tree.map(lambda x: float(jnp.abs(x).max()), plain["decoder"])
+    assert min(jax.tree.leaves(moved)) > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, twice)
 
 
 def test_greedy_decode_with_a_cache_equals_the_full_forward(tiny, generate):
