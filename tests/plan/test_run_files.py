@@ -26,6 +26,9 @@ def load(size: str, stage: str) -> config.Run:
 
 @functools.cache
 def shapes(size: str) -> dict:
+    if size.startswith("qwen3"):
+        files = [str(RUNS / "base_spatial.gin"), str(RUNS.parent / "model" / f"{size}.gin")]
+        return ahead.params_shapes(gin_io.load(files)[0])
     return ahead.params_shapes(load(size, "spatial"))
 
 
@@ -54,7 +57,7 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
         assert {kinds[path] for path in frozen} == {"bfloat16"}
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "qwen3_0_6b", "qwen3_8b"])
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_every_model_shards_on_every_mesh(size, sizes):
     over = mesh.make(config.Mesh(*sizes))
