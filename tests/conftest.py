@@ -56,43 +56,61 @@ def text(described):
 
 
 @pytest.fixture(scope="session")
-def tiny():
-    """A model of a few thousand weights: `model` (config), `asa`, and `params`, all of them random.
+def filled():
+    """`filled(model)`: `model` (config), `asa`, `classes` and `params`, all of them random.
 
     `params` are numpy arrays of sizes that keep activations near 1, the adapters' too.
     """
-    from jaxasa import config
     from jaxasa.models.asa import ASA
 
-    model = config.Model(
-        semantic=config.Semantic(mels=16, width=16, heads=2, layers=2),
-        spatial=config.Spatial(
-            width=16, heads=2, layers=1, stem=((4, 2, 4),), features="intensity", mels=16, classes=8
-        ),
-        projector=config.Projector(hidden=16, expert=8, token_rate=4.0),
-        decoder=config.Decoder(
-            vocab=480, width=32, heads=4, kv_heads=2, head_width=8, hidden=48, layers=2
-        ),
-        lora=config.Lora(rank=2, alpha=6.0),
-        prompt_tokens=64,
-        reply_tokens=64,
+    def make(model):
+        rng = np.random.default_rng(0)
+
+        def fill(keys, shape):
+            name = keys[-1].key
+            noise = rng.normal(size=shape.shape)
+            if name == "scale":
+                noise = 1 + 0.1 * noise
+            elif name in ("bias", "activity_bias"):
+                noise = 0.1 * noise
+            elif name != "embedding" and noise.ndim > 1:
+                # The leading axis of scanned layers is no input; of a convolution's it is.
+                scanned = any(k.key == "layers" for k in keys)
+                inputs = shape.shape[1:-1] if scanned else shape.shape[:-1]
+                noise = noise / np.prod(inputs) ** 0.5
+            return (noise * {"embedding": 0.5, "b": 0.1}.get(name, 1.0)).astype(np.float32)
+
+        asa = ASA(model)
+        shapes = jax.eval_shape(asa.init, jax.random.key(0))
+        params = jax.tree_util.tree_map_with_path(fill, shapes)
+        return types.SimpleNamespace(model=model, asa=asa, params=params, classes=CLASSES)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(filled):
+    """A model of a few thousand weights, `filled`."""
+    from jaxasa import config
+
+    return filled(
+        config.Model(
+            semantic=config.Semantic(mels=16, width=16, heads=2, layers=2),
+            spatial=config.Spatial(
+                width=16,
+                heads=2,
+                layers=1,
+                stem=((4, 2, 4),),
+                features="intensity",
+                mels=16,
+                classes=8,
+            ),
+            projector=config.Projector(hidden=16, expert=8, token_rate=4.0),
+            decoder=config.Decoder(
+                vocab=480, width=32, heads=4, kv_heads=2, head_width=8, hidden=48, layers=2
+            ),
+            lora=config.Lora(rank=2, alpha=6.0),
+            prompt_tokens=64,
+            reply_tokens=64,
+        )
     )
-    rng = np.random.default_rng(0)
-
-    def fill(keys, shape):
-        name = keys[-1].key
-        noise = rng.normal(size=shape.shape)
-        if name == "scale":
-            noise = 1 + 0.1 * noise
-        elif name in ("bias", "activity_bias"):
-            noise = 0.1 * noise
-        elif name != "embedding" and noise.ndim > 1:
-            # The leading axis of scanned layers is no input; of a convolution's it is.
-            inputs = shape.shape[1:-1] if any(k.key == "layers" for k in keys) else shape.shape[:-1]
-            noise = noise / np.prod(inputs) ** 0.5
-        return (noise * {"embedding": 0.5, "b": 0.1}.get(name, 1.0)).astype(np.float32)
-
-    asa = ASA(model)
-    shapes = jax.eval_shape(asa.init, jax.random.key(0))
-    params = jax.tree_util.tree_map_with_path(fill, shapes)
-    return types.SimpleNamespace(model=model, asa=asa, params=params, classes=CLASSES)

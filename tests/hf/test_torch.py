@@ -5,23 +5,51 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxasa import ask, checkpoint, config, optim, state
-from jaxasa.acoustics import foa, render, scenes
-from jaxasa.data import tokens
+from jaxasa import ask, checkpoint, config, mesh, optim, state
+from jaxasa.acoustics import binaural, foa, render, scenes
+from jaxasa.data import procedural, questions, tokens
 from jaxasa.hf import adapter, export, load
 from jaxasa.models import sample
+from jaxasa.stages import common, sft
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 QUESTION = "where is the dog ?"
 SECONDS = (3, 10, 30)
+STEPS = 20
+# As in gin/model/full_size.gin, at the width of the tests.
+STFT = {"features": "stft", "hop": 320, "stem": ((8, 1, 4), (16, 2, 4)), "slots": 3}
+# What full-size models have in place of the tiny one's options, part by part.
+OPTIONS = {
+    "stft": {"spatial": STFT, "projector": {"token_rate": 12.5}},
+    "qwen2_audio": {
+        "semantic": {"pool": 2},
+        "decoder": {"tied": False, "kv_heads": 4, "norm_eps": 1e-5},
+    },
+    "qwen3": {
+        "decoder": {
+            "qkv_bias": False,
+            "qk_norm": True,
+            "head_width": 16,
+            "rope_theta": 1_000_000.0,
+        }
+    },
+    "p0": {"projector": {"kind": "p0"}},
+    "p1": {"projector": {"kind": "p1"}},
+    "binaural": {"spatial": {"format": "binaural", "features": "interaural"}},
+    "binaural_stft": {
+        "spatial": STFT | {"format": "binaural"},
+        "projector": {"token_rate": 12.5},
+    },
+}
 
 
 def save(folder, model, classes, text, params):
@@ -39,52 +67,145 @@ def save(folder, model, classes, text, params):
     return folder
 
 
-@pytest.fixture(scope="module")
-def trained(tiny, text, tmp_path_factory):
-    """A checkpoint whose adapters are not zero, and whose replies are not one word repeated."""
-    params = optim.flatten(tiny.params)
+def varied(params):
+    """Parameters [flat] of a model whose replies are not one word repeated."""
+    params = optim.flatten(params)
     params["decoder/layers/down/kernel"] = 4 * params["decoder/layers/down/kernel"]
     params["decoder/layers/o/kernel"] = 0.5 * params["decoder/layers/o/kernel"]
-    model = dataclasses.replace(tiny.model, reply_tokens=16)
-    folder = tmp_path_factory.mktemp("checkpoints") / "sft"
-    return save(folder, model, tiny.classes, text, optim.merge({}, params))
+    return params
 
 
 @pytest.fixture(scope="module")
-def clips(described):
-    """A rendered scene of each length, int16 [N, 4]."""
+def scene(tiny):
+    """`scene(index, seconds, render)`: int16 audio [N, C] of procedural sounds, a description."""
+    clips = [
+        scenes.Clip(f"{label}/{take}/0", label, f"{label}/{take}", 2.0)
+        for label in tiny.classes
+        if label in procedural.CLASSES
+        for take in range(4)
+    ]
 
     def sound(name):
-        rng = np.random.default_rng(sum(name.encode()))
-        return (0.2 * rng.normal(size=16_000) * np.hanning(16_000)).astype(np.float32)
+        label, take, clip = name.split("/")
+        return procedural.synthesise(label, int(take), int(clip), 0)
 
-    made = {}
-    for index, seconds in enumerate(SECONDS):
+    def make(index, seconds=3, render=render.render):
         ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=float(seconds))
-        spec = scenes.draw(ranges, described.clips, 0, "test", index)
-        audio, _ = render.render(spec, sound)
-        made[str(seconds)] = np.rint(audio * 32767).astype(np.int16)
-    return made
+        audio, found = render(scenes.draw(ranges, clips, 0, "test", index), sound)
+        return np.rint(audio * 32767).astype(np.int16), found
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def learnt(tiny, text, scene):
+    """Parameters [flat] before and after STEPS of stage 3, in which adapters begin at nothing."""
+    data = [scene(100 + index) for index in range(16)]
+    context = common.Context(
+        run=types.SimpleNamespace(
+            model=tiny.model,
+            scenes=types.SimpleNamespace(seconds=3.0),
+            questions=config.Questions(),
+            seed=0,
+        ),
+        stage=config.SftStage(
+            steps=STEPS,
+            batch=8,
+            learning_rate=0.01,
+            trainable=("projector/.*", "lora/.*"),
+            questions=2,
+            warmup=0,
+        ),
+        asa=tiny.asa,
+        mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
+        text=text,
+        classes=tiny.classes,
+        clips=(),
+        train=data,
+        dev=data,
+        asking=questions.Asking(tiny.classes),
+    )
+    before = varied(tiny.params)
+    for path in before:
+        if path.startswith("lora/") and path.endswith("/b"):
+            before[path] = 0 * before[path]
+    task = sft.task(context)
+    now = state.create(optim.merge({}, before), context.stage, context.mesh)
+    losses = []
+    for step in range(STEPS):
+        now, metrics = task.step(now, next(task.batches), jax.random.key(step))
+        losses.append(float(metrics["loss"]))
+    return before, optim.flatten(jax.device_get(now.params)), losses
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, text, learnt, tmp_path_factory):
+    """A checkpoint as stage 3 leaves it."""
+    model = dataclasses.replace(tiny.model, reply_tokens=16)
+    folder = tmp_path_factory.mktemp("checkpoints") / "sft"
+    return save(folder, model, tiny.classes, text, optim.merge({}, learnt[1]))
+
+
+@pytest.fixture(scope="module")
+def clips(scene):
+    """A rendered scene of each length, int16 [N, 4]."""
+    return {str(s): scene(index, s)[0] for index, s in enumerate(SECONDS)}
+
+
+def prepare(work, trained, clips):
+    """Writes what the other process reads in `work`."""
+    export.export(trained, work / "export")
+    np.savez(work / "clips.npz", **{n: c.astype(np.float32) / 32767 for n, c in clips.items()})
+    (work / "question.txt").write_text(QUESTION)
+
+
+def read(*works, options=()):
+    """What the other process says of each of `works`, in words and in arrays."""
+    reader = Path(__file__).with_name("torch_reader.py")
+    done = subprocess.run(
+        [sys.executable, "-I", str(reader), *map(str, works), *options],
+        cwd=works[0],
+        env={**os.environ, "HF_HOME": str(works[0] / "hf"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return [
+        (json.loads((work / "found.json").read_text()), dict(np.load(work / "found.npz")))
+        for work in works
+    ]
 
 
 @pytest.fixture(scope="module")
 def found(trained, clips, tmp_path_factory):
     """What the other process says of the export, and where it worked."""
     work = tmp_path_factory.mktemp("work")
-    out = export.export(trained, work / "export")
-    np.savez(work / "clips.npz", **{n: c.astype(np.float32) / 32767 for n, c in clips.items()})
-    (work / "question.txt").write_text(QUESTION)
-    reader = Path(__file__).with_name("torch_reader.py")
-    done = subprocess.run(
-        [sys.executable, "-I", str(reader), str(out), str(work)],
-        cwd=work,
-        env={**os.environ, "HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    facts = json.loads((work / "found.json").read_text())
-    return facts, dict(np.load(work / "found.npz")), work
+    prepare(work, trained, clips)
+    return *read(work, options=["--whole"])[0], work
+
+
+@pytest.fixture(scope="module")
+def optional(tiny, filled, text, scene, tmp_path_factory):
+    """{name of OPTIONS: (checkpoint, clip, what the other process says: words, arrays)}."""
+    made = {}
+    for name, options in OPTIONS.items():
+        work = tmp_path_factory.mktemp(name)
+        changed = {
+            part: dataclasses.replace(getattr(tiny.model, part), **fields)
+            for part, fields in options.items()
+        }
+        model = dataclasses.replace(tiny.model, reply_tokens=16, **changed)
+        ears = model.spatial.format == "binaural"
+        audio, _ = scene(0, 3, binaural.render if ears else render.render)
+        params = optim.merge({}, varied(filled(model).params))
+        folder = save(work / "sft", model, tiny.classes, text, params)
+        prepare(work, folder, {"3": audio})
+        made[name] = work, folder, audio
+    said = read(*[work for work, *_ in made.values()])
+    return {
+        name: (folder, audio, *told)
+        for (name, (_, folder, audio)), told in zip(made.items(), said, strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +213,7 @@ def model(trained):
     return ask.Model.load(trained)
 
 
-@pytest.fixture(scope="module")
-def heard(model):
+def listener(model):
     """`heard(audio, params)`: logits [T, V], reply and slots of the checkpoint as trained."""
 
     @jax.jit
@@ -116,6 +236,34 @@ def heard(model):
     return run
 
 
+@pytest.fixture(scope="module")
+def heard(model):
+    return listener(model)
+
+
+def agree(sources, slots, classes):
+    """Asserts that the other process's sources are these slots, likeliest first."""
+    order = np.argsort(-np.asarray(slots.presence[0]))
+    assert len(sources) == len(order) == 3
+    for source, s in zip(sources, order, strict=True):
+        assert source["class"] == classes[int(slots.label[0, s].argmax())]
+        azimuth, elevation = foa.direction(np.asarray(slots.direction[0, s]))
+        assert abs(source["azimuth"] - azimuth) < 0.06
+        assert abs(source["elevation"] - elevation) < 0.06
+        assert abs(source["distance"] - np.exp(slots.log_distance[0, s])) < 0.006
+
+
+def test_stage_3_taught_the_adapters(learnt):
+    before, after, losses = learnt
+    pairs = [path for path in after if path.startswith("lora/") and path.endswith("/b")]
+    assert len(pairs) == 7
+    for path in pairs:
+        assert (before[path] == 0).all() and np.abs(after[path]).max() > 0.01, path
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    moved = {p.partition("/")[0] for p in after if (after[p] != before[p]).any()}
+    assert moved == {"lora", "projector"}
+
+
 @pytest.mark.parametrize("seconds", SECONDS)
 def test_logits_text_and_slots_are_those_of_jax(model, heard, clips, found, seconds):
     facts, theirs, _ = found
@@ -126,15 +274,19 @@ def test_logits_text_and_slots_are_those_of_jax(model, heard, clips, found, seco
     said = [model.text.encode(facts["answers"][str(s)]["reply"]) for s in SECONDS]
     assert max(len(set(ids)) for ids in said) > 4
 
-    sources = facts["answers"][str(seconds)]["sources"]
-    order = np.argsort(-np.asarray(slots.presence[0]))
-    assert len(sources) == len(order) == 3
-    for source, s in zip(sources, order, strict=True):
-        assert source["class"] == model.classes[int(slots.label[0, s].argmax())]
-        azimuth, elevation = foa.direction(np.asarray(slots.direction[0, s]))
-        assert abs(source["azimuth"] - azimuth) < 0.06
-        assert abs(source["elevation"] - elevation) < 0.06
-        assert abs(source["distance"] - np.exp(slots.log_distance[0, s])) < 0.006
+    agree(facts["answers"][str(seconds)]["sources"], slots, model.classes)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_full_size_models(name, optional):
+    folder, audio, facts, theirs = optional[name]
+    model = ask.Model.load(folder)
+    logits, reply, slots = listener(model)(audio)
+    np.testing.assert_allclose(theirs["3"], logits, atol=1e-4)
+    assert facts["answers"]["3"]["reply"] == reply
+    assert np.ptp(logits) > 1 and len(set(model.text.encode(reply))) > 1
+    agree(facts["answers"]["3"]["sources"], slots, model.classes)
+    assert not facts["report"]
 
 
 def test_adapters_were_merged(model, heard, clips, found):

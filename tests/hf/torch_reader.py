@@ -1,8 +1,10 @@
 """Run by tests/hf/test_torch.py in a process of its own: reads an export without jaxasa.
 
-    python -I torch_reader.py FOLDER WORK
+    python -I torch_reader.py WORK... [--whole]
 
-WORK holds clips.npz; logits and answers go to WORK/found.npz and WORK/found.json.
+WORK holds export, clips.npz and question.txt; logits and answers go to WORK/found.npz and
+WORK/found.json. --whole: also batches, what is refused, bfloat16, and what transformers saves
+(WORK/saved).
 """
 
 import json
@@ -15,7 +17,6 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer  # noqa: E402
 
-folder, work = sys.argv[1], Path(sys.argv[2])
 try:
     import jaxasa  # noqa: F401
 
@@ -23,48 +24,69 @@ try:
 except ImportError:
     pass
 
-config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-model, report = AutoModel.from_pretrained(
-    folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float32
-)
-clips = np.load(work / "clips.npz")
-question = (work / "question.txt").read_text()
-logits, answers = {}, {}
-for name in clips.files:
-    inputs = processor(clips[name], question)
-    with torch.no_grad():
-        logits[name] = model(**inputs).logits[0].numpy()
-    reply, sources = model.generate(**inputs, return_sources=True, threshold=0.0)
-    answers[name] = {"reply": processor.read(reply[0])["reply"], "sources": sources[0]}
-# Two prompts of different lengths side by side.
-pair = processor([clips["3"]] * 2, [question, "how many ?"])
-answers["pair"] = [processor.read(row)["reply"] for row in model.generate(**pair)]
-answers["alone"] = processor.read(model.generate(**processor(clips["3"], "how many ?"))[0])["reply"]
-faults = []
-for audio, text, rate in (
-    (clips["3"][:, :3], question, 16_000),
-    (clips["3"], question, 48_000),
-    ([clips["3"], clips["10"]], [question] * 2, 16_000),
-    (np.zeros((31 * 16_000, 4)), question, 16_000),
-):
-    try:
-        model.generate(**processor(audio, text, sampling_rate=rate))
-    except ValueError as error:
-        faults.append(str(error))
-with torch.no_grad():
-    half = model.to(torch.bfloat16)(**processor(clips["3"], question)).logits[0]
-logits["bfloat16"] = half.float().numpy()
-model.float().save_pretrained(work / "saved")
-processor.save_pretrained(work / "saved")
-np.savez(work / "found.npz", **logits)
-facts = {
-    "classes": config.classes,
-    "ids": tokenizer(" where is the dog ?", add_special_tokens=False).input_ids,
-    "answers": answers,
-    "faults": faults,
-    "report": {name: sorted(map(str, found)) for name, found in report.items() if found},
-    "stock": [type(module).__name__ for module in model.modules()],
-}
-(work / "found.json").write_text(json.dumps(facts))
+
+def read(folder, work, whole):
+    """Writes found.npz and found.json of the export `folder` in `work`."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model, report = AutoModel.from_pretrained(
+        folder, trust_remote_code=True, output_loading_info=True, dtype=torch.float32
+    )
+    clips = np.load(work / "clips.npz")
+    question = (work / "question.txt").read_text()
+    logits, answers = {}, {}
+    for name in clips.files:
+        inputs = processor(clips[name], question)
+        with torch.no_grad():
+            logits[name] = model(**inputs).logits[0].numpy()
+        reply, sources = model.generate(**inputs, return_sources=True, threshold=0.0)
+        answers[name] = {"reply": processor.read(reply[0])["reply"], "sources": sources[0]}
+    facts = {
+        "classes": config.classes,
+        "ids": tokenizer(" where is the dog ?", add_special_tokens=False).input_ids,
+        "answers": answers,
+        "report": {name: sorted(map(str, found)) for name, found in report.items() if found},
+        "stock": [type(module).__name__ for module in model.modules()],
+    }
+    if whole:
+        answers |= pairs(model, processor, clips["3"], question)
+        facts["faults"] = faults(model, processor, clips, question)
+        with torch.no_grad():
+            half = model.to(torch.bfloat16)(**processor(clips["3"], question)).logits[0]
+        logits["bfloat16"] = half.float().numpy()
+        model.float().save_pretrained(work / "saved")
+        processor.save_pretrained(work / "saved")
+    np.savez(work / "found.npz", **logits)
+    (work / "found.json").write_text(json.dumps(facts))
+
+
+def pairs(model, processor, clip, question):
+    """Replies to two prompts of different lengths side by side, and to the second alone."""
+    pair = model.generate(**processor([clip] * 2, [question, "how many ?"]))
+    alone = model.generate(**processor(clip, "how many ?"))[0]
+    said = [processor.read(row)["reply"] for row in (*pair, alone)]
+    return {"pair": said[:2], "alone": said[2]}
+
+
+def faults(model, processor, clips, question):
+    """What is said of audio that is refused."""
+    said = []
+    for audio, text, rate in (
+        (clips["3"][:, :3], question, 16_000),
+        (clips["3"], question, 48_000),
+        ([clips["3"], clips["10"]], [question] * 2, 16_000),
+        (np.zeros((31 * 16_000, 4)), question, 16_000),
+    ):
+        try:
+            model.generate(**processor(audio, text, sampling_rate=rate))
+        except ValueError as error:
+            said.append(str(error))
+    return said
+
+
+options = [argument for argument in sys.argv[1:] if argument.startswith("--")]
+for folder in sys.argv[1:]:
+    if folder not in options:
+        print(folder, file=sys.stderr)
+        read(f"{folder}/export", Path(folder), "--whole" in options)
