@@ -196,18 +196,23 @@ def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
     """What to change where a step does not fit, the likeliest first."""
     lines = []
     stage = "GrpoStage" if what == ahead.ROLLOUT else f"{what.capitalize()}Stage"
-    shape = dict(over.shape)
-    if shape["data"] > 1:
+    data, fsdp, tensor = (over.shape[axis] for axis in mesh.AXES)
+    decoder = run.model.decoder
+    if data > 1 and decoder.width % (data * fsdp) == 0:
         lines.append(
-            f"more fsdp: --gin.Mesh.data=1 --gin.Mesh.fsdp={shape['data'] * shape['fsdp']} "
+            f"more fsdp: --gin.Mesh.data=1 --gin.Mesh.fsdp={data * fsdp} "
             "splits parameters over all of it"
         )
-    if found.arguments > found.temporaries and shape["tensor"] < run.model.decoder.kv_heads:
-        lines.append(f"more tensor: --gin.Mesh.tensor={2 * shape['tensor']}, or a larger slice")
+    if found.arguments > found.temporaries:
+        if data % 2 == 0 and decoder.kv_heads % (2 * tensor) == 0:
+            sizes = f"data={data // 2} --gin.Mesh.fsdp={fsdp} --gin.Mesh.tensor={2 * tensor}"
+            lines.append(f"more tensor: --gin.Mesh.{sizes}, or a larger slice")
+        else:
+            lines.append("a larger slice: parameters and optimizer take most of the room")
     batch = getattr(run, "grpo" if what == ahead.ROLLOUT else what).batch
-    if what != ahead.ROLLOUT and run.model.remat != "full":
+    if what not in ("spatial", ahead.ROLLOUT) and run.model.remat != "full":
         lines.append("remat: --gin.Model.remat=\"'full'\" keeps only the input of each layer")
-    if batch // 2 >= shape["data"] * shape["fsdp"]:
+    if batch % (2 * data * fsdp) == 0:
         lines.append(f"smaller batch: --gin.{stage}.batch={batch // 2}")
     if what == "sft" and run.sft.questions > 1:
         lines.append(f"smaller batch: --gin.SftStage.questions={run.sft.questions // 2}")

@@ -2,9 +2,12 @@
 
 import importlib.util
 import json
+import math
 import os
+import shlex
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -199,3 +202,153 @@ def test_a_run_on_the_cpu_says_nothing_of_libtpu():
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stderr == "" and done.stdout.strip() in ("cpu", "tpu", "gpu")
+
+
+@needs_libtpu
+@pytest.mark.parametrize("layers", [4, 28])
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x2"])
+def test_a_step_of_tpu_s_compiler_costs_its_closed_form(topology, layers):
+    """Stage text in bfloat16, wide enough for its layers to be nearly all that it does."""
+    sizes = ["width=512", "kv_heads=4", "head_width=128", "hidden=1024", f"layers={layers}"]
+    bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch=16", "Model.unroll=1"]
+    bindings += ["TextStage.optimizer='adamw'", "Model.dtype='bfloat16'"]
+    text = run("tiny_text", *bindings, *(f"Decoder.{size}" for size in sizes))
+    result = plan.plan(text, topology)
+    assert result["compiler"] == "libtpu" and result["fits"] is True
+    weights, table, attention = per_layer(text)
+    positions = flops.positions(text, "text")
+    length = positions["decoder"] / text.text.batch
+    each = weights * positions["decoder"] + attention * text.text.batch * length**2
+    forward = 2 * (layers * each + table * positions["head"])
+    assert result["flops_per_step"] == pytest.approx(3 * forward, rel=0.05)
+    # Weights are gathered for either pass, whatever the compiler gathers them by, and gradients are
+    # added up. All in bfloat16 but for the gradient of the table.
+    moved = result["collective_bytes"]["fsdp"]
+    gathered, summed = 2 * (2 * layers * weights + table), 2 * layers * weights + 4 * table
+    kinds = ("all-gather", "all-reduce", "reduce-scatter")
+    assert sum(moved.get(kind, 0) for kind in kinds) == pytest.approx(gathered + summed, rel=0.05)
+    assert moved["all-gather"] <= 1.05 * gathered
+    if "reduce-scatter" in moved:
+        whole = moved["all-gather"] + moved["all-reduce"]
+        assert whole == pytest.approx(gathered, rel=0.05)
+
+
+def per_layer(run):
+    """Of the decoder: weights of a layer, of its table, and products of a place with another."""
+    d = run.model.decoder
+    heads, kv = d.heads * d.head_width, d.kv_heads * d.head_width
+    return d.width * (2 * heads + 2 * kv + 3 * d.hidden), d.vocab * d.width, 2 * heads
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Without libtpu, and quick to compile: what is compiled is not run."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+    )
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.devices()  # Started before a plan asks for less of them.
+
+
+# Layers enough that the encoders matter little: their filterbanks and Fourier transforms have no
+# parameters, and CPU's partitioner gathers what it transforms.
+POLICY = ["Mesh.data=1", "Mesh.fsdp=2", "Model.unroll=1", "Scenes.seconds=1.0"]
+POLICY += ["Decoder.layers=12"]
+
+
+def test_an_update_of_grpo_costs_its_closed_form(emulated):
+    tiny = run("tiny_grpo", *POLICY)
+    result = plan.plan(tiny, "v5e:1x2", "grpo")
+    _, table, attention = per_layer(tiny)
+    asked, said = tiny.grpo.batch, tiny.grpo.batch * tiny.grpo.group
+    reply = tiny.model.reply_tokens
+    prompt = flops.positions(tiny, "grpo")["decoder"] / asked - tiny.grpo.group * (reply - 1)
+    # A completion sees its prompt and itself. Forward once and backward twice.
+    pairs = asked * prompt**2 + said * (reply - 1) * (prompt + reply - 1)
+    seen = 3 * 2 * 12 * attention * pairs
+    # The backward pass makes the logits again.
+    expected = result["model_flops_per_step"] + seen + 2 * table * said * reply
+    assert result["flops_per_step"] == pytest.approx(expected, rel=0.05)
+    assert result["flops_per_step"] > result["model_flops_per_step"]
+
+
+def test_a_rollout_costs_its_closed_form(emulated):
+    tiny = run("tiny_grpo", *POLICY)
+    result = plan.plan(tiny, "v5e:1x2", "rollout")
+    weights, table, attention = per_layer(tiny)
+    asked, said = tiny.grpo.batch, tiny.grpo.batch * tiny.grpo.group
+    reply = tiny.model.reply_tokens
+    prompt = flops.positions(tiny, "rollout")["decoder"] / asked - tiny.grpo.group * (reply - 1)
+    # Each new token sees its prompt and all of the room for a reply.
+    pairs = asked * prompt**2 + said * reply * (prompt + reply)
+    # The last token passes too, though what comes after it is not asked.
+    products = 12 * (weights * said + attention * pairs)
+    expected = result["model_flops_per_step"] + 2 * products
+    assert result["flops_per_step"] == pytest.approx(expected, rel=0.05)
+    # Weights are gathered for the prompts and again for each token.
+    gathered = 4 * (12 * weights * (1 + reply) + table)
+    assert result["collective_bytes"]["fsdp"]["all-gather"] == pytest.approx(gathered, rel=0.05)
+
+
+ADVICE = {
+    "split over data": (
+        ("sft", (4, 2, 1), 1, 3, ["Model.remat='dots'", "SftStage.questions=4"]),
+        {"Mesh.data": 1, "Mesh.fsdp": 8},
+        {"Model.remat": "'full'"},
+        {"SftStage.batch": 16},
+        {"SftStage.questions": 2},
+    ),
+    "parameters above all": (
+        ("text", (4, 2, 1), 3, 1, []),
+        {"Mesh.data": 1, "Mesh.fsdp": 8},
+        {"Mesh.data": 2, "Mesh.fsdp": 2, "Mesh.tensor": 2},
+        {"Model.remat": "'full'"},
+        {"TextStage.batch": 16},
+    ),
+    "parameters split already": (
+        ("grpo", (1, 8, 1), 3, 1, ["Model.remat='full'"]),
+        {},
+        {"GrpoStage.batch": 16},
+        {"GrpoStage.group": 4},
+    ),
+    "as many heads as the tensor axis": (("align", (2, 2, 2), 3, 1, ["Model.remat='full'"]),)
+    + ({"Mesh.data": 1, "Mesh.fsdp": 4}, {}, {"AlignStage.batch": 16}),
+    "half of the rows do not divide": (("align", (1, 8, 1), 1, 3, ["AlignStage.batch=24"]),)
+    + ({"Model.remat": "'full'"},),
+    "a width that more fsdp does not divide": (("text", (3, 1, 1), 1, 3, ["TextStage.batch=3"]),)
+    + ({"Model.remat": "'full'"},),
+    "no decoder": (("spatial", (1, 8, 1), 1, 3, []), {"SpatialStage.batch": 16}),
+    "a rollout": (
+        ("rollout", (1, 8, 1), 1, 3, []),
+        {"GrpoStage.batch": 16},
+        {"GrpoStage.group": 4},
+    ),
+    "nothing left": (("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch=1", "GrpoStage.group=2"]), {}),
+}
+KINDS = {"Mesh.tensor": "more tensor", "Mesh.fsdp": "more fsdp", "Model.remat": "remat"}
+
+
+@pytest.mark.parametrize(
+    "given, expected", [(a[0], list(a[1:])) for a in ADVICE.values()], ids=ADVICE
+)
+def test_advice_is_of_use_and_can_be_followed(given, expected):
+    what, sizes, arguments, temporaries, bindings = given
+    name = ("grpo" if what == "rollout" else what).capitalize() + "Stage"
+    bindings = [f"{name}.batch=32", *bindings]
+    bindings += [f"Mesh.{axis}={size}" for axis, size in zip(mesh.AXES, sizes, strict=True)]
+    tiny = run("tiny_grpo", *bindings)
+    over = types.SimpleNamespace(shape=dict(zip(mesh.AXES, sizes, strict=True)))
+    lines = plan._advice(tiny, what, over, plan.Compiled(arguments, temporaries, None))
+    found = []
+    for line in lines:
+        words = [word for word in shlex.split(line) if word.startswith("--gin.")]
+        said = [word.removeprefix("--gin.").rstrip(",") for word in words]
+        found.append(dict(binding.split("=") for binding in said))
+        kind = next((KINDS[key] for key in KINDS if key in found[-1]), "smaller batch")
+        assert line.startswith(kind if said else "a larger slice")
+        changed = run("tiny_grpo", *bindings, *said)
+        if "Mesh.fsdp" in found[-1]:
+            split = mesh.make(changed.mesh, jax.devices()[: math.prod(sizes)])
+            sharding.params_sharding(ahead.params_shapes(changed), split)
+    assert found == [{key: str(value) for key, value in one.items()} for one in expected]
