@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from jaxasa.config import ConfigError
-from jaxasa.hf import export, folder, keymap, load, remote
+from jaxasa.hf import folder, keymap, load, remote
 
 _FILES = {"adapter_config.json", "adapter_model.safetensors", "base", "README.md"}
 _PREFIX = "base_model.model."
@@ -29,7 +29,6 @@ def write(checkpoint: str | Path, out: str | Path) -> Path:
     if "lora" not in params:
         raise ConfigError(f"{checkpoint}: has no adapters, expected WORKDIR/checkpoints/STAGE")
     leaves = load.flat({"lora": params["lora"], "decoder": params["decoder"]})
-    export.check_finite(checkpoint, leaves)
     adapters = {}
     for path, leaf in leaves.items():
         if path.startswith("lora/"):

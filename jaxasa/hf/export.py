@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.config import ConfigError
 from jaxasa.data import tokens
 from jaxasa.hf import card, folder, keymap, load, remote, stablehlo
 
@@ -38,7 +37,6 @@ def export(
     """
     params, meta, tokenizer = load.load(checkpoint)
     leaves = load.flat(load.merge(params, meta["model"]))
-    check_finite(checkpoint, leaves)
     tensors = keymap.to_file(leaves)
     facts = _config(meta, leaves, tokens.Text.load(tokenizer))
     with folder.replacing(out, _is_export) as draft:
@@ -51,13 +49,6 @@ def export(
         text = card.text(checkpoint, meta, sum(leaf.size for leaf in leaves.values()))
         (draft / "README.md").write_text(text, encoding="utf-8")
     return Path(out)
-
-
-def check_finite(checkpoint: str | Path, leaves: Mapping[str, np.ndarray]) -> None:
-    """Raises ConfigError naming the arrays that hold NaN or infinity."""
-    bad = sorted(p for p, leaf in leaves.items() if not np.isfinite(leaf.astype(np.float32)).all())
-    if bad:
-        raise ConfigError(f"{checkpoint}: NaN or infinite values in {', '.join(bad)}")
 
 
 def _is_export(out: Path) -> bool:

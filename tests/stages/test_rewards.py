@@ -47,8 +47,9 @@ def right_form(text):
         return False
     thought, _, rest = text.partition("</think>")
     between, _, last = rest.partition("<answer>")
-    said, _, after = last.partition("</answer>")
-    return thought.startswith("<think>") and not between.strip() and not after and "<" not in said
+    said, end, after = last.partition("</answer>")
+    ends = thought.startswith("<think>") and end and not after
+    return bool(ends) and not between.strip() and "<" not in said
 
 
 @given(pieces.map("".join))
