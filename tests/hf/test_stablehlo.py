@@ -48,19 +48,20 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
         store.save(1, state.State(np.int32(1), tiny.params, {}), {}, meta, "")
     text.tokenizer.save(str(trained / "tokenizer.json"))
     out = export.export(trained, tmp_path / "out", with_stablehlo=True)
+    # Half a second is 2 steps of the map after 3 slots, and 16 places are left to the question.
     facts = json.loads((out / "stablehlo" / "signature.json").read_text())
-    assert facts["functions"]["logits"]["result"] == {"shape": ["b", 18, 480], "dtype": "float32"}
-    assert facts["ids"]["shape"] == ["b", 18] and facts["audio"]["shape"] == ["b", 8000, 4]
+    assert facts["functions"]["logits"]["result"] == {"shape": ["b", 21, 480], "dtype": "float32"}
+    assert facts["ids"]["shape"] == ["b", 21] and facts["audio"]["shape"] == ["b", 8000, 4]
 
     ours = ask.Model.load(trained)
     rng = np.random.default_rng(0)
     clips = (rng.normal(size=(3, 8000, 4)) * 3000).astype(np.int16)
     questions = ["where is the dog ?", "how many ?", "what ?"]
     rows = [
-        tokens.prompt_ids(ours.text, 2, tokens.question_text(question, None))
+        tokens.prompt_ids(ours.text, 5, tokens.question_text(question, None))
         for question in questions
     ]
-    ids = tokens.pad_left(rows, 18, ours.text.pad)
+    ids = tokens.pad_left(rows, 21, ours.text.pad)
     np.savez(tmp_path / "given.npz", ids=ids, audio=clips.astype(np.float32) / 32767)
     done = subprocess.run(
         [sys.executable, "-I", "-c", READER, str(out), str(tmp_path)],
@@ -70,7 +71,7 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     platforms, shapes = json.loads(done.stdout)
-    assert set(platforms) == {"cpu", "cuda", "tpu"} and shapes[0] == "int32[b,18]"
+    assert set(platforms) == {"cpu", "cuda", "tpu"} and shapes[0] == "int32[b,21]"
     found = np.load(tmp_path / "found.npz")
     replies = ours.respond(clips, questions, [None] * 3)
     assert [ours.text.decode(row) for row in found["answer"]] == replies
