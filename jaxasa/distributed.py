@@ -41,21 +41,21 @@ def join() -> None:
         return
     seconds = _number("JAXASA_TIMEOUT", 5, 40, "40")
     who: dict = {}
-    if coordinator != "auto":
+    where, told = f"JAXASA_COORDINATOR={coordinator}", None
+    if coordinator == "auto":
+        told, where = _launched(where)
+    else:
         host, _, port = coordinator.rpartition(":")
         ok = bool(host) and port.isdecimal()
         check(ok, "JAXASA_COORDINATOR", coordinator, "HOST:PORT or auto")
         count = _number("JAXASA_PROCESSES", 1, 10**6)
-        index = _number("JAXASA_PROCESS", 0, count - 1)
-        who = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
-        print(f"process {index} of {count}", flush=True)
-    told = None if who else _told()
-    if told is not None:
-        print(f"process {told[0]} of {told[1]}, as {told[2]} says", flush=True)
-    elif not who:
-        print(f"process on {socket.gethostname()}, of a number that joining tells", flush=True)
+        told = _number("JAXASA_PROCESS", 0, count - 1), count
+        who = {"coordinator_address": coordinator, "num_processes": count, "process_id": told[0]}
+    if told is None:
+        print(f"a process on {socket.gethostname()}; which one is known when all came", flush=True)
+    else:
+        print("process {} of {}".format(*told), flush=True)
     # JAX ends a process that waits too long by an abort, whose reason is hard to find.
-    where = told[2] if told is not None else f"JAXASA_COORDINATOR={coordinator}"
     guard = threading.Timer(seconds, _give_up, (seconds, coordinator, where, who.get("process_id")))
     guard.daemon = True
     guard.start()
@@ -73,7 +73,7 @@ def join() -> None:
     finally:
         guard.cancel()
     found = jax.process_index(), jax.process_count()
-    if not who and (told is None or told[:2] != found):
+    if told != found:
         print("process {} of {}".format(*found), flush=True)
     kind = jax.devices()[0].platform
     print(f"{jax.local_device_count()} of {devices} devices ({kind}) are here", flush=True)
@@ -116,26 +116,26 @@ def _number(name: str, low: int, high: int, default: str = "") -> int:
     return int(value)
 
 
-def _told() -> tuple[int, int, str] | None:
-    """Which process this is, of how many, and by which variable, where a launcher has said so.
+def _launched(where: str) -> tuple[tuple[int, int] | None, str]:
+    """Which process this is, of how many, and where they run, as far as a launcher says so.
 
     JAX finds the same for itself, but says nothing before all have come. SLURM, or the TPU hosts
-    of GKE; a TPU VM asks a server for it.
+    of GKE; a TPU VM asks a server for it, and `where` stays what it was.
     """
     env = os.environ
     try:
         if "SLURM_PROCID" in env:
             hosts = f"SLURM_STEP_NODELIST={env.get('SLURM_STEP_NODELIST', '')}"
-            return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), hosts
+            return (int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"])), hosts
         if "TPU_WORKER_ID" in env:
             hosts = env["TPU_WORKER_HOSTNAMES"]
             each, part = len(hosts.split(",")), int(env.get("MEGASCALE_SLICE_ID", "0"))
             count = each * int(env.get("MEGASCALE_NUM_SLICES", "1"))
-            where = f"TPU_WORKER_HOSTNAMES={hosts}"
-            return part * each + int(env["TPU_WORKER_ID"]), count, where
+            index = part * each + int(env["TPU_WORKER_ID"])
+            return (index, count), f"TPU_WORKER_HOSTNAMES={hosts}"
     except (KeyError, ValueError):
         pass  # half an environment: what JAX makes of it is said later
-    return None
+    return None, where
 
 
 def _give_up(seconds: int, coordinator: str, where: str, index: int | None) -> None:

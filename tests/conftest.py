@@ -114,3 +114,49 @@ def tiny(filled):
             reply_tokens=64,
         )
     )
+
+
+@pytest.fixture(scope="session")
+def context_of(tiny, text):
+    """`context_of(stage, data, **fields)`: a stage of the tiny model on `data`, on one device.
+
+    data: pairs of int16 audio [N, 4], all of one length, and a description. fields: of Context.
+    """
+    from jaxasa import config, mesh
+    from jaxasa.data import questions
+    from jaxasa.stages import common
+
+    def make(stage, data, asa=tiny.asa, **fields):
+        run = types.SimpleNamespace(
+            model=asa.model,
+            scenes=types.SimpleNamespace(seconds=len(data[0][0]) / 16_000),
+            questions=config.Questions(),
+            seed=0,
+        )
+        settings = dict(
+            run=run,
+            stage=stage,
+            asa=asa,
+            mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
+            text=text,
+            classes=tiny.classes,
+            clips=(),
+            train=data,
+            dev=data,
+            asking=questions.Asking(tiny.classes),
+        )
+        return common.Context(**settings | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noises(described):
+    """`noises(count, samples, sources=(1, 3))`: int16 noise [samples, 4] with descriptions."""
+
+    def make(count, samples, sources=(1, 3)):
+        rng = np.random.default_rng(0)
+        audio = rng.integers(-3000, 3000, (count, samples, 4)).astype(np.int16)
+        return list(zip(audio, described(count, sources), strict=True))
+
+    return make

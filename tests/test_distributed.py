@@ -220,32 +220,27 @@ def test_a_coordinator_out_of_reach_and_processes_that_never_come_are_named(tmp_
     print(f"both ended after {time.monotonic() - began:.1f} s, start-up of Python included")
 
 
-@pytest.mark.parametrize("launcher", ["slurm", "tpu"])
-def test_a_launcher_s_process_says_which_it_is_before_it_waits(tmp_path, monkeypatch, launcher):
-    """The other one never comes; what is named is what the launcher said."""
-    env = {
-        "slurm": {
-            "SLURM_JOB_ID": str(free_port() % 4096),
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_PROCID": "1",
-            "SLURM_NTASKS": "2",
-            "SLURM_LOCALID": "1",
-        },
-        "tpu": {"TPU_WORKER_ID": "1", "TPU_WORKER_HOSTNAMES": "a,b", "MEGASCALE_NUM_SLICES": "1"},
-    }[launcher]
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    if launcher == "tpu":
-        assert distributed._told() == (1, 2, "TPU_WORKER_HOSTNAMES=a,b")
-        monkeypatch.setenv("MEGASCALE_NUM_SLICES", "3")
-        monkeypatch.setenv("MEGASCALE_SLICE_ID", "2")
-        assert distributed._told()[:2] == (5, 6)
-        return
+def test_a_process_of_slurm_says_which_it_is_before_it_waits(tmp_path, monkeypatch):
+    """The other one never comes; what is named is where SLURM said they are."""
+    told = {"PROCID": "1", "NTASKS": "2", "LOCALID": "1", "STEP_NODELIST": "localhost"}
+    for name, value in (told | {"JOB_ID": str(free_port() % 4096)}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     process = begin(tmp_path, 0, "auto", seconds=5)
     said = process.communicate(timeout=240)[0]
     assert process.returncode == 2
-    assert said.splitlines()[0] == "process 1 of 2, as SLURM_STEP_NODELIST=localhost says"
+    assert said.splitlines()[0] == "process 1 of 2"
     assert "jaxasa: SLURM_STEP_NODELIST=localhost: not all processes came within 5 s" in said
+
+
+def test_a_process_on_gke_knows_which_it_is_of_all_slices(monkeypatch):
+    assert distributed._launched("auto") == (None, "auto")
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    assert distributed._launched("auto") == (None, "auto")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    assert distributed._launched("auto") == ((1, 2), "TPU_WORKER_HOSTNAMES=a,b")
+    monkeypatch.setenv("MEGASCALE_NUM_SLICES", "3")
+    monkeypatch.setenv("MEGASCALE_SLICE_ID", "2")
+    assert distributed._launched("auto")[0] == (5, 6)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ Compiling takes long: a mesh each here, and every stage on every mesh with `pyte
 """
 
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,8 @@ import optax
 import pytest
 
 from jaxasa import config, mesh, optim, sharding, state
-from jaxasa.data import questions
 from jaxasa.models import lm, sample
-from jaxasa.stages import common, grpo, sft, spatial
+from jaxasa.stages import grpo, sft, spatial
 
 LENGTH = dict(steps=4, batch=8, learning_rate=0.01, warmup=0, clip=0.0)
 STAGES = {
@@ -52,36 +50,7 @@ def said(context, params, batch, key, group, temperature):
 
 
 @pytest.fixture(scope="module")
-def context_of(tiny, text, described):
-    """`context_of(stage, mesh)` on made-up audio."""
-    rng = np.random.default_rng(0)
-    audio = rng.integers(-3000, 3000, (8, 8000, 4)).astype(np.int16)
-    scenes = list(zip(audio, described(8), strict=True))
-
-    seconds = types.SimpleNamespace(seconds=0.5)
-    settings = types.SimpleNamespace(
-        model=tiny.model, scenes=seconds, questions=config.Questions(), seed=0
-    )
-
-    def make(name, over):
-        return common.Context(
-            run=settings,
-            stage=STAGES[name][1],
-            asa=tiny.asa,
-            mesh=over,
-            text=text,
-            classes=tiny.classes,
-            clips=(),
-            train=scenes,
-            dev=scenes,
-            asking=questions.Asking(tiny.classes),
-        )
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def step(tiny, context_of):
+def step(tiny, context_of, noises):
     """`step(stage, mesh)`: metrics and gradients (as Adam's first moments tell) of one step."""
 
     def run(name, over):
@@ -89,7 +58,7 @@ def step(tiny, context_of):
         with jax.set_mesh(over), pytest.MonkeyPatch.context() as patch:
             patch.setattr(grpo, "rollout", said)
             patch.setattr(grpo.rewards, "total", lambda _, text, *__: {"total": len(text) % 7})
-            task = module.task(context_of(name, over))
+            task = module.task(context_of(stage, noises(8, 8000), mesh=over))
             start = state.create(tiny.params, stage, over)
             key = jax.device_put(jax.random.key(0), start.step.sharding)
             after, metrics = task.step(start, next(task.batches), key)
@@ -167,11 +136,11 @@ def shapes_in(jaxpr):
                 yield from shapes_in(inner)
 
 
-def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of, monkeypatch):
+def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of, noises, monkeypatch):
     """Traced, not run, for 80 prompts of 8 completions: forward and backward."""
     monkeypatch.setattr(lm, "LIMIT", 2**22)
     prompts, group = 80, 8
-    context = context_of("grpo", mesh.make(config.Mesh(), jax.devices()[:1]))
+    context = context_of(STAGES["grpo"][1], noises(8, 8000))
     row = next(grpo.task(context).batches)
     batch = {k: jax.ShapeDtypeStruct((prompts, *v.shape[1:]), v.dtype) for k, v in row.items()}
     length, vocab = tiny.model.reply_tokens, tiny.model.decoder.vocab

@@ -44,9 +44,9 @@ def render(
     rigid sphere. Raises ConfigError for a scene or clip that cannot be rendered: where walls
     differ and scatter nothing, late sound is no diffuse field, and full=True alone serves.
     """
-    mixed = full or spec.scattering > 0 or not rooms.uneven(spec.absorption)
-    expected = "above 0 where walls differ and the scene is for two ears: their tail is diffuse"
-    check(bool(mixed), "SceneSpec.scattering", spec.scattering, expected)
+    diffuse = spec.scattering > 0 or not rooms.uneven(spec.absorption)
+    expected = "above 0 where walls differ and the scene is for two ears"
+    check(bool(full or diffuse), "SceneSpec.scattering", spec.scattering, expected)
     head = hrtf.load("sphere") if head is None else head
     around, scene = foa_render.render(spec, audio, full=full)
     length = len(around)

@@ -9,7 +9,8 @@ which is what superposing the room's responses does when each sample of s is giv
 of the place where it was emitted. Doppler comes with it. The images of a moving source in a
 shoebox move with it, mirrored, so each early image has a path, a direction and a delay of its
 own. The diffuse tail has no paths: tails drawn independently take turns, every half metre, with
-gains whose squares sum to 1; where walls are uneven, responses of places on the path take turns so.
+gains whose squares sum to 1. Where walls are uneven there are late images instead, which stand
+still at each of these places and take the same turns.
 
 Delays and gains are computed every HOP samples of emission, and between them u is linear in t:
 at speed v and distance d that errs by v^2 HOP^2 / (8 d) metres, at 2 m/s and 0.5 m 1/20000 of a
@@ -259,7 +260,7 @@ def tails(
     air: bool = True,
     scattering: float = 0.0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields parts of the dry signal [n] and the tail [4, m] that each is heard through.
+    """Yields parts of the dry signal [n] and what each is heard through, [4, m]: see rir.late.
 
     The squares of the parts sum to that of the signal, and tails are independent of each other:
     so is a room's diffuse field at places half a metre apart (at 1 kHz, from 0.17 m on).

@@ -61,15 +61,16 @@ def oracle(classes: Sequence[str]) -> run.Reader:
 def by_rule(item: suite.Item, scene: Mapping, classes: Sequence[str]) -> str:
     """The letter of the answer that a description gives, or a guess.
 
-    Of the item's choices only those count that can be read in its question: a class that it does
-    not name is what it asks for, and may be any. Where several answers fit, one is guessed.
+    The class that an item is about may be what it asks for. So any is tried, and those count with
+    which the question would read as it does. Where several answers fit, one is guessed.
     """
     rng = keys.rng(0, "guess", item.id)
-    told = item.about.get("class") in (None, *item.question.split())
+    tried = [{"class": name} for name in classes] if "class" in item.about else [{}]
     fitting = set()
-    for about in [item.about] if told else [{**item.about, "class": name} for name in classes]:
+    for one in tried:
+        about = {**item.about, **one}
         asked = questions.again(item.task, about, dict(scene), classes, rng, lenient=True)
-        if asked is not None and (told or asked.question == item.question):
+        if asked is not None and asked.question == item.question:
             fitting.add(asked.answer_text)
     places = [i for i, option in enumerate(item.options) if option in fitting] or range(4)
     return questions.LETTERS[rng.choice(places)]

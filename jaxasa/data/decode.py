@@ -108,8 +108,8 @@ def decode(audio: Path | bytes) -> tuple[np.ndarray, int]:
     try:
         source = io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)
         samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    # TypeError: of a .raw file, which says nothing of its format.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        # TypeError: a .raw file, which says nothing of its format.
         # What libsndfile says of a header without a rate, and of nothing else that it opens.
         if "SF_INFO struct incomplete" in str(error):
             raise Unusable("sample rate 0") from error

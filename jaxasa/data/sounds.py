@@ -108,13 +108,15 @@ class Bank:
         return self._audio[start : start + count].astype(np.float32) / SCALE
 
     def table(self) -> str:
-        """Takes, clips and seconds per class and split, then what was refused, as text."""
+        """Takes, clips and seconds per class and split, then what was not done, as text."""
         rows = [f"{'class':<12}" + "".join(f"{s + ' takes':>13}{'s':>6}" for s in takes.SPLITS)]
         for label, splits in self.report["classes"].items():
             cells = (f"{c['takes']:>13}{c['seconds']:>6.0f}" for c in splits.values())
             rows.append(f"{label:<12}" + "".join(cells))
         for label, count in self.report["left_out"].items():
             rows.append(f"left out: {label} ({count} takes)")
+        for label, count in self.report.get("unmerged", {}).items():
+            rows.append(f"copies not looked for: {label} ({count} clips, {takes.MOST_COMPARED} do)")
         for reason, count in self.report["reasons"].items():
             rows.append(f"refused: {count} x {reason}")
         return "\n".join([f"sound bank: {self.name}", *rows])
@@ -163,7 +165,10 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
             raise ConfigError(f"Sounds.bank {sounds.bank!r}: no usable recording")
         raw = np.memmap(raw_path, "<i2", mode="r")
         found = _one_class_per_take(found, refused)
+        unmerged = {}
         if sounds.bank.partition(":")[0] in GUESSED_TAKES:
+            clips_of = Counter(piece.label for piece in found)
+            unmerged = {c: n for c, n in clips_of.items() if n > takes.MOST_COMPARED}
             found = _merge_takes(found, raw, known)
         found, split, left_out = _split(found, sounds, seed, known)
         clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
@@ -180,6 +185,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         "report": {
             "classes": _count(clips),
             "left_out": left_out,
+            "unmerged": dict(sorted(unmerged.items())),
             "reasons": dict(sorted(Counter(refused.values()).items())),
             "refused": refused,
         },

@@ -27,7 +27,7 @@ TASKS = {
     "sft": sft.task,
     "grpo": grpo.task,
 }
-ASKING = ("sft", "grpo")  # whose questions are balanced
+BALANCED = ("sft", "grpo")  # stages that weigh their questions
 
 
 def train(
@@ -52,7 +52,7 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
     if len(bank.classes) > most:
         raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
     needs_scenes, clips, asking = stage != "text", bank.clips("train"), None
-    if stage in ASKING:
+    if stage in BALANCED:
         asking = pipeline.balanced(run.scenes, clips, bank.classes, run.seed, run.questions)
     return Context(
         run=run,

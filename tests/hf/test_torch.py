@@ -5,19 +5,18 @@ import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxasa import ask, checkpoint, config, mesh, optim, state
+from jaxasa import ask, checkpoint, config, optim, state
 from jaxasa.acoustics import binaural, foa, render, scenes
-from jaxasa.data import procedural, questions, tokens
+from jaxasa.data import procedural, tokens
 from jaxasa.hf import adapter, export, load
 from jaxasa.models import sample
-from jaxasa.stages import common, sft
+from jaxasa.stages import sft
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -98,33 +97,11 @@ def scene(tiny):
 
 
 @pytest.fixture(scope="module")
-def learnt(tiny, text, scene):
+def learnt(tiny, context_of, scene):
     """Parameters [flat] before and after STEPS of stage 3, in which adapters begin at nothing."""
-    data = [scene(100 + index) for index in range(16)]
-    context = common.Context(
-        run=types.SimpleNamespace(
-            model=tiny.model,
-            scenes=types.SimpleNamespace(seconds=3.0),
-            questions=config.Questions(),
-            seed=0,
-        ),
-        stage=config.SftStage(
-            steps=STEPS,
-            batch=8,
-            learning_rate=0.01,
-            trainable=("projector/.*", "lora/.*"),
-            questions=2,
-            warmup=0,
-        ),
-        asa=tiny.asa,
-        mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
-        text=text,
-        classes=tiny.classes,
-        clips=(),
-        train=data,
-        dev=data,
-        asking=questions.Asking(tiny.classes),
-    )
+    fields = {"steps": STEPS, "batch": 8, "learning_rate": 0.01, "questions": 2, "warmup": 0}
+    stage = config.SftStage(trainable=("projector/.*", "lora/.*"), **fields)
+    context = context_of(stage, [scene(100 + index) for index in range(16)])
     before = varied(tiny.params)
     for path in before:
         if path.startswith("lora/") and path.endswith("/b"):

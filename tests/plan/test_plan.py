@@ -257,40 +257,43 @@ POLICY = ["Mesh.data=1", "Mesh.fsdp=2", "Model.unroll=1", "Scenes.seconds=1.0"]
 POLICY += ["Decoder.layers=12"]
 
 
-def test_an_update_of_grpo_costs_its_closed_form(emulated):
+def planned_policy(stage):
+    """A plan of the tiny model, and the rows, the lengths and the layers that its cost is of."""
     tiny = run("tiny_grpo", *POLICY)
-    result = plan.plan(tiny, "v5e:1x2", "grpo")
-    _, table, attention = per_layer(tiny)
-    asked, said = tiny.grpo.batch, tiny.grpo.batch * tiny.grpo.group
-    reply = tiny.model.reply_tokens
-    prompt = flops.positions(tiny, "grpo")["decoder"] / asked - tiny.grpo.group * (reply - 1)
+    weights, table, attention = per_layer(tiny)
+    group, reply = tiny.grpo.group, tiny.model.reply_tokens
+    asked = tiny.grpo.batch
+    prompt = flops.positions(tiny, stage)["decoder"] / asked - group * (reply - 1)
+    sizes = dict(asked=asked, said=asked * group, prompt=prompt, reply=reply)
+    sizes |= dict(weights=weights, table=table, attention=attention)
+    return plan.plan(tiny, "v5e:1x2", stage), types.SimpleNamespace(**sizes)
+
+
+def test_an_update_of_grpo_costs_its_closed_form(emulated):
+    result, n = planned_policy("grpo")
     # A completion sees its prompt and itself. Forward once and backward twice.
-    pairs = asked * prompt**2 + said * (reply - 1) * (prompt + reply - 1)
-    seen = 3 * 2 * 12 * attention * pairs
+    pairs = n.asked * n.prompt**2 + n.said * (n.reply - 1) * (n.prompt + n.reply - 1)
+    seen = 3 * 2 * 12 * n.attention * pairs
     # The backward pass makes the logits again.
-    expected = result["model_flops_per_step"] + seen + 2 * table * said * reply
+    expected = result["model_flops_per_step"] + seen + 2 * n.table * n.said * n.reply
     assert result["flops_per_step"] == pytest.approx(expected, rel=0.05)
     assert result["flops_per_step"] > result["model_flops_per_step"]
 
 
 def test_a_rollout_costs_its_closed_form(emulated):
-    tiny = run("tiny_grpo", *POLICY)
-    result = plan.plan(tiny, "v5e:1x2", "rollout")
-    weights, table, attention = per_layer(tiny)
-    asked, said = tiny.grpo.batch, tiny.grpo.batch * tiny.grpo.group
-    reply = tiny.model.reply_tokens
-    prompt = flops.positions(tiny, "rollout")["decoder"] / asked - tiny.grpo.group * (reply - 1)
+    result, n = planned_policy("rollout")
     # Each new token sees its prompt and all of the room for a reply.
-    pairs = asked * prompt**2 + said * reply * (prompt + reply)
+    pairs = n.asked * n.prompt**2 + n.said * n.reply * (n.prompt + n.reply)
     # The last token passes too, though what comes after it is not asked.
-    products = 12 * (weights * said + attention * pairs)
+    products = 12 * (n.weights * n.said + n.attention * pairs)
     expected = result["model_flops_per_step"] + 2 * products
     assert result["flops_per_step"] == pytest.approx(expected, rel=0.05)
     # Weights are gathered for the prompts and again for each token.
-    gathered = 4 * (12 * weights * (1 + reply) + table)
+    gathered = 4 * (12 * n.weights * (1 + n.reply) + n.table)
     assert result["collective_bytes"]["fsdp"]["all-gather"] == pytest.approx(gathered, rel=0.05)
 
 
+# (stage, mesh, bytes of arguments, of temporaries, bindings), and what each line of advice binds.
 ADVICE = {
     "split over data": (
         ("sft", (4, 2, 1), 1, 3, ["Model.remat='dots'", "SftStage.questions=4"]),
@@ -312,12 +315,20 @@ ADVICE = {
         {"GrpoStage.batch": 16},
         {"GrpoStage.group": 4},
     ),
-    "as many heads as the tensor axis": (("align", (2, 2, 2), 3, 1, ["Model.remat='full'"]),)
-    + ({"Mesh.data": 1, "Mesh.fsdp": 4}, {}, {"AlignStage.batch": 16}),
-    "half of the rows do not divide": (("align", (1, 8, 1), 1, 3, ["AlignStage.batch=24"]),)
-    + ({"Model.remat": "'full'"},),
-    "a width that more fsdp does not divide": (("text", (3, 1, 1), 1, 3, ["TextStage.batch=3"]),)
-    + ({"Model.remat": "'full'"},),
+    "as many heads as the tensor axis": (
+        ("align", (2, 2, 2), 3, 1, ["Model.remat='full'"]),
+        {"Mesh.data": 1, "Mesh.fsdp": 4},
+        {},
+        {"AlignStage.batch": 16},
+    ),
+    "half of the rows do not divide": (
+        ("align", (1, 8, 1), 1, 3, ["AlignStage.batch=24"]),
+        {"Model.remat": "'full'"},
+    ),
+    "a width that more fsdp does not divide": (
+        ("text", (3, 1, 1), 1, 3, ["TextStage.batch=3"]),
+        {"Model.remat": "'full'"},
+    ),
     "no decoder": (("spatial", (1, 8, 1), 1, 3, []), {"SpatialStage.batch": 16}),
     "a rollout": (
         ("rollout", (1, 8, 1), 1, 3, []),
@@ -330,7 +341,7 @@ KINDS = {"Mesh.tensor": "more tensor", "Mesh.fsdp": "more fsdp", "Model.remat": 
 
 
 @pytest.mark.parametrize(
-    "given, expected", [(a[0], list(a[1:])) for a in ADVICE.values()], ids=ADVICE
+    "given, expected", [(given, expected) for given, *expected in ADVICE.values()], ids=ADVICE
 )
 def test_advice_is_of_use_and_can_be_followed(given, expected):
     what, sizes, arguments, temporaries, bindings = given

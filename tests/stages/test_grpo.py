@@ -6,42 +6,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasa import config, mesh, state
-from jaxasa.data import questions
+from jaxasa import config, state
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
-from jaxasa.stages import common, grpo
+from jaxasa.stages import grpo
 
 
 @pytest.fixture(scope="module")
-def make(tiny, text, described):
+def make(tiny, context_of, noises):
     """`make(asa=tiny.asa, **fields)`: stage 4 of the tiny model on made-up clips.
 
     Returns the task, its context and a batch.
     """
-    scenes = described(16, (2, 3))
-    rng = np.random.default_rng(0)
-    audio = rng.integers(-3000, 3000, (16, 16_000, 4)).astype(np.int16)
+    data = noises(16, 16_000, (2, 3))
 
     def made(asa=tiny.asa, **fields):
         fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "group": 4, "warmup": 0} | fields
-        context = common.Context(
-            run=types.SimpleNamespace(
-                model=asa.model,
-                scenes=types.SimpleNamespace(seconds=1.0),
-                questions=config.Questions(),
-                seed=0,
-            ),
-            stage=config.GrpoStage(trainable=("lora/.*",), **fields),
-            asa=asa,
-            mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
-            text=text,
-            classes=tiny.classes,
-            clips=(),
-            train=list(zip(audio, scenes, strict=True)),
-            dev=list(zip(audio, scenes, strict=True)),
-            asking=questions.Asking(tiny.classes),
-        )
+        stage = config.GrpoStage(trainable=("lora/.*",), **fields)
+        context = context_of(stage, data, asa)
         task = grpo.task(context)
         logps = jax.jit(lambda params, batch: grpo.completion_logps(context, params, batch))
         return types.SimpleNamespace(

@@ -2,15 +2,13 @@
 
 import dataclasses
 import shutil
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from jaxasa import config, loop, mesh, stages, state
-from jaxasa.data import questions
-from jaxasa.stages import common, grpo
+from jaxasa import config, loop, stages, state
+from jaxasa.stages import grpo
 
 LENGTH = dict(steps=2, batch=8, learning_rate=0.01, warmup=0, save_every=1, log_every=1)
 STAGES = {
@@ -23,28 +21,14 @@ STAGES = {
 
 
 @pytest.fixture(scope="module")
-def task_of(tiny, text, described):
+def task_of(context_of, noises, described):
     """`task_of(stage)`: its task without evaluation, and its mesh."""
-    rng = np.random.default_rng(0)
-    audio = rng.integers(-3000, 3000, (16, 8000, 4)).astype(np.int16)
-    heard = list(zip(audio, described(16), strict=True))
-    ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=0.5, sources=(1, 2))
+    heard = noises(16, 8000)
 
     def make(name):
-        context = common.Context(
-            run=types.SimpleNamespace(
-                model=tiny.model, scenes=ranges, questions=config.Questions(), seed=0
-            ),
-            stage=STAGES[name],
-            asa=tiny.asa,
-            mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
-            text=text,
-            classes=tiny.classes,
-            clips=described.clips,
-            train=heard,
-            dev=heard,
-            asking=questions.Asking(tiny.classes),
-        )
+        context = context_of(STAGES[name], heard, clips=described.clips)
+        ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=0.5, sources=(1, 2))
+        context.run.scenes = ranges  # stage 0 draws scenes of its own
         task = stages.TASKS[name](context)
         return dataclasses.replace(task, evaluate=lambda params: None), context.mesh
 

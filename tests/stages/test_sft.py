@@ -1,13 +1,12 @@
 import json
-import types
 
 import jax
 import numpy as np
 import pytest
 
-from jaxasa import config, mesh, state
-from jaxasa.data import convert, questions, records
-from jaxasa.stages import common, sft
+from jaxasa import config, state
+from jaxasa.data import convert, records
+from jaxasa.stages import sft
 
 
 @pytest.fixture(scope="module")
@@ -28,55 +27,35 @@ def folder(tmp_path_factory):
     return folder
 
 
-def context(tiny, text, described, **changes):
-    rng = np.random.default_rng(0)
-    audio = rng.integers(-3000, 3000, (16, 16_000, 4)).astype(np.int16)
-    stage = config.SftStage(
-        steps=4,
-        batch=8,
-        learning_rate=0.01,
-        trainable=("lora/.*",),
-        questions=2,
-        warmup=0,
-        **changes,
-    )
-    data = list(zip(audio, described(16, (2, 3)), strict=True))
-    return common.Context(
-        run=types.SimpleNamespace(
-            model=tiny.model,
-            scenes=types.SimpleNamespace(seconds=1.0),
-            questions=config.Questions(),
-            seed=0,
-        ),
-        stage=stage,
-        asa=tiny.asa,
-        mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
-        text=text,
-        classes=tiny.classes,
-        clips=(),
-        train=data,
-        dev=data,
-        asking=questions.Asking(tiny.classes),
-    )
+@pytest.fixture
+def made(context_of, noises):
+    """`made(**changes)`: the context of stage 3 on made-up clips."""
+
+    def make(**changes):
+        fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "questions": 2, "warmup": 0}
+        stage = config.SftStage(trainable=("lora/.*",), **fields, **changes)
+        return context_of(stage, noises(16, 16_000, (2, 3)))
+
+    return make
 
 
 def foreign(batch):
     return (batch["audio"] > 10_000).any((1, 2))
 
 
-def test_without_imported_questions_nothing_is_mixed(tiny, text, described):
-    batch = next(sft.task(context(tiny, text, described)).batches)
+def test_without_imported_questions_nothing_is_mixed(made):
+    batch = next(sft.task(made()).batches)
     assert not foreign(batch).any()
 
 
-def test_imported_questions_are_learnt_beside_those_on_scenes(tiny, text, described, folder):
-    made = context(tiny, text, described, imported=(str(folder),), imported_share=0.25)
-    task = sft.task(made)
+def test_imported_questions_are_learnt_beside_those_on_scenes(tiny, text, made, folder):
+    context = made(imported=(str(folder),), imported_share=0.25)
+    task = sft.task(context)
     batch = next(task.batches)
     assert foreign(batch).sum() == 2 and batch["reply"].shape[:2] == (8, 2)
     replies = {text.decode(row) for row in batch["reply"][foreign(batch)].reshape(4, -1)}
     assert replies == {"<think></think><answer> left</answer>"}
-    now = state.create(tiny.params, made.stage, made.mesh)
+    now = state.create(tiny.params, context.stage, context.mesh)
     losses = []
     for _ in range(4):
         now, metrics = task.step(now, batch, jax.random.key(0))
