@@ -110,7 +110,7 @@ def _do(job: Job, load: Load, folder: Path) -> None:
         steps.scenes(job.run, folder, job.split)
     elif job.kind == "suite":
         _link_data(place, folder)
-        steps.build_suite(job.run, place, "benchmark")
+        steps.build_suite(job.run, place, job.run.ablation.split)
     elif job.kind == "answers":
         _answer(job, folder)
     else:
@@ -146,7 +146,7 @@ def _forget_another(place: Path, run: config.Run) -> None:
 
 def _answer(job: Job, folder: Path) -> None:
     """Answers of a variant's last stage to the suite, in the job's predictions/."""
-    where = job.needs[0].place(folder) / "benchmark"
+    where = job.needs[0].suite(folder)
     model = ask.Model.load(job.before.place(folder) / "checkpoints" / job.before.stage)
     system = controls.System(job.before.stage, "mono" if job.hears == "mono" else "full")
     systems, marks = {"answers": system}, {system.stage: model.digest}
@@ -156,7 +156,7 @@ def _answer(job: Job, folder: Path) -> None:
 
 def _write(plan: Plan, log: Log, folder: Path, failed: Mapping[str, str]) -> dict:
     """Compares what is answered so far; writes ablation.json and returns it, {} for nothing."""
-    place = plan.suite(plan.ablation.base).place(folder) / "benchmark"
+    place = plan.suite(plan.ablation.base).suite(folder)
     right: dict[str, dict[int, np.ndarray]] = {}
     items = None
     reasons = {}
@@ -164,7 +164,7 @@ def _write(plan: Plan, log: Log, folder: Path, failed: Mapping[str, str]) -> dic
         if job.name in failed:
             reasons.setdefault(name, f"seed {seed}: {failed[job.name]}")
         elif log.is_done(job):
-            own = suite.load(plan.suite(name).place(folder) / "benchmark")
+            own = suite.load(plan.suite(name).suite(folder))
             items = suite.load(place) if items is None else items
             ablation.check_same(own, items, name)
             said = score.read(job.place(folder) / "predictions" / "answers.jsonl", own)
@@ -174,7 +174,7 @@ def _write(plan: Plan, log: Log, folder: Path, failed: Mapping[str, str]) -> dic
     result: dict = {"base": plan.ablation.base, "seeds": list(plan.ablation.seeds)}
     if items is not None:
         facts = suite.manifest(place)
-        names = ("items", "levels", "scenes", "sounds", "seed", "sha256")
+        names = ("split", "items", "levels", "scenes", "sounds", "seed", "sha256")
         result["suite"] = {name: facts[name] for name in names}
         samples = plan.base.bench.bootstrap
         compared = ablation.compare(items, right, plan.ablation.base, samples)

@@ -95,8 +95,14 @@ class Job:
             return folder / "sounds" / "bank.json"
         if self.split:
             return workdir.scenes_of(self.run, folder, self.split) / "manifest.json"
-        inside = {"suite": "benchmark/manifest.json", "answers": "results.json"}
-        return self.place(folder) / inside.get(self.kind, f"checkpoints/{self.stage}/meta.json")
+        if self.kind == "suite":
+            return self.suite(folder) / "manifest.json"
+        inside = "results.json" if self.kind == "answers" else f"checkpoints/{self.stage}/meta.json"
+        return self.place(folder) / inside
+
+    def suite(self, folder: Path) -> Path:
+        """Where the items are that a job of kind "suite" chooses."""
+        return steps.suite_of(self.place(folder), self.run.ablation.split)
 
 
 class Plan:
@@ -154,7 +160,7 @@ class Plan:
         users = [(name, seed) for seed in self.ablation.seeds]
         made = [self._add(Job("sounds", "bank", self.base, 1, "sounds"), users)]
         form = run.model.spatial.format
-        for split in steps.SPLITS:
+        for split in (s for s in steps.SPLITS if s != "benchmark" or s == self.ablation.split):
             folder = workdir.scenes_of(run, Path(), split)
             kind = folder.parts[0]
             units, key = getattr(run.scenes, split), split
@@ -162,9 +168,11 @@ class Plan:
                 units, key = run.scenes.responses, "bank"
             job = Job(kind, key, run, units, kind, needs=(made[0],), split=split, hears=form)
             made.append(self._add(job, users))
-        facts = _facts(run, _SUITE) | {"format": form}
+        split = self.ablation.split
+        facts = _facts(run, _SUITE) | {"format": form, "split": split}
+        asked = next(job for job in made if job.split == split)
         units = run.bench.l1 + run.bench.l2 + run.bench.l3
-        needs = (made[0], made[-1])
+        needs = (made[0], asked)
         self._add(
             Job("suite", _hash(facts), run, units, "suite", facts=facts, needs=needs, hears=form),
             users,

@@ -1,7 +1,8 @@
 """What an ablation says: variants over several seeds, on one suite, beside a base.
 
 ablation.json:
-{"base", "seeds": [s], "suite": {"items", "levels", "scenes", "sounds", "seed", "sha256"},
+{"base", "seeds": [s],
+ "suite": {"split", "items", "levels", "scenes", "sounds", "seed", "sha256"},
  "variants": {NAME: {"overall": A, "L1": A, "L2": A, "L3": A,
                      "seeds": {s: {"overall": accuracy, ...}},
                      "against": {"overall": D, ..., "seeds": {s: {"overall": difference, ...}}},
@@ -180,21 +181,25 @@ def show(result: Mapping, console: Console) -> None:
     seeds = ", ".join(map(str, result["seeds"]))
     title = f"accuracy in %, mean over seeds {seeds}, with 95 % intervals over scenes"
     groups = ["overall", *result["suite"]["levels"]]
-    table = Table("variant", *groups, f"less {result['base']}", "by seed", title=title)
+    table = Table("variant", *groups, "by seed", title=title)
     for name, found in variants.items():
+        less, each = found.get("against"), ""
         cells = []
         for group in groups:
             a = found[group]
             low, high = 100 * a["low"], 100 * a["high"]
             cells.append(f"{100 * a['accuracy']:.1f} [dim]({low:.0f}-{high:.0f})[/dim]")
-        less, each = "", ""
-        if "against" in found:
-            d = found["against"]["overall"]
-            low, high = 100 * d["low"], 100 * d["high"]
-            less = f"{100 * d['difference']:+.1f} [dim]({low:+.1f} to {high:+.1f})[/dim]"
-            by_seed = found["against"]["seeds"].values()
-            each = ", ".join(f"{100 * d['overall']:+.1f}" for d in by_seed)
-        table.add_row(name, *cells, less, each)
+            if less:
+                d = less[group]
+                low, high = 100 * d["low"], 100 * d["high"]
+                apart = f"{100 * d['difference']:+.1f} [dim]({low:+.1f} to {high:+.1f})[/dim]"
+                cells[-1] += f"\n{apart}"
+        if less:
+            each = ", ".join(f"{100 * d['overall']:+.1f}" for d in less["seeds"].values())
+        table.add_row(name, *cells, each)
     console.print(table)
+    of = {"dev": "the development suite", "benchmark": "the benchmark"}[result["suite"]["split"]]
+    what = f"of {of}'s {result['suite']['items']} items; second lines: less {result['base']}"
+    console.print(what, soft_wrap=True, highlight=False)
     if result["matched"]:
         console.print(said_of(result["matched"]), soft_wrap=True, highlight=False)

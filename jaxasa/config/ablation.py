@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from jaxasa.config.checks import check, check_at_least
 from jaxasa.config.model import EXPERTS
 
+SUITES = ("benchmark", "dev")
+
 
 def published() -> dict[str, tuple[str, ...]]:
     """The comparisons that the published system leaves out, and those that it has (field.md)."""
@@ -30,6 +32,8 @@ class Ablation:
         scenes, questions and the suite are the same for all. A variant whose SftStage.mono_share
         is 1 is asked in W alone.
     base: the variant with which the others are compared.
+    split: whose scenes and recordings they are asked about: "benchmark", or "dev", by which one may
+        choose; then no scene of the benchmark is made.
     seeds: of training: parameters, order and augmentation of the scenes. Data, and stage text
         where it comes first, are made once from Run.seed.
     projector_steps: steps of stage 1 in which each variant's projector learns from scratch on
@@ -42,6 +46,7 @@ class Ablation:
 
     variants: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=published)
     base: str = "p2"
+    split: str = "benchmark"
     seeds: tuple[int, ...] = (0, 1, 2)
     projector_steps: int = 0
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -51,6 +56,7 @@ class Ablation:
         check(ok, "Ablation.variants", list(self.variants), "names of letters, digits, _ and -")
         names = ", ".join(self.variants)
         check(self.base in self.variants, "Ablation.base", self.base, f"one of {names}")
+        check(self.split in SUITES, "Ablation.split", self.split, " or ".join(SUITES))
         seeds = self.seeds
         ok = len(seeds) > 0 and len(set(seeds)) == len(seeds)
         ok = ok and all(isinstance(s, int) and s >= 0 for s in seeds)

@@ -150,7 +150,9 @@ class Fake:
 
     def build_suite(self, run, folder, split):
         self.calls.append("suite")
-        (folder / "benchmark").symlink_to(self._small.folder.resolve())
+        place = steps.suite_of(folder, split)
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(self._small.folder.resolve())
 
     def run(self, systems, responders, where, out, bench, marks):
         items = suite.load(where)
@@ -178,6 +180,19 @@ def fake(monkeypatch, small):
 
 
 PAIR = {"p2": (), "p1": SMALL["p1"]}
+
+
+def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
+    result = ablate.ablate(loader("Ablation.split='dev'", variants=PAIR, seeds=(0,)), tmp_path)
+    assert fake.calls[:4] == ["sounds", "scenes train", "scenes dev", "suite"]
+    assert "scenes benchmark" not in fake.calls and fake.calls.count("answers") == 2
+    assert set(result["variants"]) == set(PAIR) and not result["failed"]
+    # Another suite, other answers; the same training.
+    keys = [Plan(loader(f"Ablation.split={s!r}")).jobs.keys() for s in ("dev", "benchmark")]
+    apart = {name.partition("-")[0] for name in keys[0] ^ keys[1]}
+    assert apart == {"scenes", "binaural", "suite", "answers"}
+    with pytest.raises(ConfigError, match="Ablation.split"):
+        Plan(loader("Ablation.split='train'"))
 
 
 def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):

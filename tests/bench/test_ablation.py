@@ -93,7 +93,7 @@ def test_the_report_shows_it(small, right, tmp_path, monkeypatch):
     attack = "<script>x</script>"
     variants = {"p2": found["p2"] | about("p2", 1000), attack: found["p1"] | about("p1", 1040)}
     result = {
-        "base": "p2", "seeds": [0, 1, 2], "suite": {"items": len(small.items)},
+        "base": "p2", "seeds": [0, 1, 2], "suite": {"items": len(small.items), "split": "dev"},
         "variants": variants, "matched": ablation.matched(variants), "failed": {"grpo": attack},
     }  # fmt: skip
     path = tmp_path / "elsewhere.json"
@@ -109,6 +109,8 @@ def test_the_report_shows_it(small, right, tmp_path, monkeypatch):
         "Projectors are matched",
         "✗ failed",
         "accuracy less that of p2",
+        f"{len(small.items)} items of the development suite",
+        f"{100 * found['p1']['against']['L3']['difference']:+.1f}",
     ):
         assert said in page, said
     assert attack not in page
