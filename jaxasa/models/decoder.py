@@ -20,6 +20,9 @@ import jax.numpy as jnp
 from jaxasa import config, sharding
 
 MASKED = -1e9
+FEW = (
+    32  # rows up to which a CPU multiplies a large kernel of [out, in] faster with them as columns
+)
 # What the backward pass finds kept of a layer, by `config.Model.remat`.
 KEPT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -40,7 +43,7 @@ def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 class Cache(NamedTuple):
     """Keys and values of P prompts, stored once each, and of their G completions.
 
-    prompt_k, prompt_v: [L, P, S, K, H]; k, v: [L, P, G, C, K, H] for up to C new tokens.
+    prompt_k, prompt_v: [L, P, S, K, H]; k, v: [L, P, G, K, C, H] for up to C new tokens.
     """
 
     prompt_k: jax.Array
@@ -50,13 +53,16 @@ class Cache(NamedTuple):
 
 
 def by_rows(x: jax.Array, pieces: Sequence[jax.Array], dtype=None) -> jax.Array:
-    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, few rows of x as columns.
+    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, FEW rows of x as columns.
 
     dtype: of the sums, if it is not that of x.
     """
-    columns = x.reshape(-1, x.shape[-1]).T
-    y = jnp.concatenate([jnp.matmul(r, columns, preferred_element_type=dtype) for r in pieces])
-    return y.T.reshape(*x.shape[:-1], -1)
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) > FEW:
+        made = [jnp.matmul(rows, piece.T, preferred_element_type=dtype) for piece in pieces]
+        return jnp.concatenate(made, -1).reshape(*x.shape[:-1], -1)
+    made = [jnp.matmul(piece, rows.T, preferred_element_type=dtype) for piece in pieces]
+    return jnp.concatenate(made).T.reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp
@@ -171,7 +177,8 @@ class Block(nn.Module):
         )
         own = [y[:, length:].reshape(*own_mask.shape[:3], *y.shape[2:]) for y in (q, k, v)]
         prompt = k[:, :length], v[:, :length]
-        then = self._shared(own[0], prompt, own[1:], valid, own_mask)
+        said = [y.swapaxes(2, 3) for y in own[1:]]
+        then = self._shared(own[0], prompt, said, valid, own_mask)
         mixed = jnp.concatenate([first, then.reshape(q[:, length:].shape)], 1)
         return self._finish(x, mixed)
 
@@ -180,10 +187,10 @@ class Block(nn.Module):
         d = self.decoder
         p, g = cache.k.shape[:2]
         q, k, v = self._qkv(x, positions)
-        shape = (p, g, 1, d.kv_heads, d.head_width)
-        own_k = jax.lax.dynamic_update_slice_in_dim(cache.k, k.reshape(shape), step, axis=2)
-        own_v = jax.lax.dynamic_update_slice_in_dim(cache.v, v.reshape(shape), step, axis=2)
-        said = (jnp.arange(own_k.shape[2]) <= step)[None, None, None]
+        shape = (p, g, d.kv_heads, 1, d.head_width)
+        own_k = jax.lax.dynamic_update_slice_in_dim(cache.k, k.reshape(shape), step, axis=3)
+        own_v = jax.lax.dynamic_update_slice_in_dim(cache.v, v.reshape(shape), step, axis=3)
+        said = (jnp.arange(own_k.shape[3]) <= step)[None, None, None]
         q = q.reshape(p, g, 1, d.heads, d.head_width)
         prompt = cache.prompt_k, cache.prompt_v
         mixed = self._shared(q, prompt, (own_k, own_v), prompt_mask, said)
@@ -192,7 +199,7 @@ class Block(nn.Module):
     def _shared(self, q, prompt, own, prompt_mask, own_mask):
         """Attention of completions to their prompt and each to itself: q, result [P, G, T, N, H].
 
-        prompt: keys and values [P, S, K, H]; own: [P, G, C, K, H]. prompt_mask [P, S], own_mask
+        prompt: keys and values [P, S, K, H]; own: [P, G, K, C, H]. prompt_mask [P, S], own_mask
         [P or 1, G or 1, T, C]. To the prompt it is one product for the G completions that share
         it. One softmax over both, whose weights are divided by their sum last, so that the two
         kinds, which lie differently, meet only in their maxima and sums.
@@ -201,7 +208,7 @@ class Block(nn.Module):
         q = q.reshape(*q.shape[:3], d.kv_heads, -1, d.head_width) * d.head_width**-0.5
         weigh = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         by_prompt = weigh("pgtkrh,pskh->pkgtrs", q, prompt[0])
-        by_own = weigh("pgtkrh,pgckh->pgktrc", q, own[0])
+        by_own = weigh("pgtkrh,pgkch->pgktrc", q, own[0])
         by_prompt = jnp.where(prompt_mask[:, None, None, None, None], by_prompt, MASKED)
         by_own = jnp.where(own_mask[:, :, None, :, None], by_own, MASKED)
         # What a softmax is shifted by changes nothing, its gradient neither.
@@ -211,7 +218,10 @@ class Block(nn.Module):
         by_own = jnp.exp(by_own - top)
         total = by_prompt.sum(-1).swapaxes(1, 2) + by_own.sum(-1)
         mixed = jnp.einsum("pkgtrs,pskh->pgtkrh", by_prompt.astype(dtype), prompt[1])
-        mixed += jnp.einsum("pgktrc,pgckh->pgtkrh", by_own.astype(dtype), own[1])
+        # No einsum: it would put the values first, for which XLA on a CPU has no fast product.
+        *outer, t, r, c = by_own.shape
+        said = jnp.matmul(by_own.astype(dtype).reshape(*outer, t * r, c), own[1])
+        mixed += jnp.moveaxis(said.reshape(*outer, t, r, -1), 2, 3)
         mixed = mixed / total.swapaxes(2, 3)[..., None]
         return mixed.astype(dtype).reshape(*q.shape[:3], d.heads, d.head_width)
 

@@ -34,13 +34,16 @@ def prepare(asa: ASA, params: Params, adapted: bool) -> Prepared | None:
     """Weights for `step`, made outside the loop; None: the stack is scanned."""
     if not _is_apart(asa):
         return None
+    stack, lora = params["decoder"]["layers"], params["lora"]["layers"] if adapted else {}
+    if asa.dtype == jnp.float32:
+        # Adapters are added to their kernels. In bfloat16 these would round them away.
+        stack, lora = stack | {name: _adapted(asa, stack[name], lora[name]) for name in lora}, {}
     layers = []
-    for layer in _apart(asa, params["decoder"]["layers"]):
+    for i, layer in enumerate(_apart(asa, stack)):
         turned = {name: _outputs_first(part, asa.dtype) for name, part in layer.items()}
         layers.append({"params": turned})
-    if adapted:
-        for variables, lora in zip(layers, _apart(asa, params["lora"]["layers"]), strict=True):
-            variables["lora"] = lora
+        if lora:
+            layers[i]["lora"] = jax.tree.map(lambda x, i=i: x[i], lora)
     return Prepared(layers, _pieces(asa.table(params)))
 
 
@@ -74,6 +77,12 @@ def step(
     norm = nn.RMSNorm(epsilon=d.norm_eps, dtype=asa.dtype)
     hidden = norm.apply({"params": params["decoder"]["norm"]}, x[:, 0])
     return by_rows(hidden, prepared.table, jnp.float32), after
+
+
+def _adapted(asa: ASA, part: dict, lora: dict) -> dict:
+    """A projection of all layers, kernel [L, in, out], with its adapter in it."""
+    scale = asa.model.lora.alpha / asa.model.lora.rank
+    return part | {"kernel": part["kernel"] + scale * jnp.matmul(lora["a"], lora["b"])}
 
 
 def _is_apart(asa: ASA) -> bool:

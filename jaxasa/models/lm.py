@@ -16,7 +16,7 @@ def token_logps(
     temperature: float = 1.0,
     columns: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of each target and whether it is the likeliest token.
+    """Log-probability of each target and whether no token is likelier.
 
     hidden [B, T, D], table [V, D] (the output's), targets int [B, T] -> float32 [B, T],
     bool [B, T]. The logits exist for at most `columns` moments at a time, as many as divide T
@@ -29,7 +29,7 @@ def token_logps(
         h = sharding.by_rows(h)
         logits = jnp.matmul(h, table.T, preferred_element_type=jnp.float32) / temperature
         chosen = jnp.take_along_axis(logits, y[..., None], -1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, -1), logits.argmax(-1) == y
+        return chosen - jax.nn.logsumexp(logits, -1), chosen == logits.max(-1)
 
     batch, time = targets.shape
     table = sharding.gathered(table)

@@ -86,7 +86,8 @@ def begin(
     x = asa.embed(params, prompts, tokens, audio_id)
     hidden, k, v = asa.hidden(params, x, valid, adapted)
     rows = prompts.shape[0] * group
-    own = (k.shape[0], prompts.shape[0], group, max_new, *k.shape[3:])
+    layers, _, _, heads, width = k.shape
+    own = (layers, prompts.shape[0], group, heads, max_new, width)
     cache = Cache(k, v, jnp.zeros(own, k.dtype), jnp.zeros(own, v.dtype))
     return Stream(
         jnp.zeros((), jnp.int32),
@@ -127,12 +128,14 @@ def advance(
         prepared = decoding.prepare(asa, params, adapted)
 
     def choose(logits, key):
-        scaled = logits
+        scaled = scores = logits
         if temperature:
             scaled = filtered(logits / temperature, top_k, top_p)
-        ids = jax.random.categorical(key, scaled) if temperature else logits.argmax(-1)
+            # The highest of these is a draw from softmax(scaled).
+            scores = scaled + jax.random.gumbel(key, scaled.shape, scaled.dtype)
+        ids = highest(scores)
         logps = jnp.take_along_axis(scaled, ids[:, None], 1)[:, 0] - jax.nn.logsumexp(scaled, -1)
-        return ids.astype(jnp.int32), logps
+        return ids, logps
 
     def body(s: Stream) -> Stream:
         chosen, logp = choose(s.logits, jax.random.fold_in(key, s.at))
@@ -148,6 +151,16 @@ def advance(
         return Stream(s.at + 1, s.ended | (chosen == eos), logits, cache, ids, logps, mask)
 
     return jax.lax.while_loop(lambda s: (s.at < until) & ~s.ended.all(), body, stream)
+
+
+def highest(scores: jax.Array) -> jax.Array:
+    """argmax of scores [R, V] over the last axis, int32 [R], the first of equal ones.
+
+    As two plain reductions: of an argmax XLA makes a loop on the CPU that is no vector code.
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    last = scores.shape[1] - 1  # where nothing is equal to itself: NaN
+    return jnp.where(scores == scores.max(-1, keepdims=True), places, last).min(-1)
 
 
 def filtered(logits: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:

@@ -271,3 +271,15 @@ def test_the_folder_of_another_run_is_refused(fake, tmp_path):
     with pytest.raises(ConfigError, match="name was 'smoke', is 'other'"):
         ablate.ablate(loader("Run.name='other'", variants={"p2": ()}), tmp_path)
     assert np.isfinite(json.loads((tmp_path / ablation.FILE).read_text())["seconds"]["total"])
+
+
+def test_the_gain_of_policy_optimisation_is_measured_over_what_the_long_demo_trains():
+    run, _ = gin_io.load(["gin/run/demo_long.gin"])
+    plan = Plan(lambda more: gin_io.load(["gin/run/gain.gin"], more))
+    assert (*plan.base.stages, "grpo") == run.stages and len(plan.ablation.seeds) == 3
+    for name in ("grpo", "answer_alone"):
+        shared = same(plan, "sft", name)
+        assert shared == {"text", "spatial", "align", "sft"}
+        assert chain(plan, name, 2)["grpo"].run.grpo.steps == run.grpo.steps
+    assert plan.suite("sft").units == 12_000
+    assert not any(job.split == "benchmark" for job in plan.jobs.values())

@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
-from jaxasa.models import sample
+from jaxasa.models import decoder, decoding, sample
 from jaxasa.models.asa import ASA
 
 PAD, AUDIO, NEW = 0, 2, 10
@@ -36,10 +39,21 @@ def apart(tiny):
     return ASA(dataclasses.replace(tiny.model, unroll=2))
 
 
-def test_layers_side_by_side_say_the_same(tiny, apart):
+@pytest.fixture(scope="module")
+def moved(tiny):
+    """Its parameters with adapters that have learnt something."""
+    rng = np.random.default_rng(0)
+    lora = jax.tree.map(
+        lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), tiny.params["lora"]
+    )
+    return {**tiny.params, "lora": lora}
+
+
+def test_layers_side_by_side_say_the_same(tiny, apart, moved):
     key = jax.random.key(0)
-    scanned = generate(tiny.asa, tiny.params, key, 2, 0.8)
-    made = generate(apart, tiny.params, key, 2, 0.8)
+    scanned = generate(tiny.asa, moved, key, 2, 0.8)
+    made = generate(apart, moved, key, 2, 0.8)
+    assert (made.ids != generate(apart, tiny.params, key, 2, 0.8).ids).any()
     np.testing.assert_array_equal(np.asarray(made.ids), np.asarray(scanned.ids))
     np.testing.assert_allclose(made.logps, scanned.logps, atol=1e-4)
 
@@ -146,3 +160,34 @@ def test_stop_strings_end_rows_wherever_tokens_divide_them(tiny, apart):
     # Where all rows have stopped, no more is computed.
     steps.clear()
     assert sample.texts(start, advance, decode, ["<"], chunk=3) == ["", "", ""] and steps == [3]
+
+
+@given(
+    arrays.arrays(np.float32, (3, 5), elements=st.sampled_from([-np.inf, -1.0, 0.0, 1.0, 2.0])),
+)
+def test_the_highest_is_the_first_of_equal_ones(scores):
+    found = np.asarray(sample.highest(jnp.asarray(scores)))
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, scores.argmax(-1))
+
+
+def test_what_is_no_number_has_a_place_among_the_words():
+    assert np.asarray(sample.highest(jnp.full((2, 4), jnp.nan))).max() < 4
+
+
+@pytest.mark.parametrize("count", [1, decoder.FEW, decoder.FEW + 1])
+def test_rows_times_pieces_is_their_product(count):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(count, 1, 8)), rng.normal(size=(10, 8))
+    pieces = [jnp.asarray(kernel[:3]), jnp.asarray(kernel[3:])]
+    found = decoder.by_rows(jnp.asarray(x), pieces)
+    np.testing.assert_allclose(found, x @ kernel.T, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "alone"), [("float32", False), ("bfloat16", True)])
+def test_adapters_are_in_the_kernels_where_that_rounds_nothing_away(apart, moved, dtype, alone):
+    asa = dataclasses.replace(apart, model=dataclasses.replace(apart.model, dtype=dtype))
+    layers = [decoding.prepare(asa, moved, adapted).layers[0] for adapted in (True, False)]
+    assert [("lora" in layer) for layer in layers] == [alone, False]
+    kernels = [np.asarray(layer["params"]["q"]["rows"][0]) for layer in layers]
+    assert (kernels[0] == kernels[1]).all() == alone
