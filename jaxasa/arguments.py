@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from jaxasa import gin_io
-from jaxasa.config import STAGES
+from jaxasa.config import STAGES, SUITES
 
 
 def parser() -> argparse.ArgumentParser:
@@ -426,7 +426,7 @@ def _add_work(verb: argparse.ArgumentParser, required: bool = True) -> None:
 def _add_split(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--split",
-        choices=("benchmark", "dev"),
+        choices=SUITES,
         default="benchmark",
         help="dev: the suite for tuning, with takes of its own",
     )

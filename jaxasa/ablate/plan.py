@@ -160,7 +160,10 @@ class Plan:
         users = [(name, seed) for seed in self.ablation.seeds]
         made = [self._add(Job("sounds", "bank", self.base, 1, "sounds"), users)]
         form = run.model.spatial.format
-        for split in (s for s in steps.SPLITS if s != "benchmark" or s == self.ablation.split):
+        asked = self.ablation.split
+        for split in steps.SPLITS:
+            if split == "benchmark" and asked == "dev":
+                continue
             folder = workdir.scenes_of(run, Path(), split)
             kind = folder.parts[0]
             units, key = getattr(run.scenes, split), split
@@ -168,11 +171,9 @@ class Plan:
                 units, key = run.scenes.responses, "bank"
             job = Job(kind, key, run, units, kind, needs=(made[0],), split=split, hears=form)
             made.append(self._add(job, users))
-        split = self.ablation.split
-        facts = _facts(run, _SUITE) | {"format": form, "split": split}
-        asked = next(job for job in made if job.split == split)
+        facts = _facts(run, _SUITE) | {"format": form, "split": asked}
         units = run.bench.l1 + run.bench.l2 + run.bench.l3
-        needs = (made[0], asked)
+        needs = (made[0], made[-1])  # the scenes that are asked about are the last
         self._add(
             Job("suite", _hash(facts), run, units, "suite", facts=facts, needs=needs, hears=form),
             users,
@@ -233,6 +234,7 @@ class Plan:
         key = _hash([kind, facts, kept, before.key if before else None])
         said = (f"{owner}.{part}={value!r}" for owner, part, value in changes)
         heard = {"text": ()}.get(kind, ("train", "dev"))
+        # The suite too: without one no answer is ever compared, and training would be for nothing.
         job = Job(
             kind,
             key,
@@ -242,7 +244,9 @@ class Plan:
             bindings=(*self.ablation.variants[name], *said),
             facts=facts,
             before=before,
-            needs=tuple(j for j in self._of(name) if j.kind == "sounds" or j.split in heard),
+            needs=tuple(
+                j for j in self._of(name) if j.kind in ("sounds", "suite") or j.split in heard
+            ),
             seed=seed,
             hears=hears(run),
         )

@@ -173,6 +173,12 @@ def said_of(found: Mapping) -> str:
     )
 
 
+def suite_said(asked: Mapping) -> str:
+    """The "suite" of an ablation.json in words; one without a split is the benchmark's."""
+    name = "the development suite" if asked.get("split") == "dev" else "the benchmark"
+    return f"the {asked['items']} items of {name}"
+
+
 def show(result: Mapping, console: Console) -> None:
     """Prints the table of an ablation.json."""
     variants = result.get("variants", {})
@@ -198,8 +204,7 @@ def show(result: Mapping, console: Console) -> None:
             each = ", ".join(f"{100 * d['overall']:+.1f}" for d in less["seeds"].values())
         table.add_row(name, *cells, each)
     console.print(table)
-    of = {"dev": "the development suite", "benchmark": "the benchmark"}[result["suite"]["split"]]
-    what = f"of {of}'s {result['suite']['items']} items; second lines: less {result['base']}"
+    what = f"of {suite_said(result['suite'])}; with a sign: less {result['base']}"
     console.print(what, soft_wrap=True, highlight=False)
     if result["matched"]:
         console.print(said_of(result["matched"]), soft_wrap=True, highlight=False)

@@ -40,7 +40,7 @@ def build(
     Raises ConfigError where the scenes are too few, or hold takes of another split.
     """
     folder = Path(folder)
-    config.check(split in ("benchmark", "dev"), "split", split, "benchmark or dev")
+    config.check(split in config.SUITES, "split", split, " or ".join(config.SUITES))
     source = records.Records(records_folder)
     stamp = _stamp(run, Path(records_folder), split, len(source))
     if (folder / "manifest.json").is_file() and manifest(folder).get("made_from") == stamp:

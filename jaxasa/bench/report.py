@@ -251,7 +251,7 @@ def _beside(found: Mapping) -> list[dict]:
 
 
 def _ablation(path: Path) -> dict | None:
-    """An ablation.json with a figure of the differences and `matched` in words; None for none."""
+    """An ablation.json with a figure and words (`matched`, `asked`) for the page; None for none."""
     if not path.is_file():
         return None
     found = suite.read_json(path, "what `jaxasa bench ablate` writes")
@@ -261,6 +261,7 @@ def _ablation(path: Path) -> dict | None:
     return found | {
         "figure": figures.differences(apart, title) if apart else None,
         "matched": ablating.said_of(found.get("matched", {})),
+        "asked": ablating.suite_said(found["suite"]) if variants else "",
     }
 
 

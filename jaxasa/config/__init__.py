@@ -8,7 +8,7 @@ what was expected.
 Units: metres, seconds, hertz, degrees, dB.
 """
 
-from jaxasa.config.ablation import Ablation
+from jaxasa.config.ablation import SUITES, Ablation
 from jaxasa.config.checks import ConfigError, check
 from jaxasa.config.model import (
     EXPERTS,
@@ -42,6 +42,7 @@ __all__ = [
     "PARTS",
     "POLICY_LOSSES",
     "STAGES",
+    "SUITES",
     "WALLS",
     "Ablation",
     "AlignStage",

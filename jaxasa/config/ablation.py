@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxasa.config.checks import check, check_at_least
 from jaxasa.config.model import EXPERTS
 
-SUITES = ("benchmark", "dev")
+SUITES = ("benchmark", "dev")  # splits of scenes that are asked about
 
 
 def published() -> dict[str, tuple[str, ...]]:

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from jaxasa import config, sharding
 
 MASKED = -1e9
-FEW = (
-    32  # rows up to which a CPU multiplies a large kernel of [out, in] faster with them as columns
-)
+# Rows up to which a CPU multiplies a large kernel of [out, in] faster with them as columns.
+FEW = 32
 # What the backward pass finds kept of a layer, by `config.Model.remat`.
 KEPT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -53,7 +52,7 @@ class Cache(NamedTuple):
 
 
 def by_rows(x: jax.Array, pieces: Sequence[jax.Array], dtype=None) -> jax.Array:
-    """x [..., D], pieces of [F, D] -> [..., F]: large arrays first, FEW rows of x as columns.
+    """x [..., D], pieces of [F, D] -> [..., F]: at most FEW rows of x stand as columns behind them.
 
     dtype: of the sums, if it is not that of x.
     """

@@ -252,6 +252,17 @@ def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys
     assert not ablate.ablate(loader(variants=PAIR), tmp_path)["failed"]
 
 
+def test_nothing_is_trained_for_a_suite_that_cannot_be(fake, tmp_path, monkeypatch):
+    def build(run, folder, split):
+        raise ConfigError("Scenes.benchmark is 24, expected about 32")
+
+    monkeypatch.setattr(steps, "build_suite", build)
+    result = ablate.ablate(loader(variants=PAIR), tmp_path)
+    assert fake.calls == ["sounds", *(f"scenes {split}" for split in steps.SPLITS)]
+    assert list(result["failed"]) == list(PAIR)
+    assert all("expected about 32" in why for why in result["failed"].values())
+
+
 def test_dry_run_writes_nothing_and_says_what_it_cannot_tell(tmp_path):
     load = loader("Ablation.seconds={'text': 2.0}", variants=PAIR)
     plan = ablate.ablate(load, tmp_path / "new", dry_run=True)

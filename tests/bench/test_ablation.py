@@ -114,6 +114,9 @@ def test_the_report_shows_it(small, right, tmp_path, monkeypatch):
     ):
         assert said in page, said
     assert attack not in page
+    # Of before there was a choice.
+    path.write_text(json.dumps(result | {"suite": {"items": len(small.items)}}))
+    assert "items of the benchmark" in report.write(tmp_path, ablation=path).read_text()
     path.rename(tmp_path / ablation.FILE)
     assert "<h2>Ablations</h2>" in report.write(tmp_path).read_text()
 

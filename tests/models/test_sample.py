@@ -184,10 +184,23 @@ def test_rows_times_pieces_is_their_product(count):
     np.testing.assert_allclose(found, x @ kernel.T, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "alone"), [("float32", False), ("bfloat16", True)])
-def test_adapters_are_in_the_kernels_where_that_rounds_nothing_away(apart, moved, dtype, alone):
-    asa = dataclasses.replace(apart, model=dataclasses.replace(apart.model, dtype=dtype))
-    layers = [decoding.prepare(asa, moved, adapted).layers[0] for adapted in (True, False)]
-    assert [("lora" in layer) for layer in layers] == [alone, False]
-    kernels = [np.asarray(layer["params"]["q"]["rows"][0]) for layer in layers]
-    assert (kernels[0] == kernels[1]).all() == alone
+@pytest.mark.parametrize("dtype, alone, near", [("float32", False, 1e-4), ("bfloat16", True, 0.1)])
+def test_a_step_has_the_adapters_in_its_kernels_or_beside_them(
+    tiny, apart, moved, dtype, alone, near
+):
+    """In the kernels where that rounds nothing away; either way as in layers that are scanned."""
+
+    def logits(asa, adapted):
+        asa = dataclasses.replace(asa, model=dataclasses.replace(asa.model, dtype=dtype))
+        prompts = jnp.asarray(padded_prompts())
+        valid = prompts != PAD
+        stream = sample.begin(asa, moved, prompts, None, max_new=2, pad=PAD, audio_id=AUDIO)
+        prepared = decoding.prepare(asa, moved, adapted)
+        assert prepared is None or ("lora" in prepared.layers[0]) == (alone and adapted)
+        x = asa.embed(moved, jnp.array([[5], [6], [7]]), None, AUDIO)
+        where = stream.cache, valid.sum(1)[:, None], valid, 0, adapted
+        return np.asarray(decoding.step(asa, moved, prepared, x, *where)[0], np.float32)
+
+    found = logits(apart, True)
+    np.testing.assert_allclose(found, logits(tiny.asa, True), atol=near)
+    assert np.abs(found - logits(apart, False)).max() > 5 * near
