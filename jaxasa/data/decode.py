@@ -51,7 +51,7 @@ class Recording:
     name: unique, kept as clip id. labels: as the corpus has them, the most specific first.
     take: what the recording was cut from, unique over the corpus. open: returns a path, the
     bytes of a file, or float samples at 16 kHz; raises `Unusable`. package, licence: for the
-    credits. stamp: changes when the file does.
+    credits. stamp: changes when the file does. training_only: neither dev nor test may have it.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Recording:
     package: str = ""
     licence: str = ""
     stamp: str = ""
+    training_only: bool = False
 
 
 def read(audio: Path | bytes | np.ndarray) -> np.ndarray:

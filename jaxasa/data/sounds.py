@@ -37,7 +37,7 @@ from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (what callers of
 from jaxasa.data.decode import LOUDNESS, RATE, SCALE, Recording, Unusable, pieces, read
 from jaxasa.data.progress import progress
 
-FORMAT = 2
+FORMAT = 3
 BEFORE = "bank.before.json"  # the bank that is being built anew
 SHORT, STRUNG = 0.5, 1.5
 # Takes of these banks are read from file names, so copies under other names are looked for.
@@ -169,7 +169,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         if sounds.bank.partition(":")[0] in GUESSED_TAKES:
             clips_of = Counter(piece.label for piece in found)
             unmerged = {c: n for c, n in clips_of.items() if n > takes.MOST_COMPARED}
-            found = _merge_takes(found, raw, known)
+            found = _merge_takes(found, raw, known, refused)
         found, split, left_out = _split(found, sounds, seed, known)
         clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
         del raw
@@ -302,13 +302,24 @@ def _one_class_per_take(found: list[_Piece], refused: dict[str, str]) -> list[_P
     return [piece for piece in found if piece.label == home[piece.take]]
 
 
-def _merge_takes(found: list[_Piece], raw: np.ndarray, known: dict[str, str]) -> list[_Piece]:
+def _training_only(found: list[_Piece]) -> set[str]:
+    return {p.take for p in found} - {p.take for p in found if not p.recording.training_only}
+
+
+def _merge_takes(
+    found: list[_Piece], raw: np.ndarray, known: dict[str, str], refused: dict[str, str]
+) -> list[_Piece]:
+    only = _training_only(found)
     merged = []
     for label in sorted({piece.label for piece in found}):
         mine = [piece for piece in found if piece.label == label]
         audio = [raw[p.start : p.start + p.count].astype(np.float32) for p in mine]
-        names = takes.merge([piece.take for piece in mine], audio, known)
-        merged += [dataclasses.replace(p, take=name) for p, name in zip(mine, names, strict=True)]
+        names = takes.merge([piece.take for piece in mine], audio, known, only)
+        for piece, name in zip(mine, names, strict=True):
+            if piece.take in only and name not in only:
+                refused[piece.id] = f"the same recording as take {name}"
+            else:
+                merged.append(dataclasses.replace(piece, take=name))
     return merged
 
 
@@ -316,9 +327,11 @@ def _split(
     found: list[_Piece], sounds: Sounds, seed: int, known: dict[str, str]
 ) -> tuple[list[_Piece], dict[str, str], dict[str, int]]:
     """Returns the pieces kept, {take: split}, and {class: takes} of the classes left out."""
+    only = _training_only(found)
     by_class: dict[str, set[str]] = defaultdict(set)
     for piece in found:
-        by_class[piece.label].add(piece.take)
+        if piece.take not in only:
+            by_class[piece.label].add(piece.take)
     left_out = {c: 0 for c in sounds.classes if c not in by_class}
     left_out |= {c: len(t) for c, t in by_class.items() if len(t) < sounds.min_takes}
     kept = sorted(set(by_class) - set(left_out))
@@ -327,7 +340,7 @@ def _split(
             f"Sounds.bank {sounds.bank!r}: {len(kept)} classes have Sounds.min_takes "
             f"{sounds.min_takes} takes, expected at least 2 (left out: {left_out})"
         )
-    split: dict[str, str] = {}
+    split = dict.fromkeys(only, "train")
     for label in kept:
         split |= takes.assign(by_class[label], sounds.splits, label, seed, known)
     pieces_kept = sorted((p for p in found if p.label in kept), key=lambda p: (p.label, p.id))

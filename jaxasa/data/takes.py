@@ -66,7 +66,10 @@ def assign(
 
 
 def merge(
-    takes: Sequence[str], clips: Sequence[np.ndarray], known: Mapping[str, str] | None = None
+    takes: Sequence[str],
+    clips: Sequence[np.ndarray],
+    known: Mapping[str, str] | None = None,
+    training_only: Collection[str] = (),
 ) -> list[str]:
     """Joins the takes of one class that hold the same recording; returns one take per clip.
 
@@ -74,12 +77,14 @@ def merge(
     be heard in training and asked about in the test. Two takes are one when the normalised
     cross-correlation of two of their clips peaks above 0.7. clips: `[n]` float32 each. known:
     {take: split} of an earlier bank: joined takes go by the name of one in test, else in dev, else
-    in train, if there is one, so that no copy of a test recording brings it into training.
+    in train, if there is one, so that no copy of a test recording brings it into training. For the
+    same reason the name of a take of `training_only` comes last, and joins no two others.
     """
     known = known or {}
 
-    def order(take: str) -> tuple[int, str]:
-        return -SPLITS.index(known[take]) if take in known else len(SPLITS), take
+    def order(take: str) -> tuple[bool, int, str]:
+        rank = -SPLITS.index(known[take]) if take in known else len(SPLITS)
+        return take in training_only, rank, take
 
     if len(clips) < 2 or len(clips) > MOST_COMPARED:
         return list(takes)
@@ -103,5 +108,8 @@ def merge(
             peak = np.abs(scipy.fft.irfft(spectra[j] * spectra[i].conj(), size)).max()
             if peak > SAME:
                 first, second = sorted((root(takes[i]), root(takes[j])), key=order)
-                parent[second] = first
+                # Two takes of their own are not joined for what a third has of both.
+                third = takes[i] in training_only or takes[j] in training_only
+                if second in training_only or not third:
+                    parent[second] = first
     return [root(take) for take in takes]

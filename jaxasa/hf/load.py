@@ -40,11 +40,17 @@ def load(folder: str | Path) -> tuple[dict, dict, Path]:
     else:
         params = optim.flatten(checkpoint.load(folder)[0])
     _check(folder, params, expected_shapes(model))
-    tokenizer = folder / Path(meta["tokenizer"]).name
-    if not tokenizer.is_file():
-        raise ConfigError(f"{tokenizer}: no such file, expected the model's tokenizer")
+    tokenizer = tokenizer_of(folder)
     Text.load(tokenizer).check_rows(model.decoder.vocab, tokenizer)
     return optim.merge({}, params), meta, tokenizer
+
+
+def tokenizer_of(folder: str | Path) -> Path:
+    """The path of its tokenizer.json. Raises ConfigError where it is missing."""
+    path = Path(folder) / Path(read_meta(folder)["tokenizer"]).name
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, expected the model's tokenizer")
+    return path
 
 
 def read_meta(folder: str | Path) -> dict:

@@ -14,6 +14,7 @@ from jaxasa.config import ConfigError
 from jaxasa.data import pipeline, tokens
 from jaxasa.data.sounds import Bank
 from jaxasa.hf import load, pretrained
+from jaxasa.hf.weights import read_json
 from jaxasa.models.asa import ASA
 from jaxasa.workdir import write_text
 
@@ -40,10 +41,13 @@ def at(
         source = folder / "checkpoints" / before
         if not source.is_dir():
             raise ConfigError(f"{source}: no such folder, expected stage {before} before {stage}")
+        _same_words(source, folder)
         given = _trained(source, *checkpoint.load(source), classes, wanted)
     elif run.resume:
         params, meta, _ = load.load(run.resume)
         parts = run.resume_parts or config.PARTS
+        if "decoder" in parts:
+            _same_words(Path(run.resume), folder)
         params = {part: leaves for part, leaves in params.items() if part in parts}
         needed = {path: t for path, t in wanted.items() if path.partition("/")[0] in parts}
         given = _trained(Path(run.resume), params, meta, classes, needed)
@@ -58,15 +62,18 @@ def at(
 
 
 def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
-    """Reads DIR/tokenizer.json; the first time it is that of the pretrained decoder, with the
-    tokens that it lacks, or one trained on texts about the bank's classes.
+    """Reads DIR/tokenizer.json; the first time it is that of the decoder in `Run.resume`, that of
+    the pretrained decoder, with the tokens that it lacks, or one trained on texts about the bank's
+    classes.
 
     Raises ConfigError for ids beyond the rows of the decoder's embedding.
     """
     path = folder / "tokenizer.json"
     rows = run.model.decoder.vocab
     if not path.is_file():
-        if run.pretrained.decoder:
+        if run.resume and "decoder" in (run.resume_parts or config.PARTS):
+            made = tokens.Text.load(load.tokenizer_of(run.resume))
+        elif run.pretrained.decoder:
             made, _ = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
         else:
             clips = bank.clips("train")
@@ -79,6 +86,14 @@ def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
     text = tokens.Text.load(path)
     text.check_rows(rows, path)
     return text
+
+
+def _same_words(source: Path, folder: Path) -> None:
+    theirs, ours = load.tokenizer_of(source), folder / "tokenizer.json"
+    if read_json(theirs) != read_json(ours):
+        raise ConfigError(
+            f"{theirs}: other words than those of {ours}, which the texts would be written in"
+        )
 
 
 def _trained(

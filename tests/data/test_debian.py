@@ -132,10 +132,12 @@ def test_zip_member_and_its_errors(tmp_path):
         debian.read_zip(path, "sound/a.wav")
 
 
-def test_index_lists_the_clips_of_nine_packages():
+def test_index_lists_the_clips_of_nine_packages_then_those_for_training_alone():
     rows = debian.index()
-    assert len(rows) == 951
-    assert len({row["package"] for row in rows}) == 9
+    assert [row["split"] for row in rows] == [""] * 951 + ["train"] * (len(rows) - 951)
+    own, more = ({row["package"] for row in part} for part in (rows[:951], rows[951:]))
+    assert len(own) == 9 and own.isdisjoint(more)
+    assert all(row["take"] and row["licence"] for row in rows)
     assert {row["container"] for row in rows} == {"plain", "zip", "rcc", "cat"}
 
 
@@ -218,7 +220,8 @@ def test_takes_of_two_packages_are_told_apart(tools, tmp_path):
     assert {r.take for r in listed if r.labels == ("Typing",)}.isdisjoint(
         {r.take for r in listed if r.package == "openttd-opensfx"}
     )
-    assert len({r.name for r in listed}) == 951
+    assert len({r.name for r in listed}) == len(listed) == len(debian.index())
+    assert sum(not r.training_only for r in listed) == 951
 
 
 def test_cache_folder_follows_xdg(monkeypatch, tmp_path):

@@ -282,6 +282,33 @@ def test_debian_credits_and_failure(tmp_path, monkeypatch):
     assert not (tmp_path / "other/bank.json").exists()
 
 
+def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypatch):
+    def recording(name, samples, training_only=False):
+        give = samples.astype(np.float32)
+        return Recording(name, (name[:4],), name, lambda: give, "pack", training_only=training_only)
+
+    own = [
+        recording(f"{label}{k}", noise(0.6, c, k))
+        for c, label in enumerate(("door", "drum"))
+        for k in range(12)
+    ]
+    wanted = config.Sounds("debian", classes={"door": ("door",), "drum": ("drum",)})
+    monkeypatch.setattr(debian, "recordings", lambda labels, folder: own)
+    before = takes_of(build(wanted, tmp_path / "before", 0))
+    (_, copied), *_ = sorted(before["test"])
+    k = int(copied[4:])
+    more = [recording(f"drum-{n}", noise(0.6, 9, n), True) for n in range(30)]
+    louder = 0.5 * noise(0.6, ("door", "drum").index(copied[:4]), k)[300:]
+    more.append(recording(f"{copied[:4]}-again", louder, True))
+    monkeypatch.setattr(debian, "recordings", lambda labels, folder: own + more)
+    bank = build(wanted, tmp_path / "after", 0)
+    after = takes_of(bank)
+    assert after["dev"] == before["dev"] and after["test"] == before["test"]
+    added = {("drum", f"drum-{n}") for n in range(30)}
+    assert after["train"] == before["train"] | added
+    assert bank.report["refused"] == {f"{copied[:4]}-again": f"the same recording as take {copied}"}
+
+
 def test_report_is_plain_json(folder, tmp_path):
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert json.loads(json.dumps(bank.report)) == bank.report

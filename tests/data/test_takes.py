@@ -80,6 +80,18 @@ def test_a_copy_stays_in_the_split_of_what_it_copies():
     assert merge(heard, [clips[2], clips[1], clips[2], clips[2]], both) == ["z", "m", "z", "z"]
 
 
+def test_a_recording_for_training_alone_gives_way_and_joins_no_others():
+    rng = np.random.default_rng(4)
+    one, two, own = rng.standard_normal((3, 4000)).astype(np.float32)
+    both = np.concatenate([one, two])  # correlates with each at 0.707
+    assert merge(["z", "a"], [one, one], training_only={"a"}) == ["z", "z"]
+    assert merge(["z", "a"], [one, one]) == ["a", "a"]
+    three = [np.pad(one, (0, 4000)), np.pad(two, (4000, 0)), both]
+    assert merge(["p", "q", "a"], three, training_only={"a"}) == ["p", "q", "p"]
+    assert merge(["p", "q", "a"], three) == ["a", "a", "a"]
+    assert merge(["b", "a"], [own, own], training_only={"a", "b"}) == ["a", "a"]
+
+
 def test_sounds_of_one_spectrum_are_not_copies():
     rng = np.random.default_rng(1)
     shape = np.hanning(4000)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import types
 
 import jax
@@ -97,6 +98,7 @@ def save(state, folder, stage):
     path = folder / "checkpoints" / stage / "tokenizer.json"
     qwen_like(path)
     path.write_text(tokens.adopt(path)[0].tokenizer.to_str(), "utf-8")
+    shutil.copyfile(path, folder / "tokenizer.json")
 
 
 @pytest.mark.soak
@@ -124,6 +126,7 @@ def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwe
     assert np.asarray(flat["projector/out/kernel"]).std() > 0
 
     save(first, tmp_path / "other", "sft")
+    shutil.copyfile(tmp_path / "other" / "tokenizer.json", tmp_path / "tokenizer.json")
     other = str(tmp_path / "other" / "checkpoints" / "sft")
     resumed = begin(tmp_path, resume=other, pretrained=config.Pretrained(decoder="/nowhere"))
     for path, leaf in optim.flatten(resumed.params).items():
@@ -158,10 +161,30 @@ def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwe
         start._trained(tmp_path, *checkpoint.load(other), ("dog",), wanted)
 
 
+def test_words_of_the_weights_and_of_the_run_are_the_same(tmp_path):
+    source = tmp_path / "checkpoints" / "text"
+    source.mkdir(parents=True)
+    meta = {"stage": "text", "classes": [], "seconds": 1.0, "model": {}}
+    (source / "meta.json").write_text(json.dumps(meta | {"tokenizer": "tokenizer.json"}))
+    qwen_like(source / "own.json")
+    text = tokens.adopt(source / "own.json")[0].tokenizer.to_str()
+    (source / "tokenizer.json").write_text(text, "utf-8")
+    run = types.SimpleNamespace(
+        model=MODEL, resume=str(source), resume_parts=(), pretrained=config.Pretrained(), seed=0
+    )
+    start.tokenizer(run, None, tmp_path)
+    start._same_words(source, tmp_path)
+    qwen_like(tmp_path / "other.json", ("<think>", "a dog is where"))
+    other = tokens.adopt(tmp_path / "other.json")[0].tokenizer.to_str()
+    (tmp_path / "tokenizer.json").write_text(other, "utf-8")
+    with pytest.raises(ConfigError, match="text/tokenizer.json: other words than those of"):
+        start._same_words(source, tmp_path)
+
+
 def test_the_pretrained_tokenizer_becomes_the_runs(qwen, tmp_path):
     folder, _ = qwen
     run = types.SimpleNamespace(
-        model=MODEL, pretrained=config.Pretrained(decoder=str(folder)), seed=0
+        model=MODEL, resume="", pretrained=config.Pretrained(decoder=str(folder)), seed=0
     )
     text = start.tokenizer(run, None, tmp_path)
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -180,7 +203,7 @@ def test_the_pretrained_tokenizer_becomes_the_runs(qwen, tmp_path):
     assert dataclasses.replace(again, tokenizer=text.tokenizer) == text
 
     small = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, vocab=size + 4))
-    run = types.SimpleNamespace(model=small, pretrained=run.pretrained, seed=0)
+    run = types.SimpleNamespace(model=small, resume="", pretrained=run.pretrained, seed=0)
     with pytest.raises(
         ConfigError, match=rf"'</answer>' has id {size + 4}, .*Decoder.vocab = {size + 4}"
     ):
