@@ -1,7 +1,7 @@
 """Recordings in Debian packages: fetched with apt-get, unpacked with dpkg, neither as root.
 
-`debian_sounds.csv` lists 1,314 labelled files in 27 packages of Debian 12. The 951 of the first nine
-are shared among training, development and test; the others are for training alone, so that
+`debian_sounds.csv` lists 1,314 labelled files in 27 packages of Debian 12. The 951 of the first
+nine are shared among training, development and test; the others are for training alone, so that
 the benchmark stays what it was. Four kinds of containers hold them: plain files, a zip file, Qt
 resource files (rcc) and OpenTTD's sound catalogue (cat). Licences are free ones, most of them GPL
 or Creative Commons: packages are fetched when a bank is built, and nothing of them is kept here.
