@@ -17,9 +17,10 @@ ENGINES = ("jaxasa", "pyroomacoustics")
 class Sounds:
     """The sound bank: mono recordings with a class and a take.
 
-    bank: "debian" (recordings in Debian packages), "procedural" (synthesised, nothing to
-        download), "folder:PATH" (a folder per class), "esc50:PATH", "fsd50k:PATH" or
-        "manifest:PATH" (a CSV file with the columns path, class, take).
+    bank: "debian" (recordings in Debian packages), "debian_more" (more packages beside, for
+        training alone), "procedural" (synthesised, nothing to download), "folder:PATH" (a folder
+        per class), "esc50:PATH", "fsd50k:PATH" or "manifest:PATH" (a CSV file with the columns
+        path, class, take).
     classes: class name -> labels of the source that it gathers; empty takes every label.
     min_takes: a class with fewer takes is left out, and named.
     max_seconds: longer clips are cut.
@@ -34,7 +35,7 @@ class Sounds:
 
     def __post_init__(self):
         kind = str(self.bank).partition(":")[0]
-        kinds = ("debian", "procedural", "folder", "esc50", "fsd50k", "manifest")
+        kinds = ("debian", "debian_more", "procedural", "folder", "esc50", "fsd50k", "manifest")
         check(kind in kinds, "Sounds.bank", self.bank, "one of " + ", ".join(kinds))
         check_at_least(self, 3, "min_takes")
         check_at_least(self, 0.1, "max_seconds")

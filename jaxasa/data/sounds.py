@@ -37,11 +37,11 @@ from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (what callers of
 from jaxasa.data.decode import LOUDNESS, RATE, SCALE, Recording, Unusable, pieces, read
 from jaxasa.data.progress import progress
 
-FORMAT = 3
+FORMAT = 2
 BEFORE = "bank.before.json"  # the bank that is being built anew
 SHORT, STRUNG = 0.5, 1.5
 # Takes of these banks are read from file names, so copies under other names are looked for.
-GUESSED_TAKES = ("debian", "folder")
+GUESSED_TAKES = (*debian.BANKS, "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
     _write_credits(found, folder)
     meta = {
         "format": FORMAT,
-        "name": {"debian": "debian recordings"}.get(sounds.bank, sounds.bank),
+        "name": "debian recordings" if sounds.bank in debian.BANKS else sounds.bank,
         "settings": settings,
         "files": files,
         "loudness": LOUDNESS,
@@ -214,7 +214,7 @@ def _known_splits(folder: Path, settings: str) -> dict[str, str]:
 
 def _has_files(sounds: Sounds) -> bool:
     """Whether the bank is made of files of the user's, which may change."""
-    return sounds.bank.partition(":")[0] not in ("debian", "procedural")
+    return sounds.bank not in (*debian.BANKS, "procedural")
 
 
 def _classes_by_label(sounds: Sounds) -> dict[str, str]:
@@ -231,8 +231,8 @@ def _classes_by_label(sounds: Sounds) -> dict[str, str]:
 
 def _recordings(sounds: Sounds, wanted: dict[str, str], seed: int) -> list[Recording]:
     kind, _, place = sounds.bank.partition(":")
-    if kind == "debian":
-        return debian.recordings(wanted, debian.cache_folder())
+    if kind in debian.BANKS:
+        return debian.recordings(wanted, debian.cache_folder(), more=kind == "debian_more")
     if kind == "procedural":
         listed = procedural.recordings(seed)
     else:

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import pickle
 import re
@@ -249,7 +250,7 @@ def test_long_recordings_give_several_clips_of_one_take(folder, tmp_path):
 
 
 def test_debian_credits_and_failure(tmp_path, monkeypatch):
-    def listed(labels, folder):
+    def listed(labels, folder, more):
         return [
             Recording(
                 f"pack:{label}{k}.ogg",
@@ -273,7 +274,7 @@ def test_debian_credits_and_failure(tmp_path, monkeypatch):
         "package": "pack", "licence": "GPL-2+", "member": "Door0.ogg", "class": "door"
     }  # fmt: skip
 
-    def unavailable(labels, folder):
+    def unavailable(labels, folder, more):
         raise SoundsUnavailable("no network")
 
     monkeypatch.setattr(debian, "recordings", unavailable)
@@ -292,16 +293,20 @@ def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypat
         for c, label in enumerate(("door", "drum"))
         for k in range(12)
     ]
-    wanted = config.Sounds("debian", classes={"door": ("door",), "drum": ("drum",)})
-    monkeypatch.setattr(debian, "recordings", lambda labels, folder: own)
+    classes = {"door": ("door",), "drum": ("drum",)}
+    wanted = config.Sounds("debian", classes=classes)
+    monkeypatch.setattr(debian, "recordings", lambda labels, folder, more: own)
     before = takes_of(build(wanted, tmp_path / "before", 0))
     (_, copied), *_ = sorted(before["test"])
     k = int(copied[4:])
-    more = [recording(f"drum-{n}", noise(0.6, 9, n), True) for n in range(30)]
+    others = [recording(f"drum-{n}", noise(0.6, 9, n), True) for n in range(30)]
     louder = 0.5 * noise(0.6, ("door", "drum").index(copied[:4]), k)[300:]
-    more.append(recording(f"{copied[:4]}-again", louder, True))
-    monkeypatch.setattr(debian, "recordings", lambda labels, folder: own + more)
-    bank = build(wanted, tmp_path / "after", 0)
+    others.append(recording(f"{copied[:4]}-again", louder, True))
+    monkeypatch.setattr(
+        debian, "recordings", lambda labels, folder, more: own + others if more else own
+    )
+    bank = build(dataclasses.replace(wanted, bank="debian_more"), tmp_path / "after", 0)
+    assert bank.name == "debian recordings"
     after = takes_of(bank)
     assert after["dev"] == before["dev"] and after["test"] == before["test"]
     added = {("drum", f"drum-{n}") for n in range(30)}
