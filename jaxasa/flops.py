@@ -26,7 +26,8 @@ EACH_SLOT = ("seen", "writer", "slot_attractor", "slot_hidden", "presence", "lab
 def positions(run: config.Run, what: str) -> dict[str, int]:
     """{part: positions that it processes in a step}; "head" is the output's table.
 
-    what: a stage, or "rollout". Scenes are heard once each, whatever is asked about them.
+    what: a stage, or "rollout". Scenes are heard once each, whatever is asked about them; an update
+    of stage grpo has what its rollout heard.
     """
     name = "grpo" if what == "rollout" else what
     stage, model = getattr(run, name), run.model
@@ -42,7 +43,7 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
         "decoder": 0,
         "head": 0,
     }
-    if what == "text":
+    if what in ("text", "grpo"):
         counts = dict.fromkeys(counts, 0)
     if what != "spatial":
         prompt, reply = tokens + model.prompt_tokens, model.reply_tokens

@@ -147,6 +147,8 @@ def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of, noise
     of_tokens = (prompts, group, length)
     batch |= {name: jax.ShapeDtypeStruct(of_tokens, kind) for name, kind in
               (("ids", np.int32), ("mask", np.float32))}  # fmt: skip
+    tokens = prompts, context.audio_tokens, tiny.model.decoder.width
+    batch["heard"] = jax.ShapeDtypeStruct(tokens, np.float32)
 
     def loss(lora, batch):
         return grpo.completion_logps(context, {**tiny.params, "lora": lora}, batch).sum()

@@ -1,8 +1,9 @@
 """Stage 4 (`grpo`): group-relative policy optimisation of the adapters.
 
-A step draws prompts, samples a group of completions of each with one prefill a prompt, rewards
-their texts on the host, and moves the adapters along the advantages, `stage.epochs` times. The
-losses are in policy.py; Dr. GRPO's is the default.
+A step draws prompts, hears their scenes, samples a group of completions of each with one prefill a
+prompt, rewards their texts on the host, and moves the adapters along the advantages, `stage.epochs`
+times. What was heard serves the updates too: nothing that hears is trained here. The losses are in
+policy.py; Dr. GRPO's is the default.
 
 Letters: P prompts, G completions of each, R = P x G rows, C new tokens.
 """
@@ -29,14 +30,16 @@ from jaxasa.state import State
 def rollout(
     context: common.Context, params, batch, key, group: int, temperature: float
 ) -> sample.Completions:
-    """`group` completions of each prompt of a batch, at `temperature`."""
+    """`group` completions of each prompt of a batch, at `temperature`.
+
+    batch["heard"] [B, A, D]: what `sft.project` makes of its scenes.
+    """
     text = context.text
-    tokens = jnp.repeat(project(context, params, batch), batch["prompt"].shape[1], axis=0)
     return sample.generate(
         context.asa,
         params,
         flat(batch["prompt"]),
-        tokens,
+        _heard(batch),
         key,
         group=group,
         max_new=context.run.model.reply_tokens,
@@ -50,18 +53,22 @@ def rollout(
 def completion_logps(context: common.Context, params, batch, adapted: bool = True) -> jax.Array:
     """Log-probabilities [R, C] of the completions `batch["ids"]` [P, G, C], as they were sampled.
 
-    adapted: False for the reference, which is the model without its adapters.
+    batch["heard"]: as for `rollout`. adapted: False for the reference, which is the model without
+    its adapters.
     """
     asa, text = context.asa, context.text
-    tokens = jax.lax.stop_gradient(project(context, params, batch))
-    tokens = jnp.repeat(tokens, batch["prompt"].shape[1], axis=0)
     prompt, ids, mask = (flat(batch[name]) for name in ("prompt", "ids", "mask"))
     # A pad or a place for audio that was sampled was a word like any other then, and is now.
-    asked_for = asa.embed(params, prompt, tokens, text.audio)
+    asked_for = asa.embed(params, prompt, _heard(batch), text.audio)
     said = asa.embed(params, ids, None, text.audio)
     hidden = asa.complete(params, asked_for, prompt != text.pad, said, mask > 0, adapted)
     logps, _ = lm.token_logps(hidden, asa.table(params), ids, context.stage.temperature)
     return logps
+
+
+def _heard(batch) -> jax.Array:
+    """Audio tokens [P, A, D]: a scene's for each of its prompts."""
+    return jnp.repeat(batch["heard"], batch["prompt"].shape[1], axis=0)
 
 
 def examples(context: common.Context) -> pipeline.Asked:
@@ -74,10 +81,12 @@ def examples(context: common.Context) -> pipeline.Asked:
 
 
 def sampler(context: common.Context):
-    """rollout(params, batch, key, group, temperature), jitted."""
+    """sample_them(params, batch, key, group, temperature), jitted: completions, what was heard."""
 
     def sample_them(params, batch, key, group: int, temperature: float):
-        return rollout(context, params, batch, key, group, temperature)
+        heard = project(context, params, batch)
+        made = rollout(context, params, {**batch, "heard": heard}, key, group, temperature)
+        return made, heard
 
     # Laid like a batch, so that each process has the completions of its own prompts.
     rows = NamedSharding(context.mesh, sharding.BATCH)
@@ -141,6 +150,8 @@ def played_shapes(context: common.Context, prompts: int) -> dict[str, jax.ShapeD
     names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
     shapes = {name: jax.ShapeDtypeStruct(whole, jnp.float32) for name in names}
     shapes["ids"] = jax.ShapeDtypeStruct(whole, jnp.int32)
+    tokens = prompts, context.audio_tokens, context.run.model.decoder.width
+    shapes["heard"] = jax.ShapeDtypeStruct(tokens, context.asa.dtype)
     return shapes | {"advantages": jax.ShapeDtypeStruct(whole[:2], jnp.float32)}
 
 
@@ -182,11 +193,14 @@ def task(context: common.Context) -> common.Task:
         return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
 
     def play(params, batch, key) -> tuple[dict, dict]:
-        """A rollout, each [P, G, C], and its rewards by name, each [P, G]: of this process."""
+        """A rollout, each [P, G, C], what it heard, and its rewards by name, each [P, G]: of this
+        process."""
         placed = sharding.place_batch(batch, context.mesh)
-        made = sharding.local(sampled(params, placed, key, stage.group, stage.temperature))
+        drawn = sampled(params, placed, key, stage.group, stage.temperature)
+        made, heard = sharding.local(drawn)
         found = judge(made.ids, batch)
-        return made._asdict() | {"mask": made.mask.astype(np.float32)}, found
+        made = made._asdict() | {"mask": made.mask.astype(np.float32)}
+        return made | {"heard": heard}, found
 
     def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
         """Other prompts with their rollouts in place of those that teach nothing, while any are."""
@@ -250,7 +264,7 @@ def task(context: common.Context) -> common.Task:
     def evaluate(params) -> dict[str, float]:
         """Greedy answers to dev questions, by level."""
         placed = sharding.place_batch(dev, context.mesh)
-        made = sampled(params, placed, jax.random.key(0), 1, 0.0)
+        made, _ = sampled(params, placed, jax.random.key(0), 1, 0.0)
         right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
         levels = dev["level"].reshape(-1)
         by_level = {name: float(right[levels == i].mean()) for i, name in enumerate(LEVELS)}

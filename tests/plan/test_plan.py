@@ -102,7 +102,10 @@ def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
     rollout = flops.model_flops(base, "rollout", shapes)
     said = base.grpo.batch * base.grpo.group * base.model.reply_tokens
     assert rollout > 2 * said * (7.615e9 - table)
-    # The update reads each prompt once for the completions of its group.
+    # The update has what the rollout heard, and reads each prompt once for its whole group.
+    assert (
+        flops.positions(base, "rollout")["spatial"] > 0 == flops.positions(base, "grpo")["spatial"]
+    )
     update = flops.model_flops(base, "grpo", shapes)
     asked, reply = base.grpo.batch, base.model.reply_tokens
     group = base.grpo.group

@@ -25,9 +25,8 @@ def make(tiny, context_of, noises):
         stage = config.GrpoStage(trainable=("lora/.*",), **fields)
         context = context_of(stage, data, asa)
         task = grpo.task(context)
-        logps = jax.jit(lambda params, batch: grpo.completion_logps(context, params, batch))
         return types.SimpleNamespace(
-            task=task, context=context, batch=next(task.batches), logps=logps
+            task=task, context=context, batch=next(task.batches), logps=logps_in(context)
         )
 
     return made
@@ -36,6 +35,16 @@ def make(tiny, context_of, noises):
 @pytest.fixture(scope="module")
 def task(make):
     return make()
+
+
+def logps_in(context):
+    """(params, batch) -> `grpo.completion_logps` of what is heard, jitted."""
+
+    def logps(params, batch):
+        heard = grpo.project(context, params, batch)
+        return grpo.completion_logps(context, params, {**batch, "heard": heard})
+
+    return jax.jit(logps)
 
 
 def tokens_by_yaw(context, params, batch):
@@ -76,6 +85,7 @@ def logps_of(made, params, batch, said):
 
 def rollout_of(context, params, batch, key, temperature=1.0):
     def run(params, batch):
+        batch = {**batch, "heard": grpo.project(context, params, batch)}
         return grpo.rollout(context, params, batch, jax.random.key(key), 4, temperature)
 
     with jax.set_mesh(context.mesh):
@@ -147,9 +157,7 @@ def test_learner_and_sampler_agree_token_by_token(tiny, task, quick):
     stage = dataclasses.replace(task.context.stage, temperature=1.3)
     context = dataclasses.replace(task.context, stage=stage)
     said = rollout_of(context, tiny.params, task.batch, 3, 1.3)
-    made = types.SimpleNamespace(
-        context=context, logps=lambda p, b: grpo.completion_logps(context, p, b)
-    )
+    made = types.SimpleNamespace(context=context, logps=logps_in(context))
     found = logps_of(made, tiny.params, task.batch, said)
     mask = np.asarray(said.mask)
     assert mask.sum() > 300
@@ -237,11 +245,13 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
     expected = [*second["prompt"][::2], *third["prompt"][:4]]
     found = sorted(row.tobytes() for row in trained[0]["prompt"])
     assert found == sorted(row.tobytes() for row in np.array(expected))
-    # Their audio and their advantages came along.
+    # Their audio, what was heard of it and their advantages came along.
     for row, prompt in enumerate(trained[0]["prompt"]):
         home = next(b for b in (second, third) if (b["prompt"] == prompt).all((1, 2)).any())
         at = int((home["prompt"] == prompt).all((1, 2)).argmax())
         np.testing.assert_array_equal(trained[0]["audio"][row], home["audio"][at])
+        heard = tokens_by_yaw(made.context, None, {"yaw": home["yaw"][at : at + 1]})
+        np.testing.assert_allclose(trained[0]["heard"][row], heard[0], atol=1e-6)
     assert (np.abs(trained[0]["advantages"]).sum(1) > 0).all()
     # What a plan of the update assumes of it.
     shapes = grpo.played_shapes(made.context, 8)
