@@ -8,7 +8,7 @@ import pytest
 
 from jaxasa import gin_io, mesh, optim
 from jaxasa.config import ConfigError
-from jaxasa.stages import ahead, common
+from jaxasa.stages import ahead, common, grpo
 
 BINDINGS = ["Model.unroll=1", "Mesh.data=2", "Mesh.fsdp=2", "Mesh.tensor=2"]
 
@@ -36,7 +36,10 @@ def test_each_step_is_lowered_with_its_state_and_batch_over_the_mesh(what):
     made = lowered.out_info
     if what == ahead.ROLLOUT:
         reply = run.model.reply_tokens
-        assert made.ids.shape == (stage.batch, stage.group, reply)
+        said, heard = made
+        assert said.ids.shape == (stage.batch, stage.group, reply)
+        played = grpo.played_shapes(ahead.context(run, "grpo", over), stage.batch)
+        assert (heard.shape, heard.dtype) == (played["heard"].shape, played["heard"].dtype)
     else:
         after, metrics = made
         before = jax.tree.map(lambda x: (x.shape, x.dtype), start)
