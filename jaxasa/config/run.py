@@ -83,6 +83,7 @@ class Run:
     The first of `stages` starts from `resume` (a folder checkpoints/STAGE or an export), or else
     from `pretrained` weights, or else from scratch; the others from the stage before.
     resume_parts: what is taken from `resume`, out of PARTS, the others from scratch; () for all.
+    With its decoder a new work folder takes its tokenizer.
     ablation: what `jaxasa bench ablate` compares.
     """
 

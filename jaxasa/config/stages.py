@@ -212,6 +212,10 @@ class GrpoStage(SceneStage):
         check_share(self, "promote")
         expected = "0 where GrpoStage.levels is ()"
         check(self.levels or not self.promote, "GrpoStage.promote", self.promote, expected)
+        for pattern in self.trainable:
+            ok = pattern.startswith(("lora/", "decoder/"))
+            expected = "patterns that begin with lora/ or decoder/: what hears is not trained here"
+            check(ok, "GrpoStage.trainable", pattern, expected)
         check_at_least(self, 2, "group")
         check_at_least(self, 1, "epochs", "promote_steps")
         check_at_least(self, 1e-3, "temperature")

@@ -144,6 +144,18 @@ def test_a_step_moves_the_adapters_from_ratios_of_1(tiny, task, monkeypatch):
     assert all(jax.tree.leaves(moved.pop("lora"))) and not any(jax.tree.leaves(moved))
 
 
+def test_a_scene_is_heard_once_a_step(tiny, make, by_length, monkeypatch):
+    heard = []
+
+    def project(context, params, batch):
+        heard.append(batch)
+        return tokens_by_yaw(context, params, batch)
+
+    monkeypatch.setattr(grpo, "project", project)
+    run(make(epochs=2, kl_weight=0.1), tiny.params, 2)
+    assert len(heard) == 1  # in one program out of rollout, reference and update
+
+
 def test_equal_rewards_move_nothing(tiny, task, monkeypatch):
     monkeypatch.setattr(grpo.rewards, "total", lambda *_: {"total": 0.7})
     with jax.set_mesh(task.context.mesh):

@@ -19,7 +19,8 @@ CLIPS = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo":
 
 
 def stage(**fields):
-    return config.GrpoStage(steps=1, batch=1, learning_rate=0.0, trainable=(), **fields)
+    fields = {"trainable": ()} | fields
+    return config.GrpoStage(steps=1, batch=1, learning_rate=0.0, **fields)
 
 
 def data(name, seed=0):
@@ -141,6 +142,7 @@ def test_a_stage_may_set_its_own_clip():
     ("fields", "words"),
     [
         ({"loss": "ppo"}, "loss is 'ppo', expected grpo or dr_grpo"),
+        ({"trainable": ("lora/.*", "projector/.*")}, "trainable is 'projector/.*', expected"),
         ({"loss": "sapo", "clip_ratio": 0.2}, "sapo has no clip"),
         ({"clip_ratio": (0.2, 0.2, 0.2)}, "clip_ratio"),
         ({"clip_ratio": (1.2, 0.2)}, "clip_ratio"),
