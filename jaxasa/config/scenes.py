@@ -34,9 +34,12 @@ class Sounds:
     splits: tuple[float, float, float] = (0.6, 0.15, 0.25)
 
     def __post_init__(self):
-        kind = str(self.bank).partition(":")[0]
-        kinds = ("debian", "debian_more", "procedural", "folder", "esc50", "fsd50k", "manifest")
-        check(kind in kinds, "Sounds.bank", self.bank, "one of " + ", ".join(kinds))
+        kind, _, path = str(self.bank).partition(":")
+        alone = ("debian", "debian_more", "procedural")
+        of_files = ("folder", "esc50", "fsd50k", "manifest")
+        ok = self.bank in alone or (kind in of_files and path)
+        expected = ", ".join([*alone, *(f"{name}:PATH" for name in of_files)])
+        check(ok, "Sounds.bank", self.bank, f"one of {expected}")
         check_at_least(self, 3, "min_takes")
         check_at_least(self, 0.1, "max_seconds")
         ok = len(self.splits) == 3 and all(s > 0 for s in self.splits)

@@ -314,6 +314,12 @@ def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypat
     assert bank.report["refused"] == {f"{copied[:4]}-again": f"the same recording as take {copied}"}
 
 
+@pytest.mark.parametrize("bank", ["debain", "debian:here", "folder", "folder:", "esc50"])
+def test_a_bank_of_no_known_kind_is_named(bank):
+    with pytest.raises(ConfigError, match=f"Sounds.bank is '{bank}', expected one of debian, "):
+        config.Sounds(bank)
+
+
 def test_report_is_plain_json(folder, tmp_path):
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert json.loads(json.dumps(bank.report)) == bank.report
