@@ -75,16 +75,30 @@ def settings(value, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, verb: str) -> Iterator[None]:
-    """Holds a lock: two runs of a verb in one folder would write the same files at once.
+def locked(folder: Path, shared: bool = False) -> Iterator[bool]:
+    """Holds a folder's lock, alone or with others that share it; yields whether it was free.
 
-    Raises ConfigError where another one holds it.
+    The system frees it when the process ends, however that ends.
     """
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            free = True
         except BlockingIOError:
-            raise ConfigError(f"{folder}: another `jaxasa {verb}` is at work in it") from None
+            free = False
+        yield free
+
+
+@contextlib.contextmanager
+def alone(folder: Path, verb: str, shared: bool = False) -> Iterator[None]:
+    """Around a verb in a folder: two runs of it would write the same files at once.
+
+    shared: more of the same verb may work there, which part the work among themselves.
+    Raises ConfigError where another verb holds it.
+    """
+    with locked(folder, shared) as free:
+        if not free:
+            raise ConfigError(f"{folder}: another `jaxasa {verb}` is at work in it")
         yield
 
 

@@ -4,6 +4,10 @@ DIR/config.gin, sounds/, scenes/, binaural/    as of any run, for all variants
 DIR/ablation/KIND-KEY/    a work folder for each job (ablate/plan.py), with its time in job.json
 DIR/ablation/compiled/    what XLA has compiled, which variants and seeds have in common
 DIR/ablation.json         the result (bench/ablation.py); `jaxasa bench report` shows it
+
+The command may be started several times on one folder: each process takes jobs that no other is
+at, waits where there is none, and goes on with those of one that died. Small models leave most of
+a second core idle, so two processes of a core each are faster than one of two.
 """
 
 import contextlib
@@ -14,8 +18,10 @@ import os
 import platform
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -31,6 +37,7 @@ from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.models.asa import ASA
 
+PAUSE = 2.0  # seconds between looks at what other processes have done
 _DATA = ("sounds", "scenes", "binaural", "responses")
 
 
@@ -50,56 +57,122 @@ def ablate(load: Load, folder: str | Path, dry_run: bool = False) -> dict:
     for part in (".", "ablation"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     workdir.claim(folder, plan.base, plan.text, (*workdir.SHARED, "name"))
-    with workdir.alone(folder, "bench ablate"), _compiled(folder / "ablation" / "compiled"):
-        return _work(plan, log, load, folder)
+    alone = workdir.alone(folder, "bench ablate", shared=True)
+    with alone, _compiled(folder / "ablation" / "compiled"):
+        return _Work(plan, log, load, folder).all()
 
 
-def _work(plan: Plan, log: Log, load: Load, folder: Path) -> dict:
-    console, failed = Console(), {}
-    seed = None
-    try:
-        for number, job in enumerate(plan.jobs.values(), 1):
-            if job.seed != seed:
-                # After each seed, so that what is there can be looked at before all is done.
-                seed = job.seed
-                _write(plan, log, folder, failed)
-            lost = [j.name for j in (job.before, *job.needs) if j and j.name in failed]
-            if lost:
-                failed[job.name] = failed[lost[0]]
-            elif not log.is_done(job):
-                ahead = f"[{number}/{len(plan.jobs)}] {_title(plan, job)}{_ahead(plan, log, job)}"
-                console.print(ahead, markup=False, highlight=False, soft_wrap=True)
-                said = _attempt(job, log, load, folder)
-                if said:
-                    failed[job.name] = said
+@dataclass
+class _Work:
+    """What one process does of an ablation. failed: why jobs could not be done."""
+
+    plan: Plan
+    log: Log
+    load: Load
+    folder: Path
+    failed: dict[str, str] = field(default_factory=dict)
+    console: Console = field(default_factory=Console)
+
+    def all(self) -> dict:
+        """Does jobs until none is left, here or elsewhere; returns what ablation.json holds."""
+        seed, waits = None, False
+        try:
+            while left := self._left():
+                job = next((job for job in left if self._settle(job)), None)
+                if job is None:
+                    if not waits:
+                        self.console.print("waiting for what other processes are at")
+                    time.sleep(PAUSE)
+                elif job.seed != seed:
+                    # With each seed, so that what is there can be looked at before all is done.
+                    seed = job.seed
+                    self._write()
+                waits = job is None
+        finally:
+            result = self._write()
+        if result:
+            ablation.show(result, self.console)
+        for name, why in result.get("failed", {}).items():
+            print(f"failed: {name}: {why}", file=sys.stderr)
+        return result
+
+    def _left(self) -> list[Job]:
+        jobs = self.plan.jobs.values()
+        return [job for job in jobs if job.name not in self.failed and not self.log.is_done(job)]
+
+    def _settle(self, job: Job) -> bool:
+        """Does a job, or finds that it cannot be done; False where another process is at it or
+        at what it needs."""
+        needs = [j for j in (job.before, *job.needs) if j]
+        lost = [j.name for j in needs if j.name in self.failed]
+        if lost:
+            self.failed[job.name] = self.failed[lost[0]]
+            return True
+        if not all(self.log.is_done(j) for j in needs):
+            return False
+        place = job.place(self.folder)
+        place.mkdir(exist_ok=True)
+        with workdir.locked(place) as free:
+            if free and not self.log.is_done(job):
+                self._attempt(job)
                 gc.collect()
-    finally:
-        result = _write(plan, log, folder, failed)
-    if result:
-        ablation.show(result, console)
-    for name, why in result.get("failed", {}).items():
-        print(f"failed: {name}: {why}", file=sys.stderr)
-    return result
+            return free
 
+    def _attempt(self, job: Job) -> None:
+        """Does a job, or says in `failed` why it failed."""
+        number = list(self.plan.jobs).index(job.name) + 1
+        title = f"[{number}/{len(self.plan.jobs)}] {_title(self.plan, job)}"
+        ahead = title + _ahead(self.plan, self.log, job)
+        self.console.print(ahead, markup=False, highlight=False, soft_wrap=True)
+        try:
+            with self.log.timed(job):
+                _do(job, self.load, self.folder)
+        except loop.Preempted:
+            raise
+        except Exception as error:
+            # No variant is to be lost for another's fault; what it was is told at the end, too.
+            if not isinstance(error, ConfigError):
+                traceback.print_exc()
+            said = " ".join(str(error).split())
+            if not isinstance(error, ConfigError):
+                said = f"{type(error).__name__}: {said}"
+            self.failed[job.name] = said = f"{job.name}: {said}"
+            print(f"jaxasa: {said}; going on with the others", file=sys.stderr)
 
-def _attempt(job: Job, log: Log, load: Load, folder: Path) -> str:
-    """Does a job; returns why it failed, "" if it did not."""
-    try:
-        with log.timed(job):
-            _do(job, load, folder)
-        return ""
-    except loop.Preempted:
-        raise
-    except Exception as error:
-        # No variant is to be lost for another's fault; what it was is told at the end, too.
-        if not isinstance(error, ConfigError):
-            traceback.print_exc()
-        said = " ".join(str(error).split())
-        if not isinstance(error, ConfigError):
-            said = f"{type(error).__name__}: {said}"
-        said = f"{job.name}: {said}"
-        print(f"jaxasa: {said}; going on with the others", file=sys.stderr)
-        return said
+    def _write(self) -> dict:
+        """Compares what is answered so far; writes ablation.json and returns it, {} for nothing."""
+        place = self.plan.suite(self.plan.ablation.base).suite(self.folder)
+        right: dict[str, dict[int, np.ndarray]] = {}
+        items = None
+        reasons = {}
+        for (name, seed), job in self.plan.answers.items():
+            if job.name in self.failed:
+                reasons.setdefault(name, f"seed {seed}: {self.failed[job.name]}")
+            elif self.log.is_done(job):
+                own = suite.load(self.plan.suite(name).suite(self.folder))
+                items = suite.load(place) if items is None else items
+                ablation.check_same(own, items, name)
+                said = score.read(job.place(self.folder) / "predictions" / "answers.jsonl", own)
+                right.setdefault(name, {})[seed] = score.correct(own, said)
+        if not right and not reasons:
+            return {}
+        result: dict = {"base": self.plan.ablation.base, "seeds": list(self.plan.ablation.seeds)}
+        if items is not None:
+            facts = suite.manifest(place)
+            names = ("split", "items", "levels", "scenes", "sounds", "seed", "sha256")
+            result["suite"] = {name: facts[name] for name in names}
+            samples = self.plan.base.bench.bootstrap
+            compared = ablation.compare(items, right, self.plan.ablation.base, samples)
+            result["variants"] = {
+                n: a | about(self.plan.runs[n], self.plan) for n, a in compared.items()
+            }
+            result["matched"] = ablation.matched(result["variants"])
+        spent: dict[str, float] = {}
+        for job in self.plan.jobs.values():
+            spent[job.kind] = round(spent.get(job.kind, 0.0) + self.log.seconds(job), 1)
+        result |= {"seconds": spent | {"total": round(sum(spent.values()), 1)}, "failed": reasons}
+        workdir.write_text(self.folder / ablation.FILE, json.dumps(result, indent=1) + "\n")
+        return result
 
 
 def _do(job: Job, load: Load, folder: Path) -> None:
@@ -152,40 +225,6 @@ def _answer(job: Job, folder: Path) -> None:
     systems, marks = {"answers": system}, {system.stage: model.digest}
     responders = {system.stage: model}
     bench_run.run(systems, responders, where, job.place(folder), job.run.bench, marks)
-
-
-def _write(plan: Plan, log: Log, folder: Path, failed: Mapping[str, str]) -> dict:
-    """Compares what is answered so far; writes ablation.json and returns it, {} for nothing."""
-    place = plan.suite(plan.ablation.base).suite(folder)
-    right: dict[str, dict[int, np.ndarray]] = {}
-    items = None
-    reasons = {}
-    for (name, seed), job in plan.answers.items():
-        if job.name in failed:
-            reasons.setdefault(name, f"seed {seed}: {failed[job.name]}")
-        elif log.is_done(job):
-            own = suite.load(plan.suite(name).suite(folder))
-            items = suite.load(place) if items is None else items
-            ablation.check_same(own, items, name)
-            said = score.read(job.place(folder) / "predictions" / "answers.jsonl", own)
-            right.setdefault(name, {})[seed] = score.correct(own, said)
-    if not right and not reasons:
-        return {}
-    result: dict = {"base": plan.ablation.base, "seeds": list(plan.ablation.seeds)}
-    if items is not None:
-        facts = suite.manifest(place)
-        names = ("split", "items", "levels", "scenes", "sounds", "seed", "sha256")
-        result["suite"] = {name: facts[name] for name in names}
-        samples = plan.base.bench.bootstrap
-        compared = ablation.compare(items, right, plan.ablation.base, samples)
-        result["variants"] = {n: a | about(plan.runs[n], plan) for n, a in compared.items()}
-        result["matched"] = ablation.matched(result["variants"])
-    spent: dict[str, float] = {}
-    for job in plan.jobs.values():
-        spent[job.kind] = round(spent.get(job.kind, 0.0) + log.seconds(job), 1)
-    result |= {"seconds": spent | {"total": round(sum(spent.values()), 1)}, "failed": reasons}
-    workdir.write_text(folder / ablation.FILE, json.dumps(result, indent=1) + "\n")
-    return result
 
 
 def about(run: config.Run, plan: Plan) -> dict:

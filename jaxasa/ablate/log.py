@@ -23,15 +23,10 @@ class Log:
 
     def __init__(self, folder: Path, given: Mapping[str, float]):
         self._folder, self._given = folder, given
-        self._known: dict[str, dict] = {}
 
     def of(self, job: Job) -> dict:
-        """What is known of a job, {} for nothing."""
-        if job.name not in self._known:
-            self._known[job.name] = self._read(job.place(self._folder) / "job.json")
-        return self._known[job.name]
-
-    def _read(self, path: Path) -> dict:
+        """What is known of a job, {} for nothing. Read anew: another process may have done it."""
+        path = job.place(self._folder) / "job.json"
         try:
             return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         except ValueError as error:
@@ -54,7 +49,6 @@ class Log:
             spent = before + time.monotonic() - begun
             known = {"kind": job.kind, "rate": job.rate, "units": job.units}
             known |= {"seconds": spent, "done": done}
-            self._known[job.name] = known
             path = job.place(self._folder) / "job.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(known) + "\n")

@@ -1,9 +1,12 @@
+import concurrent.futures
+import functools
 import json
+import time
 
 import numpy as np
 import pytest
 
-from jaxasa import ablate, ask, gin_io, loop, steps
+from jaxasa import ablate, ask, gin_io, loop, steps, workdir
 from jaxasa.ablate.log import Log
 from jaxasa.ablate.plan import Plan, bindings_of
 from jaxasa.bench import ablation, suite
@@ -131,6 +134,7 @@ class Fake:
 
     def __init__(self, small):
         self.calls, self.fail, self._small = [], lambda run, stage: None, small
+        self.pause = lambda: None
 
     def sound_bank(self, run, folder):
         self._leave("sounds", folder / "sounds" / "bank.json")
@@ -149,6 +153,7 @@ class Fake:
         self._leave(f"{stage} {run.model.projector.kind} {run.seed}", path)
 
     def build_suite(self, run, folder, split):
+        self.pause()
         self.calls.append("suite")
         place = steps.suite_of(folder, split)
         place.parent.mkdir(exist_ok=True)
@@ -162,6 +167,7 @@ class Fake:
         (out / "results.json").write_text("{}")
 
     def _leave(self, name, path, text=""):
+        self.pause()
         self.calls.append(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -234,6 +240,45 @@ def test_goes_on_where_it_was_interrupted(fake, tmp_path, error):
     result = ablate.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
     assert fake.calls[len(before) :] == ["align p1 0", "sft p1 0", "answers"]
     assert list(result["variants"]) == ["p2", "p1"]
+
+
+def test_several_processes_part_the_jobs_and_end_with_the_same_table(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablate, "PAUSE", 0.01)
+    at, together, slow = [], [], time.sleep
+
+    def work(*_):
+        at.append(0)
+        together.append(len(at))
+        slow(0.03)
+        at.pop()
+
+    load = functools.cache(loader(variants=PAIR))
+    plan = Plan(load)
+    for job in plan.jobs.values():  # read here: gin reads in one thread only
+        load(bindings_of(job, tmp_path))
+    fake.pause = work
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: ablate.ablate(load, tmp_path), range(3)))
+    assert max(together) >= 2
+    assert len(fake.calls) == len(plan.jobs) and fake.calls.count("answers") == 4
+    assert results[0]["variants"] == results[1]["variants"] == results[2]["variants"]
+    assert list(results[0]["variants"]["p1"]["seeds"]) == ["0", "1"]
+
+
+def test_another_verb_is_kept_out_of_the_folder_meanwhile(fake, tmp_path):
+    with workdir.alone(tmp_path, "demo"), pytest.raises(ConfigError, match="is at work in it"):
+        ablate.ablate(loader(variants=PAIR), tmp_path)
+    said = []
+
+    def work(*_):
+        with pytest.raises(ConfigError, match="is at work in it") as caught:
+            with workdir.alone(tmp_path, "demo"):
+                pass
+        said.append(caught.value)
+
+    fake.pause = work
+    ablate.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
+    assert len(said) == len(fake.calls)
 
 
 def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys):
