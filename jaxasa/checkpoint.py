@@ -110,10 +110,8 @@ class Store:
         step = self.latest()
         place = self.folder / str(step)
         with _reading(place):
-            about = json.loads((place / "about" / "metadata").read_text(encoding="utf-8"))
             shapes = self._manager.item_metadata(step)["state"].tree
-        saved = about["meta"]
-        faults = list(_differences(saved, json.loads(json.dumps(meta)), ""))
+        faults = list(_differences(_meta(place), json.loads(json.dumps(meta)), ""))
         if faults:
             raise ConfigError(
                 f"{self.folder}: a workdir made with another model config: {'; '.join(faults)}"
@@ -144,8 +142,13 @@ class Store:
         return State(**found["state"]), states[0]
 
     def meta(self) -> dict:
-        """meta.json of the folder; ConfigError where there is none."""
-        return _meta(self.folder)
+        """What was saved with the last step; meta.json may tell of one that never got whole."""
+        return _meta(self.folder / str(self.latest()))
+
+    def wait(self) -> None:
+        """Returns once all that was saved is whole."""
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
 
 
 def is_in(folder: str | Path) -> bool:
@@ -174,7 +177,7 @@ def load(folder: str | Path) -> tuple[dict, dict]:
         host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arguments = ocp.args.PyTreeRestore(item=item, restore_args=host, partial_restore=True)
         found = manager.restore(step, args=ocp.args.Composite(state=arguments))
-    return found["state"]["params"], _meta(folder)
+    return found["state"]["params"], _meta(place)
 
 
 def _handlers() -> dict:
@@ -205,11 +208,10 @@ def _is_whole(path: Path) -> bool:
     return parts and about.get("commit_timestamp_nsecs") is not None
 
 
-def _meta(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / 'meta.json'}: {error}, expected JSON") from None
+def _meta(place: Path) -> dict:
+    """What was saved with the step in `place`."""
+    with _reading(place):
+        return json.loads((place / "about" / "metadata").read_text(encoding="utf-8"))["meta"]
 
 
 @contextlib.contextmanager

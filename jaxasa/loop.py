@@ -234,7 +234,14 @@ class _Best:
         if self._name:
             self._store = checkpoint.Store(self._folder, keep=1)
             if self._store.latest() is not None:
-                self._value = self._goodness(self._store.meta()["best"]["value"])
+                about = self._store.meta()["best"]
+                config.check(
+                    about["name"] == self._name,
+                    "Stage.best",
+                    self._name,
+                    f"{about['name']!r}, as {self._folder} was kept by; or remove that folder",
+                )
+                self._value = self._goodness(about["value"])
         return self
 
     def __exit__(self, *_) -> None:
@@ -269,6 +276,8 @@ class _Best:
             self._value = self._goodness(value)
             about = {"name": self._name, "value": value, "step": step}
             self._store.save(step, state, data_state, {**meta, "best": about}, config_text)
+            # Whole before the loop's own checkpoint of this step: from that on it would be lost.
+            self._store.wait()
 
 
 class _Trace:

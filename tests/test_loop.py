@@ -292,6 +292,40 @@ def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
     assert equal(last, final.params)
 
 
+def judged_until_9(folder, marks):
+    """Saved at step 6, ended in step 9."""
+
+    def crash(step):
+        if step == 9:
+            raise Crash
+
+    task = Judged(act=crash)
+    task.marks = marks
+    with pytest.raises(Crash):
+        train(folder, task, best="tag_recall", eval_every=4, save_every=6)
+    return folder / "checkpoint" / "best"
+
+
+def test_a_best_state_that_never_got_whole_is_found_anew(tmp_path):
+    """As after a kill while it was written: meta.json tells of it, and no step is there."""
+    marks = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
+    there = judged_until_9(tmp_path / "one", marks)
+    best = judged_until_9(tmp_path / "two", marks | {8: 0.0})
+    (best / "meta.json").write_text((there / "meta.json").read_text())
+    assert checkpoint.load(best)[1]["best"]["step"] == 4
+    task = Judged()
+    task.marks = marks
+    train(tmp_path / "two", task, best="tag_recall", eval_every=4, save_every=6)
+    kept, meta = checkpoint.load(best)
+    assert meta["best"]["step"] == 8 and equal(kept, checkpoint.load(there)[0])
+
+
+def test_the_best_of_another_evaluation_is_no_measure(tmp_path):
+    judged_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
+    with pytest.raises(ConfigError, match="Stage.best is 'loss', expected 'tag_recall', as .*best"):
+        train(tmp_path, Judged(), best="loss", eval_every=4, save_every=6)
+
+
 def test_an_evaluation_that_is_not_there_is_known_before_the_first_step(tmp_path):
     task = SimulatedTask()
     with pytest.raises(ConfigError, match="Stage.best is 'accuracy', expected one of .* norm"):

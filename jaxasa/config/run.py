@@ -114,6 +114,11 @@ class Run:
             set(parts) <= set(PARTS), "Run.resume_parts", parts, "names out of " + ", ".join(PARTS)
         )
         check(self.resume or not parts, "Run.resume_parts", parts, "() without Run.resume")
+        for name in set(self.stages) - {"text"}:
+            easiest = getattr(self, name).easiest
+            ok = easiest == (1.0, 1.0) or self.scenes.responses == 0
+            where = f"{name.capitalize()}Stage.easiest"
+            check(ok, where, easiest, "(1.0, 1.0) for mixed scenes (Scenes.responses)")
         longest = self.model.semantic.max_seconds
         ok = self.scenes.seconds <= longest
         check(ok, "Scenes.seconds", self.scenes.seconds, f"at most {longest} (Semantic)")
@@ -121,5 +126,7 @@ class Run:
             responses, imported = self.scenes.responses, self.sft.imported
             check(responses == 0, "Scenes.responses", responses, "0: binaural scenes are stored")
             check(not imported, "SftStage.imported", imported, "(): imported recordings are FOA")
+            guests = self.spatial.recordings
+            check(not guests, "SpatialStage.recordings", guests, "(): recordings are FOA")
             engine, expected = self.scenes.engine, "'jaxasa', for Spatial.format is 'binaural'"
             check(engine == "jaxasa", "Scenes.engine", engine, expected)

@@ -210,6 +210,14 @@ class GrpoStage(SceneStage):
         super().__post_init__()
         _check_levels(self)
         check_share(self, "promote")
+        # What is drawn beside a step's own prompts would move a schedule that counts examples on.
+        ends = self.levels if self.levels and not self.promote else (0, 0)
+        steady = ends[0] == ends[1] and self.easiest[0] == self.easiest[1]
+        expected = "0 where GrpoStage.levels or easiest move with the steps"
+        check(steady or not self.resample, "GrpoStage.resample", self.resample, expected)
+        kept = all(pattern.startswith("lora/") for pattern in self.trainable)
+        expected = "0 where decoder/ is trained: the reference is the decoder without adapters"
+        check(kept or not self.kl_weight, "GrpoStage.kl_weight", self.kl_weight, expected)
         expected = "0 where GrpoStage.levels is ()"
         check(self.levels or not self.promote, "GrpoStage.promote", self.promote, expected)
         for pattern in self.trainable:

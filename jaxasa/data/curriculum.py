@@ -100,7 +100,7 @@ class Promotion:
             self._successes = []
 
     def get_state(self) -> dict:
-        own = {"drawn": self._drawn, "done": self.done, "successes": self._successes}
+        own = {"drawn": self._drawn, "done": self.done, "successes": list(self._successes)}
         return {"examples": self._batches.get_state(), "promotion": own}
 
     def set_state(self, state: Mapping) -> None:

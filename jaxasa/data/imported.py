@@ -114,7 +114,7 @@ def _exchange(row: dict) -> tuple[str, str]:
 def _fits(row: dict, model: config.Model, text: Text) -> bool:
     prompt, reply = _exchange(row)
     return (
-        len(text.encode(prompt)) <= model.prompt_tokens
+        len(tokens.prompt_ids(text, 0, prompt)) <= model.prompt_tokens
         and len(text.encode(reply)) <= model.reply_tokens
     )
 

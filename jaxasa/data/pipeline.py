@@ -8,7 +8,7 @@ Letters: B batch, N samples, S slots, Q questions of a scene, P prompt and C rep
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,7 +85,8 @@ class Batches:
             for guest in visitors:
                 if done >= guest.start:
                     if luck < guest.share:
-                        return guest.make(guest.source[index % len(guest.source)], rng, done)
+                        chosen = int(rng.integers(len(guest.source)))
+                        return guest.make(guest.source[chosen], rng, done)
                     luck -= guest.share
             for step in range(_PASSED_OVER):
                 at = (place + step) % len(source)
@@ -311,7 +312,8 @@ class Targets:
     """Stages 1 and 2: audio [N, C], yaw (degrees to turn it by), mono, targets turned alike.
 
     In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption, a share
-    `phrasings` of them in other words than those of the reasoning traces.
+    `phrasings` of them in other words than those of the reasoning traces, but for one that finds
+    no room (`check_phrasings`).
     """
 
     classes: Sequence[str]
@@ -350,6 +352,19 @@ class Targets:
             if len(said) <= self.model.reply_tokens:
                 return said
         return self.text.encode(tokens.caption_text(words.caption(scene)))
+
+
+def check_phrasings(scenes: Iterable[dict], make: Targets) -> None:
+    """Raises ConfigError where captions of `scenes` find no room in many phrasings.
+
+    They would stay plain, and their style would tell how many sources there are.
+    """
+    rng = np.random.default_rng(0)
+    said = [tokens.caption_text(phrases.phrased(scene, rng)) for scene in scenes]
+    longest = max(said, key=lambda caption: len(make.text.encode(caption)))
+    need, room = len(make.text.encode(longest)), make.model.reply_tokens
+    expected = f"at least {need} for AlignStage.phrasings, as {longest!r}"
+    config.check(need <= room, "Model.reply_tokens", room, expected)
 
 
 @dataclass(frozen=True)
@@ -451,8 +466,9 @@ def corpus(
 def check_lengths(pairs: Sequence[tuple[str, str]], model: config.Model, text: Text) -> None:
     """Raises ConfigError, before anything is trained, where texts of `corpus` find no room."""
     prompts, replies = zip(*pairs, strict=True)
-    for name, texts in (("prompt_tokens", prompts), ("reply_tokens", replies)):
-        longest = max(texts, key=lambda t: len(text.encode(t)))
-        need, room = len(text.encode(longest)), getattr(model, name)
-        expected = f"at least {need}, for {longest.strip()!r}"
-        config.check(need <= room, f"Model.{name}", room, expected)
+    asked = [len(tokens.prompt_ids(text, 0, prompt)) for prompt in prompts]
+    said = [len(text.encode(reply)) for reply in replies]
+    for name, texts, lengths in (("prompt", prompts, asked), ("reply", replies, said)):
+        need, room = max(lengths), getattr(model, f"{name}_tokens")
+        expected = f"at least {need}, for {texts[lengths.index(need)].strip()!r}"
+        config.check(need <= room, f"Model.{name}_tokens", room, expected)

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxasa.config import ConfigError
 from jaxasa.data.decode import RATE
-from jaxasa.data.records import Records
+from jaxasa.data.records import Damaged, Records
 
 
 class Recordings:
@@ -37,7 +37,10 @@ class Recordings:
             )
         named: Counter[str] = Counter()
         for i in range(len(self._records)):
-            audio, scene = self._records[i]
+            try:
+                audio, scene = self._records[i]
+            except Damaged:
+                continue  # named and counted when it is drawn (pipeline.Readable)
             if len(audio) > self._samples:
                 raise ConfigError(
                     f"SpatialStage.recordings {folder}: a window of {len(audio) / RATE:g} s, "

@@ -51,19 +51,23 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
     most = run.model.spatial.classes
     if len(bank.classes) > most:
         raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
+    options = getattr(run, stage)
     needs_scenes, clips, asking = stage != "text", bank.clips("train"), None
     if stage in BALANCED:
         asking = pipeline.balanced(run.scenes, clips, bank.classes, run.seed, run.questions)
+    dev = None
+    if needs_scenes:
+        dev = pipeline.Readable(Records(scenes_of(run, folder, "dev")), options.damaged)
     return Context(
         run=run,
-        stage=getattr(run, stage),
+        stage=options,
         asa=ASA(run.model),
         mesh=mesh.make(run.mesh),
         text=start.tokenizer(run, bank, folder),
         classes=bank.classes,
         clips=clips,
         train=_train_scenes(run, folder) if needs_scenes else None,
-        dev=Records(scenes_of(run, folder, "dev")) if needs_scenes else None,
+        dev=dev,
         asking=asking,
     )
 

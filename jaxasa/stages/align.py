@@ -20,7 +20,9 @@ def objective(context: common.Context):
         prompt, reply = batch["prompt"][:, 0], batch["reply"][:, 0]
         said, hits = common.reply_loss(asa, params, prompt, reply, tokens, text, False)
         aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.classes)
-        return said + EXPERT_WEIGHT * aside, {"caption": said} | hits
+        # No answer is in a caption.
+        measured = {"caption": said, "token_accuracy": hits["token_accuracy"]}
+        return said + EXPERT_WEIGHT * aside, measured
 
     return loss
 
@@ -48,11 +50,16 @@ def task(context: common.Context) -> common.Task:
         value, measured = loss(params, batch, None)
         return {"loss": value} | measured
 
+    make = examples(context)
+    if make.phrasings:
+        assert context.dev is not None
+        some = range(min(common.EVAL_SCENES, len(context.dev)))
+        pipeline.check_phrasings([context.dev[i][1] for i in some], make)
     count = common.eval_scenes(context.mesh, 2 * common.EVAL_SCENES)
     batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "align/dev", count)
     return common.Task(
         "align",
-        common.batches(context, examples(context), "align"),
+        common.batches(context, make, "align"),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

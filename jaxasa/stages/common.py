@@ -47,7 +47,7 @@ class Context:
     classes: Sequence[str]
     clips: Sequence[Clip]
     train: Records | Mixed | None
-    dev: Records | None
+    dev: pipeline.Readable | None
     asking: questions.Asking | None = None
 
     @property
@@ -76,9 +76,6 @@ def batches(
     """The batches of a stage that hears scenes, from easy to hard where it says so."""
     stage, scenes, pace = context.stage, context.train, None
     if stage.easiest != (1.0, 1.0):
-        if not isinstance(scenes, Records):
-            name = f"{type(stage).__name__}.easiest"
-            raise ConfigError(f"{name} is {stage.easiest}, expected (1.0, 1.0) for mixed scenes")
         readable = pipeline.Readable(scenes, stage.damaged)
         described = [readable[i][1] for i in range(len(scenes))]
         pace = curriculum.Pace(curriculum.easiest_first(described, stage.hard_by), stage.easiest)

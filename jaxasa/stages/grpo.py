@@ -221,7 +221,8 @@ def task(context: common.Context) -> common.Task:
     def step(state: State, batch, key) -> tuple[State, Mapping]:
         began = time.monotonic()
         made, found = play(state.params, batch, key)
-        equal = _is_equal(found)
+        # Rewards are those of all that was asked: what is drawn again is never all right.
+        earned = found
         if stage.resample:
             batch, made, found = refresh(state.params, batch, key, made, found)
         ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
@@ -239,9 +240,9 @@ def task(context: common.Context) -> common.Task:
         number = int(jax.block_until_ready(state.step))
         seconds = {"rollout": played - began, "update": time.monotonic() - played}
         levels = np.asarray(batch["level"])[:, 0]
-        measured = {f"reward/{name}": value for name, value in found.items()} | {
+        measured = {f"reward/{name}": value for name, value in earned.items()} | {
             **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
-            "equal_groups": equal,
+            "equal_groups": _is_equal(earned),
             "length": made["mask"].sum(-1),
             "truncated": ~ended,
         }
@@ -267,7 +268,8 @@ def task(context: common.Context) -> common.Task:
         made, _ = sampled(params, placed, jax.random.key(0), 1, 0.0)
         right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
         levels = dev["level"].reshape(-1)
-        by_level = {name: float(right[levels == i].mean()) for i, name in enumerate(LEVELS)}
+        asked_of = {name: right[levels == i] for i, name in enumerate(LEVELS)}
+        by_level = {name: float(found.mean()) for name, found in asked_of.items() if len(found)}
         return {"accuracy": float(right.mean())} | by_level
 
     return common.Task("grpo", batches, step, evaluate)

@@ -132,6 +132,8 @@ def expert_loss(
 ) -> tuple[jax.Array, dict]:
     """Auxiliary losses of the projector's experts at token rate, targets bound to classes.
 
+    Where sources of one class are heard at once, which only recordings have, the targets are the
+    means of their directions and log distances.
     An expert that the projector is built without has no loss. A source of a class without a name
     is in none of them but the count.
     """
@@ -139,10 +141,15 @@ def expert_loss(
     frames = next((x.shape[1] for x in experts if x is not None), 1)
     active = activity(batch["span"], frames, seconds) * batch["present"][..., None]
     names = jax.nn.one_hot(batch["label"], classes) * sure["label"][..., None]
-    tags = jnp.einsum("bst,bsc->btc", active, names)
+    count = jnp.einsum("bst,bsc->btc", active, names)
+    tags = jnp.minimum(count, 1.0)
     where = jnp.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"])
-    far = jnp.einsum("bsc,bs->bc", names * batch["present"][..., None], batch["log_distance"])
+    where = where / jnp.maximum(count, 1.0)[..., None]
     told = jnp.einsum("bst,bsc,bs->btc", active, names, sure["log_distance"])
+    far = jnp.einsum(
+        "bst,bsc,bs->btc", active, names, sure["log_distance"] * batch["log_distance"]
+    ) / jnp.maximum(told, 1e-6)
+    told = jnp.minimum(told, 1.0)
     spatial = (1.0 - batch["mono"])[:, None, None]
     losses, measured = {}, {}
     if experts.tags is not None:
@@ -160,7 +167,7 @@ def expert_loss(
         error = jnp.square(experts.direction - where).sum(-1)
         losses["class_direction"] = (error * weights).mean()
     if experts.log_distance is not None:
-        away = jnp.abs(experts.log_distance - far[:, None]) * told
+        away = jnp.abs(experts.log_distance - far) * told
         losses["class_distance"] = away.sum() / jnp.maximum(told.sum(), 1.0)
     if experts.reverberation is not None:
         columns = jnp.array([0, 2])

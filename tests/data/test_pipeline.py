@@ -115,6 +115,16 @@ def test_a_share_of_the_examples_comes_from_a_guest(source, asked, monkeypatch, 
     assert len(set(heard)) == 5
 
 
+@pytest.mark.parametrize("count", [89, 144, 233])
+def test_all_of_a_guest_is_heard_whatever_its_size(count):
+    """Fibonacci numbers times the golden ratio are almost whole."""
+    guest = pipeline.Guest(range(count), lambda element, rng, done: {"n": np.int32(element)}, 0.5)
+    host = lambda element, rng, done: {"n": np.int32(-1)}  # noqa: E731
+    batches = batches_of(range(10), host, 0, guests=[guest])
+    heard = np.concatenate([b["n"] for b in take(batches, 3 * count)])
+    assert len(set(heard)) == 1 + count
+
+
 def test_fixed_is_the_first_examples_in_order(source, targets):
     made = pipeline.fixed(source, targets(augment=False), 0, "t", 5)
     np.testing.assert_array_equal(made["audio"], [audio for audio, _ in source[:5]])
@@ -311,6 +321,30 @@ def test_texts_without_room_are_named_before_training(text, tiny):
         expected = rf"Model\.{name} is 3, expected at least \d+, for .*{words_of}"
         with pytest.raises(ConfigError, match=expected):
             pipeline.check_lengths(pairs, short, text)
+
+
+def test_prompts_have_room_for_their_turns(text, tiny):
+    """Of a chat, words stand before and after the question."""
+    chat = dataclasses.replace(text, before=(5, 6, 7), after=(8, 9))
+    pairs = [(" where is the bird ?\n", "<think></think>")]
+    need = len(text.encode(pairs[0][0]))
+    for room in (need, need + 4):
+        short = dataclasses.replace(tiny.model, prompt_tokens=room)
+        pipeline.check_lengths(pairs, short, text)
+        with pytest.raises(ConfigError, match=f"expected at least {need + 5}"):
+            pipeline.check_lengths(pairs, short, chat)
+    exact = dataclasses.replace(tiny.model, prompt_tokens=need + 5)
+    pipeline.check_lengths(pairs, exact, chat)
+    ids = tokens.prompt_ids(chat, 0, pairs[0][0])
+    assert tokens.pad_left([ids], exact.prompt_tokens, chat.pad).shape == (1, need + 5)
+
+
+def test_phrasings_without_room_are_refused(tiny, text, described):
+    make = pipeline.Targets(tiny.classes, 3, 0.0, False, tiny.model, text, 20, 0.8)
+    with pytest.raises(ConfigError, match=r"reply_tokens is \d+, expected .* AlignStage.phrasings"):
+        pipeline.check_phrasings(described(30), make)
+    roomy = dataclasses.replace(tiny.model, reply_tokens=400)
+    pipeline.check_phrasings(described(30), dataclasses.replace(make, model=roomy))
 
 
 def number(element, rng, done):

@@ -153,6 +153,9 @@ def test_a_stage_may_set_its_own_clip():
         ({"by_deviation": "yes"}, "by_deviation"),
         ({"mask_truncated": None}, "mask_truncated"),
         ({"resample": -1}, "resample"),
+        ({"resample": 1, "levels": ((1, 0, 0), (0, 0, 1))}, "resample is 1, expected 0 where"),
+        ({"resample": 1, "easiest": (0.5, 1.0)}, "resample is 1, expected 0 where"),
+        ({"kl_weight": 0.1, "trainable": ("lora/.*", "decoder/.*")}, "kl_weight is 0.1, expected"),
     ],
 )
 def test_bad_settings(fields, words):

@@ -201,6 +201,28 @@ def test_experts_learn_what_is_active_by_class(batch):
     assert loss(right._replace(direction=odd))[0] == value
 
 
+def test_sources_of_one_class_are_heard_as_their_mean(batch):
+    """One after the other, and at once: of direction and log distance; tags stay a share."""
+    one = {name: value[:1].copy() for name, value in batch.items()}
+    one["present"][:], one["label"][:] = [[1, 1, 0]], [[2, 2, 0]]
+    one["log_distance"][:] = np.log([[2.0, 4.0, 1.0]])
+    one["direction"][0, :2] = [[1, 0, 0], [0, 1, 0]]
+    one["span"][0, :2] = np.array([[0, 5], [3, 10]]) * SECONDS / T
+    far, where = np.zeros((1, T, CLASSES), "f4"), np.zeros((1, T, CLASSES, 3), "f4")
+    far[0, :, 2] = np.log([*[2.0] * 3, *[8**0.5] * 2, *[4.0] * 5])
+    where[0, :, 2] = [*[[1, 0, 0]] * 3, *[[0.5, 0.5, 0]] * 2, *[[0, 1, 0]] * 5]
+    tags = np.full((1, T, CLASSES), -SURE, "f4")
+    tags[..., 2] = SURE
+    right = Experts(tags, where, far, None, None)
+    loss = jax.jit(lambda experts: spatial.expert_loss(experts, one, SECONDS, CLASSES))
+    value, _ = loss(right)
+    assert 0 <= value < 1e-5
+    for wrong in (dict(tags=-tags), dict(direction=2 * where), dict(log_distance=2 * far)):
+        assert loss(right._replace(**wrong))[0] > 0.01
+    # However sure it is: no gain without end.
+    assert loss(right._replace(tags=100 * tags))[0] >= 0
+
+
 def test_mel_mask_hides_a_band_of_time_and_one_of_frequency():
     mask = jax.jit(spatial.mel_mask, static_argnums=(1, 2, 3))
     hidden = np.asarray(mask(jax.random.key(0), 200, 80, 48))
