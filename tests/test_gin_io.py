@@ -8,6 +8,8 @@ from jaxasa.config import ConfigError
 
 GIN = Path(__file__).resolve().parent.parent / "gin"
 HEADER = "from __gin__ import dynamic_registration\nfrom jaxasa import config\n"
+EARS = ("Spatial.format='binaural'", "Spatial.features='interaural'")
+MIXED = ("Scenes.responses=20",)
 STAGES = ("Text", "Spatial", "Align", "Sft", "Grpo")
 FULL = (
     HEADER
@@ -150,6 +152,32 @@ def test_wrong_binding_is_one_line_that_names_it(full, binding, words):
         gin_io.load([full], [binding])
     text = str(error.value)
     assert "\n" not in text and all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    ("bindings", "words"),
+    [
+        (
+            ("SpatialStage.recordings=('a',)", *EARS),
+            "SpatialStage.recordings is ('a',), expected ()",
+        ),
+        (("SftStage.imported=('a',)", *EARS), "SftStage.imported is ('a',), expected ()"),
+        (
+            ("GrpoStage.easiest=(0.3,1.0)", *MIXED),
+            "GrpoStage.easiest is (0.3, 1.0), expected (1.0,",
+        ),
+        (
+            ("SpatialStage.easiest=(0.3,1.0)", *MIXED),
+            "SpatialStage.easiest is (0.3, 1.0), expected",
+        ),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused_at_once(bindings, words):
+    with pytest.raises(ConfigError) as error:
+        gin_io.load(["gin/run/smoke.gin"], bindings)
+    assert words in str(error.value)
+    gin_io.load(["gin/run/smoke.gin"], bindings[:1])
+    gin_io.load(["gin/run/smoke.gin"], bindings[1:])
 
 
 @pytest.mark.parametrize(

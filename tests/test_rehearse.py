@@ -106,3 +106,15 @@ def test_scenes_that_are_made_up_read_like_real_ones(counting, tmp_path):
     assert len(context.train) == 8 and audio.dtype == np.int16 and audio.shape == (16_000, 4)
     assert {s["class"] for s in scene["sources"]} <= set(context.classes)
     assert json.loads((tmp_path / "scenes/dev/manifest.json").read_text())["count"] == 4
+
+
+def test_a_damaged_scene_of_dev_is_passed_over_like_one_of_train(tmp_path, capfd):
+    run, _ = gin_io.load(["gin/run/smoke.gin"], [*SMALL, "SpatialStage.damaged=1"])
+    rehearse._furnish(run, None, tmp_path)
+    path = next((tmp_path / "scenes" / "dev").glob("*.array_record"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    dev = stages.prepare(run, "spatial", tmp_path).dev
+    assert all(dev[i][0].shape == (16_000, 4) for i in range(4))
+    assert "skipped 1 of at most 1" in capfd.readouterr().err

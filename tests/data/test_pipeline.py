@@ -340,7 +340,8 @@ def test_prompts_have_room_for_their_turns(text, tiny):
 
 
 def test_phrasings_without_room_are_refused(tiny, text, described):
-    make = pipeline.Targets(tiny.classes, 3, 0.0, False, tiny.model, text, 20, 0.8)
+    narrow = dataclasses.replace(tiny.model, reply_tokens=20)
+    make = pipeline.Targets(tiny.classes, 3, 0.0, False, narrow, text, 20, 0.8)
     with pytest.raises(ConfigError, match=r"reply_tokens is \d+, expected .* AlignStage.phrasings"):
         pipeline.check_phrasings(described(30), make)
     roomy = dataclasses.replace(tiny.model, reply_tokens=400)

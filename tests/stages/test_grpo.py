@@ -253,6 +253,7 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
     _, metrics = run(made, tiny.params)
     assert len(calls) == 3 * 32
     assert metrics["equal_groups"] == 1 and metrics["equal_groups_left"] == 0
+    assert metrics["reward/total"] == 0.5  # of what was asked, not of what is left of it
     second, third = next(plain.task.batches), next(plain.task.batches)
     expected = [*second["prompt"][::2], *third["prompt"][:4]]
     found = sorted(row.tobytes() for row in trained[0]["prompt"])
