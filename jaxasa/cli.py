@@ -9,9 +9,11 @@ Heavy libraries are imported inside the verbs, so that --help answers at once.
 
 import argparse
 import errno
+import functools
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -320,8 +322,13 @@ def bench_ablate(options: argparse.Namespace) -> Result:
     made = options.workdir / "config.gin"
     own = [str(made)] if made.is_file() else ["gin/run/ablate.gin"]
     files = options.gin_file or own
-    load = lambda more: gin_io.load(files, [*options.bindings, *more])  # noqa: E731
-    return ablate.ablate(load, options.workdir, options.dry_run)
+    _, text = gin_io.load(files, options.bindings)
+    with tempfile.TemporaryDirectory() as folder:
+        # The files as they are now: jobs that begin hours later are not to find others.
+        frozen = Path(folder) / "config.gin"
+        frozen.write_text(text, encoding="utf-8")
+        load = functools.partial(gin_io.load, [str(frozen)])
+        return ablate.ablate(load, options.workdir, options.dry_run)
 
 
 def bench_report(options: argparse.Namespace) -> Result:

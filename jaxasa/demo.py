@@ -106,7 +106,7 @@ def demo(run: config.Run, folder: str | Path, text: str) -> dict:
     begun = [name for name in run.stages if (folder / "checkpoints" / name).is_dir()]
     scored = ["bench"] if (folder / "results.json").is_file() else []
     workdir.claim(folder, run, text, (*workdir.SHARED, *begun, *scored))
-    with workdir.alone(folder, "demo"):
+    with workdir.alone(folder):
         return _work(run, folder, text)
 
 
@@ -155,6 +155,7 @@ class _Log:
 
     def work(self, step: Step) -> None:
         """Does the step. Its time counts even when it is interrupted."""
+        self.forget(step.name)  # what is there may be of an earlier time
         start, finished = time.monotonic(), False
         try:
             step.work()

@@ -188,11 +188,16 @@ def directions(run: config.Run, folder: Path, count: int) -> list[dict]:
 
 
 def audit_suite(folder: Path, split: str) -> dict:
-    """The audit of a suite, with the scores of DIR/results.json where that is there."""
+    """The audit of a suite, with the scores of DIR/results.json where these are of this suite."""
     where = suite_of(folder, split)
     path = where.parent / "results.json"
     expected = "results of `jaxasa bench run`"
-    results = suite.read_json(path, expected) if path.is_file() else {"systems": {}}
+    results = suite.read_json(path, expected) if path.is_file() else {}
+    asked = results.get("benchmark", {}).get("sha256")
+    if asked != suite.manifest(where)["sha256"]:
+        if asked:
+            print(f"{path}: of another suite; `jaxasa bench run` answers this one", file=sys.stderr)
+        results = {"systems": {}}
     return audit.add_scores(where, results)
 
 

@@ -75,14 +75,15 @@ def settings(value, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, shared: bool = False) -> Iterator[bool]:
+def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
     """Holds a folder's lock, alone or with others that share it; yields whether it was free.
 
-    The system frees it when the process ends, however that ends.
+    wait: until it is free. The system frees it when the process ends, however that ends.
     """
     with open(folder / ".lock", "w", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
             free = True
         except BlockingIOError:
             free = False
@@ -90,15 +91,15 @@ def locked(folder: Path, shared: bool = False) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, verb: str, shared: bool = False) -> Iterator[None]:
-    """Around a verb in a folder: two runs of it would write the same files at once.
+def alone(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Around work in a folder: two commands would write the same files at once.
 
-    shared: more of the same verb may work there, which part the work among themselves.
-    Raises ConfigError where another verb holds it.
+    shared: others may be at work there that share it, too.
+    Raises ConfigError where another command holds it.
     """
     with locked(folder, shared) as free:
         if not free:
-            raise ConfigError(f"{folder}: another `jaxasa {verb}` is at work in it")
+            raise ConfigError(f"{folder}: another jaxasa command is at work in it")
         yield
 
 

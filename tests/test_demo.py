@@ -18,9 +18,11 @@ class Fake:
     def __init__(self):
         self.calls: list[str] = []
         self.fail = ""
+        self.on = lambda name: None
 
     def leave(self, name, path, text=""):
         self.calls.append(name)
+        self.on(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if name == self.fail:
             raise KeyboardInterrupt
@@ -105,6 +107,17 @@ def test_goes_on_where_it_was_interrupted(fake, tmp_path, name):
     assert after["done"] and after["seconds"] > before["seconds"]
 
 
+def test_what_is_done_again_is_not_done_until_it_is(fake, tmp_path):
+    """A checkpoint is there at its first save; a kill then leaves no time to say so."""
+    job(tmp_path)
+    (tmp_path / "checkpoints/grpo/meta.json").unlink()
+    (tmp_path / "checkpoints/grpo").rmdir()
+    said = []
+    fake.on = lambda name: said.append(json.loads((tmp_path / "steps.json").read_text())[name])
+    job(tmp_path)
+    assert [s["done"] for s in said] == [False] * len(said) and said
+
+
 def test_scores_again_after_the_last_stage_was_trained_again(fake, tmp_path):
     job(tmp_path)
     (tmp_path / "checkpoints/grpo/meta.json").unlink()
@@ -153,7 +166,7 @@ def test_damaged_step_log(fake, tmp_path):
 
 def test_two_runs_in_one_folder(fake, tmp_path, monkeypatch):
     def again(*_):
-        with pytest.raises(ConfigError, match="another `jaxasa demo` is at work"):
+        with pytest.raises(ConfigError, match="another jaxasa command is at work"):
             job(tmp_path)
 
     monkeypatch.setattr(steps, "scenes", again)

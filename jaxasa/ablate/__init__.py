@@ -56,9 +56,18 @@ def ablate(load: Load, folder: str | Path, dry_run: bool = False) -> dict:
         return _foretell(plan, log)
     for part in (".", "ablation"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    workdir.claim(folder, plan.base, plan.text, (*workdir.SHARED, "name"))
-    alone = workdir.alone(folder, "bench ablate", shared=True)
-    with alone, _compiled(folder / "ablation" / "compiled"):
+    with contextlib.ExitStack() as held:
+        with workdir.locked(folder / "ablation", wait=True):
+            with workdir.locked(folder) as first:
+                if first:
+                    workdir.claim(folder, plan.base, plan.text, (*workdir.SHARED, "name"))
+            held.enter_context(workdir.alone(folder, shared=True))
+            if (folder / "config.gin").read_text("utf-8") != plan.text:
+                raise ConfigError(
+                    f"{folder}: another `jaxasa bench ablate` is at work in it with other "
+                    "settings, expected the same, or start when it has ended"
+                )
+        held.enter_context(_compiled(folder / "ablation" / "compiled"))
         return _Work(plan, log, load, folder).all()
 
 
@@ -104,11 +113,12 @@ class _Work:
         """Does a job, or finds that it cannot be done; False where another process is at it or
         at what it needs."""
         needs = [j for j in (job.before, *job.needs) if j]
-        lost = [j.name for j in needs if j.name in self.failed]
+        missing = [j.name for j in needs if not self.log.is_done(j)]
+        lost = [name for name in missing if name in self.failed]
         if lost:
             self.failed[job.name] = self.failed[lost[0]]
             return True
-        if not all(self.log.is_done(j) for j in needs):
+        if missing:
             return False
         place = job.place(self.folder)
         place.mkdir(exist_ok=True)
@@ -146,14 +156,14 @@ class _Work:
         items = None
         reasons = {}
         for (name, seed), job in self.plan.answers.items():
-            if job.name in self.failed:
-                reasons.setdefault(name, f"seed {seed}: {self.failed[job.name]}")
-            elif self.log.is_done(job):
+            if self.log.is_done(job):  # if not here, then by another process
                 own = suite.load(self.plan.suite(name).suite(self.folder))
                 items = suite.load(place) if items is None else items
                 ablation.check_same(own, items, name)
                 said = score.read(job.place(self.folder) / "predictions" / "answers.jsonl", own)
                 right.setdefault(name, {})[seed] = score.correct(own, said)
+            elif job.name in self.failed:
+                reasons.setdefault(name, f"seed {seed}: {self.failed[job.name]}")
         if not right and not reasons:
             return {}
         result: dict = {"base": self.plan.ablation.base, "seeds": list(self.plan.ablation.seeds)}

@@ -41,17 +41,21 @@ class Log:
     @contextlib.contextmanager
     def timed(self, job: Job) -> Iterator[None]:
         """Around the job's work: its time counts even when it is interrupted or fails."""
-        before, begun, done = self.seconds(job), time.monotonic(), False
+        before, begun = self.seconds(job), time.monotonic()
+        # What is there may be of an earlier time, or appear long before it is whole.
+        self._write(job, before, done=False)
+        done = False
         try:
             yield
             done = True
         finally:
-            spent = before + time.monotonic() - begun
-            known = {"kind": job.kind, "rate": job.rate, "units": job.units}
-            known |= {"seconds": spent, "done": done}
-            path = job.place(self._folder) / "job.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(known) + "\n")
+            self._write(job, before + time.monotonic() - begun, done)
+
+    def _write(self, job: Job, seconds: float, done: bool) -> None:
+        known = {"kind": job.kind, "rate": job.rate, "units": job.units}
+        path = job.place(self._folder) / "job.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(known | {"seconds": seconds, "done": done}) + "\n")
 
     def rates(self, jobs: Iterable[Job]) -> dict[str, float]:
         """Seconds a unit, measured over those of `jobs` that are done."""

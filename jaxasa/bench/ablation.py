@@ -185,7 +185,8 @@ def show(result: Mapping, console: Console) -> None:
     if not variants:
         return
     seeds = ", ".join(map(str, result["seeds"]))
-    title = f"accuracy in %, mean over seeds {seeds}, with 95 % intervals over scenes"
+    title = f"accuracy in %, mean over seeds {seeds} where no others are named"
+    title += ", with 95 % intervals over scenes"
     groups = ["overall", *result["suite"]["levels"]]
     table = Table("variant", *groups, "by seed", title=title)
     for name, found in variants.items():
@@ -201,8 +202,10 @@ def show(result: Mapping, console: Console) -> None:
                 apart = f"{100 * d['difference']:+.1f} [dim]({low:+.1f} to {high:+.1f})[/dim]"
                 cells[-1] += f"\n{apart}"
         if less:
-            each = ", ".join(f"{100 * d['overall']:+.1f}" for d in less["seeds"].values())
-        table.add_row(name, *cells, each)
+            by_seed = less["seeds"].items()
+            each = ", ".join(f"{seed}: {100 * d['overall']:+.1f}" for seed, d in by_seed)
+        has = "" if len(found["seeds"]) == len(result["seeds"]) else ", ".join(found["seeds"])
+        table.add_row(f"{name}\n[dim]seed {has}[/dim]" if has else name, *cells, each)
     console.print(table)
     what = f"of {suite_said(result['suite'])}; with a sign: less {result['base']}"
     console.print(what, soft_wrap=True, highlight=False)

@@ -115,7 +115,9 @@ def _anew(group: Sequence[Item], scene: dict, classes: Sequence[str]) -> dict:
         if asked is None:
             continue
         kept = [asked.answer_text, item.answer_text]
-        kept += [o for o in item.options if o not in kept]
+        # Of claims about the scene, those that were wrong may be true now.
+        others = asked.options if item.task == "claim" else item.options
+        kept += [o for o in others if o not in kept]
         kept = list(dict.fromkeys(kept))[:4]
         options = tuple(kept[i] for i in rng.permutation(4))
         letter = questions.LETTERS[options.index(asked.answer_text)]

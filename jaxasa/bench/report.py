@@ -259,6 +259,7 @@ def _ablation(path: Path) -> dict | None:
     apart = {name: v["against"]["overall"] for name, v in variants.items() if "against" in v}
     title = f"accuracy less that of {found['base']}, with 95 % intervals"
     return found | {
+        "variants": variants,
         "figure": figures.differences(apart, title) if apart else None,
         "matched": ablating.said_of(found.get("matched", {})),
         "asked": ablating.suite_said(found["suite"]) if variants else "",

@@ -42,7 +42,7 @@ def run(
     with its weights (a checkpoint's step, say). readers: baselines by name, which are asked anew
     each time. Answers that are there, for this suite and mark, are not asked for again. Keys of
     results.json that are not of the benchmark are kept, and so are other systems' scores on the
-    same suite.
+    same suite where `marks` are those of before.
     """
     items, out = suite.load(benchmark_folder), Path(out_folder)
     facts = suite.manifest(benchmark_folder)
@@ -63,7 +63,8 @@ def run(
         path = out / "predictions" / f"{name}.jsonl"
         _write(path, [{"id": i.id, "answer": found[i.id]} for i in items], facts["sha256"])
         answered[name] = Answered(changes.none(items, ()), score.read(path, items))
-    return _merge(out / "results.json", results(items, facts, answered, systems, bench.bootstrap))
+    found = results(items, facts, answered, systems, bench.bootstrap)
+    return _merge(out / "results.json", found | {"models": dict(marks or {})})
 
 
 class Answered(NamedTuple):
@@ -188,14 +189,16 @@ def _four_yaws(
 
 
 def _merge(path: Path, new: dict) -> dict:
-    """Puts `new` into results.json; older systems stay only if they answered the same suite."""
+    """Puts `new` into results.json; older systems stay only if they are of the same models and
+    answered the same suite."""
     old = {}
     if path.is_file():
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise ConfigError(f"{path}: is not JSON, expected results of `jaxasa bench`") from None
-    if old.get("benchmark", {}).get("sha256") == new["benchmark"]["sha256"]:
+    is_same = old.get("benchmark", {}).get("sha256") == new["benchmark"]["sha256"]
+    if is_same and old.get("models") == new["models"]:
         for part in ("systems", "paired"):
             new[part] = old.get(part, {}) | new[part]
     merged = old | new

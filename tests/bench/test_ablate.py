@@ -266,19 +266,79 @@ def test_several_processes_part_the_jobs_and_end_with_the_same_table(fake, tmp_p
 
 
 def test_another_verb_is_kept_out_of_the_folder_meanwhile(fake, tmp_path):
-    with workdir.alone(tmp_path, "demo"), pytest.raises(ConfigError, match="is at work in it"):
+    with workdir.alone(tmp_path), pytest.raises(ConfigError, match="is at work in it"):
         ablate.ablate(loader(variants=PAIR), tmp_path)
     said = []
 
     def work(*_):
         with pytest.raises(ConfigError, match="is at work in it") as caught:
-            with workdir.alone(tmp_path, "demo"):
+            with workdir.alone(tmp_path):
                 pass
         said.append(caught.value)
 
     fake.pause = work
     ablate.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
     assert len(said) == len(fake.calls)
+
+
+def test_other_settings_are_refused_while_a_process_is_at_work(fake, tmp_path):
+    load, said = loader(variants={"p2": ()}, seeds=(0,)), []
+
+    def work(*_):
+        other = loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,))
+        with pytest.raises(ConfigError, match="with other settings"):
+            ablate.ablate(other, tmp_path)
+        said.append((tmp_path / "config.gin").read_text() == load(())[1])
+
+    fake.pause = work
+    ablate.ablate(load, tmp_path)
+    assert said and all(said)
+    fake.pause = lambda: None
+    ablate.ablate(loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,)), tmp_path)
+
+
+def test_what_another_process_could_do_did_not_fail(fake, tmp_path):
+    """A job fails here and is done elsewhere, while this process is at another variant's."""
+    load = loader(variants=PAIR, seeds=(0,))
+    job = chain(Plan(load), "p2")["align"]
+
+    def fail(run, stage):
+        if stage == "align" and run.model.projector.kind == "p2":
+            raise RuntimeError("lost")
+        if stage == "align":  # of p1, later: meanwhile all of p2 has been done
+            for other in chain(Plan(load), "p2").values():
+                if not Log(tmp_path, {}).is_done(other):
+                    with Log(tmp_path, {}).timed(other):
+                        elsewhere(other)
+
+    def elsewhere(other):
+        if other.kind == "answers":
+            fake.run(None, None, other.needs[0].suite(tmp_path), other.place(tmp_path), None, None)
+        else:
+            output = other.output(tmp_path)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text("")
+
+    fake.fail = fail
+    result = ablate.ablate(load, tmp_path)
+    assert Log(tmp_path, {}).is_done(job)
+    assert list(result["variants"]) == ["p2", "p1"] and not result["failed"]
+
+
+def test_a_job_that_is_done_again_is_not_done_meanwhile(fake, tmp_path):
+    load = loader(variants={"p2": ()}, seeds=(0,))
+    ablate.ablate(load, tmp_path)
+    job = chain(Plan(load), "p2")["sft"]
+    job.output(tmp_path).unlink()
+    seen = []
+
+    def again(run, stage):
+        job.output(tmp_path).write_text("")  # a checkpoint on the way
+        seen.append(Log(tmp_path, {}).is_done(job))
+
+    fake.fail = again
+    ablate.ablate(load, tmp_path)
+    assert seen == [False] and Log(tmp_path, {}).is_done(job)
 
 
 def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys):

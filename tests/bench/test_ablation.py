@@ -1,7 +1,9 @@
+import io
 import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from jaxasa.acoustics import keys
 from jaxasa.bench import ablation, figures, report
@@ -114,6 +116,25 @@ def test_the_report_shows_it(small, right, tmp_path, monkeypatch):
     ):
         assert said in page, said
     assert attack not in page
+    # A variant that lacks seeds says which it has; without answers the reasons are left.
+    some = ablation.compare(small.items, {**right, "p1": {2: right["p1"][2]}}, "p2", samples=100)
+    variants = {"p2": some["p2"] | about("p2", 1000), "p1": some["p1"] | about("p1", 1000)}
+    levels = {"L1": 20, "L2": 12, "L3": 12}
+    fewer = result | {
+        "suite": result["suite"] | {"levels": levels},
+        "variants": variants,
+        "matched": ablation.matched(variants),
+    }
+    path.write_text(json.dumps(fewer))
+    page = report.write(tmp_path, ablation=path).read_text()
+    assert "<td>p1 (seed 2)</td>" in page and "<td>p2</td>" in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    ablation.show(fewer, console)
+    assert console.export_text().count("seed 2") == 1
+    path.write_text(
+        json.dumps({"base": "p2", "seeds": [0], "seconds": {}, "failed": {"p2": "lost"}})
+    )
+    assert "p2: lost" in report.write(tmp_path, ablation=path).read_text()
     # Of before there was a choice.
     path.write_text(json.dumps(result | {"suite": {"items": len(small.items)}}))
     assert "items of the benchmark" in report.write(tmp_path, ablation=path).read_text()

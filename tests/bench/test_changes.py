@@ -54,6 +54,26 @@ def test_turned_scenes_have_the_answers_of_the_turned_scene(small, classes, yaw)
     assert len(made.before) > 5
 
 
+@pytest.mark.parametrize("change", [changes.turned(90.0), changes.turned(180.0), changes.mirrored])
+def test_of_four_claims_about_a_changed_scene_one_is_true(small, classes, make, change):
+    """The wrong ones of before may have become true."""
+    item, asked = small.items[0], []
+    for n, scene in enumerate(make.describe(200, seed=5)):
+        q = questions.ask(scene, classes, np.random.default_rng(n), "claim")
+        if q is not None:
+            fields = {name: getattr(q, name) for name in ("level", "task", "question", "options")}
+            new = fields | {"answer": q.answer, "about": q.about, "scene": scene, "id": f"c-{n}"}
+            asked.append(dataclasses.replace(item, **new))
+    made = change(asked, classes)
+    assert len(made.items) > 30 and len(made.before) > 20
+    for item in made.items:
+        so = {f"{c} {place(azimuth)}" for c, azimuth in by_class(item.scene).items()}
+        assert [o for o in item.options if o in so] == [item.answer_text]
+        if item.id in made.before:
+            old = next(i for i in asked if i.id == item.id)
+            assert item.options["ABCD".index(made.before[item.id])] == old.answer_text
+
+
 def test_mirrored_twice_is_as_before(small, classes):
     once = changes.mirrored(small.items, classes)
     twice = changes.mirrored(once.items, classes)

@@ -95,6 +95,9 @@ def test_results_keep_what_others_wrote(done, small, oracle):
     found = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
     assert found["seconds"] == {"sft": 3.0} and found["peak_memory_gb"] == 2.5
     assert set(found["systems"]) == {*NAMES, "chance"} and "grpo" in found["paired"]
+    # Those of other models beside it are not this one's controls, and go.
+    other = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH, {"sft": "new"})
+    assert set(other["systems"]) == {"sft", "chance"} and other["seconds"] == {"sft": 3.0}
     # Scores on another suite are not comparable, and go.
     changed = json.loads(path.read_text())
     changed["benchmark"]["sha256"] = "another"
