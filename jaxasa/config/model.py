@@ -104,6 +104,8 @@ class Projector:
     expert: numbers of each expert in a token; hidden: width of the bottleneck MLP behind them.
     token_rate: tokens a second of the map, each of a whole number of samples. Before them each slot
         has a token of its own.
+    slots: whether these say what the slots heard; if not, the decoder has the map alone and equally
+        many tokens, for ablations.
     """
 
     hidden: int
@@ -111,6 +113,7 @@ class Projector:
     token_rate: float = 12.5
     kind: str = "p2"
     without: tuple[str, ...] = ()
+    slots: bool = True
 
     def __post_init__(self):
         check_at_least(self, 1, "hidden", "expert")

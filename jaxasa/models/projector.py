@@ -19,7 +19,8 @@ to classes (ACCDOA, arXiv:2010.15306: a vector a class, its length the activity)
 and "where" of overlapping sources stay together in one token.
 
 What the slots say has tokens of its own before those, one a slot, by one MLP in all kinds: there a
-decoder finds in a single place what the map spreads over time.
+decoder finds in a single place what the map spreads over time. With Projector.slots False they are
+the same for all sounds.
 
 Letters: B batch, S slots, A tokens of the map, D decoder width, E expert width.
 """
@@ -83,6 +84,7 @@ class Projector(nn.Module):
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         x = nn.Dense(self.projector.hidden, dtype=self.dtype, name="bottleneck")(x)
         tokens = nn.Dense(self.width, dtype=self.dtype, name="out")(jax.nn.gelu(x))
+        said = said if self.projector.slots else jnp.zeros_like(said)
         y = nn.Dense(self.projector.hidden, dtype=self.dtype, name="slots_in")(said)
         y = nn.Dense(self.width, dtype=self.dtype, name="slots_out")(jax.nn.gelu(y))
         return jnp.concatenate([y, tokens], 1), self._heads(parts)

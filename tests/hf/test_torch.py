@@ -43,6 +43,7 @@ OPTIONS = {
     },
     "p0": {"projector": {"kind": "p0"}},
     "p1": {"projector": {"kind": "p1"}},
+    "map_alone": {"projector": {"slots": False}},
     "binaural": {"spatial": {"format": "binaural", "features": "interaural"}},
     "binaural_stft": {
         "spatial": STFT | {"format": "binaural"},

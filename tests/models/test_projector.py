@@ -41,6 +41,22 @@ def test_shapes(project):
     assert experts.reverberation.shape == (2, TOKENS, 2) and experts.count.shape == (2, TOKENS)
 
 
+def test_slots_that_say_nothing_leave_the_map_as_it_is(tiny):
+    weights = {k: v for k, v in tiny.params["projector"].items() if k != "null"}
+    rng = np.random.default_rng(1)
+    semantic, dense, _ = streams()
+    said = rng.normal(size=(2, 3, statements_width(8))).astype(np.float32)
+    silent = dataclasses.replace(
+        tiny.asa.projector, projector=dataclasses.replace(tiny.model.projector, slots=False)
+    )
+    apply = lambda module, said: module.apply({"params": weights}, semantic, dense, said)[0]  # noqa: E731
+    loud, quiet = apply(tiny.asa.projector, said), apply(silent, said)
+    assert loud.shape == quiet.shape == (2, 3 + TOKENS, 32)
+    np.testing.assert_array_equal(quiet, apply(tiny.asa.projector, 0 * said))
+    np.testing.assert_array_equal(quiet[:, 3:], loud[:, 3:])
+    assert np.abs(quiet - loud)[:, :3].max() > 0.01
+
+
 def test_each_expert_reads_its_own_stream_and_each_token_its_own_time(project):
     semantic, dense, said = streams()
     tokens, experts = project(semantic, dense, said)

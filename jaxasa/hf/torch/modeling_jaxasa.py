@@ -67,7 +67,7 @@ class Projector(nn.Module):
     def __init__(self, p, hidden, semantic, spatial, said, classes, width):
         super().__init__()
         size, both = p["expert"], semantic + spatial
-        self.kind = p.get("kind", "p2")
+        self.kind, self.hears_slots = p.get("kind", "p2"), p.get("slots", True)
         parts = [name for name in EXPERTS if name not in p.get("without", ())]
         if self.kind == "p0":
             mlps = {"trunk": (both, len(parts))}
@@ -101,6 +101,7 @@ class Projector(nn.Module):
             inputs = dict.fromkeys(EXPERTS, dense) | {"semantic": semantic, "joint": both}
             x = torch.cat([e[name](inputs[name]) for name in EXPERTS if name in e], -1)
         tokens = self.out(gelu(self.bottleneck(self.norm(x))))
+        said = said if self.hears_slots else torch.zeros_like(said)
         return torch.cat([self.slots(said), tokens], 1)
 
 
