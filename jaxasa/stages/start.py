@@ -71,16 +71,16 @@ def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
     path = folder / "tokenizer.json"
     rows = run.model.decoder.vocab
     if not path.is_file():
-        clips, which = bank.clips("train"), run.questions
-        pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, which))
         if run.resume and "decoder" in (run.resume_parts or config.PARTS):
             made = tokens.Text.load(load.tokenizer_of(run.resume))
         elif run.pretrained.decoder:
             made, _ = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
         else:
+            clips = bank.clips("train")
+            pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
             texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
             made = tokens.train(texts, rows)
-        pipeline.check_lengths(pairs, run.model, made)
+            pipeline.check_lengths(pairs, run.model, made)
         made.check_rows(rows, path)
         write_text(path, made.tokenizer.to_str(pretty=True))
     text = tokens.Text.load(path)
