@@ -352,7 +352,8 @@ def _add_bench(verbs) -> None:
         parts,
         "ablate",
         "Trains variants of a run over several seeds, and compares them on its benchmark.",
-        "Reads nothing; goes on with what is in DIR. Default: gin/run/ablate.gin.",
+        "Reads nothing; goes on with what is in DIR. Default: gin/run/ablate.gin. "
+        "Started more than once, its processes part the work.",
         "DIR: sounds, scenes, ablation/, ablation.json; exit code 3 where a variant failed",
         "jaxasa bench ablate --workdir runs/ablate --dry_run",
     )

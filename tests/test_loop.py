@@ -320,6 +320,33 @@ def test_a_best_state_that_never_got_whole_is_found_anew(tmp_path):
     assert meta["best"]["step"] == 8 and equal(kept, checkpoint.load(there)[0])
 
 
+def test_the_best_state_is_whole_before_the_loops_own_of_that_step(tmp_path, monkeypatch):
+    """A kill between the two: a run that goes on from the later would never find the best again."""
+    order = []
+
+    def told(name):
+        real = getattr(checkpoint.Store, name)
+
+        def act(store, *args):
+            order.append((name, store.folder.name, *args[:1]))
+            return real(store, *args)
+
+        monkeypatch.setattr(checkpoint.Store, name, act)
+
+    told("save")
+    told("wait")
+    task = Judged()
+    task.marks = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
+    train(tmp_path, task, best="tag_recall", eval_every=4, save_every=4)
+    for step in (4, 8):
+        saved = order.index(("save", "best", step))
+        assert order[saved : saved + 3] == [
+            ("save", "best", step),
+            ("wait", "best"),
+            ("save", "checkpoint", step),
+        ]
+
+
 def test_the_best_of_another_evaluation_is_no_measure(tmp_path):
     judged_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
     with pytest.raises(ConfigError, match="Stage.best is 'loss', expected 'tag_recall', as .*best"):

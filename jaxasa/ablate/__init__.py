@@ -277,7 +277,7 @@ def _ahead(plan: Plan, log: Log, job: Job) -> str:
     known = sum(seconds for seconds in left if seconds is not None)
     text = "" if own is None else f": about {own:.0f} s"
     more = " or more" if None in left else ""
-    return f"{text}; {duration(known)}{more} left" if known else text
+    return f"{text}; {duration(known)}{more} of work left" if known else text
 
 
 def duration(seconds: float) -> str:

@@ -66,22 +66,23 @@ def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
     the pretrained decoder, with the tokens that it lacks, or one trained on texts about the bank's
     classes.
 
-    Raises ConfigError for ids beyond the rows of the decoder's embedding.
+    Raises ConfigError for ids beyond the rows of the decoder's embedding, and, where it is new,
+    for questions or replies that find no room in its tokens.
     """
     path = folder / "tokenizer.json"
     rows = run.model.decoder.vocab
     if not path.is_file():
+        clips = bank.clips("train")
+        pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
         if run.resume and "decoder" in (run.resume_parts or config.PARTS):
             made = tokens.Text.load(load.tokenizer_of(run.resume))
         elif run.pretrained.decoder:
             made, _ = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
         else:
-            clips = bank.clips("train")
-            pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
             texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
             made = tokens.train(texts, rows)
-            pipeline.check_lengths(pairs, run.model, made)
         made.check_rows(rows, path)
+        pipeline.check_lengths(pairs, run.model, made)
         write_text(path, made.tokenizer.to_str(pretty=True))
     text = tokens.Text.load(path)
     text.check_rows(rows, path)

@@ -1,12 +1,13 @@
 import concurrent.futures
 import functools
 import json
+import textwrap
 import time
 
 import numpy as np
 import pytest
 
-from jaxasa import ablate, ask, gin_io, loop, steps, workdir
+from jaxasa import ablate, ask, cli, gin_io, loop, steps, workdir
 from jaxasa.ablate.log import Log
 from jaxasa.ablate.plan import Plan, bindings_of
 from jaxasa.bench import ablation, suite
@@ -295,6 +296,30 @@ def test_other_settings_are_refused_while_a_process_is_at_work(fake, tmp_path):
     assert said and all(said)
     fake.pause = lambda: None
     ablate.ablate(loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,)), tmp_path)
+
+
+def test_gin_files_that_change_meanwhile_change_no_job(fake, tmp_path):
+    """Jobs begin hours after the command: files are read once, as they are then."""
+    own, folder, lengths = tmp_path / "own.gin", tmp_path / "folder", []
+    text = """
+        from __gin__ import dynamic_registration
+        from jaxasa import config
+        include "run/smoke.gin"
+        config.Run.stages = ("text", "spatial", "align", "sft")
+        config.Ablation.variants = {"p2": (), "p1": ("Projector.kind='p1'",)}
+        config.Ablation.seeds = (0,)
+        config.AlignStage.steps = %s
+    """
+    own.write_text(textwrap.dedent(text % 7))
+
+    def see(run, stage):
+        own.write_text(textwrap.dedent(text % 9))
+        lengths.append(run.align.steps)
+
+    fake.fail = see
+    options = ["bench", "ablate", "--gin_file", str(own), "--workdir", str(folder)]
+    assert cli.main(options) == 0
+    assert len(lengths) > 4 and set(lengths) == {7}
 
 
 def test_what_another_process_could_do_did_not_fail(fake, tmp_path):

@@ -10,9 +10,9 @@ import types
 import numpy as np
 import pytest
 
-from jaxasa import config
+from jaxasa import config, steps
 from jaxasa.acoustics import scenes
-from jaxasa.bench import audit, build
+from jaxasa.bench import audit, build, suite
 from jaxasa.config import ConfigError
 from jaxasa.data import simulate, sounds
 
@@ -115,6 +115,22 @@ def test_scores_of_systems_are_added(rendered, tmp_path):
     assert found["tasks"]["at"]["mono"] == 0.5 and "question_only" not in found["levels"]["L1"]
     with pytest.raises(ConfigError, match="audit.json: cannot be read"):
         audit.add_scores(tmp_path, {"systems": {}})
+
+
+def test_scores_of_another_suite_are_not_added(rendered, tmp_path, capsys):
+    (tmp_path / "benchmark").symlink_to(rendered.folders[0])
+    a = {"accuracy": 0.25}
+    system = {level: a for level in ("L1", "L2", "L3")} | {"tasks": dict.fromkeys(TASKS, a)}
+    own = suite.manifest(rendered.folders[0])["sha256"]
+
+    def audited(sha256):
+        results = {"benchmark": {"sha256": sha256}, "systems": {"question_only": system}}
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        return steps.audit_suite(tmp_path, "benchmark")["levels"]["L1"]
+
+    assert "question_only" not in audited("0" * 64)
+    assert "results.json: of another suite" in capsys.readouterr().err
+    assert audited(own)["question_only"] == 0.25 and not capsys.readouterr().err
 
 
 def test_renders_of_other_processors_differ_by_a_step_at_most(tmp_path, described):

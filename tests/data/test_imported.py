@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -58,6 +59,24 @@ def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
     (folder / convert.QUESTIONS).unlink()
     with pytest.raises(ConfigError, match="jaxasa import"):
         Imported(folder, tiny.model, text, 1.0)
+
+
+def test_prompts_fit_with_the_turns_of_a_chat(folder, tiny, text):
+    """Words stand before and after each question there: of two that fit alone, one does."""
+    asked = ("Where is the Dog?", "what can you hear ?", "where is the bird ?")
+    options = (["left", "right", "front", "back"], None, None)
+    prompts = [
+        imported._exchange({"question": q, "options": o, "answer": "left"})[0]
+        for q, o in zip(asked, options, strict=True)
+    ]
+    need = sorted(len(text.encode(p)) for p in prompts)
+    model = dataclasses.replace(tiny.model, prompt_tokens=need[-1])
+    chat = dataclasses.replace(text, before=(5,), after=(6,))
+    assert Imported(folder, model, text, 1.0).report["used"] == 3
+    source = Imported(folder, model, chat, 1.0)
+    assert source.report["used"] == sum(n + 2 <= need[-1] for n in need) < 3
+    for element in source:
+        Asked(model, chat, PLACES, 2)(element, keys.rng(0, "t", 0), 0.0)
 
 
 def test_examples_have_the_shapes_of_those_of_scenes(folder, tiny, text, described):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import soundfile
 
 from jaxasa.acoustics import keys
 from jaxasa.config import ConfigError
-from jaxasa.data import convert, pipeline
+from jaxasa.data import convert, pipeline, records
 from jaxasa.data.recordings import Recordings
 
 CLASSES = ("bell", "speech")
@@ -48,6 +49,19 @@ def test_what_a_recording_does_not_tell_is_unknown(folder, capsys):
     np.testing.assert_allclose(left, [across * 0.75**0.5, across * 0.5, up], atol=1e-6)
     np.testing.assert_allclose(np.exp(target["log_distance"][:2][order]), [1.5, 2.0], rtol=1e-3)
     assert np.isnan(target["room"]).all()
+
+
+def test_a_damaged_window_is_passed_over_until_it_is_drawn(folder, tmp_path, capsys):
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    (shard,) = again.glob("*.array_record")
+    data = bytearray(shard.read_bytes())
+    data[data.find(records.Records(folder)[0][0][:300].tobytes()) + 200] ^= 1
+    shard.write_bytes(data)
+    made = Recordings(again, 1.5, CLASSES)
+    assert len(made) == 1 and "1 windows, 0 events" in capsys.readouterr().err
+    with pytest.raises(records.Damaged, match="record 0 is damaged"):
+        made[0]
 
 
 def test_folders_that_do_not_fit_are_named(folder, tmp_path):

@@ -12,7 +12,7 @@ from tokenizers import models as bpe
 
 from jaxasa import checkpoint, config, mesh, optim
 from jaxasa.config import ConfigError
-from jaxasa.data import tokens
+from jaxasa.data import pipeline, questions, tokens
 from jaxasa.hf import keymap
 from jaxasa.models.asa import ASA
 from jaxasa.stages import start
@@ -30,6 +30,7 @@ MODEL = config.Model(
     lora=config.Lora(rank=1),
     frozen_dtype="bfloat16",
 )
+ROOMY = dataclasses.replace(MODEL, prompt_tokens=400, reply_tokens=400)  # for bytes as tokens
 CLASSES = ("bell", "dog")
 STAGE = config.Stage(
     steps=1, batch=1, learning_rate=1e-3, trainable=("lora/.*", "projector/.*")
@@ -48,6 +49,25 @@ def qwen_like(path, words=("<think>", "where is the dog")):
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer.save(str(path))
     return tokenizer
+
+
+@pytest.fixture
+def run_of(described, monkeypatch):
+    """`run_of(model, resume, decoder)`: what start.tokenizer reads of a run; its bank is BANK."""
+    written = pipeline.Written
+    monkeypatch.setattr(pipeline, "Written", lambda *args: written(*args[:-1], 40))
+    parts = {"scenes": config.Scenes(train=1, dev=1, benchmark=1), "questions": questions.ALL}
+
+    def make(model, resume="", decoder=""):
+        given = config.Pretrained(decoder=decoder)
+        more = {"resume": resume, "resume_parts": (), "pretrained": given, "seed": 0}
+        return types.SimpleNamespace(model=model, **parts, **more)
+
+    make.bank = types.SimpleNamespace(
+        classes=sorted({clip.label for clip in described.clips}),
+        clips=lambda split: described.clips,
+    )
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +181,7 @@ def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwe
         start._trained(tmp_path, *checkpoint.load(other), ("dog",), wanted)
 
 
-def test_words_of_the_weights_and_of_the_run_are_the_same(tmp_path):
+def test_words_of_the_weights_and_of_the_run_are_the_same(run_of, tmp_path):
     source = tmp_path / "checkpoints" / "text"
     source.mkdir(parents=True)
     meta = {"stage": "text", "classes": [], "seconds": 1.0, "model": {}}
@@ -169,10 +189,11 @@ def test_words_of_the_weights_and_of_the_run_are_the_same(tmp_path):
     qwen_like(source / "own.json")
     text = tokens.adopt(source / "own.json")[0].tokenizer.to_str()
     (source / "tokenizer.json").write_text(text, "utf-8")
-    run = types.SimpleNamespace(
-        model=MODEL, resume=str(source), resume_parts=(), pretrained=config.Pretrained(), seed=0
-    )
-    start.tokenizer(run, None, tmp_path)
+    short = dataclasses.replace(ROOMY, reply_tokens=40)
+    with pytest.raises(ConfigError, match=r"Model\.reply_tokens is 40, expected at least \d+, for"):
+        start.tokenizer(run_of(short, str(source)), run_of.bank, tmp_path)
+    assert not (tmp_path / "tokenizer.json").exists()
+    start.tokenizer(run_of(ROOMY, str(source)), run_of.bank, tmp_path)
     start._same_words(source, tmp_path)
     qwen_like(tmp_path / "other.json", ("<think>", "a dog is where"))
     other = tokens.adopt(tmp_path / "other.json")[0].tokenizer.to_str()
@@ -181,12 +202,14 @@ def test_words_of_the_weights_and_of_the_run_are_the_same(tmp_path):
         start._same_words(source, tmp_path)
 
 
-def test_the_pretrained_tokenizer_becomes_the_runs(qwen, tmp_path):
+def test_the_pretrained_tokenizer_becomes_the_runs(qwen, run_of, tmp_path):
     folder, _ = qwen
-    run = types.SimpleNamespace(
-        model=MODEL, resume="", pretrained=config.Pretrained(decoder=str(folder)), seed=0
-    )
-    text = start.tokenizer(run, None, tmp_path)
+    bank = run_of.bank
+    with pytest.raises(
+        ConfigError, match=r"Model\.prompt_tokens is 48, expected at least \d+, for"
+    ):
+        start.tokenizer(run_of(MODEL, "", str(folder)), bank, tmp_path)
+    text = start.tokenizer(run_of(ROOMY, "", str(folder)), bank, tmp_path)
     own = Tokenizer.from_file(str(folder / "tokenizer.json"))
     size = own.get_vocab_size()
     assert (text.pad, text.eos) == tuple(map(own.token_to_id, ("<|endoftext|>", "<|im_end|>")))
@@ -202,15 +225,15 @@ def test_the_pretrained_tokenizer_becomes_the_runs(qwen, tmp_path):
     again = tokens.Text.load(tmp_path / "tokenizer.json")
     assert dataclasses.replace(again, tokenizer=text.tokenizer) == text
 
-    small = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, vocab=size + 4))
-    run = types.SimpleNamespace(model=small, resume="", pretrained=run.pretrained, seed=0)
+    small = dataclasses.replace(ROOMY, decoder=dataclasses.replace(MODEL.decoder, vocab=size + 4))
+    run = run_of(small, "", str(folder))
     with pytest.raises(
         ConfigError, match=rf"'</answer>' has id {size + 4}, .*Decoder.vocab = {size + 4}"
     ):
-        start.tokenizer(run, None, tmp_path)
+        start.tokenizer(run, bank, tmp_path)
     (tmp_path / "new").mkdir()
     with pytest.raises(ConfigError, match="expected less than"):
-        start.tokenizer(run, None, tmp_path / "new")
+        start.tokenizer(run, bank, tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read as a tokenizer"):
