@@ -24,6 +24,7 @@ from jaxasa.models.asa import ASA, Params
 
 HEARING = ("full", "mono", "nulled", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
+DRAWS = 8  # thoughts of each that weigh them
 SHORTEST = 0.5  # seconds; what is shorter ends in silence
 GREEDY = config.Sampling()
 
@@ -41,7 +42,9 @@ class Marks(NamedTuple):
 class Model:
     """Weights, tokenizer and classes. seconds: of the scenes it was trained on.
 
-    digest: changes with the weights.
+    digest: changes with the weights, and with `chooses`.
+    chooses: whether an answer that is none of the options gives way to one of them (`respond`);
+        False: it stays as it is, and is wrong.
     """
 
     asa: ASA
@@ -50,9 +53,10 @@ class Model:
     classes: Sequence[str]
     seconds: float
     digest: str
+    chooses: bool = True
 
     @classmethod
-    def load(cls, path: str | Path) -> "Model":
+    def load(cls, path: str | Path, chooses: bool = True) -> "Model":
         """Reads an export folder or `checkpoints/<stage>`; ConfigError where it is neither."""
         params, meta, tokenizer = load.load(path)
         model = config.model_from_dict(meta["model"])
@@ -65,7 +69,8 @@ class Model:
             Text.load(tokenizer),
             tuple(meta["classes"]),
             meta["seconds"],
-            digest.hexdigest()[:16],
+            digest.hexdigest()[:16] + ("" if chooses else " as said"),
+            chooses,
         )
 
     @property
@@ -108,8 +113,10 @@ class Model:
         """Replies to one question a scene: int16 audio [B, N, C] -> texts with thought and answer.
 
         options: four to each question, or None for an open one. An answer that is none of the
-            options gives way to the one that the model finds likeliest after its thought; not so
-            where it is sampled, or ends at a string.
+            options gives way to the likeliest of them: DRAWS other thoughts are drawn, and it is
+            the one whose probability after them is highest on average, with the thought that is
+            surest of it. Not so where `chooses` is False, or where replies are sampled or end at a
+            string.
         hearing: "full", "mono" (W only; of two ears their mean), "nulled" (the learnt null in place
             of the dense map) or "none" (the question alone).
         lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
@@ -143,9 +150,9 @@ class Model:
             for i, choice in enumerate(options)
             if choice is not None and _answer(replies[i], choice) not in choice
         ]
-        for start in range(0, len(stray), CHOOSING):
+        for start in range(0, len(stray) if self.chooses else 0, CHOOSING):
             part = stray[start : start + CHOOSING]
-            chosen = self._choose(audio, prompts, made, options, part, nulled, lengths)
+            chosen = self._choose(audio, prompts, options, part, nulled, lengths)
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
@@ -164,23 +171,29 @@ class Model:
         stream = _begin(self.asa, self.marks, self.params, audio, prompts, nulled, lengths)
         return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
-    def _choose(
-        self, audio, prompts, made, options, part: Sequence[int], nulled, lengths
-    ) -> list[str]:
-        """Replies of the rows `part`: their thought, then the likeliest of their options."""
+    def _choose(self, audio, prompts, options, part: Sequence[int], nulled, lengths) -> list[str]:
+        """Replies of the rows `part`: the likeliest of their options after thoughts drawn anew."""
+        rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
+        lengths = None if lengths is None else lengths[rows]
+        heard = audio[rows], prompts[rows], nulled[rows], lengths
+        drawn = np.asarray(_draw(self.asa, self.marks, self.params, *heard))
         candidates = [
-            [self._with_answer(made[i], option) for option in options[i] or ()] for i in part
+            [self._with_answer(ids, option) for ids in made for option in options[row] or ()]
+            for row, made in zip(rows, drawn, strict=True)
         ]
         # Few different shapes, so that few are compiled.
         width = 16 * -(-max(len(c) for row in candidates for c in row) // 16)
-        rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
-        padded = [tokens.pad_right(c, width, self.text.pad) for c in candidates]
-        padded += [padded[-1]] * (CHOOSING - len(part))
-        lengths = None if lengths is None else lengths[rows]
-        heard = audio[rows], prompts[rows], np.stack(padded), nulled[rows], lengths
-        found = _likelihoods(self.asa, self.marks, self.params, *heard)
-        best = np.asarray(found).argmax(-1)
-        return [self.text.decode(candidates[r][best[r]]) for r in range(len(part))]
+        padded = np.stack([tokens.pad_right(c, width, self.text.pad) for c in candidates])
+        found = np.asarray(
+            _likelihoods(self.asa, self.marks, self.params, *heard[:2], padded, *heard[2:])
+        )
+        chosen = []
+        for row, logps in zip(candidates[: len(part)], found, strict=False):
+            by_thought = logps.reshape(DRAWS, -1)
+            best = np.logaddexp.reduce(by_thought, axis=0).argmax()
+            surest = by_thought[:, best].argmax()
+            chosen.append(self.text.decode(row[surest * by_thought.shape[1] + best]))
+        return chosen
 
     def _with_answer(self, ids: np.ndarray, option: str) -> list[int]:
         """A generated reply up to its answer, then `option` as the answer."""
@@ -326,6 +339,19 @@ def _generate(
 
     nulled [B]: where the learnt null stands for the dense map.
     """
+    return _completed(asa, marks, params, audio, prompts, nulled, lengths)[:, 0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw(
+    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
+) -> jax.Array:
+    """DRAWS replies each [B, DRAWS, C], sampled at temperature 1; arguments as of `_generate`."""
+    how = dict(group=DRAWS, temperature=1.0)
+    return _completed(asa, marks, params, audio, prompts, nulled, lengths, **how)
+
+
+def _completed(asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths, **how):
     placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
     made = sample.generate(
         asa,
@@ -338,8 +364,9 @@ def _generate(
         eos=marks.eos,
         audio_id=marks.audio,
         adapted="lora" in params,
+        **how,
     )
-    return made.ids[:, 0]
+    return made.ids
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -382,17 +409,21 @@ def _advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, ke
 def _likelihoods(
     asa: ASA, marks: Marks, params: Params, audio, prompts, replies, nulled, lengths=None
 ) -> jax.Array:
-    """Log-probability [R, 4] of the answer in each of replies [R, 4, C] to prompts [R, P]."""
+    """Log-probability [R, N] of the answer in each of replies [R, N, C] to prompts [R, P]."""
     placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
-    rows, four, length = replies.shape
-    replies = replies.reshape(rows * four, length)
-    ids = jnp.concatenate([jnp.repeat(prompts, four, 0), replies], 1)[:, :-1]
-    x = asa.embed(params, ids, jnp.repeat(placed, four, 0), marks.audio)
-    hidden, *_ = asa.hidden(params, x, ids != marks.pad, "lora" in params)
-    hidden = hidden[:, prompts.shape[1] - 1 :]
-    logps, _ = lm.token_logps(hidden, asa.table(params), replies)
-    is_answer = jnp.cumsum(replies == marks.answer, 1) > 0
-    return (logps * (is_answer & (replies != marks.pad))).sum(-1).reshape(rows, four)
+    flat = replies.reshape(-1, replies.shape[-1])
+    is_there = flat != marks.pad
+    hidden = asa.complete(
+        params,
+        asa.embed(params, prompts, placed, marks.audio),
+        prompts != marks.pad,
+        asa.embed(params, flat, None, marks.audio),
+        is_there,
+        "lora" in params,
+    )
+    logps, _ = lm.token_logps(hidden, asa.table(params), flat)
+    is_answer = jnp.cumsum(flat == marks.answer, 1) > 0
+    return (logps * (is_answer & is_there)).sum(-1).reshape(replies.shape[:2])
 
 
 def ask(

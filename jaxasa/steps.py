@@ -115,7 +115,7 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
         raise ConfigError(
             f"{model or folder / 'checkpoints'}: expected a model after stage sft or grpo"
         )
-    loaded = {stage: ask.Model.load(path) for stage, path in models.items()}
+    loaded = {stage: ask.Model.load(path, run.bench.choose) for stage, path in models.items()}
     marks = {stage: model.digest for stage, model in loaded.items()}
     last = loaded[list(models)[-1]]
     _check_known(suite.manifest(where)["classes"], last.classes)

@@ -257,35 +257,46 @@ def test_the_digest_is_of_the_weights(model, folder, tiny, text, tmp_path):
     assert ask.Model.load(other).digest != model.digest
 
 
-def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model, text):
+def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model, folder, text):
     audio = (noise(0.5) * 32767).astype(np.int16)[None]
     asked = "where is the dog ?"
     free = model.respond(audio, [asked], [None])[0]
     assert ask._answer(free, OPTIONS) not in OPTIONS  # random weights answer nothing of sense
     reply = model.respond(audio, [asked], [OPTIONS])[0]
+    as_said = ask.Model.load(folder, chooses=False)
+    assert ask._answer(as_said.respond(audio, [asked], [OPTIONS])[0], OPTIONS) not in OPTIONS
+    assert as_said.digest != model.digest  # so that answers of the two are not mixed
 
-    # The same by hand: each option in turn after the thought, dense softmax, word by word.
+    # The same by hand: each option in turn after each thought, dense softmax, word by word.
     places = model.asa.audio_tokens(audio.shape[1])
     prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
-    padded = tokens.pad_left([prompt], len(prompt) + 3, text.pad)
-    heard = audio, padded, np.array([False])
-    greedy = ask._generate(model.asa, model.marks, model.params, *heard)
+    room = places + model.asa.model.prompt_tokens
+    heard = audio, tokens.pad_left([prompt], room, text.pad), np.array([False])
+    rows = [np.repeat(x, ask.CHOOSING, axis=0) for x in heard]
+    drawn = np.asarray(ask._draw(model.asa, model.marks, model.params, *rows))[0]
+    assert len({tuple(ids) for ids in drawn.tolist()}) == ask.DRAWS
     placed, _ = model.asa.project(model.params, model.asa.listen(model.params, audio))
-    scores = {}
-    for option in OPTIONS:
-        thought = text.decode(np.asarray(greedy)[0]).partition(tokens.ANSWER)[0]
-        thought += "" if tokens.END_THINK in thought else tokens.END_THINK
-        start = [*prompt, *text.encode(thought)]
+
+    def chance(ids, option):
+        ids = ids.tolist()
+        for mark in (text.answer, text.eos):
+            ids = ids[: ids.index(mark)] if mark in ids else ids
+        start = [*prompt, *ids, *([] if text.end_think in ids else [text.end_think])]
         ending = text.encode(f"{tokens.ANSWER} {option}{tokens.END_ANSWER}{tokens.EOS}")
-        ids = np.array([[*start, *ending]])
-        x = model.asa.embed(model.params, ids, placed, text.audio)
-        hidden, *_ = model.asa.hidden(model.params, x, np.ones_like(ids, bool))
+        whole = np.array([[*start, *ending]])
+        x = model.asa.embed(model.params, whole, placed, text.audio)
+        hidden, *_ = model.asa.hidden(model.params, x, whole != text.pad)
         logits = np.asarray(hidden @ model.asa.table(model.params).T, np.float64)[0]
         logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        scores[option] = sum(logps[len(start) - 1 + n, t] for n, t in enumerate(ending))
-    best = max(scores, key=scores.get)
-    assert sorted(scores.values())[-1] - sorted(scores.values())[-2] > 1e-4
-    assert reply.endswith(f"{tokens.ANSWER} {best}{tokens.END_ANSWER}")
+        return np.exp(sum(logps[len(start) - 1 + n, t] for n, t in enumerate(ending)))
+
+    found = np.array([[chance(ids, option) for option in OPTIONS] for ids in drawn])
+    means = found.mean(0)
+    assert np.sort(means)[-1] > 1.001 * np.sort(means)[-2]
+    best = int(means.argmax())
+    assert reply.endswith(f"{tokens.ANSWER} {OPTIONS[best]}{tokens.END_ANSWER}")
+    surest = text.decode(drawn[found[:, best].argmax()]).partition(tokens.ANSWER)[0]
+    assert reply.startswith(surest)
 
 
 def test_replies_are_drawn_from_a_seed_and_end_at_strings(model):

@@ -230,7 +230,8 @@ def _forget_another(place: Path, run: config.Run) -> None:
 def _answer(job: Job, folder: Path) -> None:
     """Answers of a variant's last stage to the suite, in the job's predictions/."""
     where = job.needs[0].suite(folder)
-    model = ask.Model.load(job.before.place(folder) / "checkpoints" / job.before.stage)
+    trained = job.before.place(folder) / "checkpoints" / job.before.stage
+    model = ask.Model.load(trained, job.run.bench.choose)
     system = controls.System(job.before.stage, "mono" if job.hears == "mono" else "full")
     systems, marks = {"answers": system}, {system.stage: model.digest}
     responders = {system.stage: model}

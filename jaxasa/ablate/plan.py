@@ -194,7 +194,8 @@ class Plan:
             else:
                 before = self._stage(name, seed, before, stage)
         suite = self.suite(name)
-        facts = {"suite": suite.key, "hears": hears(run), "of": before.key}
+        facts = {"suite": suite.key, "hears": hears(run), "choose": run.bench.choose}
+        facts |= {"of": before.key}
         job = Job(
             "answers",
             _hash(facts),

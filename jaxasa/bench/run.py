@@ -64,6 +64,7 @@ def run(
         _write(path, [{"id": i.id, "answer": found[i.id]} for i in items], facts["sha256"])
         answered[name] = Answered(changes.none(items, ()), score.read(path, items))
     found = results(items, facts, answered, systems, bench.bootstrap)
+    found["benchmark"]["choose"] = bench.choose
     return _merge(out / "results.json", found | {"models": dict(marks or {})})
 
 

@@ -46,6 +46,8 @@ class Bench:
     controls: systems out of CONTROLS (bench/controls.py) beside the trained ones.
     audit: items drawn without audio from which classifiers of texts learn, and as many on which
     they are tested (bench/leak.py); 0 for none.
+    choose: whether an answer that is none of the options gives way to the likeliest of them
+    (ask.Model); False counts it as wrong.
     """
 
     l1: int = 385
@@ -55,12 +57,14 @@ class Bench:
     bootstrap: int = 2000
     controls: tuple[str, ...] = CONTROLS
     audit: int = 10_000
+    choose: bool = True
 
     def __post_init__(self):
         check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
         check_at_least(self, 0, "audit")
         ok = isinstance(self.controls, tuple) and set(self.controls) <= set(CONTROLS)
         check(ok, "Bench.controls", self.controls, "names out of " + ", ".join(CONTROLS))
+        check(isinstance(self.choose, bool), "Bench.choose", self.choose, "True or False")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ begins to answer in the same column and all shapes are static.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ SPECIAL = (PAD, EOS, AUDIO, THINK, END_THINK, ANSWER, END_ANSWER)
 # What Qwen's tokenizers call the first two, and how a turn of a conversation begins there.
 QWEN = {PAD: "<|endoftext|>", EOS: "<|im_end|>"}
 TURN = "<|im_start|>"
+_OPTION = re.compile(rf"^[{''.join(LETTERS)}] (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,11 @@ def question_text(question: str, options: Sequence[str] | None) -> str:
         return f" {question}\n"
     lines = [f"\n{letter} {option}" for letter, option in zip(LETTERS, options, strict=True)]
     return f" {question}{''.join(lines)}\n"
+
+
+def options_in(prompt: str) -> tuple[str, ...]:
+    """The options in a prompt that `question_text` made; () for an open question."""
+    return tuple(_OPTION.findall(prompt))
 
 
 def reply_text(question: Question, thought: bool = True) -> str:

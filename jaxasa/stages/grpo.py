@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxasa import sharding
-from jaxasa.data import curriculum, pipeline
+from jaxasa.data import curriculum, pipeline, tokens
 from jaxasa.data.questions import LEVELS
 from jaxasa.models import lm, sample
 from jaxasa.stages import common, policy, rewards
@@ -178,15 +178,18 @@ def task(context: common.Context) -> common.Task:
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
         replies = flat(np.asarray(batch["reply"]))
+        prompts = flat(np.asarray(batch["prompt"]))
         per_scene = len(replies) // len(batch["source_label"])
         rows = []
         for p, group in enumerate(ids):
             sources = _sources(batch, p // per_scene, context.classes)
             right = rewards.answer_of(text.decode(replies[p]))
+            options = tokens.options_in(text.decode(prompts[p]))
             ended = group == text.eos
             used = np.where(ended.any(-1), (ended.argmax(-1) + 1) / ids.shape[-1], 1.0)
+            about = right, options, sources, context.classes
             judged = [
-                rewards.total(stage, text.decode(c), right, sources, context.classes, float(u))
+                rewards.total(stage, text.decode(c), *about, float(u))
                 for c, u in zip(group, used, strict=True)
             ]
             rows.append(judged)

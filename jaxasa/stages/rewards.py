@@ -34,9 +34,13 @@ def answer(text: str, right: str) -> float:
     return float(found is not None and found[1] == right)
 
 
-def well_formed(text: str) -> float:
-    """1 for exactly one `<think>` block followed by exactly one `<answer>` block, else 0."""
-    return float(parse(text) is not None)
+def well_formed(text: str, options: Sequence[str] = ()) -> float:
+    """1 for exactly one `<think>` block followed by exactly one `<answer>` block, else 0.
+
+    options: what the answer must be one of; () for an open question.
+    """
+    found = parse(text)
+    return float(found is not None and (not options or found[1] in options))
 
 
 def evidence(text: str, sources: Sequence[dict], classes: Sequence[str]) -> float:
@@ -90,15 +94,17 @@ def total(
     stage: config.GrpoStage,
     text: str,
     right_answer: str,
+    options: Sequence[str],
     sources: Sequence[dict],
     classes: Sequence[str],
     used: float,
 ) -> dict[str, float]:
     """Each reward by name and their weighted "total"; evidence pays only with a right answer.
 
-    used: share of the room for a reply that the completion took.
+    options: those of the question; () for an open one. used: share of the room for a reply that
+    the completion took.
     """
-    right, form = answer(text, right_answer), well_formed(text)
+    right, form = answer(text, right_answer), well_formed(text, options)
     shown, long = evidence(text, sources, classes), length(used)
     return {
         "answer": right,

@@ -180,7 +180,13 @@ def fake(monkeypatch, small):
     for name in ("sound_bank", "scenes", "train", "build_suite"):
         monkeypatch.setattr(steps, name, getattr(fake, name))
     monkeypatch.setattr(bench_run, "run", fake.run)
-    model = type("Model", (), {"digest": "d", "load": staticmethod(lambda path: model)})
+    fake.chose = set()
+
+    def load(path, chooses):
+        fake.chose.add(chooses)
+        return model
+
+    model = type("Model", (), {"digest": "d", "load": staticmethod(load)})
     monkeypatch.setattr(ask, "Model", model)
     monkeypatch.setattr(ablate.gc, "collect", lambda: None)  # slow among all that tests hold
     return fake
@@ -200,6 +206,15 @@ def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
     assert apart == {"scenes", "binaural", "suite", "answers"}
     with pytest.raises(ConfigError, match="Ablation.split"):
         Plan(loader("Ablation.split='train'"))
+
+
+def test_answers_as_said_are_other_answers_of_the_same_training(fake, tmp_path):
+    given = dict(variants=PAIR, seeds=(0,))
+    ablate.ablate(loader(**given), tmp_path)
+    assert fake.chose == {True}
+    count = len(fake.calls)
+    ablate.ablate(loader("Bench.choose=False", **given), tmp_path)
+    assert fake.chose == {True, False} and fake.calls[count:] == ["answers"] * 2
 
 
 def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
@@ -47,7 +49,19 @@ def test_saved_and_loaded(text, tmp_path):
 def test_each_option_follows_its_letter():
     written = tokens.question_text(ASKED.question, ASKED.options)
     assert written == " where is the dog ?\nA left\nB back\nC front\nD right\n"
-    assert tokens.question_text(ASKED.question, None) == " where is the dog ?\n"
+    free = tokens.question_text(ASKED.question, None)
+    assert free == " where is the dog ?\n"
+    assert tokens.options_in(written) == ASKED.options and tokens.options_in(free) == ()
+
+
+def test_options_are_read_from_prompts_of_all_kinds(text):
+    """As rewards meet them: with places for audio, padded, and in a conversation's turns."""
+    chat = dataclasses.replace(text, before=tuple(text.encode("user\n")), after=(text.eos, 9))
+    for kind in (text, chat):
+        for options in (ASKED.options, ("0", "1", "2", "3"), ("bird left", "B", "A b", "dog")):
+            words = tokens.question_text(ASKED.question, options)
+            [ids] = tokens.pad_left([tokens.prompt_ids(kind, 5, words)], 60, text.pad)
+            assert tokens.options_in(kind.decode(ids)) == options
 
 
 def test_replies_are_what_the_rewards_read():

@@ -118,8 +118,8 @@ def saying(batch, said):
 def test_a_step_moves_the_adapters_from_ratios_of_1(tiny, task, monkeypatch):
     seen = []
 
-    def total(stage, said, right, sources, classes, used):
-        assert 0 < used <= 1
+    def total(stage, said, right, options, sources, classes, used):
+        assert 0 < used <= 1 and len(options) == 4 and right in options
         seen.append((right, sources))
         return {"total": float(len(said) % 7)}
 
@@ -234,7 +234,7 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
     """The first batch earns alike, of the next a half; a third gives the other half."""
     calls = []
 
-    def total(stage, said, right, sources, classes, used):
+    def total(stage, said, right, options, sources, classes, used):
         calls.append(right)
         number, prompt = (len(calls) - 1) // 32, (len(calls) - 1) % 32 // 4
         alike = number == 0 or (number == 1 and prompt % 2)

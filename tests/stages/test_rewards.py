@@ -54,7 +54,7 @@ def right_form(text):
 
 @given(pieces.map("".join))
 def test_no_malformed_text_earns_anything(text):
-    found = rewards.total(STAGE, text, "left", [], CLASSES, 0.5)
+    found = rewards.total(STAGE, text, "left", (), [], CLASSES, 0.5)
     assert found["format"] == rewards.well_formed(text) == float(right_form(text))
     if not right_form(text):
         assert found["answer"] == found["total"] == 0
@@ -169,6 +169,15 @@ def test_guessing_gains_nothing_on_average(described):
     assert np.mean(more) < np.mean(fewer)
 
 
+@given(answers, st.lists(answers, min_size=4, max_size=4, unique=True))
+def test_an_answer_that_is_no_option_has_not_the_form(said, options):
+    text = reply("dog left near", said)
+    found = rewards.total(STAGE, text, options[0], options, [], CLASSES, 0.5)
+    assert found["format"] == rewards.well_formed(text, options) == float(said in options)
+    assert found["total"] == pytest.approx((said == options[0]) + 0.1 * (said in options))
+    assert rewards.well_formed(text) == 1  # an open question
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_length_costs_only_near_the_limit(used, more):
     assert -1 <= rewards.length(used) <= 0
@@ -178,7 +187,7 @@ def test_length_costs_only_near_the_limit(used, more):
     weighed = dataclasses.replace(STAGE, length_weight=0.5)
     text = reply("dog left near")
     for stage, weight in ((STAGE, 0.0), (weighed, 0.5)):
-        found = rewards.total(stage, text, "left", [], CLASSES, used)
+        found = rewards.total(stage, text, "left", (), [], CLASSES, used)
         assert found["total"] == pytest.approx(1.1 + weight * rewards.length(used))
 
 
@@ -202,7 +211,7 @@ def test_listing_repeating_and_malformed_replies_earn_no_answer(text, right):
     for said in bad:
         if right_form(said) and said.strip() == whole:
             continue
-        found = rewards.total(STAGE, said, right, [], CLASSES, 0.5)
+        found = rewards.total(STAGE, said, right, answers_of, [], CLASSES, 0.5)
         assert found["answer"] == 0 and found["total"] <= STAGE.format_weight
 
 
@@ -211,7 +220,8 @@ def test_evidence_pays_only_with_a_right_answer(described):
     for scene in described(60):
         [asked] = questions.Asking(CLASSES)(scene, rng)
         text = tokens.reply_text(asked).removesuffix(tokens.EOS)
-        found = rewards.total(STAGE, text, asked.answer_text, scene["sources"], CLASSES, 0.5)
+        about = asked.options, scene["sources"], CLASSES
+        found = rewards.total(STAGE, text, asked.answer_text, *about, 0.5)
         assert found == {
             "answer": 1.0,
             "format": 1.0,
@@ -220,5 +230,5 @@ def test_evidence_pays_only_with_a_right_answer(described):
             "total": pytest.approx(1.0 + 0.1 + 0.3),
         }
         other = asked.options["BCDA".index(asked.answer)]
-        wrong = rewards.total(STAGE, text, other, scene["sources"], CLASSES, 0.5)
+        wrong = rewards.total(STAGE, text, other, *about, 0.5)
         assert wrong["evidence"] == 1 and wrong["total"] == pytest.approx(0.1)
