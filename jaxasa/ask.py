@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +18,13 @@ from jaxasa.data import features, foa_file, records, tokens, words
 from jaxasa.data.questions import LETTERS
 from jaxasa.data.tokens import Text
 from jaxasa.hf import load
-from jaxasa.models import lm, sample
+from jaxasa.models import answering, sample
 from jaxasa.models.asa import ASA, Params
 
 HEARING = ("full", "mono", "nulled", "none")
 CHOOSING = 16  # rows at a time whose options are weighed
-DRAWS = 8  # thoughts of each that weigh them
 SHORTEST = 0.5  # seconds; what is shorter ends in silence
 GREEDY = config.Sampling()
-
-
-class Marks(NamedTuple):
-    """Ids of tokens that generation knows; checkpoints of one run share what is compiled."""
-
-    pad: int
-    eos: int
-    audio: int
-    answer: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +63,8 @@ class Model:
         )
 
     @property
-    def marks(self) -> Marks:
-        return Marks(self.text.pad, self.text.eos, self.text.audio, self.text.answer)
+    def marks(self) -> answering.Marks:
+        return answering.Marks(self.text.pad, self.text.eos, self.text.audio, self.text.answer)
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -113,10 +102,9 @@ class Model:
         """Replies to one question a scene: int16 audio [B, N, C] -> texts with thought and answer.
 
         options: four to each question, or None for an open one. An answer that is none of the
-            options gives way to the likeliest of them: DRAWS other thoughts are drawn, and it is
-            the one whose probability after them is highest on average, with the thought that is
-            surest of it. Not so where `chooses` is False, or where replies are sampled or end at a
-            string.
+            options gives way to the likeliest of them: other thoughts are drawn, and it is the one
+            whose probability after them is highest on average, with the thought that is surest of
+            it. Not so where `chooses` is False, or where replies are sampled or end at a string.
         hearing: "full", "mono" (W only; of two ears their mean), "nulled" (the learnt null in place
             of the dense map) or "none" (the question alone).
         lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
@@ -143,7 +131,7 @@ class Model:
         if sampling != GREEDY:
             return self._sampled(audio, prompts, nulled, lengths, sampling, seed)
         heard = audio, prompts, nulled, lengths
-        made = np.asarray(_generate(self.asa, self.marks, self.params, *heard))
+        made = np.asarray(answering.generate(self.asa, self.marks, self.params, *heard))
         replies = [self.text.decode(row) for row in made]
         stray = [
             i
@@ -166,9 +154,11 @@ class Model:
         def advance(stream: sample.Stream, until: int) -> sample.Stream:
             # The strings are looked for on the host: they need not be compiled again.
             choice = dataclasses.replace(sampling, stop=())
-            return _advance(self.asa, self.marks, choice, self.params, prompts, stream, key, until)
+            return answering.advance(
+                self.asa, self.marks, choice, self.params, prompts, stream, key, until
+            )
 
-        stream = _begin(self.asa, self.marks, self.params, audio, prompts, nulled, lengths)
+        stream = answering.begin(self.asa, self.marks, self.params, audio, prompts, nulled, lengths)
         return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
     def _choose(self, audio, prompts, options, part: Sequence[int], nulled, lengths) -> list[str]:
@@ -176,7 +166,7 @@ class Model:
         rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
         lengths = None if lengths is None else lengths[rows]
         heard = audio[rows], prompts[rows], nulled[rows], lengths
-        drawn = np.asarray(_draw(self.asa, self.marks, self.params, *heard))
+        drawn = np.asarray(answering.draw(self.asa, self.marks, self.params, *heard))
         candidates = [
             [self._with_answer(ids, option) for ids in made for option in options[row] or ()]
             for row, made in zip(rows, drawn, strict=True)
@@ -185,11 +175,11 @@ class Model:
         width = 16 * -(-max(len(c) for row in candidates for c in row) // 16)
         padded = np.stack([tokens.pad_right(c, width, self.text.pad) for c in candidates])
         found = np.asarray(
-            _likelihoods(self.asa, self.marks, self.params, *heard[:2], padded, *heard[2:])
+            answering.likelihoods(self.asa, self.marks, self.params, *heard[:2], padded, *heard[2:])
         )
         chosen = []
         for row, logps in zip(candidates[: len(part)], found, strict=False):
-            by_thought = logps.reshape(DRAWS, -1)
+            by_thought = logps.reshape(answering.DRAWS, -1)
             best = np.logaddexp.reduce(by_thought, axis=0).argmax()
             surest = by_thought[:, best].argmax()
             chosen.append(self.text.decode(row[surest * by_thought.shape[1] + best]))
@@ -258,7 +248,7 @@ class Model:
         Each source has class, azimuth, elevation, distance, onset, offset, drr and presence; the
         likeliest of a class stands for it. The likeliest is named, however unlikely.
         """
-        heard, _ = _hear(self.asa, self.params, audio)
+        heard, _ = answering.hear(self.asa, self.params, audio)
         slots, room = jax.device_get((heard.slots, heard.room))
         presence = 1 / (1 + np.exp(-slots.presence))
         activity = 1 / (1 + np.exp(-slots.activity))
@@ -299,7 +289,7 @@ class Model:
 
     def directions(self, audio: np.ndarray, count: int) -> np.ndarray:
         """Unit vectors [B, count, 3] of the `count` likeliest slots of clips int16 [B, N, C]."""
-        heard, _ = _hear(self.asa, self.params, audio)
+        heard, _ = answering.hear(self.asa, self.params, audio)
         presence, found = jax.device_get((heard.slots.presence, heard.slots.direction))
         order = np.argsort(-presence, axis=1)[:, :count]
         chosen = np.take_along_axis(found, order[..., None], axis=1)
@@ -310,7 +300,7 @@ class Model:
 
         Raises ConfigError for a projector without a semantic expert, which tells them.
         """
-        _, tags = _hear(self.asa, self.params, audio)
+        _, tags = answering.hear(self.asa, self.params, audio)
         kind = self.asa.model.projector
         config.check(tags is not None, "Projector", (kind.kind, kind.without), "a semantic expert")
         return 1 / (1 + np.exp(-np.asarray(tags))), audio.shape[1] / features.RATE
@@ -318,112 +308,6 @@ class Model:
     @partial(jax.jit, static_argnums=0)
     def _slots(self, params: Params, audio: jax.Array, lengths: jax.Array | None = None):
         return self.asa.listen(params, audio, lengths=lengths).heard.slots
-
-
-@partial(jax.jit, static_argnums=0)
-def _hear(asa: ASA, params: Params, audio: jax.Array):
-    """What the encoders hear, and the logits of the tags at token rate (None where there are none).
-
-    Not `Model`'s own, so that checkpoints of one model share what is compiled.
-    """
-    listened = asa.listen(params, audio)
-    _, experts = asa.project(params, listened)
-    return listened.heard, experts.tags
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
-) -> jax.Array:
-    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, C], of which lengths [B] count.
-
-    nulled [B]: where the learnt null stands for the dense map.
-    """
-    return _completed(asa, marks, params, audio, prompts, nulled, lengths)[:, 0]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _draw(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
-) -> jax.Array:
-    """DRAWS replies each [B, DRAWS, C], sampled at temperature 1; arguments as of `_generate`."""
-    how = dict(group=DRAWS, temperature=1.0)
-    return _completed(asa, marks, params, audio, prompts, nulled, lengths, **how)
-
-
-def _completed(asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths, **how):
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
-    made = sample.generate(
-        asa,
-        params,
-        prompts,
-        placed,
-        jax.random.key(0),
-        max_new=asa.model.reply_tokens,
-        pad=marks.pad,
-        eos=marks.eos,
-        audio_id=marks.audio,
-        adapted="lora" in params,
-        **how,
-    )
-    return made.ids
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _begin(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
-) -> sample.Stream:
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
-    return sample.begin(
-        asa,
-        params,
-        prompts,
-        placed,
-        max_new=asa.model.reply_tokens,
-        pad=marks.pad,
-        audio_id=marks.audio,
-        adapted="lora" in params,
-    )
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key, until):
-    return sample.advance(
-        asa,
-        params,
-        prompts,
-        stream,
-        key,
-        until,
-        temperature=choice.temperature,
-        top_k=choice.top_k,
-        top_p=choice.top_p,
-        pad=marks.pad,
-        eos=marks.eos,
-        audio_id=marks.audio,
-        adapted="lora" in params,
-    )
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _likelihoods(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, replies, nulled, lengths=None
-) -> jax.Array:
-    """Log-probability [R, N] of the answer in each of replies [R, N, C] to prompts [R, P]."""
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
-    flat = replies.reshape(-1, replies.shape[-1])
-    is_there = flat != marks.pad
-    hidden = asa.complete(
-        params,
-        asa.embed(params, prompts, placed, marks.audio),
-        prompts != marks.pad,
-        asa.embed(params, flat, None, marks.audio),
-        is_there,
-        "lora" in params,
-    )
-    logps, _ = lm.token_logps(hidden, asa.table(params), flat)
-    is_answer = jnp.cumsum(flat == marks.answer, 1) > 0
-    return (logps * (is_answer & is_there)).sum(-1).reshape(replies.shape[:2])
 
 
 def ask(

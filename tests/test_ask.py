@@ -9,6 +9,7 @@ from jaxasa import ask, checkpoint, config, state
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
 from jaxasa.data import tokens
+from jaxasa.models import answering
 
 OPTIONS = ("left", "right", "front", "back")
 
@@ -173,14 +174,14 @@ def test_a_clip_in_a_bucket_is_answered_as_if_alone_and_compiled_once_a_bucket(m
     assert padded.shape == (64_000, 4) and length == 48_000
     padded[length:] = 9999  # whatever is there
     asked, lengths = ["where is the dog ?"], np.array([length], np.int32)
-    before = ask._generate._cache_size(), ask.Model._slots._cache_size()
+    before = answering.generate._cache_size(), ask.Model._slots._cache_size()
     found = model.respond(padded[None], asked, [None], lengths=lengths)
     places = model.asa.audio_tokens(length)
     for samples in (52_800, 57_300, 63_999, 64_000):
         other = np.array([samples], np.int32)
         model.respond(padded[None], asked, [None], lengths=other)
         model.sources(padded, length=samples)
-    after = ask._generate._cache_size(), ask.Model._slots._cache_size()
+    after = answering.generate._cache_size(), ask.Model._slots._cache_size()
     assert after == (before[0] + 1, before[1] + 1)
     assert found == model.respond(clip[None], asked, [None])
 
@@ -191,7 +192,7 @@ def test_a_clip_in_a_bucket_is_answered_as_if_alone_and_compiled_once_a_bucket(m
         rows = [text.encode(tokens.answer_text(option)) for option in OPTIONS]
         replies = tokens.pad_right(rows, 16, text.pad)[None]
         args = model.asa, model.marks, model.params, audio[None], prompts, replies
-        return np.asarray(ask._likelihoods(*args, np.array([False]), lengths))
+        return np.asarray(answering.likelihoods(*args, np.array([False]), lengths))
 
     full = model.asa.audio_tokens(len(padded))
     in_bucket, alone = scores(padded, lengths, full), scores(clip, None, places)
@@ -209,7 +210,7 @@ def test_controls_hear_less(model, monkeypatch):
         prompts.append((audio, prompt, nulled.tolist()))
         return np.full((1, 4), model.text.eos)
 
-    monkeypatch.setattr(ask, "_generate", generate)
+    monkeypatch.setattr(answering, "generate", generate)
     for hearing in ("full", "mono", "none", "nulled"):
         for audio in (clip, turned):
             model.respond(audio, ["what ?"], [OPTIONS], hearing)
@@ -273,8 +274,8 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model,
     room = places + model.asa.model.prompt_tokens
     heard = audio, tokens.pad_left([prompt], room, text.pad), np.array([False])
     rows = [np.repeat(x, ask.CHOOSING, axis=0) for x in heard]
-    drawn = np.asarray(ask._draw(model.asa, model.marks, model.params, *rows))[0]
-    assert len({tuple(ids) for ids in drawn.tolist()}) == ask.DRAWS
+    drawn = np.asarray(answering.draw(model.asa, model.marks, model.params, *rows))[0]
+    assert len({tuple(ids) for ids in drawn.tolist()}) == answering.DRAWS
     placed, _ = model.asa.project(model.params, model.asa.listen(model.params, audio))
 
     def chance(ids, option):
