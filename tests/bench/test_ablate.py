@@ -210,7 +210,7 @@ def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
 
 def test_answers_as_said_are_other_answers_of_the_same_training(fake, tmp_path):
     given = dict(variants=PAIR, seeds=(0,))
-    ablate.ablate(loader(**given), tmp_path)
+    ablate.ablate(loader("Bench.choose=True", **given), tmp_path)
     assert fake.chose == {True}
     count = len(fake.calls)
     ablate.ablate(loader("Bench.choose=False", **given), tmp_path)
