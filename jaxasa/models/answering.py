@@ -72,6 +72,7 @@ def _completed(asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, l
 def begin(
     asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
 ) -> sample.Stream:
+    """`sample.begin` on prompts about audio; arguments as of `generate`."""
     placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
     return sample.begin(
         asa,
@@ -87,6 +88,7 @@ def begin(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key, until):
+    """`sample.advance`; choice: a config.Sampling, whose `stop` is not looked at here."""
     return sample.advance(
         asa,
         params,

@@ -148,6 +148,16 @@ def test_only_some_systems(small, oracle, tmp_path, plain):
     assert "full model after SFT answers 100.0 % right" in html and "leads mono" not in html
 
 
+@pytest.mark.parametrize("choose", [True, False])
+def test_how_answers_were_chosen_is_said(workdir, plain, choose):
+    results = json.loads((workdir / "results.json").read_text())
+    results["benchmark"]["choose"] = choose
+    (workdir / "results.json").write_text(json.dumps(results))
+    said = report.write(workdir).read_text()
+    assert ("gave way to the likeliest" in said) == choose
+    assert ("was left as it is" in said) == (not choose)
+
+
 def test_another_suite(workdir, plain):
     (workdir / "dev").mkdir()
     for part in ("results.json", "predictions"):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxasa import config
+from jaxasa import ask, config, gin_io, steps
 from jaxasa.bench import changes, controls, run, suite
 from jaxasa.config import ConfigError
 
@@ -43,6 +43,7 @@ def test_results_hold_systems_and_paired_differences(done, small):
     assert results["paired"]["sft"]["mono"]["against"] == "mono_sft"
     assert lead["direction/no"]["difference"] == 0.0
     facts = results["benchmark"]
+    assert facts["choose"] is BENCH.choose is True
     assert facts["items"] == 44 and facts["levels"] == {"L1": 20, "L2": 12, "L3": 12}
     assert facts["sounds"] == "made-up sounds" and facts["takes"]["test"]["sound15"] == 4
 
@@ -133,3 +134,17 @@ def test_all_right_or_constant_answers(small, tmp_path):
     # 44 items and balanced letters: exactly a quarter.
     assert found["overall"]["accuracy"] == 0.25 and found["parsing"]["strict"] == 1.0
     assert len(suite.load(small.folder)) == found["overall"]["items"]
+
+
+@pytest.mark.parametrize("choose", [True, False])
+def test_models_answer_as_bench_says(tmp_path, monkeypatch, choose):
+    def load(path, chooses):
+        raise ConfigError(f"{path.name} chooses: {chooses}")
+
+    asked, _ = gin_io.load(["gin/run/demo.gin"], [f"Bench.choose={choose}"])
+    (tmp_path / "checkpoints/sft").mkdir(parents=True)
+    monkeypatch.setattr(ask.Model, "load", load)
+    with pytest.raises(ConfigError, match=f"sft chooses: {choose}"):
+        steps.benchmark(asked, tmp_path, "benchmark")
+    with pytest.raises(ConfigError, match=r"Bench\.choose"):
+        config.Bench(choose="no")
