@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from typing import NoReturn
 
@@ -22,6 +23,8 @@ from jaxasa.config import ConfigError, check
 # Exit codes with which all processes leave together: done, or saved and unfinished.
 _TOGETHER = (0, 75)
 _UNFINISHED = 75
+# Seconds for which process 0, whose end ends all others at once, lets them come to the same error.
+_GRACE = 10.0
 # What JAX says where another process is gone: gloo on CPUs, nccl on GPUs, its coordinator.
 _LOST = ("gloo", "nccl", "unavailable:", "coordination service", "heartbeat")
 
@@ -90,7 +93,8 @@ def leave(code: int) -> None:
     """Ends this process with `code` where others would wait for it in vain; else returns.
 
     Leaving in order would wait for the others, which wait for this one in a collective. Gone
-    without a word, it is missed by them within JAXASA_TIMEOUT seconds.
+    without a word, it is missed by them within JAXASA_TIMEOUT seconds. Process 0 waits a little,
+    so that an error that all of them meet is told by each, and not by JAX's abort.
     """
     if code in _TOGETHER or not _is_joined():
         return
@@ -102,6 +106,10 @@ def leave(code: int) -> None:
         _exit(_UNFINISHED)
     if error is not None:
         traceback.print_exc()
+    if jax.process_index() == 0:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(_GRACE)
     _exit(code)
 
 
