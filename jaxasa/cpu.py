@@ -67,7 +67,8 @@ def _keep_memory() -> None:
 
     XLA on the CPU allocates its temporaries anew at each step. By default glibc gives large ones
     back to the kernel, which then clears and maps their pages again: a fifth of a training
-    step's time here went to that.
+    step's time here went to that. All threads share one heap: a block of more than 64 MB fits into
+    no other, and would be mapped anew each time whatever is said here.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -76,4 +77,4 @@ def _keep_memory() -> None:
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(_TOP_PAD, 2**28)
-    mallopt(_ARENA_MAX, 2)
+    mallopt(_ARENA_MAX, 1)

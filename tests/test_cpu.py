@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from jaxasa import cpu
 
 
@@ -27,3 +29,24 @@ def test_nan_and_infinity_keep_their_meaning():
     )
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_threads_free_stays_with_the_process():
+    """What a second round of the same blocks takes is there already, mapped: few page faults."""
+    code = (
+        "from jaxasa import cpu; cpu.tune()\n"
+        "import resource, threading\n"
+        "def fill():\n"
+        "    blocks = [b'x' * (size << 20) for size in (3, 80, 20)]\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(2):\n"
+        "        thread = threading.Thread(target=fill)\n"
+        "        thread.start(); thread.join()\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "print(faults(), faults())\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, second = map(int, said.stdout.split())
+    assert first > 10_000 and second < 1_000, (first, second)
