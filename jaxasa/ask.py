@@ -128,10 +128,11 @@ class Model:
         if hearing == "mono":
             audio = _mono(audio)
         nulled = np.full(len(audio), hearing == "nulled")
+        placed = answering.place(self.asa, self.params, audio, nulled, lengths)
         if sampling != GREEDY:
-            return self._sampled(audio, prompts, nulled, lengths, sampling, seed)
-        heard = audio, prompts, nulled, lengths
-        made = np.asarray(answering.generate(self.asa, self.marks, self.params, *heard))
+            return self._sampled(placed, prompts, sampling, seed)
+        about = self.asa, self.marks, self.params
+        made = np.asarray(answering.generate(*about, placed, prompts))
         replies = [self.text.decode(row) for row in made]
         stray = [
             i
@@ -140,14 +141,12 @@ class Model:
         ]
         for start in range(0, len(stray) if self.chooses else 0, CHOOSING):
             part = stray[start : start + CHOOSING]
-            chosen = self._choose(audio, prompts, options, part, nulled, lengths)
+            chosen = self._choose(placed, prompts, options, part)
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
 
-    def _sampled(
-        self, audio, prompts, nulled, lengths, sampling: config.Sampling, seed: int
-    ) -> list[str]:
+    def _sampled(self, placed, prompts, sampling: config.Sampling, seed: int) -> list[str]:
         """Replies to prompts [B, P] that are drawn, or end at a string."""
         key = jax.random.key(seed)
 
@@ -158,15 +157,14 @@ class Model:
                 self.asa, self.marks, choice, self.params, prompts, stream, key, until
             )
 
-        stream = answering.begin(self.asa, self.marks, self.params, audio, prompts, nulled, lengths)
+        stream = answering.begin(self.asa, self.marks, self.params, placed, prompts)
         return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
-    def _choose(self, audio, prompts, options, part: Sequence[int], nulled, lengths) -> list[str]:
+    def _choose(self, placed, prompts, options, part: Sequence[int]) -> list[str]:
         """Replies of the rows `part`: the likeliest of their options after thoughts drawn anew."""
         rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
-        lengths = None if lengths is None else lengths[rows]
-        heard = audio[rows], prompts[rows], nulled[rows], lengths
-        drawn = np.asarray(answering.draw(self.asa, self.marks, self.params, *heard))
+        about = self.asa, self.marks, self.params, placed[rows], prompts[rows]
+        drawn = np.asarray(answering.draw(*about))
         candidates = [
             [self._with_answer(ids, option) for ids in made for option in options[row] or ()]
             for row, made in zip(rows, drawn, strict=True)
@@ -174,9 +172,7 @@ class Model:
         # Few different shapes, so that few are compiled.
         width = 16 * -(-max(len(c) for row in candidates for c in row) // 16)
         padded = np.stack([tokens.pad_right(c, width, self.text.pad) for c in candidates])
-        found = np.asarray(
-            answering.likelihoods(self.asa, self.marks, self.params, *heard[:2], padded, *heard[2:])
-        )
+        found = np.asarray(answering.likelihoods(*about, padded))
         chosen = []
         for row, logps in zip(candidates[: len(part)], found, strict=False):
             by_thought = logps.reshape(answering.DRAWS, -1)

@@ -191,8 +191,9 @@ def test_a_clip_in_a_bucket_is_answered_as_if_alone_and_compiled_once_a_bucket(m
         prompts = tokens.pad_left([prompt], room + model.asa.model.prompt_tokens, text.pad)
         rows = [text.encode(tokens.answer_text(option)) for option in OPTIONS]
         replies = tokens.pad_right(rows, 16, text.pad)[None]
-        args = model.asa, model.marks, model.params, audio[None], prompts, replies
-        return np.asarray(answering.likelihoods(*args, np.array([False]), lengths))
+        placed = answering.place(model.asa, model.params, audio[None], np.array([False]), lengths)
+        args = model.asa, model.marks, model.params, placed, prompts, replies
+        return np.asarray(answering.likelihoods(*args))
 
     full = model.asa.audio_tokens(len(padded))
     in_bucket, alone = scores(padded, lengths, full), scores(clip, None, places)
@@ -204,20 +205,22 @@ def test_controls_hear_less(model, monkeypatch):
     clip = (noise(0.5) * 32767).astype(np.int16)[None]
     other = (noise(1.0)[8000:] * 32767).astype(np.int16)[None]
     turned = np.concatenate([clip[..., :1], other[..., 1:]], -1)
-    prompts = []
+    heard, prompts = [], []
 
-    def generate(asa, marks, params, audio, prompt, nulled, lengths):
-        prompts.append((audio, prompt, nulled.tolist()))
+    def generate(asa, marks, params, placed, prompt):
+        prompts.append(prompt)
         return np.full((1, 4), model.text.eos)
 
+    monkeypatch.setattr(answering, "place", lambda asa, params, *given: heard.append(given))
     monkeypatch.setattr(answering, "generate", generate)
+    monkeypatch.setattr(ask.Model, "_choose", lambda self, placed, asked, options, part: [""])
     for hearing in ("full", "mono", "none", "nulled"):
         for audio in (clip, turned):
             model.respond(audio, ["what ?"], [OPTIONS], hearing)
-    places = [(p == model.text.audio).sum() for _, p, _ in prompts]
+    places = [(p == model.text.audio).sum() for p in prompts]
     assert places == [5, 5, 5, 5, 0, 0, 5, 5]  # three slots, half a second
-    assert [nulled for *_, nulled in prompts] == [[False]] * 6 + [[True]] * 2
-    mono = [audio for audio, *_ in prompts[2:4]]
+    assert [nulled.tolist() for _, nulled, _ in heard] == [[False]] * 6 + [[True]] * 2
+    mono = [audio for audio, *_ in heard[2:4]]
     np.testing.assert_array_equal(mono[0], mono[1])
     assert (mono[0][..., 1:] == 0).all() and (mono[0][..., 0] == clip[..., 0]).all()
     with pytest.raises(ConfigError, match="hearing is 'both', expected full, mono, nulled, none"):
@@ -258,12 +261,17 @@ def test_the_digest_is_of_the_weights(model, folder, tiny, text, tmp_path):
     assert ask.Model.load(other).digest != model.digest
 
 
-def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model, folder, text):
+def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(
+    model, folder, text, monkeypatch
+):
     audio = (noise(0.5) * 32767).astype(np.int16)[None]
     asked = "where is the dog ?"
     free = model.respond(audio, [asked], [None])[0]
     assert ask._answer(free, OPTIONS) not in OPTIONS  # random weights answer nothing of sense
+    heard, place = [], answering.place
+    monkeypatch.setattr(answering, "place", lambda *given: heard.append(place(*given)) or heard[-1])
     reply = model.respond(audio, [asked], [OPTIONS])[0]
+    assert len(heard) == 1  # for its own thought and for the others
     as_said = ask.Model.load(folder, chooses=False)
     assert ask._answer(as_said.respond(audio, [asked], [OPTIONS])[0], OPTIONS) not in OPTIONS
     assert as_said.digest != model.digest  # so that answers of the two are not mixed
@@ -272,11 +280,11 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(model,
     places = model.asa.audio_tokens(audio.shape[1])
     prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
     room = places + model.asa.model.prompt_tokens
-    heard = audio, tokens.pad_left([prompt], room, text.pad), np.array([False])
-    rows = [np.repeat(x, ask.CHOOSING, axis=0) for x in heard]
+    placed = answering.place(model.asa, model.params, audio, np.array([False]))
+    about = placed, tokens.pad_left([prompt], room, text.pad)
+    rows = [np.repeat(x, ask.CHOOSING, axis=0) for x in about]
     drawn = np.asarray(answering.draw(model.asa, model.marks, model.params, *rows))[0]
     assert len({tuple(ids) for ids in drawn.tolist()}) == answering.DRAWS
-    placed, _ = model.asa.project(model.params, model.asa.listen(model.params, audio))
 
     def chance(ids, option):
         ids = ids.tolist()

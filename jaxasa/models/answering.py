@@ -32,26 +32,29 @@ def hear(asa: ASA, params: Params, audio: jax.Array):
     return listened.heard, experts.tags
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def generate(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
-) -> jax.Array:
-    """Greedy replies [B, C] to prompts [B, P] about audio [B, N, C], of which lengths [B] count.
+@partial(jax.jit, static_argnums=0)
+def place(asa: ASA, params: Params, audio, nulled, lengths=None) -> jax.Array:
+    """Audio tokens [B, A, D] of audio [B, N, C], of which lengths [B] count: all that is heard.
 
     nulled [B]: where the learnt null stands for the dense map.
     """
-    return _completed(asa, marks, params, audio, prompts, nulled, lengths)[:, 0]
+    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
+    return placed
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def draw(asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None) -> jax.Array:
+def generate(asa: ASA, marks: Marks, params: Params, placed, prompts) -> jax.Array:
+    """Greedy replies [B, C] to prompts [B, P] about what `place` gave."""
+    return _completed(asa, marks, params, placed, prompts)[:, 0]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def draw(asa: ASA, marks: Marks, params: Params, placed, prompts) -> jax.Array:
     """DRAWS replies each [B, DRAWS, C], sampled at temperature 1; arguments as of `generate`."""
-    how = dict(group=DRAWS, temperature=1.0)
-    return _completed(asa, marks, params, audio, prompts, nulled, lengths, **how)
+    return _completed(asa, marks, params, placed, prompts, group=DRAWS, temperature=1.0)
 
 
-def _completed(asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths, **how):
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
+def _completed(asa: ASA, marks: Marks, params: Params, placed, prompts, **how):
     made = sample.generate(
         asa,
         params,
@@ -69,11 +72,8 @@ def _completed(asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, l
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def begin(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, nulled, lengths=None
-) -> sample.Stream:
-    """`sample.begin` on prompts about audio; arguments as of `generate`."""
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
+def begin(asa: ASA, marks: Marks, params: Params, placed, prompts) -> sample.Stream:
+    """`sample.begin` on prompts; arguments as of `generate`."""
     return sample.begin(
         asa,
         params,
@@ -107,11 +107,8 @@ def advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def likelihoods(
-    asa: ASA, marks: Marks, params: Params, audio, prompts, replies, nulled, lengths=None
-) -> jax.Array:
-    """Log-probability [R, N] of the answer in each of replies [R, N, C] to prompts [R, P]."""
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
+def likelihoods(asa: ASA, marks: Marks, params: Params, placed, prompts, replies) -> jax.Array:
+    """Log-probability [B, N] of the answer in each of replies [B, N, C]; else as `generate`."""
     flat = replies.reshape(-1, replies.shape[-1])
     is_there = flat != marks.pad
     hidden = asa.complete(
