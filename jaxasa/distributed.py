@@ -23,8 +23,6 @@ from jaxasa.config import ConfigError, check
 # Exit codes with which all processes leave together: done, or saved and unfinished.
 _TOGETHER = (0, 75)
 _UNFINISHED = 75
-# Seconds for which process 0, whose end ends all others at once, lets them come to the same error.
-_GRACE = 10.0
 # What JAX says where another process is gone: gloo on CPUs, nccl on GPUs, its coordinator.
 _LOST = ("gloo", "nccl", "unavailable:", "coordination service", "heartbeat")
 
@@ -42,7 +40,7 @@ def join() -> None:
             check(name not in os.environ, name, os.environ.get(name), "JAXASA_COORDINATOR with it")
         print("process 0 of 1", flush=True)
         return
-    seconds = _number("JAXASA_TIMEOUT", 5, 40, "40")
+    seconds = _timeout()
     who: dict = {}
     where, told = f"JAXASA_COORDINATOR={coordinator}", None
     if coordinator == "auto":
@@ -93,8 +91,9 @@ def leave(code: int) -> None:
     """Ends this process with `code` where others would wait for it in vain; else returns.
 
     Leaving in order would wait for the others, which wait for this one in a collective. Gone
-    without a word, it is missed by them within JAXASA_TIMEOUT seconds. Process 0 waits a little,
-    so that an error that all of them meet is told by each, and not by JAX's abort.
+    without a word, it is missed by them within JAXASA_TIMEOUT seconds. The end of process 0 aborts
+    them at once: it waits a third of that time, so that they tell an error that all meet
+    themselves, and leaves before it misses those that have told it.
     """
     if code in _TOGETHER or not _is_joined():
         return
@@ -109,12 +108,16 @@ def leave(code: int) -> None:
     if jax.process_index() == 0:
         sys.stdout.flush()
         sys.stderr.flush()
-        time.sleep(_GRACE)
+        time.sleep(_timeout() / 3)
     _exit(code)
 
 
 def _is_joined() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _timeout() -> int:
+    return _number("JAXASA_TIMEOUT", 5, 40, "40")
 
 
 def _number(name: str, low: int, high: int, default: str = "") -> int:

@@ -200,7 +200,7 @@ def test_two_processes_train_as_one_through_a_death_a_preemption_and_another_mes
 def test_an_error_ends_both_processes_with_the_reason(tmp_path, one, said, other):
     """A binding that one process alone has wrong, and a mesh that fits neither."""
     zero = () if other else one
-    results, gap = both(tmp_path, zero=zero, one=one, seconds=6)
+    results, gap = both(tmp_path, zero=zero, one=one, seconds=12)
     assert results[1][0] == 2 and said in results[1][1], results
     assert results[0][0] == (2 if other is None else -signal.SIGABRT), results
     assert (other or said) in results[0][1] and gap < 20
