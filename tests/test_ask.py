@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -286,16 +287,23 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(
     drawn = np.asarray(answering.draw(model.asa, model.marks, model.params, *rows))[0]
     assert len({tuple(ids) for ids in drawn.tolist()}) == answering.DRAWS
 
+    # Padded on the right, where nothing that counts looks, so that it is compiled once.
+    width = len(prompt) + drawn.shape[1] + 16
+
+    @jax.jit
+    def logits_of(whole):
+        x = model.asa.embed(model.params, whole, placed, text.audio)
+        hidden, *_ = model.asa.hidden(model.params, x, whole != text.pad)
+        return hidden @ model.asa.table(model.params).T
+
     def chance(ids, option):
         ids = ids.tolist()
         for mark in (text.answer, text.eos):
             ids = ids[: ids.index(mark)] if mark in ids else ids
         start = [*prompt, *ids, *([] if text.end_think in ids else [text.end_think])]
         ending = text.encode(f"{tokens.ANSWER} {option}{tokens.END_ANSWER}{tokens.EOS}")
-        whole = np.array([[*start, *ending]])
-        x = model.asa.embed(model.params, whole, placed, text.audio)
-        hidden, *_ = model.asa.hidden(model.params, x, whole != text.pad)
-        logits = np.asarray(hidden @ model.asa.table(model.params).T, np.float64)[0]
+        whole = tokens.pad_right([[*start, *ending]], width, text.pad)
+        logits = np.asarray(logits_of(whole), np.float64)[0]
         logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return np.exp(sum(logps[len(start) - 1 + n, t] for n, t in enumerate(ending)))
 

@@ -3,6 +3,7 @@
 Compiling takes long: a mesh each here, and every stage on every mesh with `pytest -m soak`.
 """
 
+import functools
 import re
 
 import jax
@@ -72,13 +73,14 @@ def step(tiny, context_of, noises):
 
 @pytest.fixture(scope="module")
 def alone(step):
+    """`alone(stage)`: what `step` gives on one device."""
     one = mesh.make(config.Mesh(), jax.devices()[:1])
-    return {name: step(name, one) for name in STAGES}
+    return functools.cache(lambda name: step(name, one))
 
 
 @pytest.mark.parametrize("name, over", ALL)
 def test_eight_devices_take_the_step_of_one(step, alone, name, over):
-    metrics, gradients, _ = alone[name]
+    metrics, gradients, _ = alone(name)
     found, slopes, after = step(name, mesh.make(MESHES[over]))
     # Advantages add up to nothing, so that the loss of stage 4 is near 0.
     least = 1e-4 if name == "grpo" else 0.1
@@ -99,7 +101,7 @@ def test_eight_devices_take_the_step_of_one(step, alone, name, over):
 
 
 def test_what_is_frozen_stays(tiny, alone):
-    _, gradients, after = alone["spatial"]
+    _, gradients, after = alone("sft")
     for path, leaf in optim.flatten(tiny.params).items():
         moved = np.abs(np.asarray(optim.flatten(after.params)[path]) - leaf).max() > 0
         assert moved <= (path in gradients), path
@@ -119,7 +121,7 @@ def test_the_table_fits_the_model_on_every_mesh(tiny):
 
 def test_adapters_alone_have_gradients_and_moments(tiny, alone):
     """In stage 4 nothing of the frozen model's size is made, but its parameters themselves."""
-    _, gradients, after = alone["grpo"]
+    _, gradients, after = alone("grpo")
     adapters = {k: v.shape for k, v in optim.flatten(tiny.params).items() if k.startswith("lora/")}
     assert {path: leaf.shape for path, leaf in gradients.items()} == adapters and adapters
     held = [leaf.size for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim]
