@@ -281,7 +281,14 @@ def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(
     places = model.asa.audio_tokens(audio.shape[1])
     prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
     room = places + model.asa.model.prompt_tokens
-    placed = answering.place(model.asa, model.params, audio, np.array([False]))
+    placed, nulled = (
+        answering.place(model.asa, model.params, audio, np.array([x])) for x in (False, True)
+    )
+    direct, _ = jax.jit(lambda *x: model.asa.project(x[0], model.asa.listen(*x)))(
+        model.params, audio
+    )
+    np.testing.assert_allclose(placed, direct, atol=1e-5)
+    assert np.abs(placed - nulled).max() > 0.1
     about = placed, tokens.pad_left([prompt], room, text.pad)
     rows = [np.repeat(x, ask.CHOOSING, axis=0) for x in about]
     drawn = np.asarray(answering.draw(model.asa, model.marks, model.params, *rows))[0]

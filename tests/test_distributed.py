@@ -193,13 +193,16 @@ def test_two_processes_train_as_one_through_a_death_a_preemption_and_another_mes
     "one, said, other",
     [
         (("--gin.Run.sed=1",), "Run has no field sed", "stopped sending heartbeats"),
-        (("MESH",), "expected sizes that multiply to the 8 devices here", None),
+        (("MESH", "LATE"), "expected sizes that multiply to the 8 devices here", None),
     ],
     ids=["gin", "devices"],
 )
 def test_an_error_ends_both_processes_with_the_reason(tmp_path, one, said, other):
-    """A binding that one process alone has wrong, and a mesh that fits neither."""
-    zero = () if other else one
+    """A binding that one process alone has wrong, and a mesh that fits neither.
+
+    The latter process 1 finds two seconds later, when process 0 has said it and waits.
+    """
+    zero = () if other else one[:1]
     results, gap = both(tmp_path, zero=zero, one=one, seconds=12)
     assert results[1][0] == 2 and said in results[1][1], results
     assert results[0][0] == (2 if other is None else -signal.SIGABRT), results
@@ -276,7 +279,11 @@ def main(folder: Path, *more: str) -> int:
         if number > 7:
             time.sleep(1)  # for the processes to agree, while steps are left, where they stop
 
-    steps.train = lambda *_: train(folder, sizes, act)
+    def begun(*_):
+        time.sleep(2 if "LATE" in more else 0)
+        train(folder, sizes, act)
+
+    steps.train = begun
     bindings = [word for word in more if word.startswith("--gin")]
     words = ["train", "text", "--workdir", str(folder), "--gin_file", "gin/run/smoke.gin"]
     return cli.main([*words, *bindings])
