@@ -47,7 +47,7 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
         counts = dict.fromkeys(counts, 0)
     if what != "spatial":
         prompt, reply = tokens + model.prompt_tokens, model.reply_tokens
-        asked = {"sft": scenes * getattr(stage, "questions", 1)}.get(what, scenes)
+        asked = scenes * getattr(stage, "questions", 1)
         said = asked * (stage.group if name == "grpo" else 1)
         if what in ("rollout", "grpo"):
             # A prompt is read once for all its completions.

@@ -26,7 +26,7 @@ STAGES = {
         sft,
         config.SftStage(trainable=("projector/.*", "lora/.*", "decoder/.*"), questions=2, **LENGTH),
     ),
-    "grpo": (grpo, config.GrpoStage(trainable=("lora/.*",), group=4, **LENGTH)),
+    "grpo": (grpo, config.GrpoStage(trainable=("lora/.*",), questions=2, group=2, **LENGTH)),
 }
 MESHES = {
     "8x1x1": config.Mesh(data=8),
@@ -44,7 +44,7 @@ ALL = [
 
 def said(context, params, batch, key, group, temperature):
     """Completions made of the replies: which one is sampled may hang on a last bit."""
-    reply = batch["reply"].reshape(len(batch["reply"]), 1, -1)
+    reply = grpo.flat(batch["reply"])[:, None]
     ids = (reply + jnp.arange(group)[:, None]) % context.run.model.decoder.vocab
     logps = jnp.full(ids.shape, -np.log(context.run.model.decoder.vocab), jnp.float32)
     return sample.Completions(ids, logps, jnp.ones(ids.shape, bool))

@@ -176,19 +176,22 @@ class SftStage(SceneStage):
 class GrpoStage(SceneStage):
     """Stage 4: group-relative policy optimisation of the adapters.
 
+    questions: of each scene, which is heard once for all of them, so a step has batch x questions
+        prompts and `group` completions of each.
     loss: one of POLICY_LOSSES (stages/policy.py). clip_ratio: how far a token's ratio may lie
         from 1, a number or (below, above); None: as the loss's paper has it.
     by_deviation: whether advantages are divided by the group's standard deviation; None: as the
         loss's paper has it (all but dr_grpo).
     epochs: updates on each rollout. kl_weight: penalty on leaving the model without adapters.
     mask_truncated: completions cut off at reply_tokens teach nothing.
-    resample: how often a step draws other prompts in place of those whose group earned alike.
+    resample: how often a step draws other scenes in place of those whose groups all earned alike.
     levels: as in SftStage. promote: share of right answers, over `promote_steps` steps, at which
         the mix of levels moves on by a fifth of the way from the first row to the second; 0 moves
         it with the steps.
     *_weight: of each reward (stages/rewards.py).
     """
 
+    questions: int = 1
     group: int = 8
     temperature: float = 1.0
     loss: str = "dr_grpo"
@@ -220,12 +223,14 @@ class GrpoStage(SceneStage):
         check(kept or not self.kl_weight, "GrpoStage.kl_weight", self.kl_weight, expected)
         expected = "0 where GrpoStage.levels is ()"
         check(self.levels or not self.promote, "GrpoStage.promote", self.promote, expected)
+        alone, expected = self.questions == 1, "1 where GrpoStage.promote chooses its level"
+        check(alone or not self.promote, "GrpoStage.questions", self.questions, expected)
         for pattern in self.trainable:
             ok = pattern.startswith(("lora/", "decoder/"))
             expected = "patterns that begin with lora/ or decoder/: what hears is not trained here"
             check(ok, "GrpoStage.trainable", pattern, expected)
         check_at_least(self, 2, "group")
-        check_at_least(self, 1, "epochs", "promote_steps")
+        check_at_least(self, 1, "questions", "epochs", "promote_steps")
         check_at_least(self, 1e-3, "temperature")
         weights = [f"{name}_weight" for name in ("kl", "answer", "format", "evidence", "length")]
         check_at_least(self, 0, "resample", *weights)
@@ -238,7 +243,7 @@ class GrpoStage(SceneStage):
         name = "GrpoStage.clip_ratio"
         check(clip is None or ok, name, clip, "a number above 0 and below 1, or (below, above)")
         check(self.loss != "sapo" or clip is None, name, clip, "None: sapo has no clip")
-        for name in ("epochs", "resample"):
+        for name in ("questions", "epochs", "resample"):
             value = getattr(self, name)
             check(isinstance(value, int), f"GrpoStage.{name}", value, "a whole number")
         flags = {"mask_truncated": (True, False), "by_deviation": (True, False, None)}

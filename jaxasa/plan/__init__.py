@@ -209,13 +209,14 @@ def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
             lines.append(f"more tensor: --gin.Mesh.{sizes}, or a larger slice")
         else:
             lines.append("a larger slice: parameters and optimizer take most of the room")
-    batch = getattr(run, "grpo" if what == ahead.ROLLOUT else what).batch
+    options = getattr(run, "grpo" if what == ahead.ROLLOUT else what)
     if what not in ("spatial", ahead.ROLLOUT) and run.model.remat != "full":
         lines.append("remat: --gin.Model.remat=\"'full'\" keeps only the input of each layer")
-    if batch % (2 * data * fsdp) == 0:
-        lines.append(f"smaller batch: --gin.{stage}.batch={batch // 2}")
-    if what == "sft" and run.sft.questions > 1:
-        lines.append(f"smaller batch: --gin.SftStage.questions={run.sft.questions // 2}")
+    if options.batch % (2 * data * fsdp) == 0:
+        lines.append(f"smaller batch: --gin.{stage}.batch={options.batch // 2}")
+    questions = getattr(options, "questions", 1)
+    if questions > 1:
+        lines.append(f"smaller batch: --gin.{stage}.questions={questions // 2}")
     if what in ("grpo", ahead.ROLLOUT) and run.grpo.group > 2:
         lines.append(f"smaller batch: --gin.GrpoStage.group={run.grpo.group // 2}")
     return lines or ["a larger slice, or chips with more memory"]

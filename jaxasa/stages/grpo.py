@@ -1,11 +1,12 @@
 """Stage 4 (`grpo`): group-relative policy optimisation of the adapters.
 
-A step draws prompts, hears their scenes, samples a group of completions of each with one prefill a
-prompt, rewards their texts on the host, and moves the adapters along the advantages, `stage.epochs`
-times. What was heard serves the updates too: nothing that hears is trained here. The losses are in
-policy.py; Dr. GRPO's is the default.
+A step draws scenes with questions about each, hears each once, samples a group of completions of
+each question with one prefill a prompt, rewards their texts on the host, and moves the adapters
+along the advantages, `stage.epochs` times. What was heard serves the updates too: nothing that
+hears is trained here. The losses are in policy.py; Dr. GRPO's is the default.
 
-Letters: P prompts, G completions of each, R = P x G rows, C new tokens.
+Letters: B scenes, Q questions of each, P = B x Q prompts, G completions of each, R = P x G rows,
+C new tokens.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ def rollout(
 
 
 def completion_logps(context: common.Context, params, batch, adapted: bool = True) -> jax.Array:
-    """Log-probabilities [R, C] of the completions `batch["ids"]` [P, G, C], as they were sampled.
+    """Log-probabilities [R, C] of completions `batch["ids"]` [B, Q x G, C], as they were sampled.
 
     batch["heard"]: as for `rollout`. adapted: False for the reference, which is the model without
     its adapters.
@@ -72,12 +73,12 @@ def _heard(batch) -> jax.Array:
 
 
 def examples(context: common.Context) -> pipeline.Asked:
-    """The maker of examples: a prompt is one scene with one question.
+    """The maker of examples: scenes with `stage.questions` each.
 
     Where levels are promoted by success, one question of each level, of which one is taken.
     """
     stage = context.stage
-    return asked(context, 1, levels=stage.levels, each_level=stage.promote > 0)
+    return asked(context, stage.questions, levels=stage.levels, each_level=stage.promote > 0)
 
 
 def sampler(context: common.Context):
@@ -142,21 +143,21 @@ def objective(context: common.Context):
     return loss
 
 
-def played_shapes(context: common.Context, prompts: int) -> dict[str, jax.ShapeDtypeStruct]:
+def played_shapes(context: common.Context, scenes: int) -> dict[str, jax.ShapeDtypeStruct]:
     """What rollouts and rewards add to a batch before an update, as `task`'s step does."""
     stage = context.stage
-    whole = (prompts, stage.group, context.run.model.reply_tokens)
+    whole = (scenes, stage.questions * stage.group, context.run.model.reply_tokens)
     names = ["logps", "mask", "taught"]
     names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
     shapes = {name: jax.ShapeDtypeStruct(whole, jnp.float32) for name in names}
     shapes["ids"] = jax.ShapeDtypeStruct(whole, jnp.int32)
-    tokens = prompts, context.audio_tokens, context.run.model.decoder.width
+    tokens = scenes, context.audio_tokens, context.run.model.decoder.width
     shapes["heard"] = jax.ShapeDtypeStruct(tokens, context.asa.dtype)
     return shapes | {"advantages": jax.ShapeDtypeStruct(whole[:2], jnp.float32)}
 
 
 def task(context: common.Context) -> common.Task:
-    """Rollouts, rewards, updates. A prompt is one scene with one question."""
+    """Rollouts, rewards, updates."""
     run, stage, text = context.run, context.stage, context.text
     by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
     batches = _batches(context)
@@ -167,7 +168,7 @@ def task(context: common.Context) -> common.Task:
 
     @partial(jax.jit, out_shardings=rows)
     def score(params, batch) -> dict[str, jax.Array]:
-        """[P, G, C]: what the updates need of the policy before them, and of the reference."""
+        """[B, Q x G, C]: what the updates need of the policy before them, and of the reference."""
         found = {}
         if rescores(context):
             found["learner"] = completion_logps(context, params, batch)
@@ -196,26 +197,27 @@ def task(context: common.Context) -> common.Task:
         return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
 
     def play(params, batch, key) -> tuple[dict, dict]:
-        """A rollout, each [P, G, C], what it heard, and its rewards by name, each [P, G]: of this
-        process."""
+        """A rollout, each [B, Q x G, C], what it heard [B, A, D], and its rewards by name, each
+        [B, Q, G]: of this process."""
         placed = sharding.place_batch(batch, context.mesh)
         drawn = sampled(params, placed, key, stage.group, stage.temperature)
         made, heard = sharding.local(drawn)
-        found = judge(made.ids, batch)
-        made = made._asdict() | {"mask": made.mask.astype(np.float32)}
-        return made | {"heard": heard}, found
+        found, scenes = judge(made.ids, batch), len(heard)
+        made = {name: x.reshape(scenes, -1, x.shape[-1]) for name, x in made._asdict().items()}
+        made |= {"mask": made["mask"].astype(np.float32), "heard": heard}
+        return made, {name: x.reshape(scenes, -1, x.shape[-1]) for name, x in found.items()}
 
     def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
-        """Other prompts with their rollouts in place of those that teach nothing, while any are."""
+        """Other scenes with their rollouts in place of those that teach nothing, while any are."""
         batch, made, found = ({k: np.array(v) for k, v in x.items()} for x in (batch, made, found))
         for n in range(stage.resample):
-            dull = np.flatnonzero(_is_equal(found))
+            dull = np.flatnonzero(_is_equal(found).all(1))
             # While any process has some: a rollout is made by all of them.
             if not sharding.joined(np.array([len(dull)])).any():
                 break
             other = next(batches)
             tried, earned = play(params, other, jax.random.fold_in(key, n + 1))
-            keen = np.flatnonzero(~_is_equal(earned))[: len(dull)]
+            keen = np.flatnonzero(~_is_equal(earned).all(1))[: len(dull)]
             for old, new in ((batch, other), (made, tried), (found, earned)):
                 for name in old:
                     old[name][dull[: len(keen)]] = new[name][keen]
@@ -229,9 +231,10 @@ def task(context: common.Context) -> common.Task:
         if stage.resample:
             batch, made, found = refresh(state.params, batch, key, made, found)
         ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
-        gains = policy.advantages(found["total"], by_deviation).astype(np.float32)
+        gains = policy.advantages(flat(found["total"]), by_deviation).astype(np.float32)
         taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
         played = time.monotonic()
+        gains = gains.reshape(len(taught), -1)
         batch = {**batch, **made, "taught": taught, "advantages": gains}
         if stage.kl_weight or rescores(context):
             batch |= sharding.local(score(state.params, sharding.place_batch(batch, context.mesh)))
@@ -242,7 +245,7 @@ def task(context: common.Context) -> common.Task:
         # Only for the clock: the next step's rollout waits for the update in any case.
         number = int(jax.block_until_ready(state.step))
         seconds = {"rollout": played - began, "update": time.monotonic() - played}
-        levels = np.asarray(batch["level"])[:, 0]
+        levels = flat(np.asarray(batch["level"]))
         measured = {f"reward/{name}": value for name, value in earned.items()} | {
             **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
             "equal_groups": _is_equal(earned),
@@ -279,7 +282,7 @@ def task(context: common.Context) -> common.Task:
 
 
 def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion:
-    """A question a scene; its level by the schedule of the stage, or by what succeeds."""
+    """Scenes with their questions; the levels by the schedule of the stage, or by what succeeds."""
     stage, batches = context.stage, common.batches(context, examples(context), "grpo")
     if not stage.promote:
         return batches
@@ -298,16 +301,16 @@ def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[di
             "question": asked_for,
             "right": right,
             "said": text.decode(ids),
-            "rewards": {name: round(float(value[0, g]), 4) for name, value in found.items()},
+            "rewards": {name: round(float(value[0, 0, g]), 4) for name, value in found.items()},
             "advantage": round(float(batch["advantages"][0, g]), 4),
         }
-        for g, ids in enumerate(batch["ids"][0])
+        for g, ids in enumerate(batch["ids"][0, : context.stage.group])
     ]
 
 
 def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:
-    """bool [P]: groups all of whose completions earned the same, which teach nothing."""
-    return found["total"].std(1) < 1e-6
+    """bool [B, Q]: groups all of whose completions earned the same, which teach nothing."""
+    return found["total"].std(-1) < 1e-6
 
 
 def _sources(batch: Mapping[str, np.ndarray], scene: int, classes) -> list[dict]:

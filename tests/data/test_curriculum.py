@@ -121,6 +121,11 @@ def options(**more):
         (SftStage, {"levels": ((1.0, 0.0), (0.0, 1.0))}, "SftStage.levels"),
         (SftStage, {"levels": ((0.5, 0.5, 0.5), (0, 0, 1))}, "SftStage.levels"),
         (GrpoStage, {"promote": 0.5}, "GrpoStage.promote is 0.5, expected 0 where"),
+        (
+            GrpoStage,
+            {"promote": 0.5, "questions": 2, "levels": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))},
+            "GrpoStage.questions is 2, expected 1 where",
+        ),
         (SftStage, {"easiest": (0.0, 1.0)}, "SftStage.easiest"),
         (SftStage, {"hard_by": ("loudness",)}, "SftStage.hard_by"),
         (SftStage, {"accumulate": 3}, "SftStage.accumulate is 3, expected a divisor"),

@@ -257,7 +257,7 @@ def emulated(monkeypatch):
 # Layers enough that the encoders matter little: their filterbanks and Fourier transforms have no
 # parameters, and CPU's partitioner gathers what it transforms.
 POLICY = ["Mesh.data=1", "Mesh.fsdp=2", "Model.unroll=1", "Scenes.seconds=1.0"]
-POLICY += ["Decoder.layers=12"]
+POLICY += ["Decoder.layers=12", "GrpoStage.batch=8", "GrpoStage.questions=2"]
 
 
 def planned_policy(stage):
@@ -265,7 +265,7 @@ def planned_policy(stage):
     tiny = run("tiny_grpo", *POLICY)
     weights, table, attention = per_layer(tiny)
     group, reply = tiny.grpo.group, tiny.model.reply_tokens
-    asked = tiny.grpo.batch
+    asked = tiny.grpo.batch * tiny.grpo.questions
     prompt = flops.positions(tiny, stage)["decoder"] / asked - group * (reply - 1)
     sizes = dict(asked=asked, said=asked * group, prompt=prompt, reply=reply)
     sizes |= dict(weights=weights, table=table, attention=attention)
@@ -336,6 +336,11 @@ ADVICE = {
     "a rollout": (
         ("rollout", (1, 8, 1), 1, 3, []),
         {"GrpoStage.batch": 16},
+        {"GrpoStage.group": 4},
+    ),
+    "questions first": (
+        ("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch=1", "GrpoStage.questions=4"]),
+        {"GrpoStage.questions": 2},
         {"GrpoStage.group": 4},
     ),
     "nothing left": (("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch=1", "GrpoStage.group=2"]), {}),

@@ -277,6 +277,47 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
     np.testing.assert_array_equal(fourth["prompt"], next_of["prompt"])
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_questions_of_a_scene_are_as_those_of_scenes_alike(tiny, make, by_length, accumulate):
+    """Two questions of each of 8 scenes, and one of each of 16 of which two are the same."""
+    made, apart = make(questions=2, accumulate=accumulate), make(batch=16)
+    rows = {name: np.repeat(x, 2, axis=0) for name, x in made.batch.items()}
+    for name in ("prompt", "reply", "level"):
+        rows[name] = made.batch[name].reshape(16, 1, *made.batch[name].shape[2:])
+    after, found = run(made, tiny.params)
+    other, expected = run(apart, tiny.params, batch=rows)
+    assert found["gradient_norm"] > 1e-3
+    for name in ("gradient_norm", "reward/total", "equal_groups", "level/L3", "length"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name
+    moves = [
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(y.params["lora"])])
+        for y in (after, other)
+    ]
+    assert np.isclose(*moves, atol=1e-4).mean() > 0.99
+
+
+def test_a_scene_stays_where_one_of_its_questions_teaches(tiny, make, monkeypatch, quick):
+    calls = []
+
+    def total(stage, said, *_):
+        calls.append(said)
+        number, prompt = divmod((len(calls) - 1) // 4, 16)
+        return {"total": 0.5 if number == 0 and prompt != 3 else float(len(calls) % 4)}
+
+    monkeypatch.setattr(grpo.rewards, "total", total)
+    made, plain = make(questions=2, resample=1, log_every=1), make(questions=2)
+    first, second, taught = made.batch, next(plain.task.batches), []
+    monkeypatch.setattr(grpo, "_samples", lambda context, batch, _: taught.append(batch) or [])
+    with jax.set_mesh(made.context.mesh):
+        start = state.create(tiny.params, made.context.stage, made.context.mesh)
+        _, metrics = made.task.step(start, first, jax.random.key(0))
+    expected = [second["prompt"][0], first["prompt"][1], *second["prompt"][1:7]]
+    np.testing.assert_array_equal(taught[0]["prompt"], expected)
+    assert metrics["equal_groups"] == 15 / 16 and metrics["equal_groups_left"] == 1 / 16
+    # The group that teaches is its own: the fourth prompt is the second of the second scene.
+    assert (np.abs(taught[0]["advantages"][1]).reshape(2, 4).sum(1) > 0).tolist() == [False, True]
+
+
 def test_bf16_ratios_of_sampler_and_learner_are_logged_and_weigh(tiny, make, task, by_length):
     asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
     _, metrics = run(make(asa, epochs=2), tiny.params, 1, task.batch)
