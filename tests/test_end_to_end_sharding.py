@@ -139,17 +139,17 @@ def shapes_in(jaxpr):
 
 
 def test_the_update_never_holds_the_logits_of_all_tokens(tiny, context_of, noises, monkeypatch):
-    """Traced, not run, for 80 prompts of 8 completions: forward and backward."""
+    """Traced, not run, for 80 scenes with 8 completions, 4 of each question: both passes."""
     monkeypatch.setattr(lm, "LIMIT", 2**22)
-    prompts, group = 80, 8
+    scenes, said = 80, 8
     context = context_of(STAGES["grpo"][1], noises(8, 8000))
     row = next(grpo.task(context).batches)
-    batch = {k: jax.ShapeDtypeStruct((prompts, *v.shape[1:]), v.dtype) for k, v in row.items()}
+    batch = {k: jax.ShapeDtypeStruct((scenes, *v.shape[1:]), v.dtype) for k, v in row.items()}
     length, vocab = tiny.model.reply_tokens, tiny.model.decoder.vocab
-    of_tokens = (prompts, group, length)
+    of_tokens = (scenes, said, length)
     batch |= {name: jax.ShapeDtypeStruct(of_tokens, kind) for name, kind in
               (("ids", np.int32), ("mask", np.float32))}  # fmt: skip
-    tokens = prompts, context.audio_tokens, tiny.model.decoder.width
+    tokens = scenes, context.audio_tokens, tiny.model.decoder.width
     batch["heard"] = jax.ShapeDtypeStruct(tokens, np.float32)
 
     def loss(lora, batch):

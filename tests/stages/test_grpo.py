@@ -34,7 +34,8 @@ def make(tiny, context_of, noises):
 
 @pytest.fixture(scope="module")
 def task(make):
-    return make()
+    """Two questions of each of 8 scenes."""
+    return make(questions=2)
 
 
 def logps_in(context):
@@ -127,14 +128,15 @@ def test_a_step_moves_the_adapters_from_ratios_of_1(tiny, task, monkeypatch):
     with jax.set_mesh(task.context.mesh):
         start = state.create(tiny.params, task.context.stage, task.context.mesh)
         after, metrics = task.task.step(start, task.batch, jax.random.key(0))
-    assert len(seen) == 8 * 4 and metrics["reward/total"] > 0
+    assert len(seen) == 8 * 2 * 4 and metrics["reward/total"] > 0
     # Each prompt is judged by its own answer and its own scene.
     for p, (right, sources) in enumerate(seen[::4]):
-        reply = task.context.text.decode(task.batch["reply"][p, 0])
+        scene, question = divmod(p, 2)
+        reply = task.context.text.decode(task.batch["reply"][scene, question])
         assert f"<answer> {right}</answer>" in reply
-        labels = task.batch["source_label"][p]
+        labels = task.batch["source_label"][scene]
         assert [s["class"] for s in sources] == [tiny.classes[k] for k in labels if k >= 0]
-        assert sources[0]["azimuth"] == pytest.approx(task.batch["source_azimuth"][p, 0])
+        assert sources[0]["azimuth"] == pytest.approx(task.batch["source_azimuth"][scene, 0])
     # What sampling said of its tokens is what the update finds, whatever was sampled.
     assert abs(metrics["log_ratio"]) < 1e-5
     assert metrics["gradient_norm"] > 1e-3
@@ -306,8 +308,13 @@ def test_a_scene_stays_where_one_of_its_questions_teaches(tiny, make, monkeypatc
 
     monkeypatch.setattr(grpo.rewards, "total", total)
     made, plain = make(questions=2, resample=1, log_every=1), make(questions=2)
-    first, second, taught = made.batch, next(plain.task.batches), []
-    monkeypatch.setattr(grpo, "_samples", lambda context, batch, _: taught.append(batch) or [])
+    first, second, taught, samples = made.batch, next(plain.task.batches), [], grpo._samples
+
+    def spied(context, batch, found):
+        taught.append(batch)
+        return samples(context, batch, found)
+
+    monkeypatch.setattr(grpo, "_samples", spied)
     with jax.set_mesh(made.context.mesh):
         start = state.create(tiny.params, made.context.stage, made.context.mesh)
         _, metrics = made.task.step(start, first, jax.random.key(0))
@@ -316,6 +323,10 @@ def test_a_scene_stays_where_one_of_its_questions_teaches(tiny, make, monkeypatc
     assert metrics["equal_groups"] == 15 / 16 and metrics["equal_groups_left"] == 1 / 16
     # The group that teaches is its own: the fourth prompt is the second of the second scene.
     assert (np.abs(taught[0]["advantages"][1]).reshape(2, 4).sum(1) > 0).tolist() == [False, True]
+    # What is shown is the first group that was trained on.
+    said = [made.context.text.decode(ids) for ids in taught[0]["ids"][0, :4]]
+    assert [sample["said"] for sample in metrics["samples"]] == said == calls[64:68]
+    assert [sample["rewards"]["total"] for sample in metrics["samples"]] == [1, 2, 3, 0]
 
 
 def test_bf16_ratios_of_sampler_and_learner_are_logged_and_weigh(tiny, make, task, by_length):

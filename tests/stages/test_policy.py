@@ -147,6 +147,8 @@ def test_a_stage_may_set_its_own_clip():
         ({"clip_ratio": (0.2, 0.2, 0.2)}, "clip_ratio"),
         ({"clip_ratio": (1.2, 0.2)}, "clip_ratio"),
         ({"clip_ratio": 0.0}, "clip_ratio"),
+        ({"questions": 0}, "questions"),
+        ({"questions": 1.5}, "questions"),
         ({"epochs": 0}, "epochs"),
         ({"epochs": 1.5}, "epochs"),
         ({"kl_weight": -1.0}, "kl_weight"),
