@@ -61,8 +61,8 @@ def trained(run, folder, tiny, text):
         text=text,
         classes=tiny.classes,
         clips=(),
-        train=stages._train_scenes(run, folder),
-        dev=stages._train_scenes(run, folder),
+        train=stages._train_scenes(run, folder, "spatial"),
+        dev=stages._train_scenes(run, folder, "spatial"),
     )
     before = jax.device_get(jax.jit(asa.init)(jax.random.key(0)))
     with jax.set_mesh(over):

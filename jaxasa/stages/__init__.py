@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 
 from jaxasa import chips, config, flops, loop, mesh, state
+from jaxasa.acoustics import keys
 from jaxasa.config import ConfigError
 from jaxasa.data import pipeline
 from jaxasa.data.mixing import Mixed
@@ -66,7 +67,7 @@ def prepare(run: config.Run, stage: str, folder: Path) -> Context:
         text=start.tokenizer(run, bank, folder),
         classes=bank.classes,
         clips=clips,
-        train=_train_scenes(run, folder) if needs_scenes else None,
+        train=_train_scenes(run, folder, stage) if needs_scenes else None,
         dev=dev,
         asking=asking,
     )
@@ -126,8 +127,13 @@ def _full_speed(context: Context, stage: str) -> float | None:
     return peak * context.mesh.size / work
 
 
-def _train_scenes(run: config.Run, folder: Path) -> Records | Mixed:
-    """The scenes of train: stored, or mixed from DIR/responses where Scenes.responses is set."""
+def _train_scenes(run: config.Run, folder: Path, stage: str) -> Records | Mixed:
+    """The scenes of train: stored, or mixed from DIR/responses where Scenes.responses is set.
+
+    Stored ones are the same in all stages. Each stage mixes its own: what hears is then asked about
+    scenes that it was not trained on.
+    """
     if run.scenes.responses:
-        return Mixed(run.scenes, folder / "sounds", folder / "responses", run.seed)
+        own = int(keys.rng(run.seed, "mixed scenes", stage).integers(2**31))
+        return Mixed(run.scenes, folder / "sounds", folder / "responses", own)
     return Records(scenes_of(run, folder, "train"))

@@ -181,11 +181,12 @@ def test_turning_listeners_are_mixed_and_moving_sources_refused(bank, whole):
         Mixed(crowd, bank.folder, whole.folder, 7)
 
 
-def test_stages_read_mixed_scenes(bank, whole, mixed):
+def test_each_stage_reads_mixed_scenes_of_its_own(bank, whole, mixed):
     model = types.SimpleNamespace(spatial=types.SimpleNamespace(format="foa"))
     run = types.SimpleNamespace(scenes=RANGES, seed=7, model=model)
-    source = stages._train_scenes(run, bank.folder.parent)
-    np.testing.assert_array_equal(source[9][0], mixed[9][0])
+    source = stages._train_scenes(run, bank.folder.parent, "spatial")
+    again, other = (stages._train_scenes(run, bank.folder.parent, s) for s in ("spatial", "sft"))
+    assert source[9][1] == again[9][1] and source[9][1] not in (other[9][1], mixed[9][1])
     make = pipeline.Targets(bank.classes, 3, 0.1, True)
     batches = pipeline.Batches(source, make, 0, "spatial", 4, total=8)
     first, state = next(batches), batches.get_state()
@@ -197,7 +198,7 @@ def test_stages_read_mixed_scenes(bank, whole, mixed):
         **vars(run) | {"scenes": dataclasses.replace(RANGES, responses=0)}
     )
     with pytest.raises(ConfigError, match="no complete data set"):
-        stages._train_scenes(stored, bank.folder.parent)
+        stages._train_scenes(stored, bank.folder.parent, "sft")
 
 
 class Killed(BaseException):
