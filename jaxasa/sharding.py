@@ -108,25 +108,29 @@ def place_batch(batch, mesh: Mesh):
     Raises ConfigError when the rows do not divide among this process's devices.
     """
     sharding = NamedSharding(mesh, BATCH)
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     processes = jax.process_count()
 
     def one(leaf) -> jax.Array:
         leaf = np.asarray(leaf)
-        if leaf.ndim == 0 or leaf.shape[0] * processes % shares:
+        if leaf.ndim == 0 or leaf.shape[0] * processes % shares(mesh):
             raise ConfigError(
                 f"batch: an array of shape {leaf.shape} on {processes} process(es), "
-                f"expected rows that divide by data x fsdp = {shares}"
+                f"expected rows that divide by data x fsdp = {shares(mesh)}"
             )
         return jax.make_array_from_process_local_data(sharding, leaf)
 
     return jax.tree.map(one, batch)
 
 
+def shares(mesh) -> int:
+    """Among how many devices of a mesh the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def row_shares() -> int:
-    """Among how many devices the rows of a batch are split on the mesh that is set; 1 for none."""
+    """`shares` of the mesh that is set; 1 for none."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh.empty else shares(mesh)
 
 
 def by_rows(x: jax.Array) -> jax.Array:

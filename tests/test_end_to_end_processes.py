@@ -3,6 +3,7 @@
 Not part of the suite (some minutes of two cores): pytest -m soak tests/test_end_to_end_processes.py
 """
 
+import json
 import os
 import shutil
 import socket
@@ -60,6 +61,12 @@ def params(folder: Path, stage: str) -> dict[str, np.ndarray]:
     return optim.flatten(checkpoint.load(folder / "checkpoints" / stage)[0])
 
 
+def evaluations(folder: Path, stage: str) -> dict[str, float]:
+    lines = (folder / "logs" / stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if any(name.startswith("eval/") for name in row)]
+    return {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
+
+
 def test_stages_in_two_processes_are_those_of_one(tmp_path):
     gin, one, two = tmp_path / "run.gin", tmp_path / "one", tmp_path / "two"
     gin.write_text(GIN, encoding="utf-8")
@@ -81,4 +88,5 @@ def test_stages_in_two_processes_are_those_of_one(tmp_path):
         assert moved > 1e-3, stage
         for path, value in expected.items():
             np.testing.assert_allclose(found[path], value, atol=1e-3 * moved, err_msg=path)
+        assert evaluations(two, stage) == pytest.approx(evaluations(one, stage), abs=0.05), stage
         before = expected

@@ -72,7 +72,7 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, t
             sampled = grpo.sampler(around)
             return sampled.lower(*asked, stage.group, stage.temperature), asked
         if name == "grpo":
-            batch |= grpo.played_shapes(around, stage.batch)
+            batch = grpo.played_shapes(around, batch)
             around = grpo.paced(around)
         given = (start, _placed(batch, mesh), key)
         update = common.gradient_update(around, STAGES[name].objective(around))
@@ -96,7 +96,7 @@ def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeS
 
 
 def _placed(batch: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh) -> dict:
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = sharding.shares(mesh)
     lies = NamedSharding(mesh, sharding.BATCH)
     for shape in batch.values():
         if shape.shape[0] % shares:

@@ -44,7 +44,7 @@ def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
 
 def task(context: common.Context) -> common.Task:
     """One caption a scene."""
-    run, loss = context.run, objective(context)
+    loss = objective(context)
 
     def measure(params, batch):
         value, measured = loss(params, batch, None)
@@ -55,8 +55,8 @@ def task(context: common.Context) -> common.Task:
         assert context.dev is not None
         some = range(min(common.EVAL_SCENES, len(context.dev)))
         pipeline.check_phrasings([context.dev[i][1] for i in some], make)
-    count = common.eval_scenes(context.mesh, 2 * common.EVAL_SCENES)
-    batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "align/dev", count)
+    plain, count = examples(context, False), 2 * common.EVAL_SCENES
+    batch = common.held_out(context, context.dev, plain, "align/dev", count)
     return common.Task(
         "align",
         common.batches(context, make, "align"),

@@ -26,9 +26,12 @@ from jaxasa.state import State
 EVAL_SCENES = 64
 
 
+ANSWER_WEIGHT = 4.0  # of a token of the answer, where those of the thought have 1
+
+
 def eval_scenes(mesh: Mesh, at_least: int = EVAL_SCENES) -> int:
     """Scenes of an evaluation: the least multiple of the mesh's row shares from `at_least` on."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = sharding.shares(mesh)
     return -(-at_least // shares) * shares
 
 
@@ -58,6 +61,25 @@ class Context:
     @property
     def audio_tokens(self) -> int:
         return self.asa.audio_tokens(round(self.run.scenes.seconds * 16_000))
+
+
+def held_out(
+    context: Context, source: Sequence, make: Callable, purpose: str, at_least: int = EVAL_SCENES
+) -> dict[str, np.ndarray]:
+    """This process's rows of the one batch of first examples of `source` for evaluation.
+
+    Of all processes it has `eval_scenes` rows, or as many as there are and divide over the mesh.
+    Raises ConfigError where none do.
+    """
+    shares, seed = sharding.shares(context.mesh), context.run.seed
+    batch = pipeline.fixed(source, make, seed, purpose, eval_scenes(context.mesh, at_least))
+    found = len(next(iter(batch.values())))
+    count = found - found % shares
+    expected = f"scenes to evaluate on for each of data x fsdp = {shares}"
+    config.check(count > 0, "Scenes.dev", found, expected)
+    own = count // jax.process_count()
+    first = jax.process_index() * own
+    return {name: rows[first : first + own] for name, rows in batch.items()}
 
 
 @dataclass
@@ -143,7 +165,7 @@ def gradient_update(context: Context, loss: Callable) -> Any:
     """
     optimizer = optim.make(context.stage)
     parts = context.stage.accumulate
-    share = context.mesh.shape["data"] * context.mesh.shape["fsdp"]
+    share = sharding.shares(context.mesh)
     if context.stage.batch // parts % share:
         name = type(context.stage).__name__
         raise ConfigError(
@@ -198,17 +220,34 @@ def _counts(context: Context, batch: Mapping[str, np.ndarray]) -> dict[str, int]
     return counts
 
 
-def _mean_of_parts(function: Callable, batch, key: jax.Array, parts: int):
-    """Mean of function(batch, key) over `parts` of the batch, one after another."""
+def by_parts(function: Callable, batch, parts: int):
+    """function(batch), arrays [B, ...] too, made of `parts` of the batch one after another."""
+    if parts == 1:
+        return function(batch)
+
+    def whole(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+    return jax.tree.map(whole, jax.lax.map(function, _parted(batch, parts)))
+
+
+def _parted(batch, parts: int):
+    """Arrays [B, ...] -> [parts, B / parts, ...]."""
 
     def part(x: jax.Array) -> jax.Array:
         # Every so manieth row, so that each part lies on all devices.
         return jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
 
+    return jax.tree.map(part, batch)
+
+
+def _mean_of_parts(function: Callable, batch, key: jax.Array, parts: int):
+    """Mean of function(batch, key) over `parts` of the batch, one after another."""
+
     def add(total, inputs):
         return jax.tree.map(jnp.add, total, function(*inputs)), None
 
-    inputs = jax.tree.map(part, batch), jax.random.split(key, parts)
+    inputs = _parted(batch, parts), jax.random.split(key, parts)
     first = jax.tree.map(lambda x: x[0], inputs)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
     total, _ = jax.lax.scan(add, zeros, inputs)
@@ -216,7 +255,7 @@ def _mean_of_parts(function: Callable, batch, key: jax.Array, parts: int):
 
 
 def evaluation(context: Context, measure: Callable, batch: Mapping[str, np.ndarray]) -> Callable:
-    """measure(params, batch) -> dict of scalars, jitted, on one fixed batch."""
+    """measure(params, batch) -> dict of scalars, jitted, on this process's rows of one batch."""
     placed = sharding.place_batch(batch, context.mesh)
     jitted = jax.jit(measure)
 

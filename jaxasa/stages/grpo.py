@@ -143,9 +143,9 @@ def objective(context: common.Context):
     return loss
 
 
-def played_shapes(context: common.Context, scenes: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What rollouts and rewards add to a batch before an update, as `task`'s step does."""
-    stage = context.stage
+def played_shapes(context: common.Context, batch: Mapping) -> dict[str, jax.ShapeDtypeStruct]:
+    """What an update is given of a `batch` after rollouts and rewards, as `task`'s step does."""
+    stage, scenes = context.stage, batch["prompt"].shape[0]
     whole = (scenes, stage.questions * stage.group, context.run.model.reply_tokens)
     names = ["logps", "mask", "taught"]
     names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
@@ -153,12 +153,13 @@ def played_shapes(context: common.Context, scenes: int) -> dict[str, jax.ShapeDt
     shapes["ids"] = jax.ShapeDtypeStruct(whole, jnp.int32)
     tokens = scenes, context.audio_tokens, context.run.model.decoder.width
     shapes["heard"] = jax.ShapeDtypeStruct(tokens, context.asa.dtype)
-    return shapes | {"advantages": jax.ShapeDtypeStruct(whole[:2], jnp.float32)}
+    shapes["advantages"] = jax.ShapeDtypeStruct(whole[:2], jnp.float32)
+    return {"prompt": batch["prompt"]} | shapes
 
 
 def task(context: common.Context) -> common.Task:
     """Rollouts, rewards, updates."""
-    run, stage, text = context.run, context.stage, context.text
+    stage, text = context.stage, context.text
     by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
     batches = _batches(context)
     sampled = sampler(context)
@@ -169,12 +170,16 @@ def task(context: common.Context) -> common.Task:
     @partial(jax.jit, out_shardings=rows)
     def score(params, batch) -> dict[str, jax.Array]:
         """[B, Q x G, C]: what the updates need of the policy before them, and of the reference."""
-        found = {}
-        if rescores(context):
-            found["learner"] = completion_logps(context, params, batch)
-        if stage.kl_weight:
-            found["reference"] = completion_logps(context, params, batch, adapted=False)
-        return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
+
+        def part(batch) -> dict[str, jax.Array]:
+            found = {}
+            if rescores(context):
+                found["learner"] = completion_logps(context, params, batch)
+            if stage.kl_weight:
+                found["reference"] = completion_logps(context, params, batch, adapted=False)
+            return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
+
+        return common.by_parts(part, batch, stage.accumulate)
 
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
@@ -235,11 +240,12 @@ def task(context: common.Context) -> common.Task:
         taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
         played = time.monotonic()
         gains = gains.reshape(len(taught), -1)
-        batch = {**batch, **made, "taught": taught, "advantages": gains}
+        lesson = {"prompt": batch["prompt"], **made, "taught": taught, "advantages": gains}
         if stage.kl_weight or rescores(context):
-            batch |= sharding.local(score(state.params, sharding.place_batch(batch, context.mesh)))
+            placed = sharding.place_batch(lesson, context.mesh)
+            lesson |= sharding.local(score(state.params, placed))
         for _ in range(stage.epochs):
-            state, metrics = update(state, batch, key)
+            state, metrics = update(state, lesson, key)
         if stage.epochs > 1:
             state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
         # Only for the clock: the next step's rollout waits for the update in any case.
@@ -259,21 +265,21 @@ def task(context: common.Context) -> common.Task:
         metrics |= {f"seconds/{name}": spent for name, spent in seconds.items()}
         metrics["tokens"] = float(of_all["length"].sum())
         if number % stage.log_every == 0:
-            metrics["samples"] = _samples(context, batch, found)
+            metrics["samples"] = _samples(context, {**batch, **lesson}, found)
         if isinstance(batches, curriculum.Promotion):
             batches.report(metrics["reward/answer"])
             metrics["promotion"] = batches.done
         return state, metrics
 
     plain = asked(context, 4, augment=False)
-    dev = pipeline.fixed(context.dev, plain, run.seed, "grpo/dev", common.eval_scenes(context.mesh))
+    dev = common.held_out(context, context.dev, plain, "grpo/dev")
 
     def evaluate(params) -> dict[str, float]:
         """Greedy answers to dev questions, by level."""
         placed = sharding.place_batch(dev, context.mesh)
         made, _ = sampled(params, placed, jax.random.key(0), 1, 0.0)
         right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
-        levels = dev["level"].reshape(-1)
+        right, levels = sharding.joined((right, dev["level"].reshape(-1)))
         asked_of = {name: right[levels == i] for i, name in enumerate(LEVELS)}
         by_level = {name: float(found.mean()) for name, found in asked_of.items() if len(found)}
         return {"accuracy": float(right.mean())} | by_level

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 from jaxasa.data import imported, pipeline
 from jaxasa.stages import common
 
-ANSWER_WEIGHT = 4.0
-
 
 def asked(context: common.Context, count: int, augment: bool = True, **shares):
     """The maker of examples with `count` questions a scene; augment: turned, where it can be."""
@@ -54,7 +52,8 @@ def objective(context: common.Context):
     def loss(params, batch, key):
         tokens = jnp.repeat(project(context, params, batch), batch["prompt"].shape[1], axis=0)
         prompt, reply = flat(batch["prompt"]), flat(batch["reply"])
-        return common.reply_loss(asa, params, prompt, reply, tokens, text, True, ANSWER_WEIGHT)
+        weight = common.ANSWER_WEIGHT
+        return common.reply_loss(asa, params, prompt, reply, tokens, text, True, weight)
 
     return loss
 
@@ -75,16 +74,14 @@ def examples(context: common.Context):
 
 def task(context: common.Context) -> common.Task:
     """Questions on scenes heard once each."""
-    run, loss, make = context.run, objective(context), examples(context)
+    loss, make = objective(context), examples(context)
 
     def measure(params, batch):
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
     plain = asked(context, 4, augment=False)
-    batch = pipeline.fixed(
-        context.dev, plain, run.seed, "sft/dev", common.eval_scenes(context.mesh)
-    )
+    batch = common.held_out(context, context.dev, plain, "sft/dev")
     return common.Task(
         "sft",
         common.batches(context, make, "sft", guests(context)),

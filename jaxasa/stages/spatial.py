@@ -256,10 +256,9 @@ def guests(context: common.Context) -> list[pipeline.Guest]:
 
 def task(context: common.Context) -> common.Task:
     """Both encoders and the experts' heads, on scenes turned by random yaws."""
-    run = context.run
     loss, measure = _objectives(context)
-    count = common.eval_scenes(context.mesh, 2 * common.EVAL_SCENES)
-    batch = pipeline.fixed(context.dev, examples(context, False), run.seed, "spatial/dev", count)
+    plain, count = examples(context, False), 2 * common.EVAL_SCENES
+    batch = common.held_out(context, context.dev, plain, "spatial/dev", count)
     return common.Task(
         "spatial",
         common.batches(context, examples(context), "spatial", guests(context)),

@@ -6,8 +6,6 @@ from jaxasa.data import pipeline, questions
 from jaxasa.data.pipeline import Texts, Written
 from jaxasa.stages import common
 
-ANSWER_WEIGHT = 4.0
-
 
 def objective(context: common.Context):
     """loss(params, batch, key); the word that answers weighs four times another."""
@@ -15,7 +13,8 @@ def objective(context: common.Context):
 
     def loss(params, batch, key):
         reply, prompt = batch["reply"], batch["prompt"]
-        return common.reply_loss(asa, params, prompt, reply, None, text, False, ANSWER_WEIGHT)
+        weight = common.ANSWER_WEIGHT
+        return common.reply_loss(asa, params, prompt, reply, None, text, False, weight)
 
     return loss
 
@@ -41,7 +40,7 @@ def task(context: common.Context) -> common.Task:
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, drill_share=0.0))
     count = common.eval_scenes(context.mesh, 4 * common.EVAL_SCENES)
     held_out = Written(run.scenes, context.clips, run.seed, "text/dev", count)
-    batch = pipeline.fixed(held_out, without_drills, run.seed, "text/dev", len(held_out))
+    batch = common.held_out(context, held_out, without_drills, "text/dev", count)
     return common.Task(
         "text",
         pipeline.Batches(source, make, run.seed, "text", stage.batch, total=total, shuffle=False),

@@ -38,7 +38,8 @@ def test_each_step_is_lowered_with_its_state_and_batch_over_the_mesh(what):
         reply = run.model.reply_tokens
         said, heard = made
         assert said.ids.shape == (stage.batch, stage.group, reply)
-        played = grpo.played_shapes(ahead.context(run, "grpo", over), stage.batch)
+        around = ahead.context(run, "grpo", over)
+        played = grpo.played_shapes(around, ahead.batch_shapes(around, "grpo"))
         assert (heard.shape, heard.dtype) == (played["heard"].shape, played["heard"].dtype)
     else:
         after, metrics = made

@@ -1,3 +1,4 @@
+import functools
 import types
 
 import jax
@@ -34,6 +35,39 @@ def test_mono_keeps_w_alone():
     found = np.asarray(hear({"audio": audio, "yaw": yaw, "mono": mono}))
     assert (found[0, :, 1:] == 0).all() and (found[1, :, 1:] != 0).mean() > 0.9
     np.testing.assert_allclose(found[..., 0], audio[..., 0] / 32767, atol=1e-6)
+
+
+def rows_of_25(context_of, monkeypatch, sizes, process, processes, count=25):
+    """Of `count` examples that are numbers, those that this process evaluates on."""
+    over = types.SimpleNamespace(shape=dict(zip(mesh.AXES, sizes, strict=True)))
+    data = [(np.zeros((100, 4), np.int16), {})] * count
+    context = context_of(config.GrpoStage(1, 4, 0.1, ("lora/.*",)), data, mesh=over)
+    monkeypatch.setattr(common.jax, "process_count", lambda: processes)
+    monkeypatch.setattr(common.jax, "process_index", lambda: process)
+    numbers = range(count)
+    make = lambda element, rng, done: {"n": np.int32(element)}  # noqa: E731
+    return common.held_out(context, numbers, make, "t/dev", 20)["n"].tolist()
+
+
+def test_processes_share_an_evaluation(context_of, monkeypatch):
+    rows = functools.partial(rows_of_25, context_of, monkeypatch, (2, 4, 1))
+    assert rows(0, 1) == list(range(24))
+    assert [rows(p, 4) for p in range(4)] == [[*range(6 * p, 6 * p + 6)] for p in range(4)]
+
+
+def test_fewer_scenes_than_an_evaluation_takes(context_of, monkeypatch):
+    rows = functools.partial(rows_of_25, context_of, monkeypatch)
+    assert rows((1, 8, 1), 0, 1, count=19) == list(range(16))
+    with pytest.raises(ConfigError, match="Scenes.dev is 7, expected scenes .* = 8"):
+        rows((1, 8, 1), 0, 1, count=7)
+
+
+def test_what_is_made_by_parts_is_what_is_made_whole():
+    batch = {"a": jnp.arange(24.0).reshape(8, 3), "b": jnp.arange(8)}
+    make = lambda rows: {"c": rows["a"] * rows["b"][:, None], "d": -rows["b"]}  # noqa: E731
+    for name, value in make(batch).items():
+        for parts in (1, 2, 4):
+            np.testing.assert_array_equal(common.by_parts(make, batch, parts)[name], value)
 
 
 def test_reply_loss_is_the_weighted_mean_over_reply_tokens(tiny, text):
