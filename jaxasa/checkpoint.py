@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 from jaxasa.config import ConfigError
 from jaxasa.state import State
-from jaxasa.workdir import write_text
+from jaxasa.workdir import HARMLESS, write_text
 
 _PARTS = {"state": "_METADATA", "data": "metadata", "about": "metadata"}
 _SHOWN = 4
@@ -77,11 +77,14 @@ class Store:
     ) -> None:
         """Starts writing; returns once `state` is copied.
 
-        data_state, meta: what `json` can write; meta["model"] holds the model's config. Raises
-        ConfigError where this step, or an earlier one, cannot be written (a full disk): whole
-        steps stay, and training goes on from the last of them.
+        data_state, meta: what `json` can write; meta["model"] holds the model's config. This step
+        and later ones, of a run that was further before it went on from an earlier one, give way.
+        Raises ConfigError where this step, or an earlier one, cannot be written (a full disk):
+        whole steps stay, and training goes on from the last of them.
         """
         with _writing(self.folder):
+            for later in [n for n in self._manager.all_steps() if n >= step]:
+                self._manager.delete(later)
             self._save(step, state, data_state, meta, config_text)
 
     def _save(self, step: int, state: State, data_state, meta: Mapping, config_text: str) -> None:
@@ -89,7 +92,7 @@ class Store:
         if jax.process_index() == 0:
             write_text(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")
             write_text(self.folder / "config.gin", config_text)
-        self._manager.save(
+        is_saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(_tree(state)),
@@ -97,6 +100,8 @@ class Store:
                 about=ocp.args.JsonSave({"meta": meta, "config": config_text}),
             ),
         )
+        if not is_saved:
+            raise RuntimeError(f"{self.folder}: step {step} was not saved")
 
     def restore(self, template: State, meta: Mapping) -> tuple[State, dict]:
         """(state, data state) of the last step; arrays lie where those of `template` lie.
@@ -242,7 +247,7 @@ def _reading(place: Path) -> Iterator[None]:
 def _differences(saved, now, name: str) -> Iterator[str]:
     """ "decoder.width was 64, is 128" for each value in which two JSON trees differ."""
     if isinstance(saved, dict) and isinstance(now, dict):
-        for key in sorted({*saved, *now}):
+        for key in sorted({*saved, *now} - {*HARMLESS}):
             inner = f"{name}.{key}" if name else key
             yield from _differences(saved.get(key), now.get(key), inner)
     elif saved != now:

@@ -104,11 +104,12 @@ class Writer:
 def kept(text: str, step: int) -> list[str]:
     """The whole lines of a metrics.jsonl that belong to steps up to `step`."""
     lines = []
-    for line in text.splitlines(keepends=True):
+    # Not `splitlines`: what a model said may hold other ends of lines than this one.
+    for line in text.split("\n")[:-1]:
         try:
             record = json.loads(line)
         except ValueError:
             continue  # a line that a killed run left unfinished
-        if line.endswith("\n") and record["step"] <= step:
-            lines.append(line)
+        if record["step"] <= step:
+            lines.append(line + "\n")
     return lines

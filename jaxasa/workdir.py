@@ -19,9 +19,9 @@ from jaxasa.config import ConfigError
 # What every step depends on; a stage's own options matter once it has a checkpoint.
 SHARED = ("seed", "sounds", "scenes", "model", "questions")
 # Options that change how fast or how visibly a step works, not what it makes.
-_HARMLESS = (
-    *("unroll", "buckets", "workers", "batch@bench", "save_every", "eval_every", "log_every"),
-    "damaged",
+HARMLESS = (
+    *("unroll", "remat", "buckets", "workers", "batch@bench", "save_every", "eval_every"),
+    *("log_every", "damaged"),
 )
 
 
@@ -69,7 +69,7 @@ def settings(value, name: str) -> dict[str, Any]:
         return {name: value}
     found = {}
     for field in dataclasses.fields(value):
-        if field.name not in _HARMLESS and f"{field.name}@{name}" not in _HARMLESS:
+        if field.name not in HARMLESS and f"{field.name}@{name}" not in HARMLESS:
             found |= settings(getattr(value, field.name), f"{name}.{field.name}")
     return found
 

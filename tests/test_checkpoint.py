@@ -110,6 +110,14 @@ def test_half_written_steps_are_ignored(folder, how):
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["3", "9"]
 
 
+def test_a_step_takes_the_place_of_itself_and_of_later_ones(folder):
+    with checkpoint.Store(folder) as store:
+        store.save(2, make(9), {"at": 2}, META, "text\n")
+        store.wait()
+        assert store.latest() == 2
+    assert equal(checkpoint.load(folder)[0], make(9).params)
+
+
 def test_another_config_is_refused_with_the_differing_values(folder):
     other = META | {"model": {"decoder": {"width": 16}, "new": 1}, "classes": ("dog",)}
     with checkpoint.Store(folder) as store, pytest.raises(ConfigError) as error:
@@ -122,6 +130,12 @@ def test_another_config_is_refused_with_the_differing_values(folder):
     ):
         assert words in str(error.value)
     assert "stage" not in str(error.value).split(":", 1)[1]
+
+
+def test_what_changes_only_speed_or_memory_may_be_another(folder):
+    other = META | {"model": {**META["model"], "remat": "full", "unroll": 4, "buckets": [10.0]}}
+    with checkpoint.Store(folder) as store:
+        assert int(store.restore(make(), other)[0].step) == 3
 
 
 @pytest.fixture

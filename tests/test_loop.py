@@ -292,6 +292,25 @@ def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
     assert equal(last, final.params)
 
 
+def test_a_better_state_takes_the_place_of_the_best_of_a_time_that_was_lost(tmp_path):
+    """Best at step 8, gone on from step 6 with another seed: better at step 8."""
+
+    def crash(step):
+        if step == 9:
+            raise Crash
+
+    settings = dict(best="tag_recall", eval_every=4, save_every=6)
+    with pytest.raises(Crash):
+        train(tmp_path, Judged(act=crash), **settings)
+    kept, _ = checkpoint.load(tmp_path / "checkpoint" / "best")
+    better = Judged()
+    better.marks = {8: 0.7, 12: 0.6}
+    train(tmp_path, better, seed=1, **settings)
+    found, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    assert meta["best"] == {"name": "tag_recall", "value": 0.7, "step": 8}
+    assert not equal(found, kept)
+
+
 def judged_until_9(folder, marks):
     """Saved at step 6, ended in step 9."""
 
@@ -377,6 +396,11 @@ def test_counts_become_rates_times_shares_and_samples_are_shown(tmp_path):
     assert [r["step"] for r in shown] == [2, 3, 4, 6, 8, 9, 10, 12]
     assert shown[3] == {"step": 6, "said": "step 6"}
     assert list((tmp_path / "logs" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_line_is_whole_whatever_was_said():
+    said = json.dumps({"step": 1, "said": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    assert metrics.kept(said + said, 1) == [said, said]
 
 
 def test_lines_beyond_the_step_and_torn_lines_go():

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxasa import config, gin_io, mesh, optim, sharding, state
+from jaxasa import config, gin_io, mesh, optim, sharding, state, workdir
 from jaxasa.stages import ahead
 
 RUNS = Path(__file__).resolve().parents[2] / "gin" / "run"
@@ -55,6 +55,13 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
         kinds = {path: leaf.dtype.name for path, leaf in optim.flatten(kept).items()}
         assert {kinds[path] for path in learns} == {"float32"}
         assert {kinds[path] for path in frozen} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
+def test_the_stages_of_a_size_follow_one_another_in_one_folder(size, tmp_path):
+    for stage in STAGES:
+        run, text = gin_io.load([str(RUNS / f"{size}_{stage}.gin")])
+        workdir.claim(tmp_path, run, text)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "qwen3_0_6b", "qwen3_8b"])
