@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxasa.acoustics import keys
+from jaxasa.config import check
 
 
 def between(ends: Sequence, done: float) -> np.ndarray:
@@ -87,9 +88,12 @@ class Promotion:
     def __next__(self) -> dict[str, np.ndarray]:
         rows = next(self._batches)
         shares = between(self._levels, self.done)
-        rng = keys.rng(self._seed, "levels", jax.process_index(), self._drawn)
+        rng = keys.rng(self._seed, "levels", self._drawn)
         self._drawn += 1
-        return pick(rows, rng.choice(len(shares), len(rows["level"]), p=shares))
+        # Those of all processes, so that each row has its level however many share the batch.
+        own, count = len(rows["level"]), jax.process_count()
+        levels = rng.choice(len(shares), own * count, p=shares / shares.sum())
+        return pick(rows, levels[own * jax.process_index() :][:own])
 
     def report(self, success: float) -> None:
         """Takes note of the share of right answers in a step."""
@@ -104,6 +108,9 @@ class Promotion:
         return {"examples": self._batches.get_state(), "promotion": own}
 
     def set_state(self, state: Mapping) -> None:
+        saved = "promotion" in state
+        expected = "0, with which the checkpoint was made: or another --workdir"
+        check(saved, "GrpoStage.promote", self._promote, expected)
         self._batches.set_state(state["examples"])
         own = state["promotion"]
         self._drawn, self.done = own["drawn"], own["done"]

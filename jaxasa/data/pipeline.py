@@ -28,7 +28,6 @@ OPEN_SHARE = 0.1
 _PASSED_OVER = 1000
 _DIFFERENT = 800  # scenes on which questions are balanced, turned four ways
 GOLDEN = (5**0.5 - 1) / 2
-LEVELS = len(questions.LEVELS)
 Example = dict[str, np.ndarray]
 
 
@@ -113,6 +112,8 @@ class Batches:
         return self._iterator.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        expected = "above 0, with which the checkpoint was made: or another --workdir"
+        config.check("promotion" not in state, "GrpoStage.promote", 0, expected)
         self._iterator.set_state(state)
 
 
@@ -401,7 +402,8 @@ class Asked:
         scene = turn(scene, yaw)
         count, shares = self.count, None
         if self.each_level:
-            count, shares = LEVELS, np.eye(LEVELS)
+            count = len(questions.LEVELS)
+            shares = np.eye(count)
         elif self.levels:
             shares = curriculum.between(self.levels, done)
         asked = self.asking(scene, rng, count, shares)

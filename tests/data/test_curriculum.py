@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxasa.config import ConfigError, GrpoStage, SftStage
-from jaxasa.data import curriculum
+from jaxasa.data import curriculum, pipeline
 from jaxasa.data.curriculum import Pace, Promotion
 
 
@@ -109,6 +109,32 @@ def test_where_the_promotion_stands_is_saved():
         one.report(0.4)  # closes the window 1.0, 0.2, 0.4: promoted once more
     assert made.done == again.done == pytest.approx(0.4)
     np.testing.assert_array_equal(next(made)["level"], next(again)["level"])
+
+
+def test_processes_draw_the_levels_that_one_draws(monkeypatch):
+    levels = ((0.3333333,) * 3, (0.3333333,) * 3)  # sums to 1 as far as a config asks
+    draw = lambda: Promotion(Stream(), levels, 0.5, 3, seed=1)  # noqa: E731
+    monkeypatch.setattr(Stream, "__next__", lambda self: rows(400))
+    whole = next(draw())["level"]
+    monkeypatch.setattr(Stream, "__next__", lambda self: rows(200))
+    monkeypatch.setattr(curriculum.jax, "process_count", lambda: 2)
+    parts = []
+    for index in (0, 1):
+        monkeypatch.setattr(curriculum.jax, "process_index", lambda index=index: index)
+        parts.append(next(draw())["level"])
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert not np.array_equal(*parts)
+
+
+def test_promotion_is_not_begun_or_given_up_half_way(monkeypatch):
+    levels = ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5))
+    made = Promotion(Stream(), levels, 0.5, 3, seed=1)
+    with pytest.raises(ConfigError, match="GrpoStage.promote is 0.5, expected 0, with which"):
+        made.set_state(Stream().get_state())
+    make = lambda element, rng, done: {"n": np.int32(element)}  # noqa: E731
+    plain = pipeline.Batches(range(8), make, 0, "t", 2, total=8)
+    with pytest.raises(ConfigError, match="GrpoStage.promote is 0, expected above 0, with"):
+        plain.set_state(made.get_state())
 
 
 def options(**more):
