@@ -27,6 +27,7 @@ from jaxasa.config.questions import Questions
 from jaxasa.config.run import Bench, Mesh, Pretrained, Run
 from jaxasa.config.scenes import WALLS, Scenes, Sounds
 from jaxasa.config.stages import (
+    LEVELS,
     POLICY_LOSSES,
     STAGES,
     AlignStage,
@@ -39,6 +40,7 @@ from jaxasa.config.stages import (
 
 __all__ = [
     "EXPERTS",
+    "LEVELS",
     "PARTS",
     "POLICY_LOSSES",
     "STAGES",

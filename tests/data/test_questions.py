@@ -64,6 +64,21 @@ def test_a_question_does_not_give_its_answer_away(asked):
     assert "front" not in shown["face"]
 
 
+@pytest.mark.parametrize("task", ["side_count", "turn_count"])
+def test_options_do_not_tell_a_count_however_many_sound(task):
+    """All counts of one set of options have the same ones, and are all possible answers."""
+    rng, options = np.random.default_rng(0), defaultdict(set)
+    for count in range(8):
+        spread = np.linspace(40, 140, 7)
+        azimuths = np.concatenate([spread[:count], -spread[: 7 - count]])
+        sources = [{"class": str(i), "azimuth": float(a)} for i, a in enumerate(azimuths)]
+        scene = {"sources": [s | {"distance": 2.0, "onset": 0.0, "offset": 1.0} for s in sources]}
+        for _ in range(20):
+            q = questions.ask(scene, [str(i) for i in range(12)], rng, task)
+            options[frozenset(q.options)].add(q.answer_text)
+    assert all(set(shown) == answers for shown, answers in options.items()) and len(options) == 2
+
+
 def test_traces_begin_with_the_caption_and_end_with_the_answer(asked):
     for scene, q in asked:
         assert q.trace.startswith(words.caption(scene))

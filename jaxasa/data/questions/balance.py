@@ -29,7 +29,7 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.data.questions.draw import Draft, Draw
-from jaxasa.data.questions.tasks import LEVELS, TASKS, Question, chosen, drafted, finished
+from jaxasa.data.questions.tasks import TASKS, Question, chosen, drafted, finished
 
 ALL = config.Questions()
 _EACH = 2  # questions of a scene for which all tasks are tried once
@@ -67,8 +67,8 @@ class Asking:
             return []
         drafts += [d for _ in range(1, -(-count // _EACH)) for d in self.drafts(scene, rng)]
         weights, found = self._weigh(drafts), []
-        level = [LEVELS.index(TASKS[name].level) for name, *_ in drafts]
-        for row in np.broadcast_to(1.0 if shares is None else shares, (count, len(LEVELS))):
+        level = [config.LEVELS.index(TASKS[name].level) for name, *_ in drafts]
+        for row in np.broadcast_to(1.0 if shares is None else shares, (count, len(config.LEVELS))):
             wanted = weights * row[level]
             wanted = wanted if wanted.any() else weights
             name, draw, draft = drafts[rng.choice(len(drafts), p=wanted / wanted.sum())]

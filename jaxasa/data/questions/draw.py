@@ -28,7 +28,6 @@ LEVEL = 6.0
 HEIGHT = 15.0
 DECAY = 1.1
 SIDES = {"left": 1, "right": -1}
-COUNTS = ("0", "1", "2", "3")
 
 
 @dataclass(frozen=True)
@@ -160,6 +159,15 @@ def on_side(draw: Draw, sources: Sequence[dict], side: str) -> list[str] | None:
         if not draw.apart(away, MARGIN):
             return None
     return [s["class"] for s in sources if s["azimuth"] * SIDES[side] > 0]
+
+
+def counts(count: int) -> list[str]:
+    """0 to 3, or the four numbers from another multiple of four on with `count` among them.
+
+    All numbers of one four have the same options, so that these do not tell which it is.
+    """
+    first = count - count % 4
+    return [str(first + i) for i in range(4)]
 
 
 def placed(source: dict) -> str:

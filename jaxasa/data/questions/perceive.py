@@ -9,13 +9,13 @@ import numpy as np
 
 from jaxasa.data import words
 from jaxasa.data.questions.draw import (
-    COUNTS,
     DECAY,
     RATIO,
     SIDES,
     TIME,
     Draft,
     Draw,
+    counts,
     extreme,
     on_side,
     placed,
@@ -57,8 +57,8 @@ def how_many(scene: dict, draw: Draw) -> Draft | None:
         "count what is heard of {t} .",
         t=" , ".join(three),
     )
-    count = str(len(found))
-    return Draft(question, count, COUNTS, " ".join([":", *found]), ("count", float(count)))
+    steps, count = " ".join([":", *found]), len(found)
+    return Draft(question, str(count), counts(count), steps, ("count", float(count)))
 
 
 def first(scene: dict, draw: Draw) -> Draft | None:
@@ -195,9 +195,8 @@ def side_count(scene: dict, draw: Draw) -> Draft | None:
     if found is None:
         return None
     question = draw.say("how many sounds are on the {s} ?", "count the sounds on the {s} .", s=side)
-    count = ("count", float(len(found)))
-    steps = f"{side} : {sided(scene['sources'])}"
-    return Draft(question, str(len(found)), COUNTS, steps, count)
+    steps, count = f"{side} : {sided(scene['sources'])}", len(found)
+    return Draft(question, str(count), counts(count), steps, ("count", float(count)))
 
 
 def motion(scene: dict, draw: Draw) -> Draft | None:

@@ -9,7 +9,6 @@ import math
 
 from jaxasa.data import words
 from jaxasa.data.questions.draw import (
-    COUNTS,
     LEVEL,
     RATIO,
     SIDES,
@@ -17,6 +16,7 @@ from jaxasa.data.questions.draw import (
     Draft,
     Draw,
     beside,
+    counts,
     difference,
     extreme,
     on_side,
@@ -130,8 +130,8 @@ def turn_count(scene: dict, draw: Draw) -> Draft | None:
         "you turn around . how many sounds are on the {s} then ?",
         s=side,
     )
-    steps = f"{side} was {now} : {sided(scene['sources'])}"
-    return Draft(question, str(len(found)), COUNTS, steps, ("count", float(len(found))))
+    steps, count = f"{side} was {now} : {sided(scene['sources'])}", len(found)
+    return Draft(question, str(count), counts(count), steps, ("count", float(count)))
 
 
 def aim(scene: dict, draw: Draw) -> Draft | None:

@@ -11,7 +11,6 @@ from jaxasa.data.questions import perceive, reason, relate
 from jaxasa.data.questions.draw import MARGIN, Draft, Draw, Unanswerable, is_still
 
 LETTERS = "ABCD"
-LEVELS = ("L1", "L2", "L3")
 
 
 @dataclass(frozen=True)
