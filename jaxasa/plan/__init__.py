@@ -212,7 +212,11 @@ def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
     options = getattr(run, "grpo" if what == ahead.ROLLOUT else what)
     if what not in ("spatial", ahead.ROLLOUT) and run.model.remat != "full":
         lines.append("remat: --gin.Model.remat=\"'full'\" keeps only the input of each layer")
-    if options.batch % (2 * data * fsdp) == 0:
+    halved = options.batch % (2 * data * fsdp * options.accumulate) == 0
+    if halved and what != ahead.ROLLOUT:
+        parts = 2 * options.accumulate
+        lines.append(f"in parts: --gin.{stage}.accumulate={parts} takes the batch part by part")
+    if halved:
         lines.append(f"smaller batch: --gin.{stage}.batch={options.batch // 2}")
     questions = getattr(options, "questions", 1)
     if questions > 1:

@@ -302,6 +302,7 @@ ADVICE = {
         ("sft", (4, 2, 1), 1, 3, ["Model.remat='dots'", "SftStage.questions=4"]),
         {"Mesh.data": 1, "Mesh.fsdp": 8},
         {"Model.remat": "'full'"},
+        {"SftStage.accumulate": 2},
         {"SftStage.batch": 16},
         {"SftStage.questions": 2},
     ),
@@ -310,11 +311,13 @@ ADVICE = {
         {"Mesh.data": 1, "Mesh.fsdp": 8},
         {"Mesh.data": 2, "Mesh.fsdp": 2, "Mesh.tensor": 2},
         {"Model.remat": "'full'"},
+        {"TextStage.accumulate": 2},
         {"TextStage.batch": 16},
     ),
     "parameters split already": (
         ("grpo", (1, 8, 1), 3, 1, ["Model.remat='full'"]),
         {},
+        {"GrpoStage.accumulate": 2},
         {"GrpoStage.batch": 16},
         {"GrpoStage.group": 4},
     ),
@@ -322,6 +325,7 @@ ADVICE = {
         ("align", (2, 2, 2), 3, 1, ["Model.remat='full'"]),
         {"Mesh.data": 1, "Mesh.fsdp": 4},
         {},
+        {"AlignStage.accumulate": 2},
         {"AlignStage.batch": 16},
     ),
     "half of the rows do not divide": (
@@ -332,7 +336,21 @@ ADVICE = {
         ("text", (3, 1, 1), 1, 3, ["TextStage.batch=3"]),
         {"Model.remat": "'full'"},
     ),
-    "no decoder": (("spatial", (1, 8, 1), 1, 3, []), {"SpatialStage.batch": 16}),
+    "no decoder": (
+        ("spatial", (1, 8, 1), 1, 3, []),
+        {"SpatialStage.accumulate": 2},
+        {"SpatialStage.batch": 16},
+    ),
+    "half of the parts do not divide": (
+        ("grpo", (1, 8, 1), 1, 3, ["Model.remat='full'", "GrpoStage.accumulate=4"]),
+        {"GrpoStage.group": 4},
+    ),
+    "parts in halves": (
+        ("grpo", (1, 4, 1), 1, 3, ["Model.remat='full'", "GrpoStage.accumulate=4"]),
+        {"GrpoStage.accumulate": 8},
+        {"GrpoStage.batch": 16},
+        {"GrpoStage.group": 4},
+    ),
     "a rollout": (
         ("rollout", (1, 8, 1), 1, 3, []),
         {"GrpoStage.batch": 16},
@@ -364,9 +382,12 @@ def test_advice_is_of_use_and_can_be_followed(given, expected):
         words = [word for word in shlex.split(line) if word.startswith("--gin.")]
         said = [word.removeprefix("--gin.").rstrip(",") for word in words]
         found.append(dict(binding.split("=") for binding in said))
-        kind = next((KINDS[key] for key in KINDS if key in found[-1]), "smaller batch")
+        parts = "in parts" if f"{name}.accumulate" in found[-1] else "smaller batch"
+        kind = next((KINDS[key] for key in KINDS if key in found[-1]), parts)
         assert line.startswith(kind if said else "a larger slice")
         changed = run("tiny_grpo", *bindings, *said)
+        stage = getattr(changed, name.removesuffix("Stage").lower())
+        assert stage.batch // stage.accumulate % (over.shape["data"] * over.shape["fsdp"]) == 0
         if "Mesh.fsdp" in found[-1]:
             split = mesh.make(changed.mesh, jax.devices()[: math.prod(sizes)])
             sharding.params_sharding(ahead.params_shapes(changed), split)
