@@ -25,7 +25,8 @@ def parser() -> argparse.ArgumentParser:
         "Builds the sound bank: recordings with a class and a take, split by take.",
         "Reads Debian packages (fetched), or the folder or corpus that Sounds.bank names.",
         "DIR/sounds",
-        "jaxasa sounds --workdir runs/mine \"--gin.Sounds.bank='folder:my_sounds'\"",
+        "jaxasa sounds --workdir runs/mine \"--gin.Sounds.bank='folder:my_sounds'\" "
+        '"--gin.Sounds.classes={}"',
     )
     _add_work(verb)
 
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "Reads DIR/sounds.",
         "DIR/scenes/{train,dev,benchmark}; DIR/responses for train, where Scenes.responses is\n"
         "set; with --format dcase or binaural: DIR/dcase/... or DIR/binaural/...",
-        "jaxasa simulate --workdir runs/mine --split train --gin.Scenes.train=500\n"
+        "jaxasa simulate --workdir runs/mine\n"
         "  jaxasa simulate --workdir runs/mine --dry_run --gin.Scenes.train=3600000\n"
         "  jaxasa simulate --workdir runs/mine --runner DirectRunner -- --direct_num_workers=4",
     )
@@ -67,8 +68,9 @@ def parser() -> argparse.ArgumentParser:
         "import",
         "Turns recordings of others, and questions about them, into a data set of ours.",
         "Reads a DCASE/STARSS23 folder, an SO-Dataset folder, or a JSONL file of questions.",
-        "OUT: records and questions.jsonl, for SftStage.imported",
-        "jaxasa import dcase STARSS23 runs/starss --split fold3 --seconds 5\n"
+        "OUT: records and questions.jsonl, for SftStage.imported: of these, sounds of up to\n"
+        "Scenes.seconds are heard",
+        "jaxasa import dcase STARSS23 runs/starss --split fold3 --seconds 4\n"
         "  jaxasa import so SO-Dataset runs/so --split train\n"
         "  jaxasa import jsonl mine/questions.jsonl runs/mine_qa --order fuma",
     )
@@ -89,9 +91,10 @@ def parser() -> argparse.ArgumentParser:
         verbs,
         "train",
         "Trains one stage, from its last checkpoint if there is one.",
-        "Reads DIR/scenes and the checkpoints of the stage before.",
+        "Reads DIR/sounds, DIR/scenes (not for text) and the checkpoints of the stage before.",
         "DIR/checkpoints/STAGE and DIR/logs/STAGE",
-        "jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300\n"
+        "jaxasa train text --workdir runs/mine\n"
+        "  jaxasa train spatial --workdir runs/mine --gin.SpatialStage.steps=300\n"
         "  jaxasa train --rehearse --gin_file gin/run/demo.gin",
     )
     stages = ", ".join(STAGES)
@@ -276,14 +279,16 @@ def _add_bench(verbs) -> None:
         parts,
         "external",
         "Tries a model on scenes unlike its training's: suite, answers with controls, report.",
-        "Reads a checkpoint with its config, over which gin files say what is different; or the\n"
-        "recordings that `jaxasa import dcase` put into DIR/scenes/benchmark.",
+        "Reads a checkpoint with its config, over which gin files say what is different (an\n"
+        "export has none: a whole run file comes first); or the recordings that\n"
+        "`jaxasa import dcase` put into DIR/scenes/benchmark.",
         "DIR: sounds, scenes/benchmark, benchmark, predictions, results.json, report",
         "jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/outside "
         "--gin_file gin/data/outside_large.gin\n"
         "  jaxasa import dcase STARSS23 runs/starss/scenes/benchmark --split dev-test --seconds 4 "
         "--classes gin/data/starss23_classes.txt\n"
-        "  jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/starss",
+        "  jaxasa bench external runs/demo/checkpoints/grpo --workdir runs/starss "
+        "--gin_file gin/data/external.gin",
     )
     verb.add_argument("checkpoint", type=Path, help="WORKDIR/checkpoints/STAGE or an export folder")
     _add_work(verb)
@@ -292,8 +297,9 @@ def _add_bench(verbs) -> None:
         parts,
         "score",
         "Scores the answers of any system.",
-        'Reads a suite, and a file with {"id", "answer"} a line; answers are letters or texts.\n'
-        "With --open, answers to the questions without options (azimuth within 20 degrees, ...).",
+        'Reads a suite, and a file with {"id", "answer"} a line, one of each item; answers are\n'
+        "letters or texts. With --open, of each item whose `open` in metadata.jsonl is not null,\n"
+        "answered without options (azimuth within 20 degrees, ...).",
         "nothing but the file of --json",
         "jaxasa bench score runs/demo/benchmark answers.jsonl --json scores.json",
     )
@@ -352,7 +358,7 @@ def _add_bench(verbs) -> None:
         parts,
         "ablate",
         "Trains variants of a run over several seeds, and compares them on its benchmark.",
-        "Reads nothing; goes on with what is in DIR. Default: gin/run/ablate.gin. "
+        "Reads nothing; goes on with what is in DIR. "
         "Started more than once, its processes part the work.",
         "DIR: sounds, scenes, ablation/, ablation.json; exit code 3 where a variant failed",
         "jaxasa bench ablate --workdir runs/ablate --dry_run",
@@ -366,7 +372,7 @@ def _add_bench(verbs) -> None:
         "report",
         "Writes the HTML report.",
         "Reads DIR/results.json, DIR/predictions, DIR/benchmark and DIR/ablation.json.",
-        "DIR/report/index.html",
+        "DIR/report/index.html (--split dev: below DIR/dev)",
         "jaxasa bench report --workdir runs/demo --ablation runs/ablate/ablation.json",
     )
     helped = "of `bench ablate`; default: DIR/ablation.json"

@@ -95,15 +95,17 @@ def _config(options: argparse.Namespace) -> tuple[Run, str]:
     return gin_io.load(options.gin_file or [DEFAULT_GIN], options.bindings)
 
 
-def _workdir(options: argparse.Namespace) -> tuple[Run, str, Path]:
-    """The config, and the work folder that belongs to it.
-
-    Without gin arguments, a folder that a run was begun in keeps that run's config.
-    """
+def _begun(options: argparse.Namespace) -> tuple[Run, str]:
+    """The config. Without --gin_file, a folder that a run was begun in keeps that run's."""
     made = options.workdir / "config.gin"
     if made.is_file() and not options.gin_file:
         options.gin_file = [str(made)]
-    run, text = _config(options)
+    return _config(options)
+
+
+def _workdir(options: argparse.Namespace) -> tuple[Run, str, Path]:
+    """The config, and the work folder that belongs to it."""
+    run, text = _begun(options)
     return run, text, workdir.claim(options.workdir, run, text)
 
 
@@ -427,7 +429,7 @@ def plan(options: argparse.Namespace) -> Result:
 def demo(options: argparse.Namespace) -> Result:
     from jaxasa import demo as main_job
 
-    run, text = _config(options)
+    run, text = _begun(options)
     return main_job.demo(run, options.workdir, text)
 
 

@@ -129,7 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="F",
-        help="gin file, from here or from jaxasa's gin folder (run/demo.gin); repeatable",
+        help="gin file, from here or from jaxasa's gin folder; repeatable; default: what DIR was "
+        "begun with, or else run/demo.gin (bench ablate: run/ablate.gin)",
     )
 
 

@@ -1,5 +1,6 @@
 # Sourced by tpu_vm.sh, gke.sh and slurm.sh: options, what `jaxasa` gets, printing, starting again.
-# Each of these scripts is called as SCRIPT [OPTIONS] -- JAXASA_ARGUMENTS, e.g.
+# Each of these scripts is called as SCRIPT [OPTIONS] -- JAXASA_ARGUMENTS, which are those of
+# `train STAGE`: the processes of other verbs would each do the whole of the work. E.g.
 #   bash launch/slurm.sh --nodes 2 -- train sft --workdir /shared/run --gin.SftStage.steps=1000
 # and with --dry_run prints the command, quoted for a shell, and runs nothing.
 #

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasa import arguments, cli, loop, steps
+from jaxasa import arguments, cli, demo, loop, steps
 from jaxasa.config import ConfigError
 
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
@@ -166,6 +166,16 @@ def test_unknown_gin_name(capsys, tmp_path):
 
 def test_missing_gin_file(capsys, tmp_path):
     assert "smok.gin" in fails(capsys, "demo", "--workdir", tmp_path, "--gin_file", "smok.gin")
+
+
+def test_the_main_job_goes_on_with_the_config_of_its_folder(capsys, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(demo, "demo", lambda run, folder, text: ran.append(run) or {})
+    first = ["train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Run.seed=5"]
+    monkeypatch.setattr(steps, "train", lambda *_: None)
+    assert run(capsys, *first)[0] == 0
+    assert run(capsys, "demo", "--workdir", tmp_path, "--gin.SftStage.steps=7")[0] == 0
+    assert (ran[0].name, ran[0].seed, ran[0].sft.steps) == ("smoke", 5, 7)
 
 
 def test_gin_arguments_where_none_are_read(capsys, tmp_path):

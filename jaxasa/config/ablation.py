@@ -10,7 +10,7 @@ SUITES = ("benchmark", "dev")  # splits of scenes that are asked about
 
 
 def published() -> dict[str, tuple[str, ...]]:
-    """The comparisons that the published system leaves out, and those that it has (field.md)."""
+    """The comparisons that the published system leaves out, and those that it has."""
     mono = ("SpatialStage", "AlignStage", "SftStage")
     return {
         "p2": (),

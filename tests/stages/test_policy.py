@@ -41,7 +41,7 @@ def data(name, seed=0):
 
 
 def slow(name, logps, behaviour, advantages, mask, weight, penalty):
-    """The loss, a token at a time, as the table of field.md has it."""
+    """The loss, a token at a time, as the head of policy.py has it."""
     rows, tokens = [], 0.0
     for i in range(R):
         n = int(mask[i].sum())
