@@ -302,17 +302,16 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
     expected = [*second["prompt"][::2], *third["prompt"][:4]]
     found = sorted(row.tobytes() for row in trained[0]["prompt"])
     assert found == sorted(row.tobytes() for row in np.array(expected))
-    # Their audio, what was heard of it and their advantages came along.
+    # What was heard of them and their advantages came along.
     for row, prompt in enumerate(trained[0]["prompt"]):
         home = next(b for b in (second, third) if (b["prompt"] == prompt).all((1, 2)).any())
         at = int((home["prompt"] == prompt).all((1, 2)).argmax())
-        np.testing.assert_array_equal(trained[0]["audio"][row], home["audio"][at])
         heard = tokens_by_yaw(made.context, None, {"yaw": home["yaw"][at : at + 1]})
         np.testing.assert_allclose(trained[0]["heard"][row], heard[0], atol=1e-6)
     assert (np.abs(trained[0]["advantages"]).sum(1) > 0).all()
     # What a plan of the update assumes of it.
-    shapes = grpo.played_shapes(made.context, 8)
-    assert trained[0].keys() == second.keys() | shapes.keys()
+    shapes = grpo.played_shapes(made.context, second)
+    assert trained[0].keys() == shapes.keys()
     for name, shape in shapes.items():
         found = np.asarray(trained[0][name])
         assert (found.shape, found.dtype) == (shape.shape, shape.dtype), name
