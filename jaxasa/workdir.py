@@ -18,7 +18,7 @@ from jaxasa.config import ConfigError
 
 # What every step depends on; a stage's own options matter once it has a checkpoint.
 SHARED = ("seed", "sounds", "scenes", "model", "questions")
-# Options that change how fast or how visibly a step works, not what it makes.
+# Options that change how fast, in how much memory or how visibly a step works, not what it makes.
 HARMLESS = (
     *("unroll", "remat", "buckets", "workers", "batch@bench", "save_every", "eval_every"),
     *("log_every", "damaged"),

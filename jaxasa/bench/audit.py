@@ -83,7 +83,7 @@ def audit(run: config.Run, bank, items: Sequence) -> dict:
     return {
         "drawn": len(tested),
         "chance": 0.25,
-        "levels": {level: scores("level", level) for level in questions.LEVELS},
+        "levels": {level: scores("level", level) for level in config.LEVELS},
         "tasks": {task: scores("task", task) for task in dict.fromkeys(i.task for i in items)},
         "takes": takes(bank),
     }

@@ -166,7 +166,7 @@ def _check_takes(scenes, takes, own: str) -> None:
 
 
 def _check_direction(items: Sequence[Item]) -> None:
-    for level in questions.LEVELS:
+    for level in config.LEVELS:
         kinds = [i.direction for i in items if i.level == level]
         share = sum(kinds) / len(kinds)
         expected = f"at least {DIRECTION_SHARE} of the items of {level}"

@@ -30,7 +30,7 @@ def quotas(bench: config.Bench, weights: Mapping[str, int]) -> dict[str, int]:
     Raises ConfigError for a level without tasks to which direction matters.
     """
     counts: dict[str, int] = {}
-    for level, total in zip(questions.LEVELS, (bench.l1, bench.l2, bench.l3), strict=True):
+    for level, total in zip(config.LEVELS, (bench.l1, bench.l2, bench.l3), strict=True):
         here = {n: w for n, w in weights.items() if TASKS[n].level == level}
         spatial = {n: w for n, w in here.items() if TASKS[n].direction}
         other = {n: w for n, w in here.items() if not TASKS[n].direction}

@@ -20,7 +20,6 @@ from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.data import convert, tokens, words
 from jaxasa.data.decode import RATE
-from jaxasa.data.questions import LEVELS
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
 
@@ -86,7 +85,10 @@ class Asked:
         prompts = [tokens.prompt_ids(self.text, self.audio_tokens, p) for p, _ in pairs]
         replies = [self.text.encode(reply) for _, reply in pairs]
         length = self.audio_tokens + self.model.prompt_tokens
-        levels = [LEVELS.index(r["level"]) if r.get("level") in LEVELS else -1 for r in chosen]
+        levels = [
+            config.LEVELS.index(r["level"]) if r.get("level") in config.LEVELS else -1
+            for r in chosen
+        ]
         return {
             "audio": audio,
             "yaw": np.zeros((), np.float32),

@@ -402,7 +402,7 @@ class Asked:
         scene = turn(scene, yaw)
         count, shares = self.count, None
         if self.each_level:
-            count = len(questions.LEVELS)
+            count = len(config.LEVELS)
             shares = np.eye(count)
         elif self.levels:
             shares = curriculum.between(self.levels, done)
@@ -422,7 +422,7 @@ class Asked:
             "nulled": np.bool_(rng.random() < self.null_share),
             "prompt": tokens.pad_left(prompts, length, self.text.pad),
             "reply": tokens.pad_right(replies, self.model.reply_tokens, self.text.pad),
-            "level": np.array([questions.LEVELS.index(q.level) for q in asked], np.int32),
+            "level": np.array([config.LEVELS.index(q.level) for q in asked], np.int32),
         } | self._columns(scene)
 
     def _columns(self, scene: dict) -> Example:

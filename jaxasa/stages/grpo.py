@@ -20,8 +20,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxasa import sharding
+from jaxasa.config import LEVELS
 from jaxasa.data import curriculum, pipeline, tokens
-from jaxasa.data.questions import LEVELS
 from jaxasa.models import lm, sample
 from jaxasa.stages import common, policy, rewards
 from jaxasa.stages.sft import asked, flat, project

@@ -39,8 +39,8 @@ def task(context: common.Context) -> common.Task:
     source = Written(run.scenes, context.clips, run.seed, "text", total)
     without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, drill_share=0.0))
     count = common.eval_scenes(context.mesh, 4 * common.EVAL_SCENES)
-    held_out = Written(run.scenes, context.clips, run.seed, "text/dev", count)
-    batch = common.held_out(context, held_out, without_drills, "text/dev", count)
+    written = Written(run.scenes, context.clips, run.seed, "text/dev", count)
+    batch = common.held_out(context, written, without_drills, "text/dev", count)
     return common.Task(
         "text",
         pipeline.Batches(source, make, run.seed, "text", stage.batch, total=total, shuffle=False),

@@ -7,8 +7,9 @@ import pytest
 
 from jaxasa import config
 from jaxasa.acoustics.scenes import turn
+from jaxasa.config import LEVELS
 from jaxasa.data import questions
-from jaxasa.data.questions import LEVELS, TASKS, Asking
+from jaxasa.data.questions import TASKS, Asking
 
 CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
 DEMO = (

@@ -126,7 +126,7 @@ def test_processes_draw_the_levels_that_one_draws(monkeypatch):
     assert not np.array_equal(*parts)
 
 
-def test_promotion_is_not_begun_or_given_up_half_way(monkeypatch):
+def test_promotion_is_not_begun_or_given_up_half_way():
     levels = ((1.0, 0.0, 0.0), (0.0, 0.5, 0.5))
     made = Promotion(Stream(), levels, 0.5, 3, seed=1)
     with pytest.raises(ConfigError, match="GrpoStage.promote is 0.5, expected 0, with which"):

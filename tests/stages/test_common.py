@@ -37,26 +37,25 @@ def test_mono_keeps_w_alone():
     np.testing.assert_allclose(found[..., 0], audio[..., 0] / 32767, atol=1e-6)
 
 
-def rows_of_25(context_of, monkeypatch, sizes, process, processes, count=25):
+def evaluated_on(context_of, monkeypatch, sizes, process, processes, count=25):
     """Of `count` examples that are numbers, those that this process evaluates on."""
     over = types.SimpleNamespace(shape=dict(zip(mesh.AXES, sizes, strict=True)))
     data = [(np.zeros((100, 4), np.int16), {})] * count
     context = context_of(config.GrpoStage(1, 4, 0.1, ("lora/.*",)), data, mesh=over)
     monkeypatch.setattr(common.jax, "process_count", lambda: processes)
     monkeypatch.setattr(common.jax, "process_index", lambda: process)
-    numbers = range(count)
     make = lambda element, rng, done: {"n": np.int32(element)}  # noqa: E731
-    return common.held_out(context, numbers, make, "t/dev", 20)["n"].tolist()
+    return common.held_out(context, range(count), make, "t/dev", 20)["n"].tolist()
 
 
 def test_processes_share_an_evaluation(context_of, monkeypatch):
-    rows = functools.partial(rows_of_25, context_of, monkeypatch, (2, 4, 1))
+    rows = functools.partial(evaluated_on, context_of, monkeypatch, (2, 4, 1))
     assert rows(0, 1) == list(range(24))
     assert [rows(p, 4) for p in range(4)] == [[*range(6 * p, 6 * p + 6)] for p in range(4)]
 
 
 def test_fewer_scenes_than_an_evaluation_takes(context_of, monkeypatch):
-    rows = functools.partial(rows_of_25, context_of, monkeypatch)
+    rows = functools.partial(evaluated_on, context_of, monkeypatch)
     assert rows((1, 8, 1), 0, 1, count=19) == list(range(16))
     with pytest.raises(ConfigError, match="Scenes.dev is 7, expected scenes .* = 8"):
         rows((1, 8, 1), 0, 1, count=7)

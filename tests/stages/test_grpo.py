@@ -185,10 +185,9 @@ def test_success_moves_the_levels_of_the_questions(tiny, make, monkeypatch, quic
     """All of L1 until two steps of right answers, then a fifth of L3."""
     levels = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
     made = make(levels=levels, promote=0.5, promote_steps=2)
-    earned = iter([0.4, 0.7, 0.4, 0.4])
     monkeypatch.setattr(grpo.rewards, "total", lambda *_: {"total": 0.0, "answer": now[0]})
     seen, batches = [], made.task.batches
-    for value in earned:
+    for value in (0.4, 0.7, 0.4, 0.4):
         now = [value]
         batch = next(batches)
         assert batch["prompt"].shape[:2] == (8, 1)

@@ -18,7 +18,6 @@ classes of the scene first, and none that the question names.
     ('if you turn right , where is the bird ?', 'back')
 """
 
-from jaxasa.config import LEVELS  # noqa: F401
 from jaxasa.data.questions.balance import ALL, Asking  # noqa: F401
 from jaxasa.data.questions.draw import (  # noqa: F401
     MARGIN,
