@@ -1,7 +1,7 @@
 """Checkpoints: the only use of orbax.
 
 A folder (`checkpoints/<stage>`) holds a folder per step, each one composite of
-    state   step, parameters, optimizer state (arrays),
+    state   step, parameters, optimizer state, reference where one is kept (arrays),
     data    state of the data iterator of every process (JSON),
     about   meta and resolved config (JSON),
 and beside the steps `meta.json` and `config.gin` of the latest one. A step appears under its
@@ -194,7 +194,8 @@ def _handlers() -> dict:
 
 
 def _tree(state: State) -> dict:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return tree | ({"reference": state.reference} if state.reference else {})
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -19,11 +19,13 @@ class State:
     """step: int32 [], steps done. params: nested dict, all of the model, learning or not.
 
     opt_state: optax state over the flat dict {path: array} of the trainable parameters.
+    reference: those parameters as they were at step 0, where the stage keeps them; else {}.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
+    reference: dict = dataclasses.field(default_factory=dict)
 
 
 def stored(params: Mapping, stage: config.Stage, frozen_dtype: str = "float32") -> dict:
@@ -57,11 +59,12 @@ def shapes(
     lies = sharding.params_sharding(kept, mesh, rules)
     trainable, _ = optim.split(kept, stage.trainable)
     opt_state = jax.eval_shape(optim.make(stage).init, trainable)
+    reference = trainable if stage.keeps_start else {}
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda leaf, lie: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lie),
-        State(jax.ShapeDtypeStruct((), np.int32), kept, opt_state),
-        State(whole, lies, sharding.state_sharding(opt_state, lies)),
+        State(jax.ShapeDtypeStruct((), np.int32), kept, opt_state, reference),
+        State(whole, lies, *(sharding.state_sharding(x, lies) for x in (opt_state, reference))),
     )
 
 
@@ -85,4 +88,7 @@ def create(
     placed = sharding.place(stored(params, stage, frozen_dtype), lies.params)
     trainable, _ = optim.split(placed, stage.trainable)
     opt_state = jax.jit(optim.make(stage).init, out_shardings=lies.opt_state)(trainable)
-    return State(sharding.place(np.int32(0), lies.step), placed, opt_state)
+    # Copies: an update overwrites what it is given.
+    copied = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=lies.reference)
+    reference = copied(trainable) if stage.keeps_start else {}
+    return State(sharding.place(np.int32(0), lies.step), placed, opt_state, reference)

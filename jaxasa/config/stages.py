@@ -9,6 +9,7 @@ FACETS = ("sources", "overlap", "rt60", "snr")
 STAGES = ("text", "spatial", "align", "sft", "grpo")
 OPTIMIZERS = ("adamw", "muon")
 POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "sapo")
+REFERENCES = ("start", "base")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Stage:
             self.optimizer in OPTIMIZERS, f"{type(self).__name__}.optimizer", self.optimizer, kinds
         )
         check(self.batch % parts == 0, name, parts, f"a divisor of the batch of {self.batch}")
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether what learns is also kept as it was at step 0 (State.reference)."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,8 @@ class GrpoStage(SceneStage):
         from 1, a number or (below, above); None: as the loss's paper has it.
     by_deviation: whether advantages are divided by the group's standard deviation; None: as the
         loss's paper has it (all but dr_grpo).
-    epochs: updates on each rollout. kl_weight: penalty on leaving the model without adapters.
+    epochs: updates on each rollout. kl_weight: penalty on leaving the reference, one of
+        REFERENCES: the policy that the stage began with, or the model without adapters.
     mask_truncated: completions cut off at reply_tokens teach nothing.
     resample: how often a step draws other scenes in place of those whose groups all earned alike.
     levels: as in SftStage. promote: share of right answers, over `promote_steps` steps, at which
@@ -199,6 +206,7 @@ class GrpoStage(SceneStage):
     by_deviation: bool | None = None
     epochs: int = 1
     kl_weight: float = 0.0
+    reference: str = "start"
     mask_truncated: bool = False
     resample: int = 0
     levels: tuple[tuple[float, ...], ...] = ()
@@ -218,9 +226,11 @@ class GrpoStage(SceneStage):
         steady = ends[0] == ends[1] and self.easiest[0] == self.easiest[1]
         expected = "0 where GrpoStage.levels or easiest move with the steps"
         check(steady or not self.resample, "GrpoStage.resample", self.resample, expected)
+        kinds = " or ".join(REFERENCES)
+        check(self.reference in REFERENCES, "GrpoStage.reference", self.reference, kinds)
         kept = all(pattern.startswith("lora/") for pattern in self.trainable)
-        expected = "0 where decoder/ is trained: the reference is the decoder without adapters"
-        check(kept or not self.kl_weight, "GrpoStage.kl_weight", self.kl_weight, expected)
+        expected = "start where decoder/ is trained: base is the decoder without adapters"
+        check(kept or self.reference != "base", "GrpoStage.reference", self.reference, expected)
         expected = "0 where GrpoStage.levels is ()"
         check(self.levels or not self.promote, "GrpoStage.promote", self.promote, expected)
         alone, expected = self.questions == 1, "1 where GrpoStage.promote chooses its level"
@@ -251,3 +261,7 @@ class GrpoStage(SceneStage):
             value = getattr(self, name)
             ok = any(value is kind for kind in kinds)
             check(ok, f"GrpoStage.{name}", value, " or ".join(map(str, kinds)))
+
+    @property
+    def keeps_start(self) -> bool:
+        return self.kl_weight > 0 and self.reference == "start"

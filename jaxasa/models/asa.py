@@ -1,8 +1,7 @@
 """The whole model: semantic and spatial encoders, projector, decoder.
 
 Parameters are a plain dict {"semantic", "spatial", "projector", "decoder", "lora"}; the
-functions here are pure. `lora` may be left out: then the decoder answers as its base model,
-which is how the reference policy of stage 4 is the same weights with adapters off.
+functions here are pure. `lora` may be left out: then the decoder answers as its base model.
 
 Letters: B batch, N samples, S slots, A tokens of the map, T tokens, D width.
 """

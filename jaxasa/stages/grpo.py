@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxasa import sharding
+from jaxasa import optim, sharding
 from jaxasa.config import LEVELS
 from jaxasa.data import curriculum, pipeline, tokens
 from jaxasa.models import lm, sample
@@ -54,8 +54,7 @@ def rollout(
 def completion_logps(context: common.Context, params, batch, adapted: bool = True) -> jax.Array:
     """Log-probabilities [R, C] of completions `batch["ids"]` [B, Q x G, C], as they were sampled.
 
-    batch["heard"]: as for `rollout`. adapted: False for the reference, which is the model without
-    its adapters.
+    batch["heard"]: as for `rollout`. adapted: False for the model without its adapters.
     """
     asa, text = context.asa, context.text
     prompt, ids, mask = (flat(batch[name]) for name in ("prompt", "ids", "mask"))
@@ -168,15 +167,20 @@ def task(context: common.Context) -> common.Task:
     rows = NamedSharding(context.mesh, sharding.BATCH)
 
     @partial(jax.jit, out_shardings=rows)
-    def score(params, batch) -> dict[str, jax.Array]:
-        """[B, Q x G, C]: what the updates need of the policy before them, and of the reference."""
+    def score(params, reference, batch) -> dict[str, jax.Array]:
+        """[B, Q x G, C]: what the updates need of the policy before them, and of the reference.
+
+        reference: the flat part of the parameters in which the start differs; {} for "base".
+        """
 
         def part(batch) -> dict[str, jax.Array]:
             found = {}
             if rescores(context):
                 found["learner"] = completion_logps(context, params, batch)
             if stage.kl_weight:
-                found["reference"] = completion_logps(context, params, batch, adapted=False)
+                before = optim.merge({}, optim.flatten(params) | reference)
+                adapted = stage.reference != "base"
+                found["reference"] = completion_logps(context, before, batch, adapted)
             return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
 
         return common.by_parts(part, batch, stage.accumulate)
@@ -243,7 +247,7 @@ def task(context: common.Context) -> common.Task:
         lesson = {"prompt": batch["prompt"], **made, "taught": taught, "advantages": gains}
         if stage.kl_weight or rescores(context):
             placed = sharding.place_batch(lesson, context.mesh)
-            lesson |= sharding.local(score(state.params, placed))
+            lesson |= sharding.local(score(state.params, state.reference, placed))
         for _ in range(stage.epochs):
             state, metrics = update(state, lesson, key)
         if stage.epochs > 1:

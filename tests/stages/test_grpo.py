@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasa import config, state
+from jaxasa import config, optim, state
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
 from jaxasa.stages import grpo
@@ -238,9 +238,34 @@ def test_a_loss_moves_towards_what_earned_more(tiny, make, task, said, name):
     assert np.corrcoef(gain.ravel(), advantages.ravel())[0, 1] > 0.3
 
 
+@pytest.mark.parametrize("loss", ["dr_grpo", "gspo"])
+def test_kl_is_that_to_the_policy_that_the_stage_began_with(
+    tiny, make, task, said, monkeypatch, loss
+):
+    made = make(kl_weight=0.1, loss=loss, learning_rate=1e-3, steps=20, warmup=0)
+    batch = saying(task.batch, said)
+    began, metrics = run(made, tiny.params, 1, batch)
+    assert abs(metrics["kl"]) < 1e-6
+    for path, leaf in optim.flatten({"lora": tiny.params["lora"]}).items():
+        np.testing.assert_array_equal(began.reference[path], leaf)
+    after, _ = run(made, tiny.params, 3, batch)
+    _, metrics = run(made, tiny.params, 4, batch)
+    now, before = (logps_of(made, p, task.batch, said) for p in (after.params, tiny.params))
+    gap = (before - now)[said.mask]
+    assert metrics["kl"] == pytest.approx((np.exp(gap) - gap - 1).mean(), rel=1e-4)
+    assert metrics["kl"] > 1e-4
+    # Equal rewards: nothing but the penalty is left, and it pulls the policy back to the start.
+    monkeypatch.setattr(grpo.rewards, "total", lambda *_: {"total": 0.7})
+    pulled = made.task.step
+    with jax.set_mesh(made.context.mesh):
+        for _ in range(6):
+            after, last = pulled(after, batch, jax.random.key(0))
+    assert last["kl"] < 0.7 * metrics["kl"]
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_kl_is_that_to_the_model_without_adapters(tiny, make, task, said, monkeypatch, accumulate):
-    made = make(kl_weight=0.1, accumulate=accumulate)
+    made = make(kl_weight=0.1, reference="base", accumulate=accumulate)
     batch = saying(task.batch, said)
     _, metrics = run(made, tiny.params, 1, batch)
     without = {**tiny.params, "lora": jax.tree.map(np.zeros_like, tiny.params["lora"])}

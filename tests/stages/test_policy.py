@@ -157,7 +157,11 @@ def test_a_stage_may_set_its_own_clip():
         ({"resample": -1}, "resample"),
         ({"resample": 1, "levels": ((1, 0, 0), (0, 0, 1))}, "resample is 1, expected 0 where"),
         ({"resample": 1, "easiest": (0.5, 1.0)}, "resample is 1, expected 0 where"),
-        ({"kl_weight": 0.1, "trainable": ("lora/.*", "decoder/.*")}, "kl_weight is 0.1, expected"),
+        ({"reference": "sft"}, "GrpoStage.reference is 'sft', expected start or base"),
+        (
+            {"reference": "base", "trainable": ("lora/.*", "decoder/.*")},
+            "GrpoStage.reference is 'base', expected start where decoder/ is trained",
+        ),
     ],
 )
 def test_bad_settings(fields, words):
