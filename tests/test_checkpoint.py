@@ -13,6 +13,7 @@ from jaxasa.config import ConfigError
 
 STAGE = config.Stage(steps=10, batch=8, learning_rate=0.1, trainable=("lora/.*",), warmup=1)
 META = {"stage": "sft", "classes": ("dog", "bell"), "model": {"decoder": {"width": 8}}}
+ONE = config.Mesh(1, 1, 1)
 RULES = (
     (r"decoder/embed", ("vocab", "width")),
     (r"lora/.*", None),
@@ -74,6 +75,33 @@ def test_restores_exactly_on_any_mesh(folder, sizes, count):
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
         lambda x: x.sharding, template
     )
+
+
+def test_what_learns_is_kept_as_it_was_where_the_stage_says_so(folder, tmp_path):
+    """In memory of its own, on any mesh; a checkpoint without it is refused by name."""
+    stage = config.GrpoStage(
+        steps=10, batch=8, learning_rate=0.1, trainable=("lora/.*",), kl_weight=0.1
+    )
+    start = state.create(params(), stage, mesh.make(config.Mesh(2, 2, 2)), RULES)
+    before = np.asarray(params()["lora"]["a"])
+    add = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    moved = add(start.params)
+    now = state.State(start.step, moved, start.opt_state, start.reference)
+    with checkpoint.Store(tmp_path / "grpo") as store:
+        store.save(1, now, {}, META, "")
+        there = state.create(
+            params() | {"lora": moved["lora"]}, stage, mesh.make(ONE, jax.devices()[:1]), RULES
+        )
+        restored, _ = store.restore(there, META)
+    assert list(restored.reference) == ["lora/a"]
+    np.testing.assert_array_equal(restored.reference["lora/a"], before)
+    assert equal(restored.params, moved)
+    assert checkpoint.load(tmp_path / "grpo")[0].keys() == {"decoder", "lora"}
+    with (
+        checkpoint.Store(folder) as store,
+        pytest.raises(ConfigError, match="reference.lora/a has shape none there"),
+    ):
+        store.restore(there, META)
 
 
 def test_load_gives_numpy_without_a_mesh(folder):
