@@ -16,7 +16,9 @@ STAGES = {
     "spatial": config.SpatialStage(trainable=("spatial/.*",), colour=5.0, **LENGTH),
     "align": config.AlignStage(trainable=("projector/.*",), **LENGTH),
     "sft": config.SftStage(trainable=("projector/.*", "lora/.*"), questions=2, **LENGTH),
-    "grpo": config.GrpoStage(trainable=("lora/.*",), questions=2, group=2, epochs=2, **LENGTH),
+    "grpo": config.GrpoStage(
+        trainable=("lora/.*",), questions=2, group=2, epochs=2, kl_weight=0.1, **LENGTH
+    ),
 }
 
 
