@@ -22,7 +22,7 @@ def make(tiny, context_of, noises):
 
     def made(asa=tiny.asa, **fields):
         fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "group": 4, "warmup": 0} | fields
-        stage = config.GrpoStage(trainable=("lora/.*",), **fields)
+        stage = config.GrpoStage(**{"trainable": ("lora/.*",)} | fields)
         context = context_of(stage, data, asa)
         task = grpo.task(context)
         return types.SimpleNamespace(
@@ -238,15 +238,20 @@ def test_a_loss_moves_towards_what_earned_more(tiny, make, task, said, name):
     assert np.corrcoef(gain.ravel(), advantages.ravel())[0, 1] > 0.3
 
 
-@pytest.mark.parametrize("loss", ["dr_grpo", "gspo"])
+@pytest.mark.parametrize("loss, learn", [("dr_grpo", ("lora",)), ("gspo", ("lora", "decoder"))])
 def test_kl_is_that_to_the_policy_that_the_stage_began_with(
-    tiny, make, task, said, monkeypatch, loss
+    tiny, make, task, said, monkeypatch, loss, learn
 ):
-    made = make(kl_weight=0.1, loss=loss, learning_rate=1e-3, steps=20, warmup=0)
+    made = make(
+        **{"kl_weight": 0.1, "loss": loss, "trainable": tuple(f"{part}/.*" for part in learn)},
+        **{"learning_rate": 1e-3, "steps": 20},
+    )
     batch = saying(task.batch, said)
     began, metrics = run(made, tiny.params, 1, batch)
     assert abs(metrics["kl"]) < 1e-6
-    for path, leaf in optim.flatten({"lora": tiny.params["lora"]}).items():
+    start = optim.flatten({part: tiny.params[part] for part in learn})
+    assert began.reference.keys() == start.keys()
+    for path, leaf in start.items():
         np.testing.assert_array_equal(began.reference[path], leaf)
     after, _ = run(made, tiny.params, 3, batch)
     _, metrics = run(made, tiny.params, 4, batch)
