@@ -183,7 +183,7 @@ def gradient_update(context: Context, loss: Callable) -> Any:
         if parts == 1:
             found = gradient(trainable, batch, key)
         else:
-            found = _mean_of_parts(functools.partial(gradient, trainable), batch, key, parts)
+            found = _over_parts(functools.partial(gradient, trainable), batch, key, parts)
         (value, metrics), grads = found
         changes, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
@@ -241,17 +241,23 @@ def _parted(batch, parts: int):
     return jax.tree.map(part, batch)
 
 
-def _mean_of_parts(function: Callable, batch, key: jax.Array, parts: int):
-    """Mean of function(batch, key) over `parts` of the batch, one after another."""
+def _over_parts(gradient: Callable, batch, key: jax.Array, parts: int):
+    """gradient(batch, key), a ((value, metrics), gradients), over `parts` of the batch in turn.
+
+    Means over the parts, and of metrics named "*_max" the largest.
+    """
 
     def add(total, inputs):
-        return jax.tree.map(jnp.add, total, function(*inputs)), None
+        measured, gradients = gradient(*inputs)
+        return jax.tree.map(jnp.add, total, gradients), measured
 
     inputs = _parted(batch, parts), jax.random.split(key, parts)
     first = jax.tree.map(lambda x: x[0], inputs)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *first))
-    total, _ = jax.lax.scan(add, zeros, inputs)
-    return jax.tree.map(lambda x: x / parts, total)
+    _, like = jax.eval_shape(gradient, *first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+    total, (values, metrics) = jax.lax.scan(add, zeros, inputs)
+    metrics = {n: x.max() if n.endswith("_max") else x.mean() for n, x in metrics.items()}
+    return (values.mean(), metrics), jax.tree.map(lambda x: x / parts, total)
 
 
 def evaluation(context: Context, measure: Callable, batch: Mapping[str, np.ndarray]) -> Callable:

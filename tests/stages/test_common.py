@@ -116,7 +116,8 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole():
 
     def loss(params, batch, key):
         error = batch["x"] @ params["lora"]["layers"]["q"]["a"] - batch["y"]
-        return (error**2).mean(), {"rows": jnp.float32(len(error))}
+        far = {"far": jnp.abs(error).mean(), "far_max": jnp.abs(error).max()}
+        return (error**2).mean(), far | {"rows": jnp.float32(len(error))}
 
     def trained(parts):
         options = {"steps": 9, "batch": 8, "learning_rate": 0.1, "trainable": ("lora/.*",)}
@@ -134,7 +135,8 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole():
     parted, parts = trained(4)
     np.testing.assert_allclose(parted, whole, atol=1e-6)
     assert (found["rows"], parts["rows"]) == (8, 2)
-    np.testing.assert_allclose(parts["gradient_norm"], found["gradient_norm"], rtol=1e-5)
+    for name in ("loss", "gradient_norm", "far", "far_max"):
+        np.testing.assert_allclose(parts[name], found[name], rtol=1e-5)
     with pytest.raises(ConfigError, match="accumulate is 8, expected parts of the batch of 8"):
         trained(8)  # a row each, on two devices
 
