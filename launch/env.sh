@@ -55,6 +55,20 @@ make_environment() {
     printf '%s\n' "$want" >"$venv/stamp-$extra"
 }
 
+# use_tcmalloc: what runs from here on allocates by tcmalloc, where it is installed. XLA on the CPU
+# takes and gives back memory all the time, which glibc is slow at beside threads that mix scenes.
+use_tcmalloc() {
+    local name rest
+    [[ -z ${LD_PRELOAD:-} ]] || return 0
+    while read -r name rest; do
+        if [[ $name == libtcmalloc_minimal.so.4 || $name == libtcmalloc.so.4 ]]; then
+            # Freed memory stays with the process, as jaxasa has it of glibc, too.
+            export LD_PRELOAD=${rest##*=> } TCMALLOC_RELEASE_RATE=${TCMALLOC_RELEASE_RATE:-0}
+            return
+        fi
+    done < <(PATH=$PATH:/usr/sbin:/sbin ldconfig -p 2>/dev/null)
+}
+
 # The CPU, unless the caller asks for another platform: an unset variable would make JAX
 # search for accelerators and warn about each that it cannot use.
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}

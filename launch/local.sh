@@ -7,4 +7,5 @@ set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
 make_environment
+use_tcmalloc
 exec "$venv/bin/jaxasa" demo --workdir "$root/runs/demo" "$@"

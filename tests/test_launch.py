@@ -63,7 +63,10 @@ def new_python(tools: Path, ensurepip: bool = True, pip_status: int = 0) -> None
         tools / "inner",
         f'case "$*" in *"-m pip install"*) echo "$*" >>"{log}"; exit {pip_status};; esac\n',
     )
-    script(tools / "demo", 'echo "ran $*"; echo "platforms $JAX_PLATFORMS"\n')
+    script(
+        tools / "demo",
+        'echo "ran $*"; echo "platforms $JAX_PLATFORMS"; echo "preloads $LD_PRELOAD"\n',
+    )
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
@@ -150,6 +153,25 @@ def test_the_callers_platform_is_kept(machine):
         text=True,
     )
     assert "platforms tpu" in done.stdout
+
+
+def test_memory_is_tcmallocs_where_it_is_installed(machine, tmp_path):
+    repo, tools = machine
+    new_python(tools)
+    # Another library under its name: the loader complains of none that is not there.
+    math = next(line.split()[-1] for line in Path("/proc/self/maps").open() if "/libm" in line)
+    said = "\tlibz.so.1 (libc6,x86-64) => /lib/libz.so.1\n"
+    listing = tmp_path / "listing"
+    script(tools / "ldconfig", f'cat "{listing}"\n')
+    listing.write_text(said)
+    assert "preloads \n" in launch(machine, "local.sh").stdout
+    listing.write_text(said + f"\tlibtcmalloc_minimal.so.4 (libc6,x86-64) => {math}\n")
+    done = launch(machine, "local.sh")
+    assert f"preloads {math}\n" in done.stdout and not done.stderr
+    script(tools / "own", f'export LD_PRELOAD="{math} {math}"; exec bash "$@"\n')
+    own = [tools / "bash", tools / "own", repo / "launch/local.sh"]
+    done = subprocess.run(own, env={"PATH": str(tools)}, capture_output=True, text=True)
+    assert f"preloads {math} {math}\n" in done.stdout
 
 
 JOBS = {
