@@ -155,6 +155,7 @@ def test_the_callers_platform_is_kept(machine):
     assert "platforms tpu" in done.stdout
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD, ldconfig and /proc are Linux's")
 def test_memory_is_tcmallocs_where_it_is_installed(machine, tmp_path):
     repo, tools = machine
     new_python(tools)

@@ -21,8 +21,9 @@ def make(tiny, context_of, noises):
     data = noises(16, 16_000, (2, 3))
 
     def made(asa=tiny.asa, **fields):
-        fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "group": 4, "warmup": 0} | fields
-        stage = config.GrpoStage(**{"trainable": ("lora/.*",)} | fields)
+        usual = {"steps": 4, "batch": 8, "learning_rate": 0.01, "group": 4, "warmup": 0}
+        fields = usual | {"trainable": ("lora/.*",)} | fields
+        stage = config.GrpoStage(**fields)
         context = context_of(stage, data, asa)
         task = grpo.task(context)
         return types.SimpleNamespace(
@@ -242,10 +243,8 @@ def test_a_loss_moves_towards_what_earned_more(tiny, make, task, said, name):
 def test_kl_is_that_to_the_policy_that_the_stage_began_with(
     tiny, make, task, said, monkeypatch, loss, learn
 ):
-    made = make(
-        **{"kl_weight": 0.1, "loss": loss, "trainable": tuple(f"{part}/.*" for part in learn)},
-        **{"learning_rate": 1e-3, "steps": 20},
-    )
+    patterns = tuple(f"{part}/.*" for part in learn)
+    made = make(kl_weight=0.1, loss=loss, learning_rate=1e-3, steps=20, trainable=patterns)
     batch = saying(task.batch, said)
     began, metrics = run(made, tiny.params, 1, batch)
     assert abs(metrics["kl"]) < 1e-6
