@@ -3,7 +3,7 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Said here, or a test of the command line would say otherwise (jaxasa/cpu.py) to the processes
+# Said here, or a test of the command line would say otherwise (jaxasa/core/cpu.py) to the processes
 # of later tests, whose sums would then differ in the last bit from this one's.
 os.environ["XLA_FLAGS"] = "--xla_cpu_enable_fast_math=false"
 # Compiling is most of what the tests do; the smoke run of .ci/run compiles as users do.
@@ -44,11 +44,11 @@ def described():
 @pytest.fixture(scope="session")
 def text(described):
     """A tokenizer of at most 480 entries that knows the words of the scenes."""
-    from jaxasa.data import pipeline, questions, tokens, words
+    from jaxasa.data import pipeline, questions, scene_text, tokens
 
     rng, texts = np.random.default_rng(0), [pipeline.CAPTION_PROMPT, " ".join(CLASSES)]
     for scene in described(250):
-        texts.append(words.caption(scene))
+        texts.append(scene_text.caption(scene))
         for asked in questions.Asking(CLASSES)(scene, rng, 6):
             texts.append(tokens.question_text(asked.question, asked.options))
             texts.append(tokens.reply_text(asked))
@@ -107,7 +107,7 @@ def tiny(filled):
             ),
             projector=config.Projector(hidden=16, expert=8, token_rate=4.0),
             decoder=config.Decoder(
-                vocab=480, width=32, heads=4, kv_heads=2, head_width=8, hidden=48, layers=2
+                vocab=480, width=32, heads=4, kv_heads=2, head_width=8, intermediate_size=48, layers=2
             ),
             lora=config.Lora(rank=2, alpha=6.0),
             prompt_tokens=64,
@@ -122,8 +122,9 @@ def context_of(tiny, text):
 
     data: pairs of int16 audio [N, 4], all of one length, and a description. fields: of Context.
     """
-    from jaxasa import config, mesh
+    from jaxasa import config
     from jaxasa.data import questions
+    from jaxasa.parallel import mesh
     from jaxasa.stages import common
 
     def make(stage, data, asa=tiny.asa, **fields):

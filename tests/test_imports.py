@@ -18,41 +18,26 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py") if TWIN not in path.parent
 # A room imports from its own level or from below. Files at the top of the package are named.
 LEVELS = {
     "config": 0,
-    "chips": 1,
-    "cpu": 0,
-    "distributed": 1,
-    "gin_io": 1,
-    "acoustics": 1,
-    "mesh": 1,
-    "sharding": 1,
-    "optim": 1,
-    "metrics": 1,
-    "state": 1,
-    "workdir": 1,
-    "arguments": 2,
-    "checkpoint": 3,
-    "loop": 3,
-    "data": 2,
-    "models": 3,
-    "flops": 4,
-    "hf": 4,
-    "ask": 5,
-    "draw": 5,
-    "listen": 5,
-    "plot": 5,
-    "stages": 5,
-    "bench": 5,
-    "plan": 6,
-    "speed": 6,
-    "steps": 6,
-    "ablate": 7,
-    "demo": 7,
-    "rehearse": 7,
-    "cli": 8,
+    "core": 1,
+    "parallel": 2,
+    "acoustics": 2,
+    "data": 3,
+    "models": 4,
+    "train": 5,
+    "hf": 5,
+    "viz": 6,
+    "inference": 7,
+    "stages": 7,
+    "bench": 8,
+    "plan": 8,
+    "speed": 8,
+    "pipeline": 9,
+    "cli": 10,
+    "__main__": 11,
 }
-# Rooms of one level that stay apart.
-APART = {("stages", "bench"), ("bench", "stages"), ("loop", "models"), ("loop", "data")}
-ONLY_IN = {"gin": ("gin_io.py",), "flax": ("models/",), "orbax": ("checkpoint.py",)}
+# Rooms that stay apart, whatever their levels.
+APART = {("train", "models"), ("train", "data")}
+ONLY_IN = {"gin": ("config/gin_files.py",), "flax": ("models/",), "orbax": ("train/checkpoint.py",)}
 BANNED = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 

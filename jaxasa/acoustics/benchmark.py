@@ -27,9 +27,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from jaxasa import cpu
-from jaxasa.acoustics import keys, pyroom, render, rooms, scenes
+from jaxasa.acoustics import pyroom_engine, render, rooms, scenes
 from jaxasa.acoustics.bands import RATE
+from jaxasa.core import cpu, keys
 
 TIMES = (0.3, 0.6, 1.0)
 ROOM, LISTENER = (6.0, 5.0, 3.0), (3.1, 2.4, 1.5)
@@ -72,11 +72,11 @@ def _dry(clip: str) -> np.ndarray:
 
 def _pyroomacoustics(spec: scenes.SceneSpec, dry: dict[str, np.ndarray], hybrid: bool) -> None:
     """Renders the scene: responses of four coincident microphones, convolution, noise."""
-    order = 3 if hybrid else pyroom.library().inverse_sabine(spec.rt60, spec.room)[1]
-    box = pyroom.shoebox(spec.room, spec.absorption[0], order, ray_tracing=hybrid)
+    order = 3 if hybrid else pyroom_engine.library().inverse_sabine(spec.rt60, spec.room)[1]
+    box = pyroom_engine.shoebox(spec.room, spec.absorption[0], order, ray_tracing=hybrid)
     for source in spec.sources:
         box.add_source(list(source.position), signal=dry[source.clip])
-    shapes = pyroom.microphones()
+    shapes = pyroom_engine.microphones()
     if hybrid:  # refuses arrays
         for shape in shapes:
             box.add_microphone(list(spec.listener), directivity=shape)
@@ -90,17 +90,17 @@ def _jax_ms(rt60: float, repeats: int) -> tuple[float, str]:
     """Returns the wall time (ms) of a scene's responses in a batch, and the backend's name."""
     import jax
 
-    from jaxasa.acoustics import batch
+    from jaxasa.acoustics import jax_rir
 
     specs = [scene(rt60, index, octaves=True) for index in range(ROOMS_AT_ONCE)]
     places = [[source.position for source in spec.sources] for spec in specs]
     walls = [spec.absorption for spec in specs]
     arguments = ([ROOM] * len(specs), walls, places, [LISTENER] * len(specs))
-    shape = batch.plan(*arguments)
+    shape = jax_rir.plan(*arguments)
     taken = []
     for turn in range(repeats + 1):
         start = time.perf_counter()
-        batch.responses(*arguments, jax.random.key(turn), shape).block_until_ready()
+        jax_rir.responses(*arguments, jax.random.key(turn), shape).block_until_ready()
         taken.append(1e3 * (time.perf_counter() - start) / len(specs))
     return float(np.median(taken[1:])), jax.default_backend()  # the first one compiles
 
@@ -147,7 +147,7 @@ def run(times=TIMES, repeats: int = 3, show: Callable[[str], None] = print) -> d
 
     Raises ConfigError where pyroomacoustics is not installed.
     """
-    pyroom.library()
+    pyroom_engine.library()
     show(f"{SECONDS:.0f} s scenes, {SOURCES} sources, {ROOM} m, ms of one core a scene")
     columns = ("ours", "octaves", "full", "pyroomacoustics", "its hybrid", "ratio")
     show("  RT60" + "".join(f"{name:>17}" for name in columns))

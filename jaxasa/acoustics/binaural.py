@@ -23,12 +23,13 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys, noise, paths, rooms
+from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, noise, paths, rooms
 from jaxasa.acoustics import render as foa_render
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
+from jaxasa.core import keys
 
 
 def render(

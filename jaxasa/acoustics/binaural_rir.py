@@ -28,7 +28,7 @@ import math
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import bands, compiled, hrtf, image_source, images, noise, rir, rooms
+from jaxasa.acoustics import bands, hrtf, image_source, images, noise, numba_jit, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.rir import LEAD, RATE
 
@@ -95,7 +95,7 @@ def turned(offset: np.ndarray, yaw: float) -> np.ndarray:
     return np.stack([c * x - s * y, s * x + c * y, z], axis=-1)
 
 
-@compiled.fast
+@numba_jit.fast
 def _add(out, start, fraction, gain, taps):
     """Adds filters [N, 2, n], times gain [N, 7] and fraction^k, to out [2, 7, 6, T] at `start`."""
     width = taps.shape[2]

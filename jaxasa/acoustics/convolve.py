@@ -17,11 +17,11 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import compiled
+from jaxasa.acoustics import numba_jit
 from jaxasa.acoustics.bands import LEAD
 
 
-@compiled.fast
+@numba_jit.fast
 def _add_product(out, dry, response, fresh):
     """Adds dry [F] times response [C, F] to out [C, F], or stores it where out is `fresh`."""
     for c in range(out.shape[0]):

@@ -24,7 +24,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import bands, compiled, rooms
+from jaxasa.acoustics import bands, numba_jit, rooms
 
 ORDER = 6  # powers of the fractional delay
 FAINT = 1e-3  # amplitude that walls leave of an image: 60 dB down, `coarse` leaves it out
@@ -68,7 +68,7 @@ def axis_images(source: float, listener: float, size: float, radius: float):
     return _axis_images(float(source), float(listener), float(size), float(radius))
 
 
-@compiled.exact
+@numba_jit.exact
 def _axis_images(source, listener, size, radius):
     reach = int(radius / (2 * size)) + 1
     offset = np.empty(4 * reach + 2)
@@ -99,7 +99,7 @@ def reflections(absorption) -> np.ndarray:
     return np.broadcast_to(reflect, (len(rooms.WALLS), reflect.shape[-1]))
 
 
-@compiled.fast
+@numba_jit.fast
 def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
     """Adds each image's powers of W, Y, Z, X to out [bands, n, 24], the lowest power first.
 
@@ -154,7 +154,7 @@ def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
                         x_f *= square
 
 
-@compiled.fast
+@numba_jit.fast
 def _filter(spectrum, filters, weights):
     """Returns [4, F]: the powers' spectrum [bands, F, 24] through their filters, bands weighed."""
     out = np.empty((4, spectrum.shape[1]), np.complex64)
@@ -222,7 +222,7 @@ def images(
     return scipy.fft.irfft(spectrum, size * step)[:, : length + bands.LEAD]
 
 
-@compiled.fast
+@numba_jit.fast
 def _add_coarse(out, x, y, z, gain_x, gain_y, gain_z, peak, inner, radius, rate):
     """Adds images from `inner` to `radius` (m) to out [n, bands, 4], each at its nearest sample.
 

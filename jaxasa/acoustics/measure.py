@@ -16,7 +16,7 @@ import functools
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import compiled
+from jaxasa.acoustics import numba_jit
 from jaxasa.acoustics.bands import LEAD, RATE
 from jaxasa.acoustics.rooms import SPEED
 
@@ -57,7 +57,7 @@ def decay_curve(signal: np.ndarray, step: int = 8) -> np.ndarray:
     return 10 * np.log10(decay / decay[0] + 1e-12)
 
 
-@compiled.exact
+@numba_jit.exact
 def _energy_left(signal, step):
     """Returns the energy of a signal [n] from each `step` samples on; an odd end is left out."""
     left = np.empty(len(signal) // step)

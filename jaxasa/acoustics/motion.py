@@ -35,7 +35,7 @@ import numpy as np
 import scipy.fft
 import scipy.signal
 
-from jaxasa.acoustics import bands, compiled, image_source, paths, rir, rooms
+from jaxasa.acoustics import bands, image_source, numba_jit, paths, rir, rooms
 
 HOP = 32  # samples between computed delays
 TAIL_STEP = 0.5  # metres that a source moves from one tail to the next
@@ -61,7 +61,7 @@ def _readers() -> np.ndarray:
     return np.linalg.lstsq(powers, target, rcond=None)[0].astype(np.float32)
 
 
-@compiled.exact
+@numba_jit.exact
 def _place(points, low, high, first, signs, shifts, radius, fade, arrival, gains):
     """Sets arrival [n] (samples) and gains [5, n] (W, Y, Z, X, distance); False if out of reach.
 
@@ -88,7 +88,7 @@ def _place(points, low, high, first, signs, shifts, radius, fade, arrival, gains
     return near
 
 
-@compiled.fast
+@numba_jit.fast
 def _read(out, copies, low, high, arrival, gains, reflection, air, values, encoded):
     """Adds one image to out [4, 7, n] for the hops low to high of the dry signal's copies."""
     hops = high - low
@@ -133,7 +133,7 @@ def _read(out, copies, low, high, arrival, gains, reflection, air, values, encod
                     total[n] += gain * row[n]
 
 
-@compiled.exact
+@numba_jit.exact
 def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, air):
     """Adds all images to out [4, 7, n]. x, y, z: [images, 3 + 7] of each axis, as _axis has them.
 

@@ -26,11 +26,12 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from jaxasa.acoustics import compiled, foa, keys, motion, noise, rir, rooms
+from jaxasa.acoustics import foa, motion, noise, numba_jit, rir, rooms
 from jaxasa.acoustics.convolve import convolve
 from jaxasa.acoustics.rir import RATE
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
 from jaxasa.config import check
+from jaxasa.core import keys
 
 LEVEL = 0.25  # gain from a clip, heard at 1 m, to the scene
 PEAK = 0.9
@@ -73,7 +74,7 @@ def render(
         source = spec.sources[k]
         rng = keys.rng(spec.seed, "tail", spec.split, spec.index, i)
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        response = rir.response(*where, rng, full, air, spec.scattering)
+        response = rir.shoebox_rir(*where, rng, full, air, spec.scattering)
         responses.append(measure(response, _distance(spec, source)))
     return _mix(spec, audio, responses, full, air)
 
@@ -136,7 +137,7 @@ def _mix(
     return _interleaved(mixed.T, np.float32(scene["gain"])), scene
 
 
-@compiled.fast
+@numba_jit.fast
 def _interleaved(channels, gain):
     """Returns gain times channels [4, T] float32 as [T, 4]."""
     out = np.empty((channels.shape[1], 4), np.float32)

@@ -28,7 +28,7 @@ import math
 import numpy as np
 import scipy.signal
 
-from jaxasa.acoustics import compiled, image_source, rooms, tail
+from jaxasa.acoustics import image_source, numba_jit, rooms, tail
 from jaxasa.acoustics.bands import LEAD as LEAD
 from jaxasa.acoustics.bands import RATE as RATE
 from jaxasa.acoustics.measure import drr as drr
@@ -44,7 +44,7 @@ GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many
 HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
 
 
-@compiled.fast
+@numba_jit.fast
 def _cascade(sections, signal, out):
     """Filters signal [C, T] through second-order sections [K, 6] (direct form II transposed)."""
     for c in range(signal.shape[0]):
@@ -118,7 +118,7 @@ def kept_by(high, low, xp=np):
 def late(where, ends, seconds: float, rng, air: bool = True, scattering: float = 0.0) -> np.ndarray:
     """Returns what comes beside images that are followed for `ends` (s), [4, LEAD + n] float32.
 
-    where: room, absorption, source, listener as in `response`. ends: as from `followed`. seconds:
+    where: room, absorption, source, listener as in `shoebox_rir`. ends: as from `followed`. seconds:
     as from `lasting`. It is a tail, and where walls are uneven the later images, coarsely.
     """
     room, absorption, source, listener = where
@@ -146,7 +146,7 @@ def cross_fade(time: np.ndarray, mixing: float) -> np.ndarray:
     return ((time / mixing - FADE) / (1 - FADE)).clip(0, 1) * np.pi / 2
 
 
-def response(
+def shoebox_rir(
     room,
     absorption,
     source,

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxasa.acoustics import foa, keys, materials, paths, rooms
+from jaxasa.acoustics import foa, materials, paths, rooms
 from jaxasa.acoustics.spec import (  # noqa: F401  (a scene's spec is found here too)
     Clip,
     SceneSpec,
@@ -37,6 +37,7 @@ from jaxasa.acoustics.spec import (  # noqa: F401  (a scene's spec is found here
     validate,
 )
 from jaxasa.config import ConfigError, Scenes, check
+from jaxasa.core import keys
 
 HEARD = 0.4  # seconds: least time a source is heard, and between the starts of two
 FRAME = 0.1  # seconds between the moments at which a description follows what moves

@@ -25,9 +25,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxasa.acoustics import keys
 from jaxasa.bench import score, suite
 from jaxasa.config import ConfigError
+from jaxasa.core import keys
 
 FILE = "ablation.json"
 WITHIN = 0.05  # share by which the projectors may differ in parameters

@@ -3,7 +3,7 @@
 `audit.json`, beside the suite's metadata:
     {"drawn": N, "chance": 0.25, "levels": {L: SCORES}, "tasks": {task: SCORES}, "takes": {...}}
     SCORES: "items", "text_only", "options_only", "position_only" (accuracy of the classifiers of
-        bench/leak.py, which learnt from N items drawn without audio, on N others), "oracle"
+        bench/shortcut_probe.py, which learnt from N items drawn without audio, on N others), "oracle"
         (which reads metadata), and of each system in results.json, such as "mono", its own.
 """
 
@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxasa import config
-from jaxasa.acoustics import keys, scenes
-from jaxasa.bench import choose, leak, suite
+from jaxasa.acoustics import scenes
+from jaxasa.bench import select_items, shortcut_probe, suite
 from jaxasa.config import ConfigError
+from jaxasa.core import keys
+from jaxasa.core.files import write_text
+from jaxasa.core.progress import progress
 from jaxasa.data import questions
-from jaxasa.data.progress import progress
-from jaxasa.workdir import write_text
 
 FILE = "audit.json"
 TURNS = 4  # how often the scenes drawn for the classifiers come, each time turned another way
@@ -55,7 +56,7 @@ def drawn(run: config.Run, bank, tasks: Mapping[str, int], count: int, purpose: 
             advance(1)
     which = config.Questions(dict(tasks), run.questions.margin)
     bench = config.Bench(**sizes)
-    chosen, _ = choose.choose(found, bank.classes, bench, which, run.seed, f"audit {purpose}")
+    chosen, _ = select_items.choose(found, bank.classes, bench, which, run.seed, f"audit {purpose}")
     return [q for _, q in chosen]
 
 
@@ -71,7 +72,7 @@ def audit(run: config.Run, bank, items: Sequence) -> dict:
         own = questions.chosen(run.questions.tasks)
         tasks = {i.task: own[i.task] for i in items}
         train, tested = (drawn(run, bank, tasks, run.bench.audit, p) for p in ("train", "test"))
-        hits = leak.measure(train, tested)
+        hits = shortcut_probe.measure(train, tested)
     right = oracle(items, bank.classes)
 
     def scores(name: str, value: str) -> dict:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import foa, keys
+from jaxasa.acoustics import foa
 from jaxasa.bench import classical, run, suite
+from jaxasa.core import keys
+from jaxasa.core.files import write_text
+from jaxasa.core.progress import progress
 from jaxasa.data import questions
-from jaxasa.data.progress import progress
-from jaxasa.workdir import write_text
 
 TAGGED = 0.5  # probability from which a class counts as heard
 MOST = 3

@@ -17,12 +17,12 @@ import soundfile
 
 from jaxasa import config
 from jaxasa.acoustics import scenes
-from jaxasa.bench import audit, card, others
-from jaxasa.bench.choose import DIRECTION_SHARE, choose
+from jaxasa.bench import audit, card, external_suite
+from jaxasa.bench.select_items import DIRECTION_SHARE, choose
 from jaxasa.bench.suite import RATE, Item, load, manifest
 from jaxasa.config import ConfigError
+from jaxasa.core.progress import progress
 from jaxasa.data import questions, records, sounds, specs
-from jaxasa.data.progress import progress
 
 
 def build(
@@ -45,12 +45,12 @@ def build(
     stamp = _stamp(run, Path(records_folder), split, len(source))
     if (folder / "manifest.json").is_file() and manifest(folder).get("made_from") == stamp:
         return load(folder)
-    foreign = others.layout(source)
-    bank = others.bank(source) if foreign else sounds.Bank.load(bank_folder)
-    places = others.usable(source) if foreign else range(len(source))
+    foreign = external_suite.layout(source)
+    bank = external_suite.bank(source) if foreign else sounds.Bank.load(bank_folder)
+    places = external_suite.usable(source) if foreign else range(len(source))
     measured = [source[i][1] for i in places]
     if foreign:
-        takes = others.takes(measured, bank.classes)
+        takes = external_suite.takes(measured, bank.classes)
     else:
         takes = bank_takes(bank)
         _check_takes(measured, takes, "test" if split == "benchmark" else "dev")
@@ -207,7 +207,7 @@ def _line(item: Item) -> dict:
 
 
 def _open(q: questions.Question) -> dict | None:
-    """How an answer without options is scored; see bench/free.py."""
+    """How an answer without options is scored; see bench/open_ended.py."""
     return (
         None if q.open is None else {"kind": q.open[0], "value": q.open[1], "text": q.answer_text}
     )

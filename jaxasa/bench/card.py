@@ -3,9 +3,9 @@
 import collections
 from collections.abc import Mapping, Sequence
 
-from jaxasa.bench import free
-from jaxasa.data import words
-from jaxasa.data.questions import draw, reason, relate
+from jaxasa.bench import open_ended
+from jaxasa.data import scene_text
+from jaxasa.data.questions import context, reasoning, relations
 
 # What the scenes of a suite are, and what that leaves open.
 MADE_BY = {
@@ -89,8 +89,8 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
     answers_head = ("right answers", "times each", "open form")
     left_out = ", ".join(facts["left_out"]) or "none"
     margin = facts["margin"]
-    steps = ", ".join(words.metres(s) for s in words.STEPS)
-    low, high = draw.AUDIBLE_DRR
+    steps = ", ".join(scene_text.metres(s) for s in scene_text.STEPS)
+    low, high = context.AUDIBLE_DRR
     heard = (
         "first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D\n  gains"
         if facts["channels"] == 4
@@ -114,17 +114,17 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
 ## Bins and what is not asked
 - Bearings: eight sectors of 45 degrees around front, front-left, left, ...; those asked about
   keep {margin:g} degrees from the boundary that decides, a third of that in elevation.
-- Left and right: sources within {draw.MARGIN:g} degrees of the median plane are not counted.
-- Near is below {words.NEAR:g} m. Distances by name: {steps}, whichever is
+- Left and right: sources within {context.MARGIN:g} degrees of the median plane are not counted.
+- Near is below {scene_text.NEAR:g} m. Distances by name: {steps}, whichever is
   nearest by ratio and within {100 * 0.132:.0f} %; only with a DRR of {low:g} to {high:g} dB.
-- Elevation: {_between(words.ELEVATION_EDGES, words.ELEVATIONS, "degrees")}.
-- RT60: {_between(words.DECAY_EDGES, words.DECAYS, "s")}; 10 % around an edge is not asked.
-- Rooms: small up to {reason.SMALL_LARGE[0]:g} m3, large from {reason.SMALL_LARGE[1]:g}; dry up
-  to {reason.DRY_LIVE[0]:g} s, live from {reason.DRY_LIVE[1]:g}.
-- Of two sources: alike up to {relate.NEARER_EDGES[0]:g} times the distance, much nearer or
-  farther from {relate.NEARER_EDGES[1]:g} times; 15 % around both is not asked.
-- Compared in time: {draw.TIME:g} s apart at least; in distance, a factor of {draw.RATIO:g}; in
-  level at the listener, {draw.LEVEL:g} dB; in elevation, {draw.HEIGHT:g} degrees.
+- Elevation: {_between(scene_text.ELEVATION_EDGES, scene_text.ELEVATIONS, "degrees")}.
+- RT60: {_between(scene_text.DECAY_EDGES, scene_text.DECAYS, "s")}; 10 % around an edge is not asked.
+- Rooms: small up to {reasoning.SMALL_LARGE[0]:g} m3, large from {reasoning.SMALL_LARGE[1]:g}; dry up
+  to {reasoning.DRY_LIVE[0]:g} s, live from {reasoning.DRY_LIVE[1]:g}.
+- Of two sources: alike up to {relations.NEARER_EDGES[0]:g} times the distance, much nearer or
+  farther from {relations.NEARER_EDGES[1]:g} times; 15 % around both is not asked.
+- Compared in time: {context.TIME:g} s apart at least; in distance, a factor of {context.RATIO:g}; in
+  level at the listener, {context.LEVEL:g} dB; in elevation, {context.HEIGHT:g} degrees.
 - A walk is asked about only where 25 % more or less of each distance leads to the same sector.
 - Where something moves, only what does not depend on where things are is asked, and motion.
 
@@ -146,9 +146,9 @@ direction does not matter can be answered from one channel. Left out, since thes
 give four different answers: {left_out}.
 
 ## Open form
-The question without its options. An answer is right within {free.TOLERANCES["azimuth"]:g} degrees
-of azimuth, {free.TOLERANCES["elevation"]:g} of elevation, {free.TOLERANCES["distance"]:g} of the
-distance, {free.TOLERANCES["time"]:g} s; counts and names must be equal. Chance is not a quarter.
+The question without its options. An answer is right within {open_ended.TOLERANCES["azimuth"]:g} degrees
+of azimuth, {open_ended.TOLERANCES["elevation"]:g} of elevation, {open_ended.TOLERANCES["distance"]:g} of the
+distance, {open_ended.TOLERANCES["time"]:g} s; counts and names must be equal. Chance is not a quarter.
 
 ## Takes
 Recordings per class in each split; only those of this suite's split are heard in it.

@@ -15,29 +15,29 @@ They are fair only on a checkpoint that met W alone, no audio and the null in tr
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from jaxasa.bench import changes
+from jaxasa.bench import perturbations
 
 YAWS = (90, 180, 270)
 
 
 @dataclass(frozen=True)
 class System:
-    """stage: whose checkpoint answers. hearing: of ask.HEARING. change: one of bench/changes.py."""
+    """stage: whose checkpoint answers. hearing: of ask.HEARING. change: one of bench/perturbations.py."""
 
     stage: str
     hearing: str = "full"
-    change: Callable = changes.none
+    change: Callable = perturbations.none
 
 
 CONTROLS: dict[str, tuple[str, Callable]] = {
-    "question_only": ("none", changes.none),
-    "mono": ("mono", changes.none),
-    "spatial_nulled": ("nulled", changes.none),
-    "channels_shuffled": ("full", changes.shuffled),
-    "other_audio": ("full", changes.other),
-    "rotated": ("full", changes.turned(None)),
-    "mirrored": ("full", changes.mirrored),
-    **{f"rotated_{yaw}": ("full", changes.turned(float(yaw))) for yaw in YAWS},
+    "question_only": ("none", perturbations.none),
+    "mono": ("mono", perturbations.none),
+    "spatial_nulled": ("nulled", perturbations.none),
+    "channels_shuffled": ("full", perturbations.shuffled),
+    "other_audio": ("full", perturbations.other),
+    "rotated": ("full", perturbations.turned(None)),
+    "mirrored": ("full", perturbations.mirrored),
+    **{f"rotated_{yaw}": ("full", perturbations.turned(float(yaw))) for yaw in YAWS},
 }
 # Changes of an FOA field, which two ears do not allow.
 FOA_ONLY = ("channels_shuffled", "rotated", "mirrored", *(f"rotated_{yaw}" for yaw in YAWS))

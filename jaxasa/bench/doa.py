@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from jaxasa import config
-from jaxasa.acoustics import foa, keys, scenes
+from jaxasa.acoustics import foa, scenes
 from jaxasa.bench import classical
+from jaxasa.core import keys
+from jaxasa.core.progress import progress
 from jaxasa.data import formats, records
-from jaxasa.data.progress import progress
 
 RT60 = (0.3, 0.6, 1.0)
 SOURCES = (1, 2, 3)

@@ -13,12 +13,12 @@ import matplotlib
 import matplotlib.image
 import matplotlib.patches
 import numpy as np
-import scipy.signal
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from jaxasa.bench import slots
-from jaxasa.data import words
+from jaxasa.data import scene_text
+from jaxasa.viz import style
 
 # Okabe and Ito's colours, those that stand out on white and on black.
 COLOURS = {
@@ -28,7 +28,6 @@ COLOURS = {
     "mono": "#cc79a7",
     "chance": "#8a8a8a",
 }
-SPARE = ("#d55e00", "#7a6fd0", "#b0a030", "#56b4e9")
 _INK = "#010203"  # stands for the page's text colour until the SVG is written
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -48,15 +47,9 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def source_colour(index: int) -> str:
-    """The colour of a source of a scene, by its number."""
-    colours = ("#3b8ed0", "#e69f00", "#1fa187", "#cc79a7", *SPARE)
-    return colours[index % len(colours)]
-
-
 def colour(name: str, index: int = 0) -> str:
     """The colour of a system, the same in every figure."""
-    return COLOURS.get(name, SPARE[index % len(SPARE)])
+    return COLOURS.get(name, style.SPARE[index % len(style.SPARE)])
 
 
 def _svg(draw, size: tuple[float, float], title: str) -> Markup:
@@ -167,7 +160,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str) -> M
             for n, (name, points) in enumerate(found.items()):
                 steps, values = zip(*points, strict=True)
                 marker = "o" if len(points) < 12 else None
-                line = (COLOURS["grpo"], COLOURS["question_only"], *SPARE)[n % 6]
+                line = (COLOURS["grpo"], COLOURS["question_only"], *style.SPARE)[n % 6]
                 axes.plot(steps, values, color=line, marker=marker, markersize=3, label=name)
             axes.set_title(panel, fontsize=11)
             axes.grid()
@@ -183,7 +176,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple]]], title: str) -> M
 
 
 POINTS = 1500  # of a scatter plot: more make the page heavy and nothing clearer
-_ELEVATIONS = (-90.0, *words.ELEVATION_EDGES, 90.0)
+_ELEVATIONS = (-90.0, *scene_text.ELEVATION_EDGES, 90.0)
 
 
 def sphere(columns: Mapping[str, np.ndarray], title: str) -> Markup:
@@ -220,11 +213,11 @@ def _by_place(axes, columns: Mapping[str, np.ndarray], kept: np.ndarray) -> None
     """The median error in each sector of azimuth and range of elevation, left on the left."""
     # From back by left, front and right to back again.
     sectors = [(4 - k) % 8 for k in range(9)]
-    of = np.rint(columns["azimuth"][kept] / words.SECTOR_WIDTH).astype(int) % 8
+    of = np.rint(columns["azimuth"][kept] / scene_text.SECTOR_WIDTH).astype(int) % 8
     height = np.searchsorted(_ELEVATIONS[1:-1], columns["elevation"][kept], side="right")
     shades = matplotlib.colormaps["viridis_r"]
     for column, sector in enumerate(sectors[:8]):
-        for row in range(len(words.ELEVATIONS)):
+        for row in range(len(scene_text.ELEVATIONS)):
             error = columns["error"][kept][(of == sector) & (height == row)]
             if not len(error):
                 continue
@@ -235,9 +228,11 @@ def _by_place(axes, columns: Mapping[str, np.ndarray], kept: np.ndarray) -> None
             label = f"{middle:.0f}°\n{len(error)}"
             axes.text(column + 0.5, row + 0.5, label, color=ink, ha="center", va="center", size=9)
     axes.set_xlim(0, 8)
-    axes.set_ylim(0, len(words.ELEVATIONS))
-    axes.set_xticks([c + 0.5 for c in range(8)], [words.SECTORS[s] for s in sectors[:8]], size=9)
-    axes.set_yticks([r + 0.5 for r in range(len(words.ELEVATIONS))], words.ELEVATIONS)
+    axes.set_ylim(0, len(scene_text.ELEVATIONS))
+    axes.set_xticks(
+        [c + 0.5 for c in range(8)], [scene_text.SECTORS[s] for s in sectors[:8]], size=9
+    )
+    axes.set_yticks([r + 0.5 for r in range(len(scene_text.ELEVATIONS))], scene_text.ELEVATIONS)
     axes.set_title("median error by true direction; below it, sources", fontsize=11)
     axes.tick_params(length=0)
 
@@ -270,20 +265,6 @@ def against(columns: Mapping[str, np.ndarray], title: str) -> Markup:
     return _svg(draw, (7.6, 5.0), title)
 
 
-RATE = 16_000
-FLOOR = -70.0  # dB under the loudest that a spectrogram shows
-
-
-def spectrogram(samples: np.ndarray) -> np.ndarray:
-    """Power [F, T] of a channel [N] at 16 kHz in dB under its loudest, at least FLOOR.
-
-    Frames of 32 ms at hops of 20 ms, 0 to 8 kHz from the first row.
-    """
-    padded = np.pad(np.asarray(samples, float), (0, max(0, 512 - len(samples))))
-    _, _, power = scipy.signal.spectrogram(padded, RATE, "hann", 512, 192, detrend=False)
-    return 10 * np.log10(np.maximum(power / max(power.max(), 1e-30), 10 ** (FLOOR / 10)))
-
-
 def png(level: np.ndarray) -> bytes:
     """A spectrogram as a small PNG: time to the right, frequency up, two bins to a pixel."""
     rows = len(level) // 2
@@ -291,6 +272,6 @@ def png(level: np.ndarray) -> bytes:
     # In steps of 4 dB, so that the file packs well.
     stepped = np.round(pixels / 4) * 4
     out = io.BytesIO()
-    style: dict[str, Any] = {"cmap": "magma", "vmin": FLOOR, "vmax": 0, "origin": "lower"}
+    style: dict[str, Any] = {"cmap": "magma", "vmin": style.FLOOR, "vmax": 0, "origin": "lower"}
     matplotlib.image.imsave(out, stepped, format="png", **style)
     return out.getvalue()

@@ -15,9 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from jaxasa.bench import ablation as ablating
-from jaxasa.bench import card, controls, explorer, figures, score, slots, suite
+from jaxasa.bench import card, controls, figures, scene_viewer, score, slots, suite
 from jaxasa.config import STAGES, ConfigError, check
-from jaxasa.workdir import write_text
+from jaxasa.core.files import write_text
 
 NAMES = {
     "sft": "full model after SFT",
@@ -353,7 +353,7 @@ def _explored(folder: Path, results: Path) -> dict:
     classes = suite.manifest(folder)["classes"]
     columns = slots.beside(items, heard)
     summary = slots.summary(columns)
-    cards = explorer.scenes(items, predictions, heard, classes)
+    cards = scene_viewer.scenes(items, predictions, heard, classes)
     asked = [question for card in cards for question in card["questions"]]
     return {
         "cards": cards,

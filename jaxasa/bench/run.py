@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxasa import config
-from jaxasa.bench import changes, controls, score, suite
+from jaxasa.bench import controls, perturbations, score, suite
 from jaxasa.config import ConfigError
-from jaxasa.data.progress import progress
-from jaxasa.workdir import write_text
+from jaxasa.core.files import write_text
+from jaxasa.core.progress import progress
 
 
 class Responder(Protocol):
@@ -62,7 +62,7 @@ def run(
         found = reader(items)
         path = out / "predictions" / f"{name}.jsonl"
         _write(path, [{"id": i.id, "answer": found[i.id]} for i in items], facts["sha256"])
-        answered[name] = Answered(changes.none(items, ()), score.read(path, items))
+        answered[name] = Answered(perturbations.none(items, ()), score.read(path, items))
     found = results(items, facts, answered, systems, bench.bootstrap)
     found["benchmark"]["choose"] = bench.choose
     return _merge(out / "results.json", found | {"models": dict(marks or {})})
@@ -71,7 +71,7 @@ def run(
 class Answered(NamedTuple):
     """What a system was asked, and its answers by id."""
 
-    changed: changes.Changed
+    changed: perturbations.Changed
     predictions: Mapping[str, str]
 
     @property
@@ -89,7 +89,7 @@ def _write(path: Path, answers: Sequence[dict], mark: str) -> None:
 
 
 def answer(
-    responder: Responder, changed: changes.Changed, hearing: str, batch: int, title: str
+    responder: Responder, changed: perturbations.Changed, hearing: str, batch: int, title: str
 ) -> list[dict]:
     """Answers of all items, {"id", "answer"}, in the suite's order.
 

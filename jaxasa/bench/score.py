@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import keys
 from jaxasa.bench import suite
 from jaxasa.config import ConfigError
+from jaxasa.core import keys
 from jaxasa.data.questions import LETTERS
 
 KINDS = ("strict", "lenient", "text", "none")

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import foa, keys
+from jaxasa.acoustics import foa
 from jaxasa.bench import score, suite
 from jaxasa.config import check
+from jaxasa.core import keys
 
 FILE = Path("predictions") / "slots.scenes.jsonl"
 FAR_OFF = 20.0  # degrees

@@ -28,7 +28,7 @@ class Item:
     """A line of metadata.jsonl. `file` is the audio's path, `scene` its description.
 
     about: what the question chose of the scene, for `questions.again`. open: how to score an
-    answer without options (bench/free.py): {"kind", "value", "text"}; None where there is none.
+    answer without options (bench/open_ended.py): {"kind", "value", "text"}; None where there is none.
     """
 
     id: str

@@ -142,7 +142,7 @@ class Decoder:
     heads: int
     kv_heads: int
     head_width: int
-    hidden: int
+    intermediate_size: int
     layers: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6

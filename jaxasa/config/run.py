@@ -45,7 +45,7 @@ class Bench:
 
     controls: systems out of CONTROLS (bench/controls.py) beside the trained ones.
     audit: items drawn without audio from which classifiers of texts learn, and as many on which
-    they are tested (bench/leak.py); 0 for none.
+    they are tested (bench/shortcut_probe.py); 0 for none.
     choose: whether an answer that is none of the options gives way to the likeliest of them
     (ask.Model); False counts it as wrong.
     """

@@ -70,7 +70,7 @@ class Scenes:
         () for none.
     sensor_snr: (low, high) of the white noise of the microphones; () for none.
     engine: whose room responses: "jaxasa", or "pyroomacoustics", another simulator to test on
-        (acoustics/pyroom.py; sources stand still, FOA only, 10 to 100 times the time).
+        (acoustics/pyroom_engine.py; sources stand still, FOA only, 10 to 100 times the time).
     responses: rooms in a bank of room responses from which the scenes of train are mixed while
         training, and none are stored; places: source positions in each. 0 stores scenes.
     """

@@ -97,7 +97,7 @@ def _check_levels(owner) -> None:
 class TextStage(Stage):
     """Stage 0, tiny only: the decoder learns drills, captions and questions on written scenes.
 
-    drill_share: share of drills (data/drills.py) up to `drill_until` of the stage; then a third.
+    drill_share: share of drills (data/synthetic_text.py) up to `drill_until` of the stage; then a third.
     """
 
     drill_share: float = 0.5

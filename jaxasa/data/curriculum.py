@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from jaxasa.acoustics import keys
 from jaxasa.config import check
+from jaxasa.core import keys
 
 
 def between(ends: Sequence, done: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import binaural, hrtf, pyroom, render
+from jaxasa.acoustics import binaural, hrtf, pyroom_engine, render
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.data import dcase, records
@@ -61,8 +61,8 @@ def _shards(facts: dict, rendering: Callable) -> Format:
 def _renderer(engine: str) -> Callable[[SceneSpec, Callable[[str], np.ndarray]], Rendered]:
     if engine == "jaxasa":
         return render.render
-    pyroom.library()  # raises where it is not installed, before anything is rendered
-    return pyroom.scene
+    pyroom_engine.library()  # raises where it is not installed, before anything is rendered
+    return pyroom_engine.scene
 
 
 def _records(option: str, engine: str) -> Format:

@@ -13,7 +13,7 @@ elevation where it is clear, order in time, how many sources there are, and how 
 
 import numpy as np
 
-from jaxasa.data import words
+from jaxasa.data import scene_text
 
 PLACES = {
     "front": ("in front", "ahead", "straight ahead"),
@@ -65,10 +65,10 @@ def phrased(scene: dict, rng: np.random.Generator) -> str:
 
 
 def _clause(source: dict, clause: str, rng: np.random.Generator) -> str:
-    place = _pick(rng, PLACES[words.sector(source["azimuth"])])
+    place = _pick(rng, PLACES[scene_text.sector(source["azimuth"])])
     if abs(source["elevation"]) > CLEAR_ELEVATION and rng.random() < 0.7:
         place = f"{place} , {_pick(rng, HIGH if source['elevation'] > 0 else LOW)}"
-    how = _pick(rng, NEAR if words.distance(source["distance"]) == "near" else FAR)
+    how = _pick(rng, NEAR if scene_text.distance(source["distance"]) == "near" else FAR)
     if rng.random() < 0.3:
         how = f"{source['distance']:.1f} metres away"
     name = source["class"]

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from jaxasa import config
-from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import Clip, describe, draw, turn
-from jaxasa.data import curriculum, drills, phrases, questions, tokens, words
+from jaxasa.core import keys
+from jaxasa.data import curriculum, phrases, questions, scene_text, synthetic_text, tokens
 from jaxasa.data.records import Damaged
 from jaxasa.data.tokens import Text
 
@@ -245,7 +245,7 @@ class Texts:
             return None
         if rng.random() < share:
             rooms = length, self.model.reply_tokens
-            prompt, reply = drills.draw(self.text, self.asking.classes, rng, *rooms)
+            prompt, reply = synthetic_text.draw(self.text, self.asking.classes, rng, *rooms)
         else:
             prompt, reply = self._scene(scene, asked[0], rng)
         return {
@@ -254,9 +254,9 @@ class Texts:
         }
 
     def _scene(self, scene: dict, asked: questions.Question, rng) -> tuple[list[int], list[int]]:
-        written = " " + words.written(scene, rng)
+        written = " " + scene_text.written(scene, rng)
         if rng.random() < 0.1:
-            prompt, reply = CAPTION_PROMPT, tokens.caption_text(words.caption(scene))
+            prompt, reply = CAPTION_PROMPT, tokens.caption_text(scene_text.caption(scene))
         else:
             prompt, reply = _exchange(asked, rng.random() < OPEN_SHARE)
         return self.text.encode(written + prompt), self.text.encode(reply)
@@ -352,7 +352,7 @@ class Targets:
             said = self.text.encode(tokens.caption_text(phrases.phrased(scene, rng)))
             if len(said) <= self.model.reply_tokens:
                 return said
-        return self.text.encode(tokens.caption_text(words.caption(scene)))
+        return self.text.encode(tokens.caption_text(scene_text.caption(scene)))
 
 
 def check_phrasings(scenes: Iterable[dict], make: Targets) -> None:

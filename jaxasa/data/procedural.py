@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.signal
 
-from jaxasa.acoustics import keys
+from jaxasa.core import keys
 from jaxasa.data.decode import RATE, Recording
 
 TAKES = 12

@@ -33,12 +33,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa import config, cpu
+from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
+from jaxasa.core import cpu
+from jaxasa.core.progress import progress
 from jaxasa.data import formats, records
 from jaxasa.data.formats import Format, Rendered
-from jaxasa.data.progress import progress
 from jaxasa.data.sounds import Bank
 
 VERSION = 2

@@ -29,13 +29,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import Clip
 from jaxasa.config import ConfigError, Sounds
-from jaxasa.data import corpora, debian, procedural, takes
+from jaxasa.core import keys
+from jaxasa.core.progress import progress
+from jaxasa.data import corpora, debian, dedup, procedural
 from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (what callers of build catch)
 from jaxasa.data.decode import LOUDNESS, RATE, SCALE, Recording, Unusable, pieces, read
-from jaxasa.data.progress import progress
 
 FORMAT = 2
 BEFORE = "bank.before.json"  # the bank that is being built anew
@@ -72,7 +72,7 @@ class Bank:
         self.report: dict = meta["report"]
         self.settings: str = meta["settings"]
         self.files: str = meta["files"]
-        self._clips: dict[str, list[Clip]] = {split: [] for split in takes.SPLITS}
+        self._clips: dict[str, list[Clip]] = {split: [] for split in dedup.SPLITS}
         self._where: dict[str, tuple[int, int]] = {}
         self._audio: np.ndarray | None = None
         for row in meta["clips"]:
@@ -109,14 +109,14 @@ class Bank:
 
     def table(self) -> str:
         """Takes, clips and seconds per class and split, then what was not done, as text."""
-        rows = [f"{'class':<12}" + "".join(f"{s + ' takes':>13}{'s':>6}" for s in takes.SPLITS)]
+        rows = [f"{'class':<12}" + "".join(f"{s + ' takes':>13}{'s':>6}" for s in dedup.SPLITS)]
         for label, splits in self.report["classes"].items():
             cells = (f"{c['takes']:>13}{c['seconds']:>6.0f}" for c in splits.values())
             rows.append(f"{label:<12}" + "".join(cells))
         for label, count in self.report["left_out"].items():
             rows.append(f"left out: {label} ({count} takes)")
         for label, count in self.report.get("unmerged", {}).items():
-            rows.append(f"copies not looked for: {label} ({count} clips, {takes.MOST_COMPARED} do)")
+            rows.append(f"copies not looked for: {label} ({count} clips, {dedup.MOST_COMPARED} do)")
         for reason, count in self.report["reasons"].items():
             rows.append(f"refused: {count} x {reason}")
         return "\n".join([f"sound bank: {self.name}", *rows])
@@ -168,7 +168,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         unmerged = {}
         if sounds.bank.partition(":")[0] in GUESSED_TAKES:
             clips_of = Counter(piece.label for piece in found)
-            unmerged = {c: n for c, n in clips_of.items() if n > takes.MOST_COMPARED}
+            unmerged = {c: n for c, n in clips_of.items() if n > dedup.MOST_COMPARED}
             found = _merge_takes(found, raw, known, refused)
         found, split, left_out = _split(found, sounds, seed, known)
         clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
@@ -314,7 +314,7 @@ def _merge_takes(
     for label in sorted({piece.label for piece in found}):
         mine = [piece for piece in found if piece.label == label]
         audio = [raw[p.start : p.start + p.count].astype(np.float32) for p in mine]
-        names = takes.merge([piece.take for piece in mine], audio, known, only)
+        names = dedup.merge([piece.take for piece in mine], audio, known, only)
         for piece, name in zip(mine, names, strict=True):
             if piece.take in only and name not in only:
                 refused[piece.id] = f"the same recording as take {name}"
@@ -342,7 +342,7 @@ def _split(
         )
     split = dict.fromkeys(only, "train")
     for label in kept:
-        split |= takes.assign(by_class[label], sounds.splits, label, seed, known)
+        split |= dedup.assign(by_class[label], sounds.splits, label, seed, known)
     pieces_kept = sorted((p for p in found if p.label in kept), key=lambda p: (p.label, p.id))
     return pieces_kept, split, dict(sorted(left_out.items()))
 
@@ -406,7 +406,7 @@ def _count(clips: list[dict]) -> dict[str, dict[str, dict]]:
     table: dict[str, dict[str, dict]] = {}
     for label in sorted({row["label"] for row in clips}):
         table[label] = {}
-        for split in takes.SPLITS:
+        for split in dedup.SPLITS:
             mine = [row for row in clips if (row["label"], row["split"]) == (label, split)]
             table[label][split] = {
                 "takes": len({row["take"] for row in mine}),

@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from jaxasa.config import ConfigError
+from jaxasa.core import files
 from jaxasa.hf import folder, keymap, load, remote
 
 _FILES = {"adapter_config.json", "adapter_model.safetensors", "base", "README.md"}
@@ -40,7 +41,7 @@ def write(checkpoint: str | Path, out: str | Path) -> Path:
     text = remote.text_config(meta["model"]["decoder"])
     kind = f"{text['model_type'].capitalize()}ForCausalLM"
     lora = meta["model"]["lora"]
-    with folder.replacing(out, _is_adapter) as draft:
+    with files.replacing(out, _is_adapter) as draft:
         save_file(adapters, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         folder.write_json(
             draft / "adapter_config.json",

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxasa import config, gin_io
-from jaxasa.config import ConfigError
+from jaxasa import config
+from jaxasa.config import ConfigError, gin_files
 
 _AUDIO = {
     "foa": "first-order ambisonics, 16 kHz, channels W Y Z X (ACN), SN3D gains (AmbiX)",
@@ -132,7 +132,7 @@ def _list(facts: Mapping[str, str]) -> str:
 def _run(folder: Path) -> config.Run | None:
     """The run that the checkpoint's config.gin describes, if it is there."""
     try:
-        return gin_io.load([str(folder / "config.gin")])[0]
+        return gin_files.load([str(folder / "config.gin")])[0]
     except ConfigError:
         return None
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxasa.core import files
 from jaxasa.data import tokens
 from jaxasa.hf import card, folder, keymap, load, remote, stablehlo
 
@@ -39,7 +40,7 @@ def export(
     leaves = load.flat(load.merge(params, meta["model"]))
     tensors = keymap.to_file(leaves)
     facts = _config(meta, leaves, tokens.Text.load(tokenizer))
-    with folder.replacing(out, _is_export) as draft:
+    with files.replacing(out, _is_export) as draft:
         folder.write_weights(draft, tensors, shard_bytes)
         folder.write_json(draft / load.CONFIG, facts)
         remote.write_tokenizer(draft, tokenizer, meta["model"]["reply_tokens"])

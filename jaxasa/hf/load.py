@@ -12,12 +12,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxasa import checkpoint, config, optim
+from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import trees
 from jaxasa.data.tokens import Text
 from jaxasa.hf import keymap, weights
 from jaxasa.hf.weights import read_json
 from jaxasa.models import asa
+from jaxasa.train import checkpoint
 
 CONFIG = "config.json"
 MODEL_TYPE = "jaxasa"
@@ -38,11 +40,11 @@ def load(folder: str | Path) -> tuple[dict, dict, Path]:
     if (folder / CONFIG).is_file():
         params = _read_weights(folder)
     else:
-        params = optim.flatten(checkpoint.load(folder)[0])
+        params = trees.flatten(checkpoint.load(folder)[0])
     _check(folder, params, expected_shapes(model))
     tokenizer = tokenizer_of(folder)
     Text.load(tokenizer).check_rows(model.decoder.vocab, tokenizer)
-    return optim.merge({}, params), meta, tokenizer
+    return trees.merge({}, params), meta, tokenizer
 
 
 def tokenizer_of(folder: str | Path) -> Path:
@@ -78,7 +80,7 @@ def read_meta(folder: str | Path) -> dict:
 
 def flat(params: Mapping) -> dict[str, np.ndarray]:
     """{"decoder/layers/q/kernel": array, ...} of nested parameters."""
-    return {path: np.asarray(leaf) for path, leaf in optim.flatten(params).items()}
+    return {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
 
 
 def merge(params: Mapping, model: Mapping) -> dict:
@@ -100,14 +102,14 @@ def merge(params: Mapping, model: Mapping) -> dict:
         kernel = merged[target]
         delta = np.float32(scale) * (a.astype(np.float32) @ b.astype(np.float32))
         merged[target] = (kernel.astype(np.float32) + delta).astype(kernel.dtype)
-    return optim.merge({}, merged)
+    return trees.merge({}, merged)
 
 
 @functools.cache  # tracing takes a second
 def expected_shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
     """{path: shape} of all parameters of `model` but the adapters; computes no array."""
     made = jax.eval_shape(asa.ASA(model).init, jax.random.key(0))
-    leaves = optim.flatten(made)
+    leaves = trees.flatten(made)
     return {path: leaf.shape for path, leaf in leaves.items() if not path.startswith("lora/")}
 
 

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxasa import config, optim
+from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import trees
 from jaxasa.data import features, tokens
 from jaxasa.hf import card, folder, keymap
 from jaxasa.models import sample
@@ -86,7 +87,7 @@ def write(
 
 
 def _heard(asa: ASA, weights, audio):
-    params = optim.merge({}, keymap.from_file(weights, jnp.stack))
+    params = trees.merge({}, keymap.from_file(weights, jnp.stack))
     return params, asa.project(params, asa.listen(params, audio))[0]
 
 

@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxasa import config, sharding
+from jaxasa import config
+from jaxasa.parallel import sharding
 
 MASKED = -1e9
 # Rows up to which a CPU multiplies a large kernel of [out, in] faster with them as columns.
@@ -135,7 +136,7 @@ class Block(nn.Module):
         self.k = proj(kv_width, d.qkv_bias)
         self.v = proj(kv_width, d.qkv_bias)
         self.o = proj(d.width)
-        self.gate, self.up, self.down = proj(d.hidden), proj(d.hidden), proj(d.width)
+        self.gate, self.up, self.down = proj(d.intermediate_size), proj(d.intermediate_size), proj(d.width)
         norm = lambda: nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)  # noqa: E731
         self.norm1, self.norm2 = norm(), norm()
         if d.qk_norm:

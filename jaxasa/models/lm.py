@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxasa import sharding
+from jaxasa.parallel import sharding
 
 # Logits that a device holds at a time.
 LIMIT = 2**26

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxasa.chips import Topology
+from jaxasa.parallel.chips import Topology
 from jaxasa.plan.hlo import Collective, Program
 
 EFFICIENCY = {"products": 0.8, "memory": 0.8, "links": 0.7}

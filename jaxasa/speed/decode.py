@@ -10,14 +10,15 @@ import sys
 import jax
 import numpy as np
 
-from jaxasa import config, optim
+from jaxasa import config
+from jaxasa.core import trees
 from jaxasa.hf import keymap, remote
 from jaxasa.models import decoding, sample
 from jaxasa.models.asa import ASA
-from jaxasa.speed import turns
+from jaxasa.speed import interleaved
 
 DECODER = config.Decoder(
-    vocab=32_000, width=768, heads=12, kv_heads=4, head_width=64, hidden=2048, layers=12
+    vocab=32_000, width=768, heads=12, kv_heads=4, head_width=64, intermediate_size=2048, layers=12
 )
 PROMPT, NEW, BATCHES, ROUNDS = 32, 64, (1, 8), 5
 
@@ -48,7 +49,7 @@ def ours_of(theirs) -> dict:
     """Our parameters {"decoder"} with the weights of transformers' model."""
     tensors = {name: t.detach().numpy() for name, t in theirs.state_dict().items()}
     tensors.pop("lm_head.weight")
-    return optim.merge({}, keymap.from_file(tensors))
+    return trees.merge({}, keymap.from_file(tensors))
 
 
 def run(
@@ -59,7 +60,7 @@ def run(
     rounds: int = ROUNDS,
 ) -> dict:
     """{"rows": [...]}: tokens a second at each batch size."""
-    torch, transformers = turns.peers("torch", "transformers")
+    torch, transformers = interleaved.peers("torch", "transformers")
     torch.manual_seed(0)
     theirs = twin(decoder, transformers).eval()
     theirs.generation_config.eos_token_id = None
@@ -107,6 +108,6 @@ def run(
             print("decode: the two sides part at a near tie", file=sys.stderr)
         what = f"decode, tokens, batch {batch}"
         peer = f"transformers {transformers.__version__} generate, torch {torch.__version__}"
-        seconds = turns.in_turn(what, say, say_too, rounds)
-        rows.append(turns.row(what, seconds, peer, batch * new))
+        seconds = interleaved.in_turn(what, say, say_too, rounds)
+        rows.append(interleaved.row(what, seconds, peer, batch * new))
     return {"rows": rows}

@@ -14,7 +14,7 @@ import numpy as np
 from jaxasa import config
 from jaxasa.models import lm, sample
 from jaxasa.models.asa import ASA
-from jaxasa.speed import turns
+from jaxasa.speed import interleaved
 from jaxasa.speed.decode import model, twin
 from jaxasa.speed.sft import DECODER, FIRST_WORD, MARKS, adapters, start
 from jaxasa.stages import common, policy
@@ -95,7 +95,7 @@ def run(
     rounds: int = ROUNDS,
 ) -> dict:
     """{"rows": [...]}: steps a second."""
-    torch, transformers, peft, trl, datasets = turns.peers(
+    torch, transformers, peft, trl, datasets = interleaved.peers(
         "torch", "transformers", "peft", "trl", "datasets"
     )
     torch.manual_seed(0)
@@ -121,7 +121,7 @@ def run(
 
         def on_step_end(self, args, at, control, **_):
             spent = time.perf_counter() - self.began
-            ours = turns.timed(step)
+            ours = interleaved.timed(step)
             if at.global_step > 1:
                 seconds[0].append(ours)
                 seconds[1].append(spent)
@@ -160,4 +160,4 @@ def run(
         )
         trainer.train()
     peer = f"trl {trl.__version__} GRPOTrainer, transformers {transformers.__version__}"
-    return {"rows": [turns.row(what, seconds, f"{peer}, torch {torch.__version__}")]}
+    return {"rows": [interleaved.row(what, seconds, f"{peer}, torch {torch.__version__}")]}

@@ -9,14 +9,16 @@ import types
 import jax
 import numpy as np
 
-from jaxasa import config, mesh, state
+from jaxasa import config
 from jaxasa.models.asa import ASA
-from jaxasa.speed import turns
+from jaxasa.parallel import mesh
+from jaxasa.speed import interleaved
 from jaxasa.speed.decode import model, ours_of, twin
 from jaxasa.stages import common
+from jaxasa.train import state
 
 DECODER = config.Decoder(
-    vocab=512, width=128, heads=4, kv_heads=2, head_width=32, hidden=256, layers=3
+    vocab=512, width=128, heads=4, kv_heads=2, head_width=32, intermediate_size=256, layers=3
 )
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Ids as the tokenizers of both sides have them; the rest are words.
@@ -62,7 +64,7 @@ def run(
     rounds: int = ROUNDS,
 ) -> dict:
     """{"rows": [...]}: steps a second."""
-    torch, transformers, peft = turns.peers("torch", "transformers", "peft")
+    torch, transformers, peft = interleaved.peers("torch", "transformers", "peft")
     torch.manual_seed(0)
     plain = twin(decoder, transformers)
     asa = model(decoder)
@@ -106,9 +108,9 @@ def run(
         losses[1].append(float(value.detach()))
 
     what = f"sft, steps of {rows} rows of {prompt + reply} tokens"
-    seconds = turns.in_turn(what, step, step_too, rounds)
+    seconds = interleaved.in_turn(what, step, step_too, rounds)
     # Adapters begin at zero, so the first losses are those of the same weights.
     if abs(losses[0][0] - losses[1][0]) > 1e-3:
         raise RuntimeError(f"first losses differ: {losses[0][0]} and {losses[1][0]}")
     peer = f"transformers {transformers.__version__}, peft {peft.__version__}"
-    return {"rows": [turns.row(what, seconds, f"{peer}, torch {torch.__version__}")]}
+    return {"rows": [interleaved.row(what, seconds, f"{peer}, torch {torch.__version__}")]}

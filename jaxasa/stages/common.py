@@ -12,16 +12,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxasa import config, optim, sharding
+from jaxasa import config
 from jaxasa.acoustics.scenes import Clip
 from jaxasa.config import ConfigError
+from jaxasa.core import trees
 from jaxasa.data import curriculum, pipeline, questions
-from jaxasa.data.mixing import Mixed
+from jaxasa.data.dynamic_mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
 from jaxasa.models import lm
 from jaxasa.models.asa import ASA, SCALE, Params
-from jaxasa.state import State
+from jaxasa.parallel import sharding
+from jaxasa.train import optim
+from jaxasa.train.state import State
 
 EVAL_SCENES = 64
 
@@ -84,7 +87,7 @@ def held_out(
 
 @dataclass
 class Task:
-    """What the loop asks of a stage (see loop.py)."""
+    """What the loop asks of a stage (see train/loop.py)."""
 
     name: str
     batches: Any
@@ -174,11 +177,11 @@ def gradient_update(context: Context, loss: Callable) -> Any:
         )
 
     def update(state: State, batch, key) -> tuple[State, dict]:
-        trainable, frozen = optim.split(state.params, context.stage.trainable)
+        trainable, frozen = trees.split(state.params, context.stage.trainable)
 
         @functools.partial(jax.value_and_grad, has_aux=True)
         def gradient(trainable, batch, key):
-            return loss(optim.merge(trainable, frozen), batch, key)
+            return loss(trees.merge(trainable, frozen), batch, key)
 
         if parts == 1:
             found = gradient(trainable, batch, key)
@@ -187,7 +190,7 @@ def gradient_update(context: Context, loss: Callable) -> Any:
         (value, metrics), grads = found
         changes, opt_state = optimizer.update(grads, state.opt_state, trainable)
         trainable = optax.apply_updates(trainable, changes)
-        params = optim.merge(trainable, frozen)
+        params = trees.merge(trainable, frozen)
         metrics = {"loss": value, "gradient_norm": optax.global_norm(grads)} | metrics
         return dataclasses.replace(
             state, step=state.step + 1, params=params, opt_state=opt_state

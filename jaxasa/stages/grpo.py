@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jaxasa import optim, sharding
 from jaxasa.config import LEVELS
+from jaxasa.core import trees
 from jaxasa.data import curriculum, pipeline, tokens
 from jaxasa.models import lm, sample
+from jaxasa.parallel import sharding
 from jaxasa.stages import common, policy, rewards
 from jaxasa.stages.sft import asked, flat, project
-from jaxasa.state import State
+from jaxasa.train.state import State
 
 
 def rollout(
@@ -178,7 +179,7 @@ def task(context: common.Context) -> common.Task:
             if rescores(context):
                 found["learner"] = completion_logps(context, params, batch)
             if stage.kl_weight:
-                before = optim.merge({}, optim.flatten(params) | reference)
+                before = trees.merge({}, trees.flatten(params) | reference)
                 adapted = stage.reference != "base"
                 found["reference"] = completion_logps(context, before, batch, adapted)
             return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from jaxasa import config
-from jaxasa.data import words
+from jaxasa.data import scene_text
 
 LONG = 0.75
 REPLY = re.compile(r"\s*<think>([^<>]*)</think>\s*<answer>\s*([^<>]*?)\s*</answer>\s*")
@@ -53,7 +53,7 @@ def evidence(text: str, sources: Sequence[dict], classes: Sequence[str]) -> floa
     nothing at all, even in the right places. No claims earn 0.
     """
     found = parse(text)
-    claims = words.claims(found[0], classes) if found else []
+    claims = scene_text.claims(found[0], classes) if found else []
     if not claims or not sources:
         return 0.0
     left = list(sources)
@@ -67,7 +67,7 @@ def evidence(text: str, sources: Sequence[dict], classes: Sequence[str]) -> floa
         source = same[places.index(max(places))]
         left.remove(source)
         hits += 0.5 * max(places)
-        hits += 0.5 * (claim["distance"] == words.distance(source["distance"]))
+        hits += 0.5 * (claim["distance"] == scene_text.distance(source["distance"]))
     heard = len({s["class"] for s in sources})
     cost = heard / max(len(classes) - heard, 1)
     return max(0.0, 2.0 * (hits - cost * false) / (len(claims) + len(sources)))
@@ -77,9 +77,9 @@ def bearing(sector: str | None, azimuth: float) -> float:
     """1 for the sector that `azimuth` (degrees) lies in, falling to 0 a sector beyond its edge."""
     if sector is None:
         return 0.0
-    centre = words.SECTORS.index(sector) * words.SECTOR_WIDTH
-    off = abs((azimuth - centre + 180.0) % 360.0 - 180.0) - words.SECTOR_WIDTH / 2
-    return min(1.0, max(0.0, 1.0 - off / words.SECTOR_WIDTH))
+    centre = scene_text.SECTORS.index(sector) * scene_text.SECTOR_WIDTH
+    off = abs((azimuth - centre + 180.0) % 360.0 - 180.0) - scene_text.SECTOR_WIDTH / 2
+    return min(1.0, max(0.0, 1.0 - off / scene_text.SECTOR_WIDTH))
 
 
 def length(used: float) -> float:

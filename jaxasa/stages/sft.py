@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jaxasa.data import imported, pipeline
+from jaxasa.data import imported_questions, pipeline
 from jaxasa.stages import common
 
 
@@ -22,10 +22,10 @@ def asked(context: common.Context, count: int, augment: bool = True, **shares):
 def guests(context: common.Context) -> list[pipeline.Guest]:
     """Imported questions, the folders of `stage.imported` in equal shares."""
     run, stage, text = context.run, context.stage, context.text
-    make = imported.Asked(run.model, text, context.audio_tokens, stage.questions)
+    make = imported_questions.Asked(run.model, text, context.audio_tokens, stage.questions)
     return [
         pipeline.Guest(
-            imported.Imported(folder, run.model, text, run.scenes.seconds),
+            imported_questions.Imported(folder, run.model, text, run.scenes.seconds),
             make,
             stage.imported_share / len(stage.imported),
         )

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
-from jaxasa import cli
 from jaxasa.acoustics import benchmark, render, scenes
+from jaxasa.cli import main
 from jaxasa.config import ConfigError
 
 
@@ -38,12 +38,12 @@ def test_missing_pyroomacoustics_is_said(monkeypatch):
 
 
 def test_simulate_asks_for_a_folder_or_a_benchmark(monkeypatch, tmp_path, capsys):
-    assert cli.main(["simulate"]) == 2
+    assert main.main(["simulate"]) == 2
     assert "--workdir is missing" in capsys.readouterr().err
     rows = {"rows": [{"rt60": 0.3, "ours_ms": 1.0, "pyroomacoustics_ms": 2.0, "ratio": 2.0}]}
     monkeypatch.setattr(benchmark, "run", lambda: rows)
     out = tmp_path / "benchmark.json"
-    assert cli.main(["simulate", "--benchmark", "--json", str(out)]) == 0
+    assert main.main(["simulate", "--benchmark", "--json", str(out)]) == 0
     assert '"ratio": 2.0' in out.read_text()
-    assert cli.main(["simulate", "--benchmark", "--split", "dev"]) == 2
+    assert main.main(["simulate", "--benchmark", "--split", "dev"]) == 2
     assert "--benchmark times scenes of its own" in capsys.readouterr().err

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxasa.acoustics import bands as octaves
-from jaxasa.acoustics import binaural, binaural_rir, hrtf, images, keys, render, rir, rooms, scenes
+from jaxasa.acoustics import binaural, binaural_rir, hrtf, images, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
+from jaxasa.core import keys
 
 RATE = 16_000
 HEAD = hrtf.Sphere()

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, keys, rir, rooms
+from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, rir, rooms
+from jaxasa.core import keys
 
 RATE = 16_000
 HEAD = hrtf.Sphere()

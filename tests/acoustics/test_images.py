@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from jaxasa.acoustics import bands as octaves
-from jaxasa.acoustics import foa, images, keys, rir, rooms
+from jaxasa.acoustics import foa, images, rir, rooms
+from jaxasa.core import keys
 
 ROOM = (4.2, 3.6, 2.7)
 SOURCE, LISTENER = np.array([1.1, 2.9, 0.8]), np.array([2.7, 1.2, 1.5])
@@ -56,7 +57,7 @@ def test_images_come_nearest_first_and_lose_what_walls_and_air_take():
 def test_the_list_sums_up_to_the_foa_response():
     """The response that `rir` adds up image by image is the list's, encoded."""
     absorption = np.full(7, 0.6)
-    response = rir.response(ROOM, absorption, SOURCE, LISTENER, keys.rng(0), full=True)
+    response = rir.shoebox_rir(ROOM, absorption, SOURCE, LISTENER, keys.rng(0), full=True)
     radius = (response.shape[1] - rir.LEAD) / rir.RATE * rooms.SPEED
     offset, gain = images.near(ROOM, absorption, SOURCE, LISTENER, radius)
     time = np.linalg.norm(offset, axis=1) / rooms.SPEED + rir.LEAD / rir.RATE

@@ -97,7 +97,7 @@ def test_a_source_at_rest_has_the_response_of_its_place():
     """Octave bands, air, fade and high-pass are those of rir, up to where its tail comes in."""
     place = (3.4, 2.9, 1.1)
     absorption = rooms.absorption(ROOM, np.array([0.5, 0.45, 0.4, 0.35, 0.35, 0.3, 0.25]))
-    response = rir.response(ROOM, absorption, place, LISTENER, np.random.default_rng(0))
+    response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, np.random.default_rng(0))
     dry = np.random.default_rng(1).standard_normal(160).astype(np.float32)
     expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
     until = int(rooms.mixing_time(ROOM) * 2 / 3 * RATE)
@@ -114,7 +114,7 @@ def test_all_images_of_a_source_at_rest_are_the_full_response(by_wall):
     absorption = rooms.absorption(ROOM, 0.16)
     if by_wall:  # each wall another, and one that reflects nothing
         absorption = np.linspace(0.4, 1.0, 6)[:, None] * np.linspace(0.8, 1.0, 7)
-    response = rir.response(ROOM, absorption, place, LISTENER, None, full=True)
+    response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, None, full=True)
     dry = np.random.default_rng(1).standard_normal(64).astype(np.float32)
     expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
     path, length = np.array([[0.0, *place]]), expected.shape[1] - 64
@@ -186,7 +186,7 @@ def test_energy_decays_as_at_rest():
         for part, tail in motion.tails(dry, 0, moving, ROOM, absorption, LISTENER, rng):
             for c in range(4):
                 heard[c] += np.convolve(part, tail[c])[rir.LEAD :][:length]
-        at_rest = through(rir.response(ROOM, absorption, place, LISTENER, rng))
+        at_rest = through(rir.shoebox_rir(ROOM, absorption, place, LISTENER, rng))
         for row, found in zip(energies, (heard, at_rest), strict=True):
             row += (found[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
     windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down

@@ -4,8 +4,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import convolve, foa, keys, materials, render, rir, rooms, scenes
+from jaxasa.acoustics import convolve, foa, materials, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
+from jaxasa.core import keys
 
 RATE = 16000
 CONFIG = Scenes(train=1, dev=1, benchmark=1)
@@ -178,7 +179,7 @@ def test_mix_is_render_with_the_responses_given():
     responses = []
     for source in sources:
         where = (spec.room, spec.absorption, source.position, spec.listener)
-        response = rir.response(*where, None, full=True)
+        response = rir.shoebox_rir(*where, None, full=True)
         responses.append(render.measure(response, math.dist(source.position, spec.listener)))
     found, scene = render.mix(spec, _noise_clip, responses)
     np.testing.assert_array_equal(found, expected)
@@ -198,7 +199,7 @@ def test_a_scene_has_the_walls_and_scattering_of_its_spec():
     spec = _spec(absorption=walls, scattering=0.7)
     found, scene = render.render(spec, _noise_clip)
     where = (spec.room, OFFICE, spec.sources[0].position, spec.listener)
-    response = rir.response(*where, keys.rng(0, "tail", "train", 0, 0), scattering=0.7)
+    response = rir.shoebox_rir(*where, keys.rng(0, "tail", "train", 0, 0), scattering=0.7)
     heard = render.measure(response, math.dist(*where[2:]))
     assert (scene["rt60"], scene["sources"][0]["drr"]) == (heard.rt60, heard.drr)
     expected, _ = render.mix(spec, _noise_clip, [heard])
@@ -311,7 +312,7 @@ def test_labels_are_measured_on_the_responses():
     assert [s["clip"] for s in scene["sources"]] == ["2", "1"]
     decays = []
     for described, source in zip(scene["sources"], sources[::-1], strict=True):
-        response = rir.response(
+        response = rir.shoebox_rir(
             spec.room, spec.absorption, source.position, spec.listener, None, full=True
         )
         distance = math.dist(source.position, spec.listener)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxasa.acoustics import foa, keys, materials, measure, rir, rooms
+from jaxasa.acoustics import foa, materials, measure, rir, rooms
 from jaxasa.config import ConfigError
+from jaxasa.core import keys
 
 ROOM = (6.0, 5.0, 3.0)
 LISTENER = np.array([3.1, 2.4, 1.5])
@@ -14,7 +15,7 @@ LISTENER = np.array([3.1, 2.4, 1.5])
 
 def test_high_pass_removes_what_images_build_up():
     absorption = rooms.absorption(ROOM, 0.4)
-    response = rir.response(ROOM, absorption, (1, 1, 1), LISTENER, keys.rng(0), full=True)
+    response = rir.shoebox_rir(ROOM, absorption, (1, 1, 1), LISTENER, keys.rng(0), full=True)
     spectrum = np.abs(np.fft.rfft(response[0], 16000))
     assert spectrum[:20].max() < 0.02 * spectrum[200:4000].mean()
 
@@ -63,7 +64,7 @@ def yardstick():
         walls = np.clip(flat * rng.uniform(0.6, 1.4, 6), 0.05, 0.95)
         absorption = np.repeat(walls[:, None], 7, axis=1)
         where = (room, absorption, source, listener)
-        ours = rir.response(*where, keys.rng(0), full=True, air=False)
+        ours = rir.shoebox_rir(*where, keys.rng(0), full=True, air=False)
         theirs = _pyroomacoustics(room, walls, source, listener, ours.shape[1] / rir.RATE)
         cases.append((room, source, listener, ours, theirs[:, : ours.shape[1]]))
     return cases
@@ -103,7 +104,7 @@ def test_octave_bands_decay_as_pyroomacoustics():
     room, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
     absorption = np.array([0.4, 0.42, 0.45, 0.5, 0.55, 0.6, 0.6])
     where = (room, absorption, source, listener)
-    ours = rir.response(*where, keys.rng(0), full=True, air=False)
+    ours = rir.shoebox_rir(*where, keys.rng(0), full=True, air=False)
     seconds = ours.shape[1] / rir.RATE
     theirs = _pyroomacoustics(room, np.tile(absorption, (6, 1)), source, listener, seconds)
     found, expected = (measure.octave_rt60(r, rooms.BANDS[1:6]) for r in (ours, theirs))
@@ -119,7 +120,7 @@ def hybrids(request):
         source, listener = rng.uniform(0.12, 0.88, (2, 3)) * room
         rt60 = rng.uniform(max(0.2, 1.2 * rooms.sabine_floor(room)), 0.6)
         where = (room, rooms.absorption(room, rt60), source, listener)
-        pairs.append([rir.response(*where, keys.rng(0, i), full=full) for full in (False, True)])
+        pairs.append([rir.shoebox_rir(*where, keys.rng(0, i), full=full) for full in (False, True)])
     return pairs
 
 
@@ -163,7 +164,7 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
     for i in range(50):
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
         where, distance = (room, absorption, source, listener), math.dist(source, listener)
-        both = [rir.response(*where, keys.rng(0, i), full=full) for full in (False, True)]
+        both = [rir.shoebox_rir(*where, keys.rng(0, i), full=full) for full in (False, True)]
         decays.append([measure.octave_rt60(r, rooms.BANDS[:6]) for r in both])
         ratios.append([rir.drr(r, distance) for r in both])
         for k, response in enumerate(both):
@@ -196,7 +197,7 @@ def test_hybrid_of_uneven_walls_decays_like_full_mode():
     """T20 as a whole and of each octave from 125 Hz on; the closed form alone errs by half."""
     whole, octaves, furthest = [], [], []
     for where in itertools.islice(_uneven_rooms(), 5):
-        both = [rir.response(*where, keys.rng(0), full=full) for full in (False, True)]
+        both = [rir.shoebox_rir(*where, keys.rng(0), full=full) for full in (False, True)]
         n = min(r.shape[1] for r in both)
         found, expected = (r[:, :n] for r in both)
         whole.append(measure.t20(found[0, rir.LEAD :]) / measure.t20(expected[0, rir.LEAD :]) - 1)
@@ -211,23 +212,23 @@ def test_hybrid_of_uneven_walls_decays_like_full_mode():
 def test_noise_follows_where_uneven_walls_hold_too_many_images(monkeypatch):
     room, walls, *places = next(_uneven_rooms())
     size = np.asarray(room)
-    whole = rir.response(room, walls, *places, keys.rng(0))
+    whole = rir.shoebox_rir(room, walls, *places, keys.rng(0))
     assert rir.coarse_end(size, walls, 0.5) == 0.75 and rir.coarse_end(size, walls[0], 0.5) == 0
     monkeypatch.setattr(rir, "MOST_COARSE", 200_000)
-    fewer = [rir.response(room, walls, *places, keys.rng(k)) for k in (1, 2)]
+    fewer = [rir.shoebox_rir(room, walls, *places, keys.rng(k)) for k in (1, 2)]
     fade = rir.LEAD + int(float(rir.coarse_end(size, walls, 9.0)) * rir.FADE * rir.RATE) - 200
     np.testing.assert_allclose(fewer[0][:, :fade], whole[:, :fade], atol=2e-4)
     assert np.abs(fewer[0] - fewer[1])[:, fade:].max() > 1e-4
     energy = [(r[:, fade:] ** 2).sum() for r in (*fewer, whole)]
     np.testing.assert_allclose(10 * np.log10(energy[:2] / energy[2]), 0, atol=2.0)
     # Walls that scatter have noise from the mixing on, as others have.
-    one, two = (rir.response(room, walls, *places, keys.rng(k), scattering=0.5) for k in (1, 2))
+    one, two = (rir.shoebox_rir(room, walls, *places, keys.rng(k), scattering=0.5) for k in (1, 2))
     assert np.abs(one - two).max() > 1e-4
 
 
 def test_same_key_same_response():
     where = (ROOM, rooms.absorption(ROOM, 0.3), (1, 1, 1), LISTENER)
-    one, two, other = (rir.response(*where, keys.rng(0, k)) for k in (1, 1, 2))
+    one, two, other = (rir.shoebox_rir(*where, keys.rng(0, k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, two)
     assert np.abs(one - other).max() > 1e-4
 
@@ -235,7 +236,7 @@ def test_same_key_same_response():
 def test_air_shortens_high_bands():
     where = (ROOM, np.full(7, 0.1), (1, 1, 1), LISTENER)
     decays = [
-        measure.octave_rt60(rir.response(*where, keys.rng(0), air=air), (500.0, 4000.0))
+        measure.octave_rt60(rir.shoebox_rir(*where, keys.rng(0), air=air), (500.0, 4000.0))
         for air in (True, False)
     ]
     rates = 1 / decays[0][1] - 1 / decays[1][1]
@@ -267,4 +268,4 @@ def test_bad_input_is_named(changes, message):
         "listener": (3, 2, 1.5),
     }
     with pytest.raises(ConfigError, match=message):
-        rir.response(rng=keys.rng(0), **(good | changes))
+        rir.shoebox_rir(rng=keys.rng(0), **(good | changes))

@@ -1,6 +1,7 @@
 import numpy as np
 
-from jaxasa.acoustics import bands, keys, rooms, tail
+from jaxasa.acoustics import bands, rooms, tail
+from jaxasa.core import keys
 
 ROOM = (6.0, 5.0, 3.0)
 # Shares of the octave bands, cut midway between their centres, of the spectrum to 8 kHz.

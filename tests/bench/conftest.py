@@ -11,7 +11,7 @@ import pytest
 from jaxasa import config
 from jaxasa.acoustics import foa, scenes
 from jaxasa.acoustics.scenes import Clip
-from jaxasa.bench import build, changes, choose, controls, report, run, slots, suite
+from jaxasa.bench import build, controls, perturbations, report, run, select_items, slots, suite
 from jaxasa.data import records, sounds
 
 CLASSES = tuple(f"sound{n:02d}" for n in range(16))
@@ -84,7 +84,7 @@ def large():
     """The full-size choice over 800 scenes: [(scene, question)]."""
     described = describe(800, seed=1)
     bench, which = config.Bench(), config.Questions()
-    chosen, left_out = choose.choose(described, CLASSES, bench, which, 1, "benchmark")
+    chosen, left_out = select_items.choose(described, CLASSES, bench, which, 1, "benchmark")
     assert left_out == ["motion", "listener_turn", "place"]
     return [(described[i], q) for i, q in chosen]
 
@@ -167,7 +167,7 @@ def written(whole, tmp_path_factory):
 def kept(items, classes):
     """A change that turns nothing, and says that each answer was another one before."""
     before = {i.id: "ABCD"["ABCD".index(i.answer) - 1] for i in items}
-    return changes.Changed(items, suite.Item.audio, before)
+    return perturbations.Changed(items, suite.Item.audio, before)
 
 
 def write_lines(path, rows):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxasa.acoustics import keys
 from jaxasa.bench import ablation, figures, report
 from jaxasa.config import ConfigError
+from jaxasa.core import keys
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import types
 import numpy as np
 import pytest
 
-from jaxasa import config, steps
+from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.bench import audit, build, suite
 from jaxasa.config import ConfigError
 from jaxasa.data import simulate, sounds
+from jaxasa.pipeline import steps
 
 TASKS = {"heard": 1, "azimuth": 1, "reverberance": 1, "at": 1, "how_far": 1, "turn": 1, "aim": 1}
 RENDER = """

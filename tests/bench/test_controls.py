@@ -1,7 +1,7 @@
 import pytest
 
 from jaxasa import config
-from jaxasa.bench import changes, controls
+from jaxasa.bench import controls, perturbations
 from jaxasa.bench.controls import System, pairs, systems
 
 BOTH = ("question_only", "mono")
@@ -18,7 +18,7 @@ def test_controls_share_the_last_checkpoint():
         "mono_sft": System("sft", "mono"),
     }
     shuffled = systems(("sft", "grpo"), ("channels_shuffled",))["channels_shuffled"]
-    assert shuffled == System("grpo", "full", changes.shuffled)
+    assert shuffled == System("grpo", "full", perturbations.shuffled)
 
 
 def test_without_grpo_the_controls_are_of_sft():

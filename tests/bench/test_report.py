@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from jaxasa import config
-from jaxasa.bench import controls, explorer, figures, report, run, slots
+from jaxasa.bench import controls, figures, report, run, scene_viewer, slots
 
 BENCH = config.Bench(batch=44, bootstrap=200)
 
@@ -19,7 +19,7 @@ BENCH = config.Bench(batch=44, bootstrap=200)
 def plain(monkeypatch):
     """Figures and sounds without drawing and decoding, which are most of the time."""
     monkeypatch.setattr(figures, "_svg", lambda draw, size, title: f"[{title}]")
-    monkeypatch.setattr(explorer, "_ears", lambda audio, head: audio[:, :2] / 32768)
+    monkeypatch.setattr(scene_viewer, "_ears", lambda audio, head: audio[:, :2] / 32768)
     monkeypatch.setattr(figures, "png", lambda level: b"")
 
 
@@ -55,7 +55,7 @@ def test_the_page_is_whole_and_self_contained(page, small):
     assert len(ids) == len(set(ids))
     # Each task is there, in scenes that are each there once.
     scenes = page.count('<article class="scene">')
-    assert 12 <= scenes <= explorer.SCENES and page.count('class="true"') >= scenes
+    assert 12 <= scenes <= scene_viewer.SCENES and page.count('class="true"') >= scenes
     tasks = set(re.findall(r'data-task="([^"]+)"', page))
     assert tasks == {i.task for i in small.items}
     assert set(re.findall(r'data-outcome="([^"]+)"', page)) == {"right", "wrong"}
@@ -228,12 +228,12 @@ def test_curves_hold_learning_and_no_rates(tmp_path):
 
 def test_scenes_are_drawn_with_both_outcomes(small):
     right = {i.id: n % 3 > 0 for n, i in enumerate(small.items)}
-    chosen = explorer._choose(small.items, right, 40)
+    chosen = scene_viewer._choose(small.items, right, 40)
     shown = [i for items in chosen.values() for i in items]
     for task in {i.task for i in small.items}:
         there = {right[i.id] for i in small.items if i.task == task}
         assert {right[i.id] for i in shown if i.task == task} == there
-    assert len(explorer._choose(small.items, right, 5)) == 5
+    assert len(scene_viewer._choose(small.items, right, 5)) == 5
 
 
 def test_plan_view_has_left_on_the_left_and_front_above():
@@ -241,7 +241,7 @@ def test_plan_view_has_left_on_the_left_and_front_above():
     source |= {"onset": 1.0, "offset": 3.0}
     scene = {"seconds": 4.0, "sources": [source, source | {"class": "dog", "azimuth": 0.0}]}
     heard = {"sources": [source | {"elevation": 60.0, "offset": 9.0}]}
-    card = explorer._scene(scene, heard, 4.0)
+    card = scene_viewer._scene(scene, heard, 4.0)
     assert [(m["kind"], m["x"], m["y"]) for m in card["marks"]] == [
         ("true", -50.0, 0.0),
         ("true", 0.0, -50.0),
@@ -251,7 +251,7 @@ def test_plan_view_has_left_on_the_left_and_front_above():
     bird, dog, slot = (m["colour"] for m in card["marks"])
     assert bird == slot != dog and card["near"] == 40.0
     card["questions"] = [{"reasoning": "dog right near . so"}]
-    explorer._claims(card, ("bird", "dog"))
+    scene_viewer._claims(card, ("bird", "dog"))
     (claim,) = card["questions"][0]["claims"]
     assert claim["colour"] == dog
     numbers = [float(v) for v in re.findall(r"-?[\d.]+", claim["arc"])]
@@ -265,21 +265,21 @@ def test_a_sound_on_the_left_is_louder_in_the_left_ear(small):
     fake = type(item)(**vars(item) | {"file": small.folder / "audio" / "left.flac"})
     soundfile.write(fake.file, left.astype(np.int16), 16_000)
     try:
-        (card,) = explorer.scenes([fake], {}, {}, ())
+        (card,) = scene_viewer.scenes([fake], {}, {}, ())
     finally:
         fake.file.unlink()
     kind, _, data = card["sound"].partition(",")
     assert kind == "data:audio/flac;base64"
     ears, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
     assert ears.shape == (16_000, 2) and rate == 16_000
-    assert np.abs(ears).max() == pytest.approx(explorer.PEAK, abs=1e-3)
+    assert np.abs(ears).max() == pytest.approx(scene_viewer.PEAK, abs=1e-3)
     level = 10 * np.log10((ears**2).sum(0))
     assert level[0] - level[1] > 6
     assert card["questions"][0]["letter"] is None and not card["questions"][0]["right"]
 
 
 def test_heavy_sound_stays_out(small, monkeypatch):
-    monkeypatch.setattr(explorer, "MOST", 1)
-    cards = explorer.scenes(small.items, {}, {}, (), most=3)
+    monkeypatch.setattr(scene_viewer, "MOST", 1)
+    cards = scene_viewer.scenes(small.items, {}, {}, (), most=3)
     assert [card["sound"] is None for card in cards] == [False, True, True]
     assert all(card["picture"] for card in cards)

@@ -3,9 +3,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxasa import ask, config, gin_io, steps
-from jaxasa.bench import changes, controls, run, suite
-from jaxasa.config import ConfigError
+from jaxasa import config
+from jaxasa.bench import controls, perturbations, run, suite
+from jaxasa.config import ConfigError, gin_files
+from jaxasa.inference import qa
+from jaxasa.pipeline import steps
 
 SFT = {"sft": controls.System("sft")}
 BENCH = config.Bench(batch=16, bootstrap=200)
@@ -66,7 +68,7 @@ def test_audio_meets_its_own_question(small):
                 assert np.array_equal(one, by_key[q, tuple(four)])
             return ["A"] * len(questions)
 
-    changed = changes.none(small.items, ())
+    changed = perturbations.none(small.items, ())
     answers = run.answer(Checks(), changed, "full", 10, "checks")
     assert [a["id"] for a in answers] == [i.id for i in small.items]
 
@@ -141,9 +143,9 @@ def test_models_answer_as_bench_says(tmp_path, monkeypatch, choose):
     def load(path, chooses):
         raise ConfigError(f"{path.name} chooses: {chooses}")
 
-    asked, _ = gin_io.load(["gin/run/demo.gin"], [f"Bench.choose={choose}"])
+    asked, _ = gin_files.load(["gin/run/demo.gin"], [f"Bench.choose={choose}"])
     (tmp_path / "checkpoints/sft").mkdir(parents=True)
-    monkeypatch.setattr(ask.Model, "load", load)
+    monkeypatch.setattr(qa.Model, "load", load)
     with pytest.raises(ConfigError, match=f"sft chooses: {choose}"):
         steps.benchmark(asked, tmp_path, "benchmark")
     with pytest.raises(ConfigError, match=r"Bench\.choose"):

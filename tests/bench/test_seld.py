@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxasa import cli
 from jaxasa.bench import dcase, seld
 from jaxasa.bench.dcase import Event
+from jaxasa.cli import main
 from jaxasa.config import ConfigError
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "seld.json").read_text())
@@ -247,15 +247,15 @@ def test_the_verb(tmp_path, capsys):
     references = write(tmp_path / "ref" / "split", {"a.csv": ["0,1,0,10,0,100", "1,1,0,10,0,100"]})
     predictions = write(tmp_path / "said", {"a.csv": ["0,1,0,15,0,1.1", "1,1,0,40,0,1.1"]})
     out = tmp_path / "out.json"
-    assert cli.main(["bench", "seld", str(references), str(predictions), "--json", str(out)]) == 0
+    assert main.main(["bench", "seld", str(references), str(predictions), "--json", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found["F20"] == 0.5 and found["RDE"] == pytest.approx(0.1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:3] == ["class", "ER20", "F20"]
     assert [r[0] for r in rows[1:]] == ["1", "all"] and "17.5" in rows[2]
     words = ["bench", "seld", str(references), str(predictions), "--prediction-unit", "cm"]
-    assert cli.main([*words, "--json", str(out)]) == 0
+    assert main.main([*words, "--json", str(out)]) == 0
     assert json.loads(out.read_text())["RDE"] == pytest.approx(0.989)
     write(tmp_path / "bad", {"a.csv": ["0,1,0,15,0,1.1", "0,one,0,15,0,1.1"]})
-    assert cli.main(["bench", "seld", str(references), str(tmp_path / "bad")]) == 2
+    assert main.main(["bench", "seld", str(references), str(tmp_path / "bad")]) == 2
     assert "a.csv:2: class 'one'" in capsys.readouterr().err

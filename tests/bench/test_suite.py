@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from jaxasa import config
-from jaxasa.bench import build, choose, suite
+from jaxasa.bench import build, select_items, suite
 from jaxasa.config import ConfigError
 from jaxasa.data import sounds
 
@@ -49,15 +49,15 @@ def test_the_choice_is_a_function_of_the_seed(make):
     described, bench = make.describe(60), config.Bench(l1=8, l2=4, l3=4)
     which = config.Questions({"heard": 1, "azimuth": 1, "at": 1, "turn": 2, "aim": 1})
     a, again, b = (
-        choose.choose(described, make.Bank.classes, bench, which, seed, "benchmark")
+        select_items.choose(described, make.Bank.classes, bench, which, seed, "benchmark")
         for seed in (1, 1, 2)
     )
     assert a == again and a != b and a[1] == []
     tasks = collections.Counter(q.task for _, q in a[0])
     # 55 % of eight, rounded up; weights within a kind.
     assert tasks == {"heard": 3, "azimuth": 5, "at": 4, "turn": 3, "aim": 1}
-    assert a != choose.choose(described, make.Bank.classes, bench, which, 1, "dev")
-    held = choose.choose(
+    assert a != select_items.choose(described, make.Bank.classes, bench, which, 1, "dev")
+    held = select_items.choose(
         described, make.Bank.classes, bench, which, 1, "benchmark", lambda index, q: index % 2 == 0
     )
     assert {index % 2 for index, _ in held[0]} == {0}
@@ -67,7 +67,7 @@ def test_too_few_scenes_say_how_many_are_needed(make):
     described, which = make.describe(60), config.Questions({"azimuth": 1, "at": 1, "turn": 1})
     arguments = (described, make.Bank.classes, config.Bench(), which, 0, "dev")
     with pytest.raises(ConfigError, match=r"Scenes\.dev is 60, expected about (\d+): task") as e:
-        choose.choose(*arguments)
+        select_items.choose(*arguments)
     needed = int(re.search(r"about (\d+)", str(e.value))[1])
     assert 60 < needed < 3000
 
@@ -80,7 +80,7 @@ def test_selections_that_cannot_be_are_refused(make):
     }.items():
         which = config.Questions(dict.fromkeys(tasks, 1))
         with pytest.raises(ConfigError, match=message):
-            choose.choose(scenes, make.Bank.classes, bench, which, 0, "dev")
+            select_items.choose(scenes, make.Bank.classes, bench, which, 0, "dev")
     for field, value in (("tasks", {"at": 0}), ("margin", 22.5), ("training_margin", -1)):
         with pytest.raises(ConfigError, match=rf"Questions\.{field}"):
             config.Questions(**{field: value})

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxasa.data import phrases, words
+from jaxasa.data import phrases, scene_text
 
 SOURCE = st.fixed_dictionaries(
     {
@@ -25,7 +25,7 @@ def test_the_example_of_the_module():
 def test_a_phrasing_says_what_is_so(sources, rt60, seed):
     said = phrases.phrased({"sources": sources, "rt60": rt60}, np.random.default_rng(seed))
     for source in sources:
-        places = phrases.PLACES[words.sector(source["azimuth"])]
+        places = phrases.PLACES[scene_text.sector(source["azimuth"])]
         assert source["class"] in said and any(place in said for place in places)
         near = any(word in said for word in phrases.NEAR)
         metres = f"{source['distance']:.1f} metres away"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.acoustics import keys
 from jaxasa.acoustics.scenes import turn
 from jaxasa.config import ConfigError
-from jaxasa.data import pipeline, questions, records, tokens, words
+from jaxasa.core import keys
+from jaxasa.data import pipeline, questions, records, scene_text, tokens
 from jaxasa.stages import rewards
 
 PLACES = 4
@@ -200,8 +200,8 @@ def test_captions_of_stage_2_are_of_the_turned_scene(tiny, text, source):
         assert text.decode(prompt).endswith(pipeline.CAPTION_PROMPT)
         said = text.decode(reply)
         azimuths = [s["azimuth"] + made["yaw"] for s in element[1]["sources"]]
-        found = [c["sector"] for c in words.claims(said.removeprefix("<think>"), tiny.classes)]
-        assert found == [words.sector(a) for a in azimuths]
+        found = [c["sector"] for c in scene_text.claims(said.removeprefix("<think>"), tiny.classes)]
+        assert found == [scene_text.sector(a) for a in azimuths]
 
 
 WHERE = re.compile(
@@ -235,7 +235,7 @@ def test_questions_of_a_scene_are_about_the_turned_scene(tiny, text, source, ask
             place = WHERE.fullmatch(question)
             if place:
                 azimuth = next(s["azimuth"] for s in sources if s["class"] == place[1])
-                assert answer == words.sector(azimuth)
+                assert answer == scene_text.sector(azimuth)
                 located += 1
             assert rewards.evidence(said, sources, tiny.classes) == 1
             assert 0 <= level < 3
@@ -279,7 +279,7 @@ def test_drills_fade(tiny, text, described):
         if not drilled[-1]:
             caption = text.decode(prompt).split(" .")[0]
             told = text.decode(reply).removeprefix("<think>")
-            assert words.claims(caption, tiny.classes) == words.claims(told, tiny.classes)
+            assert scene_text.claims(caption, tiny.classes) == scene_text.claims(told, tiny.classes)
     assert np.mean(drilled[:300]) == pytest.approx(0.5, abs=0.1)
     assert np.mean(drilled[300:]) == pytest.approx(0.5 / 3, abs=0.07)
 
@@ -309,7 +309,7 @@ def test_corpus_teaches_every_word(described, tiny, monkeypatch):
     pairs = list(pipeline.corpus(ranges, described.clips, tiny.classes, 0))
     assert len(pairs) == 150
     trained = tokens.train([text for pair in pairs for text in pair], 480)
-    for word in (*tiny.classes, *words.SECTORS, *words.DISTANCES):
+    for word in (*tiny.classes, *scene_text.SECTORS, *scene_text.DISTANCES):
         assert len(trained.encode(f" {word}")) == 1, word
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxasa.acoustics import scenes
-from jaxasa.data import questions, words
+from jaxasa.data import questions, scene_text
 
 CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
 
@@ -58,8 +58,8 @@ def test_a_question_does_not_give_its_answer_away(asked):
         answers[q.task][q.answer_text] += 1
         shown[q.task].update(q.options)
     for task in ("azimuth", "where_in_time", "where_nearest", "turn"):
-        assert set(answers[task]) == set(words.SECTORS) == set(shown[task])
-        rates = [answers[task][o] / shown[task][o] for o in words.SECTORS]
+        assert set(answers[task]) == set(scene_text.SECTORS) == set(shown[task])
+        rates = [answers[task][o] / shown[task][o] for o in scene_text.SECTORS]
         assert max(rates) < 0.5
     assert "front" not in shown["face"]
 
@@ -81,20 +81,22 @@ def test_options_do_not_tell_a_count_however_many_sound(task):
 
 def test_traces_begin_with_the_caption_and_end_with_the_answer(asked):
     for scene, q in asked:
-        assert q.trace.startswith(words.caption(scene))
+        assert q.trace.startswith(scene_text.caption(scene))
         assert q.trace.endswith(f"so {q.answer_text}")
         # A derivation's other steps are not claims about the scene.
-        assert len(words.claims(q.trace, CLASSES)) == len(scene["sources"])
+        assert len(scene_text.claims(q.trace, CLASSES)) == len(scene["sources"])
 
 
 def test_the_steps_of_a_trace_are_true_and_lead_to_its_answer(asked):
     """Each step that looks something up, read back and held against the scene."""
     seen = Counter()
     for scene, q in asked:
-        place = {s["class"]: words.sector(s["azimuth"]) for s in scene["sources"]}
+        place = {s["class"]: scene_text.sector(s["azimuth"]) for s in scene["sources"]}
         side = {s["class"]: "left" if s["azimuth"] > 0 else "right" for s in scene["sources"]}
-        near = {s["class"] for s in scene["sources"] if words.distance(s["distance"]) == "near"}
-        steps = q.trace.removeprefix(words.caption(scene)).rpartition(" so ")[0].split()
+        near = {
+            s["class"] for s in scene["sources"] if scene_text.distance(s["distance"]) == "near"
+        }
+        steps = q.trace.removeprefix(scene_text.caption(scene)).rpartition(" so ")[0].split()
         pairs = [p for p in zip(steps, steps[1:], strict=False) if p[0] in place]
         if q.task in ("side_count", "turn_count"):
             assert dict(pairs) == side
@@ -127,8 +129,8 @@ def test_answers_turn_with_the_scene(described, yaw):
                 continue
             assert before.question == after.question
             if task in ("azimuth", "turn"):
-                place = words.SECTORS.index(before.answer_text)
-                assert after.answer_text == words.SECTORS[(place + steps) % 8]
+                place = scene_text.SECTORS.index(before.answer_text)
+                assert after.answer_text == scene_text.SECTORS[(place + steps) % 8]
             else:
                 assert after.answer_text == before.answer_text
             checked += 1

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasa.acoustics import keys
 from jaxasa.config import ConfigError
-from jaxasa.data import convert, pipeline, records
+from jaxasa.core import keys
+from jaxasa.data import import_scenes, pipeline, records
 from jaxasa.data.recordings import Recordings
 
 CLASSES = ("bell", "speech")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     noise = np.random.default_rng(0).normal(size=(16_000, 4)) * 0.05
     soundfile.write(root / "foa_dev" / "a.wav", noise, 16_000)
     (root / "metadata_dev" / "a.csv").write_text(ROWS)
-    convert.convert("dcase", root, root / "out", seconds=1.0, classes=["speech", "drill"])
+    import_scenes.convert("dcase", root, root / "out", seconds=1.0, classes=["speech", "drill"])
     return root / "out"
 
 

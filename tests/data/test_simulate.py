@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.acoustics import pyroom, render, scenes
+from jaxasa.acoustics import pyroom_engine, render, scenes
 from jaxasa.config import ConfigError
 from jaxasa.data import records
 from jaxasa.data import simulate as simulating
@@ -144,7 +144,7 @@ def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):
     assert backend["renderer"] == "pyroomacoustics and numba on cpu"
     assert backend["pyroomacoustics"] == pra.__version__
     spec = scenes.draw(ranges, bank.clips("train"), 7, "train", 1)
-    audio, scene = pyroom.scene(spec, bank.audio)
+    audio, scene = pyroom_engine.scene(spec, bank.audio)
     assert data[1][1] == scene
     assert np.abs(records.to_float(data[1][0]) - audio).max() < 2e-4
     with pytest.raises(ConfigError, match=r"other settings \(scenes\)"):

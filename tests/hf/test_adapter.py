@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jaxasa import checkpoint, state
 from jaxasa.config import ConfigError
 from jaxasa.hf import adapter
+from jaxasa.train import checkpoint, state
 
 
 def save(folder, tiny, text, params):

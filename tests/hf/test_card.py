@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxasa import gin_io
+from jaxasa.config import gin_files
 from jaxasa.hf import card
 
 META = {
@@ -24,7 +24,7 @@ def work(tmp_path):
     folder = tmp_path / "checkpoints" / "sft"
     folder.mkdir(parents=True)
     root = Path(__file__).parents[2]
-    (folder / "config.gin").write_text(gin_io.load([str(root / "gin/run/demo.gin")])[1])
+    (folder / "config.gin").write_text(gin_files.load([str(root / "gin/run/demo.gin")])[1])
     (folder / "meta.json").write_text("{}")
     (tmp_path / "sounds").mkdir()
     (tmp_path / "sounds" / "credits.csv").write_text(

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxasa import checkpoint, config, optim, state
+from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import trees
 from jaxasa.data import tokens
 from jaxasa.hf import export, keymap, load, weights
 from jaxasa.models import asa
+from jaxasa.train import checkpoint, state
 
 MODEL = config.Model(
     semantic=config.Semantic(mels=16, width=8, heads=2, layers=2),
@@ -22,7 +24,7 @@ MODEL = config.Model(
     ),
     projector=config.Projector(hidden=12, expert=6),
     decoder=config.Decoder(
-        vocab=300, width=16, heads=2, kv_heads=1, head_width=6, hidden=20, layers=3
+        vocab=300, width=16, heads=2, kv_heads=1, head_width=6, intermediate_size=20, layers=3
     ),
     lora=config.Lora(rank=2, alpha=6.0),
 )
@@ -291,7 +293,7 @@ def test_weights_that_are_not_finite(copy, trained, params, tmp_path):
     leaves["projector/null"] = np.full_like(leaves["projector/null"], np.inf)
     bad = tmp_path / "bad"
     with checkpoint.Store(bad) as store:
-        store.save(1, state.State(np.int32(1), optim.merge({}, leaves), {}), {}, META, "")
+        store.save(1, state.State(np.int32(1), trees.merge({}, leaves), {}), {}, META, "")
     shutil.copy(trained / "tokenizer.json", bad)
     with pytest.raises(ConfigError, match="projector/null"):
         export.export(bad, tmp_path / "out")

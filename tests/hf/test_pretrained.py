@@ -10,18 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from jaxasa import config, mesh, optim, sharding
+from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import trees
 from jaxasa.hf import keymap, pretrained, weights
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
 from jaxasa.models.decoder import Decoder
 from jaxasa.models.layers import sinusoids
 from jaxasa.models.semantic import Semantic
+from jaxasa.parallel import mesh, sharding
 
 SEMANTIC = config.Semantic(mels=16, width=16, heads=2, layers=2, max_seconds=0.5)
 DECODER = config.Decoder(
-    vocab=96, width=16, heads=4, kv_heads=2, head_width=4, hidden=24, layers=3
+    vocab=96, width=16, heads=4, kv_heads=2, head_width=4, intermediate_size=24, layers=3
 )  # fmt: skip
 QWEN3 = dataclasses.replace(DECODER, qkv_bias=False, qk_norm=True, head_width=6, tied=False)
 
@@ -47,10 +49,10 @@ def targets_of(model, part, where, dtype="float32"):
             return ids | module.init(key, x, np.ones((1, 2), bool))["params"]
 
         made = jax.eval_shape(start, jax.random.key(0))
-    lie = optim.flatten(sharding.params_sharding({part: made}, where))
+    lie = trees.flatten(sharding.params_sharding({part: made}, where))
     return {
         path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=lie[path])
-        for path, leaf in optim.flatten({part: made}).items()
+        for path, leaf in trees.flatten({part: made}).items()
     }
 
 
@@ -431,7 +433,7 @@ def test_a_loaded_decoder_says_what_transformers_says(name, one, tmp_path):
     assert (tmp_path / weights.INDEX).is_file()
     model = model_of(decoder=d)
     found = pretrained.load(str(tmp_path), "decoder", model, targets_of(model, "decoder", one))
-    agrees(torch, twin, model, optim.merge(found, {}))
+    agrees(torch, twin, model, trees.merge(found, {}))
 
 
 def heard(model, params, mels):
@@ -452,7 +454,7 @@ def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
     twin.save_pretrained(tmp_path)
     model = model_of()
     found = pretrained.load(str(tmp_path), "semantic", model, targets_of(model, "semantic", one))
-    params = optim.merge(found, {})
+    params = trees.merge(found, {})
     mels = np.random.default_rng(0).normal(size=(2, 50, s.mels)).astype(np.float32)
     encoder = twin.model.encoder
     with torch.no_grad():
@@ -489,7 +491,7 @@ def test_a_loaded_qwen2_audio_hears_and_says_what_transformers_does(one, tmp_pat
     model, found = model_of(s, d), {}
     for part in ("semantic", "decoder"):
         found |= pretrained.load(str(tmp_path), part, model, targets_of(model, part, one))
-    params = optim.merge(found, {})
+    params = trees.merge(found, {})
     mels = np.random.default_rng(0).normal(size=(2, 50, s.mels)).astype(np.float32)
     with torch.no_grad():
         expected = twin.model.audio_tower(torch.tensor(mels).mT).last_hidden_state.numpy()

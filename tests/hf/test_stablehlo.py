@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasa import ask, checkpoint, state
 from jaxasa.config import ConfigError
 from jaxasa.data import tokens
 from jaxasa.hf import export, stablehlo
+from jaxasa.inference import qa
+from jaxasa.train import checkpoint, state
 
 READER = """
 import json, sys
@@ -53,7 +54,7 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     assert facts["functions"]["logits"]["result"] == {"shape": ["b", 21, 480], "dtype": "float32"}
     assert facts["ids"]["shape"] == ["b", 21] and facts["audio"]["shape"] == ["b", 8000, 4]
 
-    ours = ask.Model.load(trained)
+    ours = qa.Model.load(trained)
     rng = np.random.default_rng(0)
     clips = (rng.normal(size=(3, 8000, 4)) * 3000).astype(np.int16)
     questions = ["where is the dog ?", "how many ?", "what ?"]

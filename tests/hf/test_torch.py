@@ -11,12 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasa import ask, checkpoint, config, optim, state
+from jaxasa import config
 from jaxasa.acoustics import binaural, foa, render, scenes
+from jaxasa.core import trees
 from jaxasa.data import procedural, tokens
 from jaxasa.hf import adapter, export, load
+from jaxasa.inference import qa
 from jaxasa.models import sample
 from jaxasa.stages import sft
+from jaxasa.train import checkpoint, state
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -69,7 +72,7 @@ def save(folder, model, classes, text, params):
 
 def varied(params):
     """Parameters [flat] of a model whose replies are not one word repeated."""
-    params = optim.flatten(params)
+    params = trees.flatten(params)
     params["decoder/layers/down/kernel"] = 4 * params["decoder/layers/down/kernel"]
     params["decoder/layers/o/kernel"] = 0.5 * params["decoder/layers/o/kernel"]
     return params
@@ -108,12 +111,12 @@ def learnt(tiny, context_of, scene):
         if path.startswith("lora/") and path.endswith("/b"):
             before[path] = 0 * before[path]
     task = sft.task(context)
-    now = state.create(optim.merge({}, before), context.stage, context.mesh)
+    now = state.create(trees.merge({}, before), context.stage, context.mesh)
     losses = []
     for step in range(STEPS):
         now, metrics = task.step(now, next(task.batches), jax.random.key(step))
         losses.append(float(metrics["loss"]))
-    return before, optim.flatten(jax.device_get(now.params)), losses
+    return before, trees.flatten(jax.device_get(now.params)), losses
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,7 @@ def trained(tiny, text, learnt, tmp_path_factory):
     """A checkpoint as stage 3 leaves it."""
     model = dataclasses.replace(tiny.model, reply_tokens=16)
     folder = tmp_path_factory.mktemp("checkpoints") / "sft"
-    return save(folder, model, tiny.classes, text, optim.merge({}, learnt[1]))
+    return save(folder, model, tiny.classes, text, trees.merge({}, learnt[1]))
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,7 @@ def optional(tiny, filled, text, scene, tmp_path_factory):
         model = dataclasses.replace(tiny.model, reply_tokens=16, **changed)
         ears = model.spatial.format == "binaural"
         audio, _ = scene(0, 3, binaural.render if ears else render.render)
-        params = optim.merge({}, varied(filled(model).params))
+        params = trees.merge({}, varied(filled(model).params))
         folder = save(work / "sft", model, tiny.classes, text, params)
         prepare(work, folder, {"3": audio})
         made[name] = work, folder, audio
@@ -188,7 +191,7 @@ def optional(tiny, filled, text, scene, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return ask.Model.load(trained)
+    return qa.Model.load(trained)
 
 
 def listener(model):
@@ -258,7 +261,7 @@ def test_logits_text_and_slots_are_those_of_jax(model, heard, clips, found, seco
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_of_full_size_models(name, optional):
     folder, audio, facts, theirs = optional[name]
-    model = ask.Model.load(folder)
+    model = qa.Model.load(folder)
     logits, reply, slots = listener(model)(audio)
     np.testing.assert_allclose(theirs["3"], logits, atol=1e-4)
     assert facts["answers"]["3"]["reply"] == reply
@@ -268,9 +271,9 @@ def test_options_of_full_size_models(name, optional):
 
 
 def test_adapters_were_merged(model, heard, clips, found):
-    params = optim.flatten(model.params)
+    params = trees.flatten(model.params)
     off = {path: 0 * leaf if path.startswith("lora/") else leaf for path, leaf in params.items()}
-    base, *_ = heard(clips["3"], optim.merge({}, off))
+    base, *_ = heard(clips["3"], trees.merge({}, off))
     assert np.abs(found[1]["3"] - base).max() > 0.1
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxasa import config, optim
+from jaxasa import config
+from jaxasa.core import trees
 from jaxasa.models.asa import ASA, Disguise
 from jaxasa.models.layers import resample_time
 
@@ -30,7 +31,7 @@ def test_fresh_adapters_start_at_zero(tiny):
         made = tiny.asa.init(key)
         return {"decoder": made["decoder"], "lora": made["lora"]}
 
-    fresh = optim.flatten(jax.jit(init)(jax.random.key(0)))
+    fresh = trees.flatten(jax.jit(init)(jax.random.key(0)))
     assert all(x.dtype == np.float32 for x in fresh.values())
     adapters = {p: x for p, x in fresh.items() if p.startswith("lora/")}
     assert len(adapters) == 14

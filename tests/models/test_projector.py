@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasa import config, optim
+from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import trees
 from jaxasa.models.projector import Projector
 from jaxasa.models.spatial import statements_width
 
@@ -84,7 +85,7 @@ def shapes(size, **options):
     widths = (2, semantic), (2, dense), (0, statements_width(classes))
     streams = [np.zeros((1, *shape), np.float32) for shape in widths]
     (tokens, experts), made = jax.eval_shape(module.init_with_output, jax.random.key(0), *streams)
-    return {k: v.size for k, v in optim.flatten(made["params"]).items()}, tokens, experts
+    return {k: v.size for k, v in trees.flatten(made["params"]).items()}, tokens, experts
 
 
 @pytest.mark.parametrize("size", SIZES)

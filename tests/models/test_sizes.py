@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxasa import config, gin_io
+from jaxasa import config
+from jaxasa.config import gin_files
 from jaxasa.models.decoder import Decoder
 from jaxasa.models.semantic import Semantic
 
@@ -23,7 +24,7 @@ QWEN2_AUDIO = 8_397_094_912
 
 def part(name: str, owner: str) -> dict:
     """What gin/model/NAME.gin binds of a class."""
-    found = gin_io.read([f"model/{name}.gin"]).values()
+    found = gin_files.read([f"model/{name}.gin"]).values()
     return {b.field: b.value for b in found if b.owner == owner}
 
 
@@ -66,7 +67,7 @@ def test_qwen2_audio():
 
 @pytest.mark.parametrize("name", ["small", "base", "large"])
 def test_a_model_file_binds_a_whole_model_and_nothing_else(name):
-    found = gin_io.read([f"model/{name}.gin"])
+    found = gin_files.read([f"model/{name}.gin"])
     parts = {"Semantic", "Spatial", "Projector", "Decoder", "Lora", "Model"}
     assert {b.owner for b in found.values()} == parts
-    assert not sorted(gin_io._missing("Model", found))
+    assert not sorted(gin_files._missing("Model", found))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasa import chips, config, gin_io, mesh
-from jaxasa.plan import hlo, roofline
+from jaxasa import config
+from jaxasa.config import gin_files
+from jaxasa.parallel import chips, mesh
+from jaxasa.plan import aot, hlo, roofline
 from jaxasa.plan.groups import groups_of
-from jaxasa.stages import ahead
 
 SLICE = chips.topology("v5e:2x4")
 
@@ -191,13 +192,13 @@ def test_a_real_step_costs_its_closed_form(layers):
     rows, length, reply = 16 // 8, 79, 30
     bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch=16", "Model.unroll=1"]
     bindings.append("TextStage.optimizer='adamw'")  # Muon has products of its own
-    run, _ = gin_io.load(["gin/run/tiny_text.gin"], [*bindings, f"Decoder.layers={layers}"])
-    lowered, _ = ahead.lower(run, "text", mesh.make(run.mesh))
+    run, _ = gin_files.load(["gin/run/tiny_text.gin"], [*bindings, f"Decoder.layers={layers}"])
+    lowered, _ = aot.lower(run, "text", mesh.make(run.mesh))
     program = hlo.Program(lowered.compile().as_text(), 8)
     found = roofline.cost(program, {"data": 1, "fsdp": 8, "tensor": 1}, SLICE)
     d = run.model.decoder
     heads, kv = d.heads * d.head_width, d.kv_heads * d.head_width
-    weights = d.width * (2 * heads + 2 * kv + 3 * d.hidden)
+    weights = d.width * (2 * heads + 2 * kv + 3 * d.intermediate_size)
     # Forward once and backward twice; scores and their values likewise; and the output's table.
     layer = 3 * 2 * rows * length * weights + 3 * 2 * 2 * rows * length**2 * heads
     head = 3 * 2 * rows * reply * d.width * d.vocab

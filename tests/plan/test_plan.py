@@ -16,9 +16,13 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxasa import chips, cli, config, cpu, flops, gin_io, mesh, optim, plan, sharding
-from jaxasa.plan import hlo, roofline
-from jaxasa.stages import ahead
+from jaxasa import config
+from jaxasa.cli import main
+from jaxasa.config import gin_files
+from jaxasa.core import cpu, trees
+from jaxasa.models import flops
+from jaxasa.parallel import chips, mesh, sharding
+from jaxasa.plan import aot, hlo, planner, roofline
 
 CONTRACT = {"topology", "chips", "fits", "hbm_bytes", "flops_per_step", "collective_bytes"}
 CONTRACT |= {"expected_step_seconds", "expected_mfu", "tokens_per_second", "clips_per_second"}
@@ -29,7 +33,7 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def run(path, *bindings):
-    return gin_io.load([f"gin/run/{path}.gin"], bindings)[0]
+    return gin_files.load([f"gin/run/{path}.gin"], bindings)[0]
 
 
 def test_without_libtpu_the_verdict_is_unknown(capsys, tmp_path, monkeypatch):
@@ -38,7 +42,7 @@ def test_without_libtpu_the_verdict_is_unknown(capsys, tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
     )
     out = tmp_path / "plan.json"
-    assert cli.main(["plan", *TINY, "--topology", "v5e:2x4", "--json", str(out)]) == 0
+    assert main.main(["plan", *TINY, "--topology", "v5e:2x4", "--json", str(out)]) == 0
     result, said = json.loads(out.read_text()), capsys.readouterr()
     assert result.keys() >= CONTRACT and result["fits"] is None and result["chips"] == 8
     assert result["hbm_bytes"].keys() == {"arguments", "temporaries", "capacity"}
@@ -58,10 +62,10 @@ def test_without_libtpu_the_verdict_is_unknown(capsys, tmp_path, monkeypatch):
 def test_libtpu_says_what_fits_and_what_to_change(capsys, tmp_path):
     out = tmp_path / "plan.json"
     words = ["plan", *TINY, "--topology", "v5e:2x2", "--json", str(out)]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     result = json.loads(out.read_text())
     assert result["fits"] is True and 0 < result["expected_mfu"] < 0.8
-    assert cli.main([*words, "--gin.TextStage.batch=1048576"]) == 3
+    assert main.main([*words, "--gin.TextStage.batch=1048576"]) == 3
     result, said = json.loads(out.read_text()), capsys.readouterr().out
     assert result["fits"] is False and result["hbm_bytes"]["temporaries"] > 16 * 2**30
     assert "does not fit" in said and "--gin.TextStage.batch=524288" in said
@@ -77,8 +81,8 @@ def test_libtpu_says_what_fits_and_what_to_change(capsys, tmp_path):
     ],
 )
 def test_what_cannot_be_planned_is_one_line(capsys, monkeypatch, words, expected):
-    monkeypatch.setattr(plan, "_tpu", lambda name: jax.devices()[:8])
-    assert cli.main(["plan", *TINY, *words]) == 2
+    monkeypatch.setattr(planner, "_tpu", lambda name: jax.devices()[:8])
+    assert main.main(["plan", *TINY, *words]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert expected in said
 
@@ -95,7 +99,7 @@ def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
     length = 125 + base.model.prompt_tokens + base.model.reply_tokens - 1
     table = 152_064 * 3_584
     expected = 4 * rows * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens)
-    shapes = ahead.params_shapes(base)
+    shapes = aot.params_shapes(base)
     found = flops.model_flops(base, "sft", shapes)
     # Adapters, projector and encoders add the rest.
     assert expected < found < 1.05 * expected
@@ -117,10 +121,10 @@ def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
 
 def test_learning_costs_six_where_all_learns():
     text = run("tiny_text")
-    shapes = ahead.params_shapes(text)
+    shapes = aot.params_shapes(text)
     layers = sum(
         np.prod(leaf.shape)
-        for path, leaf in optim.flatten(shapes).items()
+        for path, leaf in trees.flatten(shapes).items()
         if path.startswith("decoder/layers/")
     )
     table, norm = 512 * 128, 128
@@ -138,7 +142,7 @@ def test_what_works_once_a_scene_or_a_slot_costs_so_often():
     for name, count in often.items():
         found = flops.model_flops(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
         assert found == 6 * 15 * tiny.spatial.batch * count, name
-    assert {*flops.ONCE, *flops.EACH_SLOT} <= set(ahead.params_shapes(tiny)["spatial"])
+    assert {*flops.ONCE, *flops.EACH_SLOT} <= set(aot.params_shapes(tiny)["spatial"])
 
 
 def test_collectives_that_products_hide_cost_nothing_and_others_all():
@@ -216,7 +220,7 @@ def test_a_step_of_tpu_s_compiler_costs_its_closed_form(topology, layers):
     bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch=16", "Model.unroll=1"]
     bindings += ["TextStage.optimizer='adamw'", "Model.dtype='bfloat16'"]
     text = run("tiny_text", *bindings, *(f"Decoder.{size}" for size in sizes))
-    result = plan.plan(text, topology)
+    result = planner.plan(text, topology)
     assert result["compiler"] == "libtpu" and result["fits"] is True
     weights, table, attention = per_layer(text)
     positions = flops.positions(text, "text")
@@ -269,7 +273,7 @@ def planned_policy(stage):
     prompt = flops.positions(tiny, stage)["decoder"] / asked - group * (reply - 1)
     sizes = dict(asked=asked, said=asked * group, prompt=prompt, reply=reply)
     sizes |= dict(weights=weights, table=table, attention=attention)
-    return plan.plan(tiny, "v5e:1x2", stage), types.SimpleNamespace(**sizes)
+    return planner.plan(tiny, "v5e:1x2", stage), types.SimpleNamespace(**sizes)
 
 
 def test_an_update_of_grpo_costs_its_closed_form(emulated):
@@ -376,7 +380,7 @@ def test_advice_is_of_use_and_can_be_followed(given, expected):
     bindings += [f"Mesh.{axis}={size}" for axis, size in zip(mesh.AXES, sizes, strict=True)]
     tiny = run("tiny_grpo", *bindings)
     over = types.SimpleNamespace(shape=dict(zip(mesh.AXES, sizes, strict=True)))
-    lines = plan._advice(tiny, what, over, plan.Compiled(arguments, temporaries, None))
+    lines = planner._advice(tiny, what, over, planner.Compiled(arguments, temporaries, None))
     found = []
     for line in lines:
         words = [word for word in shlex.split(line) if word.startswith("--gin.")]
@@ -390,5 +394,5 @@ def test_advice_is_of_use_and_can_be_followed(given, expected):
         assert stage.batch // stage.accumulate % (over.shape["data"] * over.shape["fsdp"]) == 0
         if "Mesh.fsdp" in found[-1]:
             split = mesh.make(changed.mesh, jax.devices()[: math.prod(sizes)])
-            sharding.params_sharding(ahead.params_shapes(changed), split)
+            sharding.params_sharding(aot.params_shapes(changed), split)
     assert found == [{key: str(value) for key, value in one.items()} for one in expected]

@@ -8,8 +8,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxasa import config, gin_io, mesh, optim, sharding, state, workdir
-from jaxasa.stages import ahead
+from jaxasa import config
+from jaxasa.config import gin_files
+from jaxasa.core import trees, workdir
+from jaxasa.parallel import mesh, sharding
+from jaxasa.plan import aot
+from jaxasa.train import state
 
 RUNS = Path(__file__).resolve().parents[2] / "gin" / "run"
 STAGES = ("spatial", "align", "sft", "grpo")
@@ -21,15 +25,15 @@ MESHES = [(2, 4, 1), (1, 8, 1), (8, 1, 1), (2, 2, 2)]
 
 
 def load(size: str, stage: str) -> config.Run:
-    return gin_io.load([str(RUNS / f"{size}_{stage}.gin")])[0]
+    return gin_files.load([str(RUNS / f"{size}_{stage}.gin")])[0]
 
 
 @functools.cache
 def shapes(size: str) -> dict:
     if size.startswith("qwen3"):
         files = [str(RUNS / "base_spatial.gin"), str(RUNS.parent / "model" / f"{size}.gin")]
-        return ahead.params_shapes(gin_io.load(files)[0])
-    return ahead.params_shapes(load(size, "spatial"))
+        return aot.params_shapes(gin_files.load(files)[0])
+    return aot.params_shapes(load(size, "spatial"))
 
 
 @pytest.mark.parametrize("size, stage", FILES)
@@ -37,7 +41,7 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
     run = load(size, stage)
     assert run.stages[-1] == stage
     options = getattr(run, stage)
-    learns, frozen = optim.split(shapes(size), options.trainable)
+    learns, frozen = trees.split(shapes(size), options.trainable)
     tops = {path.partition("/")[0] for path in learns}
     expected = {
         "text": {"decoder"},
@@ -52,7 +56,7 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
         kept = jax.eval_shape(
             lambda params: state.stored(params, options, run.model.frozen_dtype), shapes(size)
         )
-        kinds = {path: leaf.dtype.name for path, leaf in optim.flatten(kept).items()}
+        kinds = {path: leaf.dtype.name for path, leaf in trees.flatten(kept).items()}
         assert {kinds[path] for path in learns} == {"float32"}
         assert {kinds[path] for path in frozen} == {"bfloat16"}
 
@@ -60,7 +64,7 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
 def test_the_stages_of_a_size_follow_one_another_in_one_folder(size, tmp_path):
     for stage in STAGES:
-        run, text = gin_io.load([str(RUNS / f"{size}_{stage}.gin")])
+        run, text = gin_files.load([str(RUNS / f"{size}_{stage}.gin")])
         workdir.claim(tmp_path, run, text)
 
 
@@ -68,8 +72,8 @@ def test_the_stages_of_a_size_follow_one_another_in_one_folder(size, tmp_path):
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_every_model_shards_on_every_mesh(size, sizes):
     over = mesh.make(config.Mesh(*sizes))
-    lies = optim.flatten(sharding.params_sharding(shapes(size), over))
-    flat = optim.flatten(shapes(size))
+    lies = trees.flatten(sharding.params_sharding(shapes(size), over))
+    flat = trees.flatten(shapes(size))
     own, whole = 0, 0
     for path, shape in flat.items():
         if re.match(r"decoder/(layers/.*/kernel|embedding|head)", path):

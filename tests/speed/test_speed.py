@@ -2,10 +2,11 @@ import sys
 
 import pytest
 
-from jaxasa import cli, config
-from jaxasa.speed import decode, grpo, sft, turns
+from jaxasa import config
+from jaxasa.cli import main
+from jaxasa.speed import decode, grpo, interleaved, sft
 
-SMALL = config.Decoder(vocab=64, width=16, heads=2, kv_heads=1, head_width=8, hidden=16, layers=1)
+SMALL = config.Decoder(vocab=64, width=16, heads=2, kv_heads=1, head_width=8, intermediate_size=16, layers=1)
 
 
 @pytest.fixture
@@ -34,11 +35,11 @@ def test_a_row_is_of_medians_and_warm_up_does_not_count(monkeypatch):
 
         return work
 
-    monkeypatch.setattr(turns.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(interleaved.time, "perf_counter", lambda: clock[0])
     ours, theirs = call("a", [50, 1, 2, 9]), call("b", [70, 4, 6, 5])
-    taken = turns.in_turn("x", ours, theirs, 3)
+    taken = interleaved.in_turn("x", ours, theirs, 3)
     assert taken == ([1, 2, 9], [4, 6, 5]) and log == ["a", "b"] * 4
-    row = turns.row("x", taken, "peer", 10)
+    row = interleaved.row("x", taken, "peer", 10)
     assert (row["ours_per_s"], row["peer_per_s"], row["ratio"]) == (5, 2, 2.5)
 
 
@@ -58,9 +59,9 @@ def test_grpo_drives_the_trainer_of_trl(peers):
 
 def test_a_missing_extra_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert cli.main(["bench", "speed", "decode"]) == 2
+    assert main.main(["bench", "speed", "decode"]) == 2
     said = capsys.readouterr().err
     assert "needs torch" in said and "pip install 'jaxasa[speed]'" in said
     assert len(said.splitlines()) == 1
-    assert cli.main(["bench", "speed", "decode", "--rounds", "0"]) == 2
+    assert main.main(["bench", "speed", "decode", "--rounds", "0"]) == 2
     assert "--rounds is 0" in capsys.readouterr().err

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxasa import config, mesh, state
+from jaxasa import config
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError
 from jaxasa.data import records, tokens
+from jaxasa.parallel import mesh
 from jaxasa.stages import common
+from jaxasa.train import state
 
 hear = jax.jit(common.hear)
 

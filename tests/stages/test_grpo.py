@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxasa import config, optim, state
+from jaxasa import config
+from jaxasa.core import trees
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
 from jaxasa.stages import grpo
+from jaxasa.train import state
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +250,7 @@ def test_kl_is_that_to_the_policy_that_the_stage_began_with(
     batch = saying(task.batch, said)
     began, metrics = run(made, tiny.params, 1, batch)
     assert abs(metrics["kl"]) < 1e-6
-    start = optim.flatten({part: tiny.params[part] for part in learn})
+    start = trees.flatten({part: tiny.params[part] for part in learn})
     assert began.reference.keys() == start.keys()
     for path, leaf in start.items():
         np.testing.assert_array_equal(began.reference[path], leaf)

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasa import config, loop, stages, state
-from jaxasa.stages import grpo
+from jaxasa import config
+from jaxasa.stages import grpo, runner
+from jaxasa.train import loop, state
 
 LENGTH = dict(steps=2, batch=8, learning_rate=0.01, warmup=0, save_every=1, log_every=1)
 STAGES = {
@@ -31,7 +32,7 @@ def task_of(context_of, noises, described):
         context = context_of(STAGES[name], heard, clips=described.clips)
         ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=0.5, sources=(1, 2))
         context.run.scenes = ranges  # stage 0 draws scenes of its own
-        task = stages.TASKS[name](context)
+        task = runner.TASKS[name](context)
         return dataclasses.replace(task, evaluate=lambda params: None), context.mesh
 
     return make

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxasa import config
-from jaxasa.data import questions, tokens, words
+from jaxasa.data import questions, scene_text, tokens
 from jaxasa.stages import rewards
 
 CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
@@ -32,8 +32,8 @@ def clause(name, place, far):
 claim = st.builds(
     clause,
     st.sampled_from(CLASSES),
-    st.sampled_from((*words.SECTORS, "")),
-    st.sampled_from((*words.DISTANCES, "")),
+    st.sampled_from((*scene_text.SECTORS, "")),
+    st.sampled_from((*scene_text.DISTANCES, "")),
 )
 pieces = st.lists(
     st.sampled_from((*TAGS, *TAGS, "left", " left", "B", " ", "\n", "so dog", "<eos>")), max_size=10
@@ -61,13 +61,13 @@ def test_no_malformed_text_earns_anything(text):
         assert all(rewards.answer(text, right) == 0 for right in ("", "left", "B", "so dog"))
 
 
-answers = st.sampled_from((*words.SECTORS, *CLASSES, "0", "3"))
+answers = st.sampled_from((*scene_text.SECTORS, *CLASSES, "0", "3"))
 
 
 @given(answers, answers, st.sampled_from(("", " so left", "\n")))
 def test_an_answer_is_its_one_text(said, right, thought):
     assert rewards.answer(reply(thought, said), right) == (said == right)
-    every = " ".join(words.SECTORS)
+    every = " ".join(scene_text.SECTORS)
     for hedge in (f"{said} {right}", f"{right} {right}", every, right.upper() + ".", f"B {right}"):
         assert rewards.answer(reply(thought, hedge), right) == 0
     twice = reply(thought, said) + reply(thought, right)
@@ -83,7 +83,7 @@ def test_evidence_is_between_0_and_1(scene, thought):
 
 @given(scenes_of())
 def test_the_caption_alone_earns_1_and_what_lacks_earns_less(scene):
-    whole = words.caption({"sources": scene})
+    whole = scene_text.caption({"sources": scene})
     assert rewards.evidence(reply(whole), scene, CLASSES) == 1
     assert rewards.evidence(reply(f"{whole} dog back near so left"), scene, CLASSES) == 1
     first = whole.split(",")[0]
@@ -98,11 +98,11 @@ def test_the_caption_alone_earns_1_and_what_lacks_earns_less(scene):
 def test_a_bearing_pays_by_how_near_it_is(scene, steps):
     """In full within its sector, and less and less over the 45 degrees beyond its edge."""
     source = scene[0]
-    at = (words.SECTORS.index(words.sector(source["azimuth"])) + steps) % 8
+    at = (scene_text.SECTORS.index(scene_text.sector(source["azimuth"])) + steps) % 8
     off = abs((45 * at - source["azimuth"] + 180) % 360 - 180)
     bearing = np.interp(off, [22.5, 67.5], [1, 0])
     assert bearing == pytest.approx(1, abs=1e-6) if not steps else 0 <= bearing < 1
-    said = clause(source["class"], words.SECTORS[at], words.distance(source["distance"]))
+    said = clause(source["class"], scene_text.SECTORS[at], scene_text.distance(source["distance"]))
     found = rewards.evidence(reply(said), scene, CLASSES)
     assert found == pytest.approx((bearing + 1) / (1 + len(scene)), abs=1e-6)
 
@@ -112,7 +112,7 @@ def test_two_of_one_class_are_two(scene, one, other):
     """Each of them is claimed by its own bearing, in any order, and one claim is for one."""
     name = scene[0]["class"]
     twins = [{"class": name, "azimuth": a, "distance": 1.0} for a in (one, other)]
-    told = [clause(name, words.sector(a), "near") for a in (one, other)]
+    told = [clause(name, scene_text.sector(a), "near") for a in (one, other)]
     for order in (told, told[::-1]):
         assert rewards.evidence(reply(",".join(order)), twins, CLASSES) > 0.74
     assert rewards.evidence(reply(told[0]), twins, CLASSES) == pytest.approx(2 / 3)
@@ -124,19 +124,19 @@ def test_repeating_and_listing_earn_nothing_more(scene, claims, times):
 
     Claiming every class earns nothing at all, however right its places are.
     """
-    honest = [clause(s["class"], words.sector(s["azimuth"]), "near") for s in scene]
+    honest = [clause(s["class"], scene_text.sector(s["azimuth"]), "near") for s in scene]
     for told in (honest, claims):
         once = rewards.evidence(reply(",".join(told)), scene, CLASSES)
         assert rewards.evidence(reply(",".join(told * (1 + times))), scene, CLASSES) <= once
     once = rewards.evidence(reply(",".join(honest)), scene, CLASSES)
     absent = [c for c in CLASSES if c not in {s["class"] for s in scene}]
-    for place in words.SECTORS:
+    for place in scene_text.SECTORS:
         every = honest + [clause(c, place, "near") for c in absent]
         assert rewards.evidence(reply(",".join(every)), scene, CLASSES) == 0
         some = reply(",".join([*honest, clause(absent[0], place, "near")]))
         assert rewards.evidence(some, scene, CLASSES) < once
     # All bearings of a class in one breath count as the first of them.
-    hedged = clause(scene[0]["class"], " ".join(words.SECTORS), "near far")
+    hedged = clause(scene[0]["class"], " ".join(scene_text.SECTORS), "near far")
     single = clause(scene[0]["class"], "front", "near")
     assert rewards.evidence(reply(hedged), scene, CLASSES) == rewards.evidence(
         reply(single), scene, CLASSES
@@ -148,9 +148,12 @@ def test_guessing_every_class_earns_less_than_hearing_one(described):
     rng = np.random.default_rng(0)
     guessed, heard = [], []
     for scene in described(300, (2, 3)):
-        every = [clause(c, rng.choice(words.SECTORS), rng.choice(words.DISTANCES)) for c in CLASSES]
+        every = [
+            clause(c, rng.choice(scene_text.SECTORS), rng.choice(scene_text.DISTANCES))
+            for c in CLASSES
+        ]
         guessed.append(rewards.evidence(reply(",".join(every)), scene["sources"], CLASSES))
-        first = words.caption(scene).split(",")[0]
+        first = scene_text.caption(scene).split(",")[0]
         heard.append(rewards.evidence(reply(first), scene["sources"], CLASSES))
     assert np.mean(guessed) < 0.5 * np.mean(heard)
 
@@ -161,9 +164,9 @@ def test_guessing_gains_nothing_on_average(described):
     more, fewer = [], []
     for scene in described(400, (2, 2)):
         sources = scene["sources"]
-        known = words.caption(scene).split(",")[0]
+        known = scene_text.caption(scene).split(",")[0]
         other = str(rng.choice([c for c in CLASSES if c != sources[0]["class"]]))
-        guess = clause(other, words.sector(sources[1]["azimuth"]), "near")
+        guess = clause(other, scene_text.sector(sources[1]["azimuth"]), "near")
         more.append(rewards.evidence(reply(f"{known},{guess}"), sources, CLASSES))
         fewer.append(rewards.evidence(reply(known), sources, CLASSES))
     assert np.mean(more) < np.mean(fewer)

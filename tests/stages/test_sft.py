@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasa import config, state
-from jaxasa.data import convert, records
+from jaxasa import config
+from jaxasa.data import import_scenes, records
 from jaxasa.stages import sft
+from jaxasa.train import state
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def folder(tmp_path_factory):
         for k in range(4)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / convert.QUESTIONS).write_text(text)
+    (folder / import_scenes.QUESTIONS).write_text(text)
     return folder
 
 

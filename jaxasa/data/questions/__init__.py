@@ -1,7 +1,7 @@
 """Four-option questions about a scene: perception (L1), relations (L2), reasoning (L3).
 
 A task reads the scene description (acoustics/scenes.py) and returns a question with its
-answer, or None where the scene does not support one without ambiguity (draw.py). To add one,
+answer, or None where the scene does not support one without ambiguity (viz/plot_room.py). To add one,
 write its function in perceive.py, relate.py or reason.py and name it in tasks.py.
 
 Options come in random order, so that each letter is right equally often, and the wrong ones
@@ -18,13 +18,8 @@ classes of the scene first, and none that the question names.
     ('if you turn right , where is the bird ?', 'back')
 """
 
-from jaxasa.data.questions.balance import ALL, Asking  # noqa: F401
-from jaxasa.data.questions.draw import (  # noqa: F401
-    MARGIN,
-    Draft,
-    Draw,
-    while_heard,
-)
+from jaxasa.data.questions.context import MARGIN, Draft, Draw, while_heard  # noqa: F401
+from jaxasa.data.questions.sampler import ALL, Asking  # noqa: F401
 from jaxasa.data.questions.tasks import (  # noqa: F401
     LETTERS,
     TASKS,

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxasa.config import check
-from jaxasa.data import words
-from jaxasa.data.questions import perceive, reason, relate
-from jaxasa.data.questions.draw import MARGIN, Draft, Draw, Unanswerable, is_still
+from jaxasa.data import scene_text
+from jaxasa.data.questions import perception, reasoning, relations
+from jaxasa.data.questions.context import MARGIN, Draft, Draw, Unanswerable, is_still
 
 LETTERS = "ABCD"
 
@@ -53,42 +53,42 @@ class Question:
 
 
 TASKS: dict[str, Task] = {
-    "heard": Task(perceive.heard, "L1", direction=False, moving=True),
-    "first": Task(perceive.first, "L1", direction=False, moving=True),
-    "azimuth": Task(perceive.azimuth, "L1"),
-    "side_count": Task(perceive.side_count, "L1"),
-    "how_many": Task(perceive.how_many, "L1", direction=False, moving=True),
-    "when": Task(perceive.when, "L1", direction=False, moving=True),
-    "order": Task(perceive.order, "L1", direction=False, moving=True),
-    "elevation": Task(perceive.elevation, "L1"),
-    "distance": Task(perceive.distance, "L1", direction=False, far=True),
-    "reverberance": Task(perceive.reverberance, "L1", direction=False, moving=True),
-    "motion": Task(perceive.motion, "L1", moving=True),
-    "listener_turn": Task(perceive.listener_turn, "L1", moving=True),
-    "at": Task(relate.at, "L2"),
-    "where_in_time": Task(relate.where_in_time, "L2"),
-    "nearest": Task(relate.nearest, "L2", direction=False, far=True),
-    "where_nearest": Task(relate.where_nearest, "L2", far=True),
-    "how_far": Task(relate.how_far, "L2", far=True),
-    "nearer": Task(relate.nearer, "L2", direction=False, far=True),
-    "left_of": Task(relate.left_of, "L2"),
-    "highest": Task(relate.highest, "L2"),
-    "loudest": Task(relate.loudest, "L2", direction=False, far=True),
-    "earlier": Task(relate.earlier, "L2", direction=False, moving=True),
-    "same_side": Task(relate.same_side, "L2"),
-    "apart": Task(relate.apart, "L2"),
-    "turn": Task(reason.turn, "L3"),
-    "turn_at": Task(reason.turn_at, "L3"),
-    "face": Task(reason.face, "L3"),
-    "turn_count": Task(reason.turn_count, "L3"),
-    "aim": Task(reason.aim, "L3"),
-    "walk": Task(reason.walk, "L3", far=True),
-    "move": Task(reason.move, "L3"),
-    "without": Task(reason.without, "L3"),
-    "hops": Task(reason.hops, "L3", far=True),
-    "room": Task(reason.room, "L3", direction=False, moving=True),
-    "place": Task(reason.place, "L3", direction=False, moving=True),
-    "claim": Task(reason.claim, "L3"),
+    "heard": Task(perception.heard, "L1", direction=False, moving=True),
+    "first": Task(perception.first, "L1", direction=False, moving=True),
+    "azimuth": Task(perception.azimuth, "L1"),
+    "side_count": Task(perception.side_count, "L1"),
+    "how_many": Task(perception.how_many, "L1", direction=False, moving=True),
+    "when": Task(perception.when, "L1", direction=False, moving=True),
+    "order": Task(perception.order, "L1", direction=False, moving=True),
+    "elevation": Task(perception.elevation, "L1"),
+    "distance": Task(perception.distance, "L1", direction=False, far=True),
+    "reverberance": Task(perception.reverberance, "L1", direction=False, moving=True),
+    "motion": Task(perception.motion, "L1", moving=True),
+    "listener_turn": Task(perception.listener_turn, "L1", moving=True),
+    "at": Task(relations.at, "L2"),
+    "where_in_time": Task(relations.where_in_time, "L2"),
+    "nearest": Task(relations.nearest, "L2", direction=False, far=True),
+    "where_nearest": Task(relations.where_nearest, "L2", far=True),
+    "how_far": Task(relations.how_far, "L2", far=True),
+    "nearer": Task(relations.nearer, "L2", direction=False, far=True),
+    "left_of": Task(relations.left_of, "L2"),
+    "highest": Task(relations.highest, "L2"),
+    "loudest": Task(relations.loudest, "L2", direction=False, far=True),
+    "earlier": Task(relations.earlier, "L2", direction=False, moving=True),
+    "same_side": Task(relations.same_side, "L2"),
+    "apart": Task(relations.apart, "L2"),
+    "turn": Task(reasoning.turn, "L3"),
+    "turn_at": Task(reasoning.turn_at, "L3"),
+    "face": Task(reasoning.face, "L3"),
+    "turn_count": Task(reasoning.turn_count, "L3"),
+    "aim": Task(reasoning.aim, "L3"),
+    "walk": Task(reasoning.walk, "L3", far=True),
+    "move": Task(reasoning.move, "L3"),
+    "without": Task(reasoning.without, "L3"),
+    "hops": Task(reasoning.hops, "L3", far=True),
+    "room": Task(reasoning.room, "L3", direction=False, moving=True),
+    "place": Task(reasoning.place, "L3", direction=False, moving=True),
+    "claim": Task(reasoning.claim, "L3"),
 }
 
 
@@ -112,7 +112,7 @@ def ask(
     """A question of a task about `scene`, or None where the scene supports none.
 
     classes: all class names, from which wrong options come. margin: degrees from a bearing to a
-    boundary (draw.py).
+    boundary (viz/plot_room.py).
     """
     return _put(scene, task, rng, Draw(scene, classes, rng, margin))
 
@@ -166,7 +166,7 @@ def finished(
         question=draft.question,
         options=options,
         answer=LETTERS[options.index(draft.answer)],
-        trace=f"{words.caption(scene)}{steps} so {draft.answer}",
+        trace=f"{scene_text.caption(scene)}{steps} so {draft.answer}",
         direction=task.direction,
         about=draw.about,
         open=draft.open,

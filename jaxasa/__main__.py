@@ -1,0 +1,8 @@
+"""`python -m jaxasa`: the command line."""
+
+import sys
+
+from jaxasa.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Checkpoints: the only use of orbax.
+
+A folder (`checkpoints/<stage>`) holds a folder per step, each one composite of
+    state   step, parameters, optimizer state, reference where one is kept (arrays),
+    data    state of the data iterator of every process (JSON),
+    about   meta and resolved config (JSON),
+and beside the steps `meta.json` and `config.gin` of the latest one. A step appears under its
+number only when it is whole (written under a temporary name, then renamed).
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from jaxasa.config import ConfigError
+from jaxasa.core.files import write_text
+from jaxasa.core.workdir import HARMLESS
+from jaxasa.train.state import State
+
+_PARTS = {"state": "_METADATA", "data": "metadata", "about": "metadata"}
+_SHOWN = 4
+
+# Orbax warns of each option that reading only implies, and logs the traceback of an error several
+# times before it raises it; its other errors are still heard.
+logging.getLogger("absl").addFilter(
+    lambda record: (
+        "orbax" not in record.pathname or (record.levelno >= logging.ERROR and not record.exc_info)
+    )
+)
+
+
+class Store:
+    """The checkpoints of one stage; as a context manager it ends only when all are written.
+
+    Writing goes on beside training. Half-written steps of an earlier run are named in a
+    warning and removed; the last `keep` whole ones stay.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder).resolve()
+        if jax.process_index() == 0:
+            for path in _numbered(self.folder):
+                if not _is_whole(path):
+                    logging.warning("half-written checkpoint ignored: %s", path)
+                    shutil.rmtree(path)
+        _wait("checkpoint folder")
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            item_handlers=_handlers(),
+        )
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        try:
+            with _writing(self.folder):
+                self._manager.close()
+        except ConfigError:
+            if kind is None:  # else what ended the training matters more
+                raise
+
+    def latest(self) -> int | None:
+        """Number of the last whole (or just now being written) step."""
+        return self._manager.latest_step()
+
+    def save(
+        self, step: int, state: State, data_state: Mapping, meta: Mapping, config_text: str
+    ) -> None:
+        """Starts writing; returns once `state` is copied.
+
+        data_state, meta: what `json` can write; meta["model"] holds the model's config. This step
+        and later ones, of a run that was further before it went on from an earlier one, give way.
+        Raises ConfigError where this step, or an earlier one, cannot be written (a full disk):
+        whole steps stay, and training goes on from the last of them.
+        """
+        with _writing(self.folder):
+            for later in [n for n in self._manager.all_steps() if n >= step]:
+                self._manager.delete(later)
+            self._save(step, state, data_state, meta, config_text)
+
+    def _save(self, step: int, state: State, data_state, meta: Mapping, config_text: str) -> None:
+        meta = json.loads(json.dumps(meta))
+        if jax.process_index() == 0:
+            write_text(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")
+            write_text(self.folder / "config.gin", config_text)
+        is_saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(_tree(state)),
+                data=ocp.args.JsonSave({"processes": _gather(data_state)}),
+                about=ocp.args.JsonSave({"meta": meta, "config": config_text}),
+            ),
+        )
+        if not is_saved:
+            raise RuntimeError(f"{self.folder}: step {step} was not saved")
+
+    def restore(self, template: State, meta: Mapping) -> tuple[State, dict]:
+        """(state, data state) of the last step; arrays lie where those of `template` lie.
+
+        The mesh may differ from the one that saved. Raises ConfigError, naming fields and
+        values, when `meta` differs from the saved one (another model config, other classes),
+        when parameters or optimizer state differ in name or shape, when the number of
+        processes differs and their data states do too, and when the files cannot be read.
+        """
+        self._manager.wait_until_finished()
+        step = self.latest()
+        place = self.folder / str(step)
+        with _reading(place):
+            shapes = self._manager.item_metadata(step)["state"].tree
+        faults = list(_differences(_meta(place), json.loads(json.dumps(meta)), ""))
+        if faults:
+            raise ConfigError(
+                f"{self.folder}: a workdir made with another model config: {'; '.join(faults)}"
+            )
+        tree = _tree(template)
+        _check_shapes(place, shapes, tree)
+        arguments = jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+            ),
+            tree,
+        )
+        restore = ocp.args.Composite(
+            state=ocp.args.PyTreeRestore(item=tree, restore_args=arguments),
+            data=ocp.args.JsonRestore(),
+        )
+        with _reading(place):
+            found = self._manager.restore(step, args=restore)
+        states = found["data"]["processes"]
+        if len(states) == jax.process_count():
+            return State(**found["state"]), states[jax.process_index()]
+        # Batches drawn, the same number everywhere: it serves any number of processes.
+        if any(state != states[0] for state in states):
+            raise ConfigError(
+                f"{place}: data states of {len(states)} processes that differ, "
+                f"expected {jax.process_count()} of them as run now"
+            )
+        return State(**found["state"]), states[0]
+
+    def meta(self) -> dict:
+        """What was saved with the last step; meta.json may tell of one that never got whole."""
+        return _meta(self.folder / str(self.latest()))
+
+    def wait(self) -> None:
+        """Returns once all that was saved is whole."""
+        with _writing(self.folder):
+            self._manager.wait_until_finished()
+
+
+def is_in(folder: str | Path) -> bool:
+    """Whether `folder` holds a whole checkpoint."""
+    return any(_is_whole(path) for path in _numbered(Path(folder)))
+
+
+def load(folder: str | Path) -> tuple[dict, dict]:
+    """(parameters as a nested dict of numpy arrays, meta) of the last whole step in `folder`.
+
+    With several processes, all of them must call it. Raises ConfigError where there is none,
+    or where it cannot be read.
+    """
+    folder = Path(folder).resolve()
+    steps = [path for path in _numbered(folder) if _is_whole(path)]
+    if not steps:
+        raise ConfigError(f"{folder}: expected a folder with a whole checkpoint")
+    place = max(steps, key=lambda path: int(path.name))
+    step = int(place.name)
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with (
+        ocp.CheckpointManager(folder, options=options, item_handlers=_handlers()) as manager,
+        _reading(place),
+    ):
+        item = {"params": manager.item_metadata(step)["state"].tree["params"]}
+        host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        arguments = ocp.args.PyTreeRestore(item=item, restore_args=host, partial_restore=True)
+        found = manager.restore(step, args=ocp.args.Composite(state=arguments))
+    return found["state"]["params"], _meta(place)
+
+
+def _handlers() -> dict:
+    return {
+        "state": ocp.PyTreeCheckpointHandler(),
+        "data": ocp.JsonCheckpointHandler(),
+        "about": ocp.JsonCheckpointHandler(),
+    }
+
+
+def _tree(state: State) -> dict:
+    tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return tree | ({"reference": state.reference} if state.reference else {})
+
+
+def _numbered(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal()]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether orbax committed this step and each of its parts is there."""
+    try:
+        about = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    parts = all((path / name / file).is_file() for name, file in _PARTS.items())
+    return parts and about.get("commit_timestamp_nsecs") is not None
+
+
+def _meta(place: Path) -> dict:
+    """What was saved with the step in `place`."""
+    with _reading(place):
+        return json.loads((place / "about" / "metadata").read_text(encoding="utf-8"))["meta"]
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        # Of "Error writing NAME: Failed writing: PATH: No space left on device [code]" the end.
+        reason = str(error).strip().splitlines()[0].partition(" [os_error")[0].rpartition('": ')[2]
+        raise ConfigError(
+            f"{folder}: a checkpoint cannot be written ({reason}); the one before is kept: "
+            "make room and run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0].partition(" [tensorstore_spec")[0]
+        raise ConfigError(
+            f"{place}: checkpoint cannot be read ({reason}); "
+            "remove that folder to go on from the one before"
+        ) from error
+
+
+def _differences(saved, now, name: str) -> Iterator[str]:
+    """ "decoder.width was 64, is 128" for each value in which two JSON trees differ."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in sorted({*saved, *now} - {*HARMLESS}):
+            inner = f"{name}.{key}" if name else key
+            yield from _differences(saved.get(key), now.get(key), inner)
+    elif saved != now:
+        yield f"{name.removeprefix('model.')} was {saved!r}, is {now!r}"
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """{"params.decoder.norm.scale": shape}; keys named alike for tuples, dicts, dataclasses."""
+
+    def name(key) -> str:
+        for field in ("name", "key", "idx"):
+            if hasattr(key, field):
+                return str(getattr(key, field))
+        raise TypeError(f"unknown key {key!r}")
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {".".join(map(name, keys)): tuple(leaf.shape) for keys, leaf in leaves}
+
+
+def _check_shapes(place: Path, saved_tree, tree) -> None:
+    saved, now = _shapes(saved_tree), _shapes(tree)
+    faults = [
+        f"{name} has shape {saved.get(name, 'none')} there, {now.get(name, 'none')} here"
+        for name in sorted({*saved, *now})
+        if saved.get(name) != now.get(name)
+    ]
+    if faults:
+        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise ConfigError(
+            f"{place}: another model or optimizer: {'; '.join(faults[:_SHOWN])}{more}"
+        )
+
+
+def _wait(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def _gather(data_state: Mapping) -> list:
+    """The data states of all processes, in the order of their indices."""
+    if jax.process_count() == 1:
+        return [data_state]
+    text = np.frombuffer(json.dumps(data_state).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([text.size]), tiled=True)
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: text.size] = text
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]

@@ -1,0 +1,254 @@
+"""`jaxasa draw`: a room and what it does to sound, in one picture.
+
+Four panels: the plan with listener and sources; the response on W, with the time after which
+noise stands for the images (`rir.EARLY` mixing times); the decay of each octave band
+by Schroeder's backward integration, with its T20; and where the energy comes from over time.
+
+Directions are seen through the sharpest first-order beam, the hypercardioid
+(W + 3 (cos a X + sin a Y)) / 4, turned by 5 degrees at a time. The panel shows its energy in each
+millisecond with the room's mean decay taken out, so that the first reflections (circles: their
+places by geometry) and the diffuse field after them are seen on one scale.
+
+    from jaxasa import draw
+    view = draw.View(room=(6, 5, 3), absorption=(0.3,) * 7, listener=(4, 2, 1.5), yaw=0,
+                     sources=(("dog", (1.5, 3.5, 1.2)),))
+    draw.draw(view, 0, "room.png")
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import matplotlib
+import matplotlib.patches
+import numpy as np
+import scipy.signal
+from matplotlib.figure import Figure
+
+from jaxasa.acoustics import foa, rir, rooms
+from jaxasa.acoustics.rir import LEAD, RATE
+from jaxasa.acoustics.scenes import SceneSpec
+from jaxasa.config import check
+from jaxasa.core import keys
+
+_COLOURS = ("#3b8ed0", "#e69f00", "#1fa187", "#cc79a7", "#d55e00", "#7a6fd0", "#56b4e9", "#8a8a8a")
+_FLOOR = -60.0  # dB
+_STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What is drawn: sources are (name, position); yaw in degrees, all else as in SceneSpec."""
+
+    room: tuple[float, float, float]
+    absorption: tuple[float, ...] | tuple[tuple[float, ...], ...]
+    listener: tuple[float, float, float]
+    yaw: float
+    sources: tuple[tuple[str, tuple[float, float, float]], ...]
+    scattering: float = 0.0
+
+    def __post_init__(self):
+        ok = len(self.room) == 3 and all(0 < v < 1000 for v in self.room)
+        check(ok, "room", self.room, "length, width and height above 0 metres")
+        for name, point in (("listener", self.listener), *self.sources):
+            ok = all(0 < p < size for p, size in zip(point, self.room, strict=True))
+            check(ok, name, point, f"x, y, z in metres inside the room {self.room}")
+        check(len(self.sources) > 0, "sources", self.sources, "at least one")
+        for name, point in self.sources:
+            near = float(np.linalg.norm(np.subtract(point, self.listener)))
+            check(near >= 0.05, name, point, "0.05 m from the listener")
+
+
+def of_scene(spec: SceneSpec) -> View:
+    """Returns the view of a scene."""
+    sources = tuple((s.label, s.position) for s in spec.sources)
+    return View(spec.room, spec.absorption, spec.listener, spec.yaw, sources, spec.scattering)
+
+
+# The room that is drawn where nothing is said of it: arguments of of_room.
+ROOM = {
+    "room": (6.0, 5.0, 3.0),
+    "rt60": 0.5,
+    "listener": (4.0, 2.0, 1.5),
+    "sources": [(1.5, 3.5, 1.2)],
+    "yaw": 0.0,
+}
+
+
+def of_room(room, rt60: float, listener, sources, yaw: float = 0.0) -> View:
+    """Returns the view of a room with this RT60 (s) in all bands, as far as air allows it."""
+    # As where scenes are drawn: air alone ends the longest decays of the highest bands.
+    ceiling = 0.9 * 6 * np.log(10) / (rooms.SPEED * rooms.AIR)
+    check(0 < rt60 < 30, "rt60", rt60, "seconds, up to 30")
+    named = tuple((f"source {i + 1}", tuple(p)) for i, p in enumerate(sources))
+    flat = tuple(float(v) for v in room)
+    check(min(flat) > 0, "room", flat, "length, width and height above 0 metres")
+    walls = rooms.absorption(flat, np.minimum(rt60, ceiling))
+    return View(flat, tuple(walls.tolist()), tuple(listener), yaw, named)
+
+
+def draw(view: View, source: int, out: Path | str) -> dict:
+    """Writes the picture of the view, with the response of source number `source`, as PNG.
+
+    Returns {"rt60", "drr", "bands": {Hz: T20 in s}} of that response. Raises ConfigError.
+    """
+    out = Path(out)
+    check(out.suffix.lower() == ".png", "output", str(out), "a name that ends in .png")
+    check(out.parent.is_dir(), "output", str(out), "a file in a folder that exists")
+    check(0 <= source < len(view.sources), "source", source, f"0 to {len(view.sources) - 1}")
+    position = view.sources[source][1]
+    rng = keys.rng(0, "draw")
+    where = (view.room, view.absorption, position, view.listener)
+    response = rir.shoebox_rir(*where, rng, scattering=view.scattering)
+    distance = float(np.linalg.norm(np.subtract(position, view.listener)))
+    decays = {band: _decay(response[0, LEAD:], band) for band in rooms.BANDS}
+    found = {
+        "rt60": rir.rt60(response),
+        "drr": rir.drr(response, distance),
+        "bands": {int(band): seconds for band, (_, seconds) in decays.items()},
+    }
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(12, 8.4), layout="constrained")
+        panels = figure.subplots(2, 2, width_ratios=(1, 1.25))
+        _plan(panels[0, 0], view, source)
+        _response(panels[0, 1], view, response, distance)
+        _decays(panels[1, 0], decays)
+        _directions(figure, panels[1, 1], view, position, response, found["rt60"])
+        size = " x ".join(f"{v:.1f}" for v in view.room)
+        figure.suptitle(
+            f"{size} m, {rooms.volume(view.room):.0f} m³: {view.sources[source][0]} at "
+            f"{distance:.1f} m, RT60 {found['rt60']:.2f} s, DRR {found['drr']:.1f} dB"
+        )
+        # A name of our own, so that what has the final name is whole.
+        target = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        try:
+            figure.savefig(target, format="png", dpi=110)
+            target.replace(out)
+        finally:
+            target.unlink(missing_ok=True)
+    return found
+
+
+def _plan(axes, view: View, chosen: int) -> None:
+    length, width, height = view.room
+    axes.add_patch(matplotlib.patches.Rectangle((0, 0), length, width, fill=False, linewidth=2))
+    x, y, z = view.listener
+    heading = np.radians(view.yaw)
+    arrow = 0.12 * max(length, width) * np.array([np.cos(heading), np.sin(heading)])
+    axes.annotate(
+        "", (x + arrow[0], y + arrow[1]), (x, y), arrowprops={"arrowstyle": "-|>", "lw": 1.5}
+    )
+    axes.plot(x, y, "o", color="black", markersize=9)
+    side = "right" if x > length / 2 else "left"
+    offset = (-10 if x > length / 2 else 10, -16)
+    axes.annotate(f"listener, {z:.1f} m up", (x, y), offset, textcoords="offset points", ha=side)
+    for i, (name, point) in enumerate(view.sources):
+        colour = _COLOURS[i % len(_COLOURS)]
+        azimuth = foa.wrap(foa.direction(np.subtract(point, view.listener))[0] - view.yaw)
+        axes.plot([x, point[0]], [y, point[1]], ":", color=colour, linewidth=1)
+        marker = "*" if i == chosen else "o"
+        axes.plot(*point[:2], marker, color=colour, markersize=14 if i == chosen else 8)
+        # On the inner side of the room, so that no label leaves the picture, and off the line.
+        right, above = point[0] > length / 2, point[1] >= y
+        axes.annotate(
+            f"{name}\n{azimuth:+.0f}°, {point[2]:.1f} m up",
+            point[:2],
+            (-10 if right else 10, 4 if above else -4),
+            textcoords="offset points",
+            ha="right" if right else "left",
+            va="bottom" if above else "top",
+            color=colour,
+        )
+    axes.set_xlim(-0.05 * length, 1.05 * length)
+    axes.set_ylim(-0.05 * width, 1.05 * width)
+    axes.set_aspect("equal")
+    axes.set_xlabel("x (m)")
+    axes.set_ylabel("y (m)")
+    axes.set_title("Plan; azimuth is the listener's, left positive")
+
+
+def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
+    # The loudest sample of each half millisecond: a picture has no room for more.
+    step = RATE // 2000
+    w = np.abs(response[0, LEAD:])
+    w = w[: len(w) // step * step].reshape(-1, step).max(axis=1)
+    time = np.arange(len(w)) * step / RATE * 1000
+    level = 20 * np.log10(np.maximum(w / w.max(), 10 ** (_FLOOR / 20)))
+    axes.fill_between(time, _FLOOR, level, step="post", color=_COLOURS[0], linewidth=0)
+    arrival = distance / rooms.SPEED * 1000
+    axes.plot(arrival, 0, "v", color=_COLOURS[4], label=f"direct sound, {arrival:.1f} ms")
+    mixing = 1000 * rir.EARLY * float(rir.mixing_time(view.room, distance))
+    axes.axvline(mixing, color="black", linestyle="--", label=f"images end, {mixing:.0f} ms")
+    axes.set_xlim(0, time[-1])
+    axes.set_ylim(_FLOOR, 5)
+    axes.set_xlabel("time after emission (ms)")
+    axes.set_ylabel("dB under the loudest")
+    axes.set_title("Response on W")
+    axes.legend(loc="upper right")
+
+
+def _decay(signal: np.ndarray, band: float) -> tuple[np.ndarray, float]:
+    """Returns the energy decay curve (dB) of an octave band, and its T20 (s), or NaN."""
+    top = min(band * 2**0.5, 0.499 * RATE)
+    sections = scipy.signal.butter(3, (band / 2**0.5, top), "bandpass", fs=RATE, output="sos")
+    energy = np.cumsum(scipy.signal.sosfiltfilt(sections, signal)[::-1] ** 2)[::-1]
+    level = 10 * np.log10(np.maximum(energy / energy[0], 1e-12))
+    use = np.flatnonzero((level <= -5) & (level >= -25))
+    if len(use) < RATE // 200:
+        return level, float("nan")
+    slope = np.polyfit(use / RATE, level[use], 1)[0]
+    return level, float(-60 / slope)
+
+
+def _decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(decays)))
+    for colour, (band, (level, seconds)) in zip(colours, decays.items(), strict=True):
+        shown = f"{band:.0f} Hz: {seconds:.2f} s" if np.isfinite(seconds) else f"{band:.0f} Hz"
+        axes.plot(np.arange(len(level)) / RATE * 1000, level, color=colour, label=shown)
+    longest = max(len(level) for level, _ in decays.values())
+    axes.set_xlim(0, longest / RATE * 1000)
+    axes.set_ylim(_FLOOR, 1)
+    axes.set_xlabel("time after emission (ms)")
+    axes.set_ylabel("energy still to come (dB)")
+    axes.set_title("Decay per octave band, with T20")
+    axes.legend(loc="upper right", fontsize=9)
+    axes.grid(alpha=0.2)
+
+
+def _directions(figure, axes, view: View, position, response: np.ndarray, rt60: float) -> None:
+    step = RATE // 1000
+    signal = foa.rotate(response[:, LEAD:].T, -view.yaw)
+    usable = len(signal) // step * step
+    azimuth = np.arange(-180, 181, 5)
+    gains = foa.encode(azimuth, np.zeros(len(azimuth))) * [0.25, 0.75, 0.75, 0.75]
+    energy = ((signal[:usable] @ gains.T).reshape(-1, step, len(azimuth)) ** 2).sum(axis=1)
+    time = np.arange(len(energy) + 1) * step / RATE
+    if np.isfinite(rt60):
+        energy *= 10 ** (6 * time[:-1, None] / rt60)
+    first = _first_order(view, position)
+    arrival = np.linalg.norm(first, axis=1) / rooms.SPEED
+    end = min(time[-1], 1.25 * max(rooms.mixing_time(view.room), float(arrival.max())))
+    loudest = energy[time[:-1] < end].max()
+    level = 10 * np.log10(np.maximum(energy / loudest, 10 ** (_FLOOR / 10)))
+    edges = np.append(azimuth - 2.5, 182.5)
+    mesh = axes.pcolormesh(time * 1000, edges, level.T, cmap="magma", vmin=-18, vmax=0)
+    figure.colorbar(mesh, ax=axes, label="dB under the loudest, without decay")
+    # The direct sound and the six first reflections.
+    bearing = foa.wrap(foa.direction(first)[0] - view.yaw)
+    axes.plot(arrival * 1000, bearing, "o", markerfacecolor="none", color="#7fffd4", markersize=9)
+    axes.set_xlim(0, end * 1000)
+    axes.set_ylim(-180, 180)
+    axes.set_yticks(range(-180, 181, 90), ("back", "right", "front", "left", "back"))
+    axes.set_xlabel("time after emission (ms)")
+    axes.set_title("Energy by azimuth over time; circles: direct and first reflections")
+
+
+def _first_order(view: View, position) -> np.ndarray:
+    """Returns the offsets [7, 3] of the source and of its mirror images in the six walls."""
+    places = [np.array(position, float)]
+    for axis in range(3):
+        for wall in (0.0, view.room[axis]):
+            mirrored = places[0].copy()
+            mirrored[axis] = 2 * wall - mirrored[axis]
+            places.append(mirrored)
+    return np.array(places) - np.array(view.listener)

@@ -1,0 +1,111 @@
+"""Scenes whose responses pyroomacoustics gives say what their labels say, as ours do."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import foa, pyroom_engine, render, rir, rooms, scenes
+from jaxasa.config import ConfigError, Scenes
+
+pytest.importorskip("pyroomacoustics")
+RANGES = Scenes(
+    train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 2), snr=(60.0, 60.0), rt60=(0.15, 0.2),
+    length=(3.0, 4.0), width=(3.0, 4.0), overlap=(0.0, 0.0), engine="pyroomacoustics",
+)  # fmt: skip
+CLIPS = [scenes.Clip(str(i), f"class{i}", f"take{i}", 0.5) for i in range(4)]
+
+
+def noise(clip):
+    """0.5 s of noise, of which the last 25 ms are silent and part one source from the next."""
+    rng = np.random.default_rng(int(clip))
+    return np.pad(0.1 * rng.standard_normal(7600), (0, 400)).astype(np.float32)
+
+
+def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
+    heard = 0
+    for i in range(12):
+        spec = scenes.draw(RANGES, CLIPS, 3, "train", i)
+        spec = dataclasses.replace(spec, absorption=(1.0,) * 7)
+        theirs, scene = pyroom_engine.scene(spec, noise)
+        ours, described = render.render(spec, noise)
+        strip = lambda s: {k: v for k, v in s.items() if k not in ("rt60", "sources", "gain")}  # noqa: E731
+        assert strip(scene) == strip(described)
+        for source, mine in zip(scene["sources"], described["sources"], strict=True):
+            for name in ("class", "azimuth", "elevation", "distance", "onset", "offset"):
+                assert source[name] == mine[name]
+            start = round(source["onset"] * render.RATE)
+            part = slice(start, start + 7600)
+            azimuth, elevation = foa.direction(foa.intensity(theirs[part]))
+            assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5
+            assert abs(elevation - source["elevation"]) < 0.5
+            # 10 log10 of a power of 0.01 at 1 m, less the distance, at the source's own gain.
+            level = 10 * np.log10(np.mean(theirs[part, 0] ** 2) / scene["gain"] ** 2)
+            expected = -20 + source["level"] - 20 * np.log10(source["distance"])
+            assert level == pytest.approx(expected, abs=0.5)
+            own = 10 * np.log10(np.mean(ours[part, 0] ** 2) / described["gain"] ** 2)
+            assert level == pytest.approx(own, abs=0.3)
+            before, after = (
+                theirs[max(start - 60, 0) : start - 20, 0],
+                theirs[start : start + 40, 0],
+            )
+            assert np.abs(before).max() < 0.2 * np.abs(after).max()
+            heard += 1
+    assert heard >= 15
+
+
+def test_a_room_decays_and_answers_as_ours_does():
+    room, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
+    walls = rooms.absorption(room, 0.25)
+    theirs = pyroom_engine.response(room, walls, source, listener)
+    ours = rir.shoebox_rir(room, walls, source, listener, np.random.default_rng(0), full=True)
+    assert np.argmax(np.abs(theirs[0])) == np.argmax(np.abs(ours[0]))
+    assert rir.rt60(theirs) == pytest.approx(rir.rt60(ours), rel=0.06)
+    distance = float(np.linalg.norm(np.subtract(source, listener)))
+    assert rir.drr(theirs, distance) == pytest.approx(rir.drr(ours, distance), abs=0.7)
+    length = min(theirs.shape[1], ours.shape[1])
+    energy = [10 * np.log10((h[:, :length] ** 2).sum(1)) for h in (theirs, ours)]
+    np.testing.assert_allclose(energy[0], energy[1], atol=0.7)
+
+
+def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
+    with pytest.raises(ConfigError, match=r"Scenes\.moving is 0\.5.*pyroomacoustics"):
+        dataclasses.replace(RANGES, moving=0.5)
+    with pytest.raises(ConfigError, match=r"Scenes\.responses is 3.*pyroomacoustics"):
+        dataclasses.replace(RANGES, responses=3)
+    with pytest.raises(ConfigError, match=r"Scenes\.engine is 'other', expected one of jaxasa"):
+        dataclasses.replace(RANGES, engine="other")
+    with pytest.raises(
+        ConfigError, match=r"Scenes\.scattering is \(0\.1, 0\.2\), expected \(\) for"
+    ):
+        dataclasses.replace(RANGES, scattering=(0.1, 0.2))
+    spec = scenes.draw(RANGES, CLIPS, 3, "train", 0)
+    walk = tuple((5.0, *spec.sources[0].position) for _ in range(1))
+    walking = dataclasses.replace(spec.sources[0], trajectory=walk)
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.trajectory.*no moving sources"):
+        pyroom_engine.scene(dataclasses.replace(spec, sources=(walking,)), noise)
+    from jaxasa.data import formats
+
+    with pytest.raises(ConfigError, match=r"Scenes\.engine is 'pyroomacoustics'.*binaural"):
+        formats.find("binaural", "pyroomacoustics")
+    monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
+    with pytest.raises(ConfigError, match="pip install 'jaxasa"):
+        formats.find("records", "pyroomacoustics")
+
+
+def test_a_binaural_model_is_refused():
+    from jaxasa.config import gin_files
+
+    files = ["run/smoke.gin", "model/binaural.gin", "data/pyroomacoustics.gin"]
+    with pytest.raises(ConfigError, match=r"Scenes\.engine.*binaural"):
+        gin_files.load(files)
+
+
+@pytest.mark.parametrize("trained", ["run/smoke.gin", "run/demo_long.gin"])
+def test_its_rooms_are_heard_by_a_model_of_any_training(trained):
+    """One that mixes its scenes from stored responses of ours, too."""
+    from jaxasa.config import gin_files
+
+    asked, _ = gin_files.load([trained, "data/pyroomacoustics.gin"])
+    assert asked.scenes.engine == "pyroomacoustics" and asked.scenes.responses == 0

@@ -1,0 +1,251 @@
+"""Suites of recordings in DCASE's layout: answers from the CSV files alone, by code of its own."""
+
+import csv
+import importlib.util
+import json
+import types
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasa import config
+from jaxasa.acoustics import scenes
+from jaxasa.bench import (
+    audit,
+    baselines,
+    build,
+    external_suite,
+    report,
+    run,
+    scene_viewer,
+    slots,
+    suite,
+)
+from jaxasa.cli import main
+from jaxasa.config import ConfigError, gin_files
+from jaxasa.data import dcase, import_scenes, records
+from jaxasa.pipeline import steps
+
+path = Path(__file__).parents[1] / "data" / "test_answers.py"
+spec = importlib.util.spec_from_file_location("answers", path)
+answers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(answers)
+
+CLASSES, RATE, SECONDS, FRAMES = answers.CLASSES, 24_000, 4, 40
+# What labels without RT60, level, DRR and (in one set) distance cannot answer.
+UNLABELLED = {"reverberance", "room", "loudest", "listener_turn"}
+FAR = {"distance", "nearest", "where_nearest", "how_far", "nearer", "walk", "hops"}
+
+
+def write(root, far):
+    """40 recordings of two windows and a rest; in each window up to three sounds, one moving."""
+    rng = np.random.default_rng(3)
+    for folder in ("foa_dev/dev-test", "metadata_dev/dev-test"):
+        (root / folder).mkdir(parents=True)
+    sound = (0.01 * rng.standard_normal((9 * RATE, 4))).astype(np.float32)
+    for n in range(40):
+        name = f"fold4_room1_mix{n:03d}"
+        soundfile.write(root / f"foa_dev/dev-test/{name}.wav", sound, RATE)
+        rows = []
+        for window in range(2):
+            labels = rng.permutation(len(CLASSES) + 1)[: rng.integers(1, 4)]
+            azimuths = rng.permutation(8)[:3] * 45 + rng.integers(-6, 7, 3)
+            starts = rng.permutation(4)[:3] * 8
+            for k, label in enumerate(labels):
+                first = window * FRAMES + int(starts[k])
+                place = [int(azimuths[k] + 180) % 360 - 180, int(rng.integers(-20, 50))]
+                metres = int(100 * rng.choice([0.7, 1.2, 2.0, 3.4]))
+                walks = k == 2 and n % 5 == 0
+                for f in range(first, first + 8):
+                    at = [place[0] + 5 * (f - first) * walks, place[1]]
+                    rows.append([f, label, k, *at] + [metres] * far)
+        rng.shuffle(rows)
+        with open(root / f"metadata_dev/dev-test/{name}.csv", "w", newline="") as out:
+            csv.writer(out).writerows(rows)
+
+
+def read(root, name):
+    """The scene of a window, "audio/dev-test-fold4_room1_mix000@4.flac", from the CSV file."""
+    stem, _, start = Path(name).stem.removeprefix("dev-test-").partition("@")
+    found = defaultdict(list)
+    with open(root / f"metadata_dev/dev-test/{stem}.csv", newline="") as lines:
+        for frame, label, _, azimuth, elevation, *cm in csv.reader(lines):
+            at = int(frame) - 10 * int(start)
+            if 0 <= at < FRAMES:
+                metres = int(cm[0]) / 100 if cm else 1.0
+                found[int(label)].append((at, int(azimuth), int(elevation), metres))
+    sources = [
+        {
+            "class": CLASSES[label],
+            "azimuth": sorted(rows)[0][1],
+            "elevation": sorted(rows)[0][2],
+            "distance": sorted(rows)[0][3],
+            "onset": min(rows)[0] / 10,
+            "offset": (max(rows)[0] + 1) / 10,
+            "level": 0.0,
+            "drr": 0.0,
+        }
+        for label, rows in found.items()
+    ]
+    return {"seconds": SECONDS, "sources": sorted(sources, key=lambda s: s["onset"])}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["far", "no_distance"])
+def built(request, tmp_path_factory):
+    """A DCASE set with or without distances, imported, and the suite made of it."""
+    root = tmp_path_factory.mktemp("dcase")
+    write(root / "set", request.param)
+    names = [*CLASSES, import_scenes.NAMELESS]
+    folder = root / "scenes" / "benchmark"
+    import_scenes.convert("dcase", root / "set", folder, seconds=SECONDS, classes=names)
+    asked = types.SimpleNamespace(
+        bench=config.Bench(l1=40, l2=30, l3=30, audit=1000, bootstrap=50),
+        questions=config.Questions(),
+        seed=0,
+    )
+    items = build.build(asked, root / "nothing", folder, root / "benchmark")
+    return types.SimpleNamespace(
+        root=root, far=request.param, folder=folder, items=items, suite=root / "benchmark"
+    )
+
+
+def test_answers_follow_from_the_csv_files(built):
+    assert len(built.items) >= 60 and {i.level for i in built.items} == {"L1", "L2", "L3"}
+    tasks = set()
+    for item in built.items:
+        scene = read(built.root / "set", suite.name_of(item.file))
+        found = answers.derive(scene, item.task, item.question, item.options)
+        assert found == item.answer_text, (item.task, item.question, scene)
+        tasks.add(item.task)
+    assert not tasks & UNLABELLED
+    assert tasks & FAR if built.far else not tasks & FAR
+    assert {"heard", "azimuth", "first", "at", "turn"} <= tasks
+
+
+def test_the_suite_says_whose_scenes_it_has(built):
+    facts = suite.manifest(built.suite)
+    assert facts["made_by"] == "dcase" and facts["sounds"] == "dcase recordings"
+    assert facts["classes"] == sorted(CLASSES) and facts["seconds"] == SECONDS
+    assert not any(facts["takes"]["train"].values()) and all(facts["takes"]["test"].values())
+    card = (built.suite / "card.md").read_text()
+    assert "windows of recordings in DCASE's layout" in card and "shoebox" not in card
+    assert ("| distance, m |" in card) == built.far and "| RT60, s |" not in card
+    found = json.loads((built.suite / audit.FILE).read_text())
+    assert found["drawn"] == 0 and all(s["oracle"] == 1 for s in found["levels"].values())
+    data = records.Records(built.folder)
+    reasons = data.manifest["reasons"]
+    assert reasons["a sound of a class without a name"] > 0
+    used = {i.scene["id"] for i in built.items}
+    for k in range(len(data)):
+        scene = data[k][1]
+        # The last second of a recording is no window.
+        assert not scene["id"].endswith("@8") or scene["id"] not in used
+
+
+def test_the_report_is_written_of_them(built, tmp_path, monkeypatch):
+    if built.far:
+        return  # what is not known is what could stop it
+    monkeypatch.setattr(scene_viewer, "MOST", 0)  # bytes of sound in the page: none, which is quick
+    readers = {"oracle": baselines.oracle(CLASSES)}
+    made = run.run({}, {}, built.suite, tmp_path, config.Bench(bootstrap=50), readers=readers)
+    assert made["systems"]["oracle"]["overall"]["accuracy"] == 1
+    assert made["benchmark"]["made_by"] == "dcase"
+    heard = [{"file_name": suite.name_of(i.file), "scene": _heard(i.scene)} for i in built.items]
+    (tmp_path / slots.FILE).write_text("".join(json.dumps(row) + "\n" for row in heard))
+    page = report.write(tmp_path, benchmark=built.suite).read_text()
+    assert "windows of recordings in DCASE" in page and "nan" not in page.lower().split()
+    assert "median factor between found and true distance" not in page
+
+
+def test_an_imported_set_needs_no_sounds_and_no_simulation(built, monkeypatch):
+    if not built.far:
+        return
+    asked = gin_files.load(["run/demo.gin", "data/external.gin"])[0]
+    monkeypatch.setattr(steps.load, "read_meta", lambda model: {"classes": CLASSES})
+    monkeypatch.setattr(steps, "benchmark", lambda run, folder, split, model: {"answered": model})
+    monkeypatch.setattr(steps, "write_report", lambda folder, split: None)
+    for name in ("sound_bank", "scenes"):
+        monkeypatch.setattr(steps, name, None)
+    folder = built.root / "work"
+    folder.mkdir()
+    (folder / "scenes").symlink_to(built.root / "scenes")
+    assert steps.external(asked, folder, Path("model")) == {"answered": Path("model")}
+    items = suite.load(folder / "benchmark")
+    assert {i.task for i in items} <= set(asked.questions.tasks)
+    assert len(items) <= asked.bench.l1 + asked.bench.l2 + asked.bench.l3
+    monkeypatch.setattr(steps.load, "read_meta", lambda model: {"classes": CLASSES[1:]})
+    with pytest.raises(ConfigError, match=r"classes of the scenes is \['bird'\]"):
+        steps.external(asked, folder, Path("model"))
+
+
+def _heard(scene):
+    return scene | {"sources": [s | {"distance": s["distance"] or 2.0} for s in scene["sources"]]}
+
+
+@pytest.mark.parametrize("name", ["outside_large", "outside_small"])
+def test_rooms_outside_are_outside(name):
+    """Every scene that the gin files draw is beyond what scenes of training can be."""
+    inside = gin_files.load(["run/demo.gin"])[0].scenes
+    ranges = gin_files.load(["run/demo.gin", f"data/{name}.gin"])[0].scenes
+    clips = [scenes.Clip(c, c, c, 1.0) for c in CLASSES]
+    drawn = [scenes.draw(ranges, clips, 0, "benchmark", i) for i in range(60)]
+    far = []
+    for scene in drawn:
+        length, width, height = scene.room
+        if name == "outside_large":
+            assert length > inside.length[1] and width >= inside.width[1]
+            assert height >= inside.height[1] and scene.snr <= inside.snr[0]
+            assert inside.rt60[1] <= scene.rt60 <= 1.4
+        else:
+            assert length < inside.length[0] and width <= inside.width[0]
+            assert height <= inside.height[0] and scene.rt60 <= inside.rt60[0]
+        far += [s["distance"] for s in scenes.describe(scene)["sources"]]
+    if name == "outside_large":
+        assert np.mean(np.array(far) > inside.distance[1]) > 0.3
+
+
+def test_what_cannot_be_compared_is_refused(built, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"classes of the scenes is \['owl'\].*bird"):
+        steps._check_known(["owl", "bird"], CLASSES)
+    clip = types.SimpleNamespace(id="a")
+    bank = types.SimpleNamespace(
+        folder="bank", clips=lambda split: [clip], audio=lambda name: np.arange(5)
+    )
+    with pytest.raises(ConfigError, match="'a' of the test is 'a' of bank, expected recordings"):
+        audit.check_unheard(bank, bank)
+    other = types.SimpleNamespace(folder="b", clips=bank.clips, audio=lambda name: np.arange(6))
+    audit.check_unheard(bank, other)
+    source = records.Records(built.folder)
+    monkeypatch.setitem(source.manifest, "layout", "so")
+    with pytest.raises(ConfigError, match="layout of .* is 'so', expected one of dcase"):
+        external_suite.layout(source)
+    assert not external_suite.is_imported(tmp_path)
+    assert main.main(["bench", "external", str(tmp_path), "--workdir", str(tmp_path / "w")]) == 2
+
+
+def test_with_three_classes_in_common_no_question_asks_for_a_name(built, tmp_path):
+    """Four names could not be offered without some that are never right."""
+    if not built.far:
+        return
+    text = (Path(__file__).parents[2] / "gin/data/starss23_classes.txt").read_text()
+    assert dict(zip(dcase.STARSS23, text.split(), strict=True)) == {
+        **dict.fromkeys(dcase.STARSS23, import_scenes.NAMELESS),
+        **{"woman": "speech", "man": "speech", "footsteps": "steps"},
+        **{"music": "music", "instrument": "music"},
+    }
+    three = [*["music", "speech", "steps"] * 3][:8] + [import_scenes.NAMELESS]
+    folder = tmp_path / "imported"
+    import_scenes.convert("dcase", built.root / "set", folder, seconds=SECONDS, classes=three)
+    asked = types.SimpleNamespace(
+        bench=config.Bench(l1=20, l2=20, l3=20, audit=0),
+        questions=gin_files.load(["run/demo.gin"])[0].questions,
+        seed=0,
+    )
+    items = build.build(asked, tmp_path / "none", folder, tmp_path / "suite")
+    assert {i.task for i in items} >= {"azimuth", "where_in_time", "turn"}
+    assert not {o for i in items for o in i.options} & set(three)
+    left = suite.manifest(tmp_path / "suite")["left_out"]
+    assert {"heard", "first", "at", "nearest", "turn_at"} <= set(left)

@@ -1,0 +1,343 @@
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxasa.cli import arguments, main
+from jaxasa.config import ConfigError
+from jaxasa.pipeline import demo, steps
+from jaxasa.train import loop
+
+SMOKE = ["--gin_file", "gin/run/smoke.gin"]
+VERBS = [
+    *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
+    *(["export"], ["plan"], ["demo"]),
+    *(["bench", part] for part in ("build", "run", "score", "audit", "doa", "seld", "report")),
+    *(["bench", "external"], ["bench", "ablate"], ["bench", "speed"]),
+]
+
+
+def run(capsys, *argv) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one command."""
+    code = main.main([str(a) for a in argv])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def fails(capsys, *argv) -> str:
+    """The one line on stderr of a command that must fail with code 2."""
+    code, _, err = run(capsys, *argv)
+    assert code == 2
+    assert err.startswith("jaxasa: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.fixture
+def train_raises(monkeypatch):
+    def set_error(error: BaseException):
+        def train(*_):
+            raise error
+
+        monkeypatch.setattr(steps, "train", train)
+
+    return set_error
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_says_what_is_read_and_written(capsys, verb):
+    with pytest.raises(SystemExit) as stop:
+        main.main([*verb, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "\nReads " in text and "\nWrites " in text
+    assert f"  jaxasa {' '.join(verb)} " in text
+
+
+def test_examples_in_help_parse():
+    """Each example is a command that its own parser takes."""
+    import shlex
+
+    from jaxasa.config import gin_files
+
+    def leaves(parser):
+        inner = [a for a in parser._actions if hasattr(a, "choices") and a.dest == "==SUPPRESS=="]
+        for action in inner:
+            for sub in action.choices.values():
+                yield from leaves(sub)
+        if not inner:
+            yield parser
+
+    parsers = list(leaves(arguments.parser()))
+    assert len(parsers) == len(VERBS) == len(main.VERBS)
+    for parser in parsers:
+        example = shlex.split(parser.epilog.split("\n")[1])
+        rest, _ = gin_files.split_gin(example[1:])
+        verb = arguments.parser().parse_args(rest).verb
+        assert verb == parser.get_default("verb") and verb in main.VERBS
+
+
+@pytest.fixture
+def rendered(monkeypatch, tmp_path):
+    """Calls of steps.scenes, which writes a manifest of three scenes."""
+    calls = []
+
+    def scenes(run, folder, split, *how):
+        calls.append((split, *how))
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        (out / "manifest.json").write_text('{"count": 3}')
+        return out
+
+    monkeypatch.setattr(steps, "scenes", scenes)
+    return calls
+
+
+def test_simulate_passes_the_format_the_runner_and_its_options_on(capsys, tmp_path, rendered):
+    from jaxasa.data import formats
+
+    verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE, "--split", "dev"]
+    assert run(capsys, *verb)[0] == 0
+    assert run(capsys, *verb, "--format", "dcase")[0] == 0
+    options = ["--direct_num_workers=2", "--project", "p"]
+    assert run(capsys, *verb, "--runner", "DirectRunner", "--", *options)[0] == 0
+    assert rendered == [
+        ("dev", "records", None, []),
+        ("dev", "dcase", None, []),
+        ("dev", "records", "DirectRunner", options),
+    ]
+    assert "--runner NAME" in fails(capsys, *verb, "--", *options)
+    (choices,) = [a.choices for a in arguments.parser()._actions[-1].choices["simulate"]._actions
+                  if a.dest == "format"]  # fmt: skip
+    assert set(choices) == set(formats.FORMATS)
+
+
+def test_a_dry_run_prints_a_plan_and_writes_nothing(capsys, tmp_path, monkeypatch, rendered):
+    from jaxasa.data import simulate
+
+    asked = []
+
+    def estimate(scenes, bank, split, seed, count, format):
+        asked.append((bank, split, seed, count, format))
+        row = {"scenes": count, "hours": 4000.0, "shards": 36_000, "bytes": 1_843_200_000_000}
+        return row | {"core_hours": 12.34, "core_hours_95": 0.1, "sample": 40}
+
+    monkeypatch.setattr(simulate, "estimate", estimate)
+    where = tmp_path / "w"
+    code, out, _ = run(
+        capsys, "simulate", "--workdir", where, *SMOKE, "--dry_run", "--split", "train",
+        "--gin.Scenes.train=3600000", "--json", tmp_path / "plan.json",
+    )  # fmt: skip
+    assert code == 0 and asked == [(where / "sounds", "train", 0, 3_600_000, "records")]
+    for text in ("3600000 scenes", "4000.00 hours", "36000 shards", "1,843,200.0 MB", "12.3 core"):
+        assert text in out
+    assert json.loads((tmp_path / "plan.json").read_text())["train"]["shards"] == 36_000
+    assert not rendered and not where.exists()
+
+
+def test_import_names_what_it_refuses(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, channels in (("a", 4), ("b", 2)):
+        soundfile.write(
+            tmp_path / f"{name}.wav", 0.1 * rng.standard_normal((4800, channels)), 48_000
+        )
+    lines = [{"audio": f"{n}.wav", "question": "Where?", "answer": "left"} for n in "ab"]
+    questions = tmp_path / "q.jsonl"
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = tmp_path / "found.json"
+    verb = ["import", "jsonl", questions, tmp_path / "out"]
+    code, out, _ = run(capsys, *verb, "--json", found)
+    assert code == 0 and "1 recordings, 1 questions" in out
+    assert "refused: 1 x has 2 channels" in out
+    (refused,) = json.loads(found.read_text())["refused"]
+    assert refused.endswith("b.wav")
+    assert "names in lines" in fails(capsys, *verb, "--classes", tmp_path / "none.txt")
+    line = fails(capsys, "import", "dcase", tmp_path, tmp_path / "other")
+    assert "foa_dev" in line and str(tmp_path) in line
+
+
+def test_unknown_gin_name(capsys, tmp_path):
+    line = fails(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Decoder.widht=8")
+    assert "widht" in line and "width" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_gin_file(capsys, tmp_path):
+    assert "smok.gin" in fails(capsys, "demo", "--workdir", tmp_path, "--gin_file", "smok.gin")
+
+
+def test_the_main_job_goes_on_with_the_config_of_its_folder(capsys, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(demo, "demo", lambda run, folder, text: ran.append(run) or {})
+    first = ["train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Run.seed=5"]
+    monkeypatch.setattr(steps, "train", lambda *_: None)
+    assert run(capsys, *first)[0] == 0
+    assert run(capsys, "demo", "--workdir", tmp_path, "--gin.SftStage.steps=7")[0] == 0
+    assert (ran[0].name, ran[0].seed, ran[0].sft.steps) == ("smoke", 5, 7)
+
+
+def test_gin_arguments_where_none_are_read(capsys, tmp_path):
+    line = fails(capsys, "export", tmp_path, tmp_path / "out", "--gin.Run.seed=3")
+    assert "reads no gin file" in line
+
+
+def test_workdir_of_another_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "train", lambda *_: None)
+    train = ["train", "sft", "--workdir", tmp_path, *SMOKE]
+    assert run(capsys, *train)[0] == 0
+    assert run(capsys, *train)[0] == 0
+    line = fails(capsys, *train, "--gin.Decoder.layers=7", "--gin.Run.seed=5")
+    assert "model.decoder.layers was" in line and "is 7" in line
+    assert "seed was" in line and "sounds" not in line
+    # How many steps to train is no property of the folder.
+    assert run(capsys, *train, "--gin.SftStage.steps=7")[0] == 0
+
+
+def test_workdir_keeps_its_config(capsys, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(steps, "train", lambda run, *_: seen.append(run.seed))
+    assert run(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Run.seed=77")[0] == 0
+    assert run(capsys, "train", "sft", "--workdir", tmp_path)[0] == 0
+    assert seen == [77, 77]
+
+
+def test_workdir_that_cannot_be_made(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = fails(capsys, "train", "sft", "--workdir", tmp_path / "file" / "x", *SMOKE)
+    assert str(tmp_path / "file") in line
+
+
+def test_missing_inputs(capsys, tmp_path):
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, np.ones((16_000, 4)) * 0.1, 16_000)
+    line = fails(capsys, "ask", tmp_path / "none", audio, "Where is the dog?")
+    assert str(tmp_path / "none") in line
+    assert "none" in fails(capsys, "export", tmp_path / "none", tmp_path / "out")
+    assert "none" in fails(capsys, "bench", "score", tmp_path / "none", tmp_path / "p.jsonl")
+    assert str(tmp_path) in fails(capsys, "bench", "report", "--workdir", tmp_path)
+    assert "sounds" in fails(
+        capsys, "simulate", "--split", "train", "--workdir", tmp_path / "w", *SMOKE
+    )
+    assert str(tmp_path) in fails(capsys, "bench", "run", "--workdir", tmp_path / "w", *SMOKE)
+
+
+@pytest.fixture
+def foa_model(tiny, monkeypatch):
+    """Any checkpoint is that of a model of FOA audio."""
+    from jaxasa.hf import load
+
+    meta = {"model": dataclasses.asdict(tiny.model)}
+    monkeypatch.setattr(load, "read_meta", lambda folder: meta)
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (np.ones((16_000, 2)), "2 channels"),
+        (np.full((16_000, 4), np.nan), "not finite"),
+        (np.ones((0, 4)), "empty"),
+    ],
+    ids=["stereo", "nan", "empty"],
+)
+def test_audio_that_cannot_be_used(capsys, tmp_path, foa_model, samples, words):
+    audio = tmp_path / "a.wav"
+    soundfile.write(audio, samples, 16_000, subtype="FLOAT")
+    line = fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
+    assert str(audio) in line and words in line
+
+
+def test_audio_that_is_none(capsys, tmp_path, foa_model):
+    audio = tmp_path / "a.wav"
+    assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
+    audio.write_text("no audio")
+    assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
+
+
+def test_json_is_what_the_verb_found(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "train", lambda *_: None)
+    out = tmp_path / "out.json"
+    code, _, _ = run(capsys, "train", "sft", "--workdir", tmp_path / "w", *SMOKE, "--json", out)
+    assert code == 0
+    assert json.loads(out.read_text())["checkpoint"] == str(tmp_path / "w" / "checkpoints" / "sft")
+    line = fails(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--json", "/no/such/f.json")
+    assert "/no/such" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigError("two\nlines"), 2, "jaxasa: two lines\n"),
+        (loop.Preempted("sft: stopped and saved at step 7"), 75, "saved at step 7"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
+    ],
+)
+def test_exit_codes(capsys, tmp_path, train_raises, error, code, words):
+    train_raises(error)
+    found, _, err = run(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE)
+    assert found == code and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "No such file", "z")])
+def test_a_bug_is_not_hidden(tmp_path, train_raises, error):
+    train_raises(error)
+    with pytest.raises(type(error)):
+        main.main(["train", "sft", "--workdir", str(tmp_path), *SMOKE])
+
+
+def test_sigterm_outside_training(tmp_path):
+    """What a step has done stays, so the code is the one that launchers start again."""
+    code = (
+        "import os, signal, sys\n"
+        "from jaxasa import cli\n"
+        "cli.VERBS['simulate'] = lambda options: os.kill(os.getpid(), signal.SIGTERM) or {}\n"
+        f"sys.exit(cli.main(['simulate', '--workdir', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 75 and done.stderr.count("\n") == 1
+    assert signal.getsignal(signal.SIGTERM) != main._stop
+
+
+def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("dog\n")
+    verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE]
+    assert "--format binaural" in fails(capsys, *verb, "--hrtf", "head.sofa")
+    assert "no option" in fails(capsys, "simulate", "--benchmark", "--format", "dcase")
+    scene = ["draw", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
+    assert "expected no rt60" in fails(capsys, *scene, "--rt60", "0.4")
+    assert "expected --scene" in fails(capsys, "draw", tmp_path / "room.png", "--index", "1")
+    assert "none with --rehearse" in fails(capsys, "train", "--rehearse", "--profile", "3")
+    assert "no --runner" in fails(capsys, *verb, "--dry_run", "--runner", "DirectRunner")
+    mixed = ("--split", "train", "--gin.Scenes.responses=2", "--runner", "DirectRunner")
+    assert "--runner is 'DirectRunner', expected none" in fails(capsys, *verb, *mixed)
+    for layout, option, value in (
+        ("jsonl", "--seconds", "5"),
+        ("so", "--seconds", "5"),
+        ("jsonl", "--split", "train"),
+        ("jsonl", "--classes", names),
+    ):
+        line = fails(capsys, "import", layout, tmp_path, tmp_path / "new", option, value)
+        assert option.strip("-") in line and f"none with the layout {layout}" in line
+    line = fails(capsys, "import", "so", tmp_path, tmp_path / "new", "--classes", names)
+    assert "annotations" in line
+
+
+@pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"p1": "lost"}, 3)])
+def test_a_failed_variant_is_a_verdict_of_no(capsys, tmp_path, monkeypatch, failed, code):
+    from jaxasa.pipeline.ablation import runner
+
+    def fake(load, folder, dry_run):
+        run_of, _ = load(("Ablation.projector_steps=7",))
+        assert run_of.ablation.projector_steps == 7 and run_of.sft.steps == 9 and dry_run
+        return {"failed": failed}
+
+    monkeypatch.setattr(runner, "ablate", fake)
+    words = ("bench", "ablate", "--workdir", tmp_path, "--dry_run", "--gin.SftStage.steps=9")
+    assert run(capsys, *words)[0] == code
+    said = fails(capsys, "bench", "report", "--workdir", tmp_path, "--ablation", tmp_path / "no")
+    assert "expected one of `bench ablate`" in said

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxasa.data.dedup import SPLITS, assign, merge
+
+SHARES = (0.6, 0.15, 0.25)
+names = st.sets(st.text(min_size=1, max_size=6), min_size=3, max_size=60)
+
+
+def sizes(split):
+    return [sum(s == name for s in split.values()) for name in SPLITS]
+
+
+@given(names, st.integers(0, 5))
+def test_each_split_gets_its_share(takes, seed):
+    split = assign(takes, SHARES, "dog", seed)
+    train, dev, test = sizes(split)
+    n = len(takes)
+    assert set(split) == takes and train + dev + test == n
+    assert test == max(1, int(0.25 * n + 0.5)) and dev == max(1, int(0.15 * n + 0.5))
+    assert train >= 1
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.49, 0.49), (0.98, 0.01, 0.01), (0.01, 0.98, 0.01)])
+@pytest.mark.parametrize("n", [3, 4, 8, 50])
+def test_no_split_is_empty_under_extreme_shares(shares, n):
+    assert min(sizes(assign({str(k) for k in range(n)}, shares, "a", 0))) >= 1
+
+
+@given(names, st.text(min_size=7, max_size=9), st.randoms())
+def test_order_does_not_matter_and_a_new_take_moves_at_most_three(takes, extra, random):
+    before = assign(takes, SHARES, "dog", 0)
+    shuffled = sorted(takes)
+    random.shuffle(shuffled)
+    assert assign(shuffled, SHARES, "dog", 0) == before
+    after = assign(takes | {extra}, SHARES, "dog", 0)
+    assert sum(after[t] != before[t] for t in takes) <= 3
+
+
+@given(names, st.sets(st.text(min_size=7, max_size=9), max_size=40))
+def test_known_takes_stay_when_others_come(takes, others):
+    before = assign(takes, SHARES, "dog", 0)
+    after = assign(takes | others, SHARES, "dog", 0, known=before)
+    assert {take: after[take] for take in takes} == before and set(after) == takes | others
+    wanted = sizes(assign(takes | others, SHARES, "dog", 0))
+    assert sum(abs(a - b) for a, b in zip(sizes(after), wanted, strict=True)) <= 2
+
+
+def test_a_split_that_lost_its_takes_gets_one():
+    known = {str(k): "train" for k in range(9)}
+    after = assign(known, SHARES, "dog", 0, known=known)
+    assert sizes(after) == [7, 1, 1]
+
+
+def test_seed_and_class_enter():
+    takes = {str(k) for k in range(40)}
+    first = assign(takes, SHARES, "dog", 0)
+    assert first != assign(takes, SHARES, "dog", 1)
+    assert first != assign(takes, SHARES, "cat", 0)
+
+
+def test_copies_under_other_names_are_one_take():
+    rng = np.random.default_rng(0)
+    clips = [rng.standard_normal(n).astype(np.float32) for n in (4000, 6000, 5000, 3000)]
+    softer = 0.3 * np.concatenate([np.zeros(700), clips[1]]) + 0.1 * rng.standard_normal(6700)
+    upside_down = -clips[0][300:]
+    all_clips = [*clips, softer.astype(np.float32), upside_down]
+    got = merge(["a", "b", "c", "a", "d", "e"], all_clips)
+    assert got == ["a", "b", "c", "a", "b", "a"]
+
+
+def test_a_copy_stays_in_the_split_of_what_it_copies():
+    """By names alone the copy, which sorts first, would be new, and the test take with it."""
+    clips = list(np.random.default_rng(0).standard_normal((3, 4000)).astype(np.float32))
+    heard = ["a", "m", "z", "b"]
+    assert merge(heard, [clips[0], clips[1], clips[2], clips[2]], {"z": "test"})[2:] == ["z", "z"]
+    both = {"a": "train", "b": "dev", "z": "test"}
+    assert merge(heard, [clips[2], clips[1], clips[2], clips[2]], both) == ["z", "m", "z", "z"]
+
+
+def test_a_recording_for_training_alone_gives_way_and_joins_no_others():
+    rng = np.random.default_rng(4)
+    one, two, own = rng.standard_normal((3, 4000)).astype(np.float32)
+    both = np.concatenate([one, two])  # correlates with each at 0.707
+    assert merge(["z", "a"], [one, one], training_only={"a"}) == ["z", "z"]
+    assert merge(["z", "a"], [one, one]) == ["a", "a"]
+    three = [np.pad(one, (0, 4000)), np.pad(two, (4000, 0)), both]
+    assert merge(["p", "q", "a"], three, training_only={"a"}) == ["p", "q", "p"]
+    assert merge(["p", "q", "a"], three) == ["a", "a", "a"]
+    assert merge(["b", "a"], [own, own], training_only={"a", "b"}) == ["a", "a"]
+
+
+def test_sounds_of_one_spectrum_are_not_copies():
+    rng = np.random.default_rng(1)
+    shape = np.hanning(4000)
+    clips = [(shape * rng.standard_normal(4000)).astype(np.float32) for _ in range(5)]
+    assert merge(list("abcde"), clips) == list("abcde")

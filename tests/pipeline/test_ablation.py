@@ -1,0 +1,446 @@
+import concurrent.futures
+import functools
+import json
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from jaxasa.bench import ablation, suite
+from jaxasa.bench import run as bench_run
+from jaxasa.cli import main
+from jaxasa.config import ConfigError, gin_files
+from jaxasa.core import files
+from jaxasa.inference import qa
+from jaxasa.pipeline import steps
+from jaxasa.pipeline.ablation import runner
+from jaxasa.pipeline.ablation.log import Log
+from jaxasa.pipeline.ablation.plan import Plan, bindings_of
+from jaxasa.train import loop
+
+SMALL = {
+    "p2": (),
+    "p1": ("Projector.kind='p1'",),
+    "mono": tuple(f"{s}Stage.mono_share=1.0" for s in ("Spatial", "Align", "Sft")),
+    "without_align": ("Run.stages=('text','spatial','sft')",),
+    "binaural": ("Spatial.format='binaural'", "Spatial.features='interaural'"),
+    "grpo": ("Run.stages=('text','spatial','align','sft','grpo')",),
+}
+
+
+def loader(*bindings, variants=SMALL, seeds=(0, 1), projector_steps=5):
+    base = [
+        "Run.stages=('text','spatial','align','sft')",
+        f"Ablation.variants={variants!r}",
+        f"Ablation.seeds={seeds!r}",
+        f"Ablation.projector_steps={projector_steps}",
+        *bindings,
+    ]
+    return lambda more: gin_files.load(["gin/run/smoke.gin"], [*base, *more])
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return Plan(loader())
+
+
+def chain(plan, name, seed=0):
+    """kind -> job of a variant with a seed, back from its answers."""
+    job, found = plan.answers[name, seed], {}
+    while job is not None:
+        found[job.kind] = job
+        job = job.before
+    return found
+
+
+def same(plan, a, b, seeds=(0, 0)):
+    """The kinds of job that two variants share."""
+    one, two = chain(plan, a, seeds[0]), chain(plan, b, seeds[1])
+    return {kind for kind in one if kind in two and one[kind] is two[kind]}
+
+
+def test_variants_share_exactly_what_is_the_same(plan):
+    assert same(plan, "p2", "p1") == {"text", "spatial"}
+    assert same(plan, "p2", "mono") == same(plan, "p2", "binaural") == {"text"}
+    assert same(plan, "p2", "without_align") == {"text", "spatial", "projector"}
+    assert same(plan, "p2", "grpo") == {"text", "spatial", "projector", "align", "sft"}
+    assert same(plan, "p2", "p2", (0, 1)) == {"text"}
+    assert chain(plan, "mono")["answers"].hears == "mono"
+    suites = {name: plan.suite(name) for name in SMALL}
+    assert suites["p2"] is suites["mono"] and suites["p2"] is not suites["binaural"]
+    # Each job comes after what it needs.
+    order = list(plan.jobs)
+    for job in plan.jobs.values():
+        for other in (job.before, *job.needs):
+            assert other is None or order.index(other.name) < order.index(job.name)
+
+
+def test_whole_stage_1_for_each_variant_where_that_is_asked():
+    plan = Plan(loader(projector_steps=0))
+    assert same(plan, "p2", "p1") == {"text"} and "projector" not in chain(plan, "p2")
+
+
+@pytest.mark.parametrize(
+    ("binding", "kept"),
+    [
+        ("GrpoStage.steps=7", {"text", "spatial", "projector", "align", "sft", "answers"}),
+        ("SftStage.learning_rate=1e-4", {"text", "spatial", "projector", "align"}),
+        ("Lora.rank=2", {"text", "spatial", "projector", "align"}),
+        ("AlignStage.steps=9", {"text", "spatial", "projector"}),
+        ("Projector.hidden=64", {"text"}),
+        ("TextStage.steps=9", set()),
+        ("Bench.l1=20", {"text", "spatial", "projector", "align", "sft"}),
+        ("SftStage.log_every=3", {"text", "spatial", "projector", "align", "sft", "answers"}),
+        ("Model.unroll=2", {"text", "spatial", "projector", "align", "sft", "answers"}),
+        ("Scenes.rt60=(0.2, 0.3)", set()),
+    ],
+)
+def test_a_key_changes_with_what_a_job_depends_on_and_with_nothing_else(plan, binding, kept):
+    two = {"p2": ()}
+    changed = chain(Plan(loader(binding, variants=two, seeds=(0,))), "p2")
+    before = chain(plan, "p2")
+    assert {kind for kind in before if before[kind].key == changed[kind].key} == kept
+
+
+def test_a_jobs_bindings_make_its_run(plan, tmp_path):
+    load = loader()
+    for kind, job in chain(plan, "p1", 1).items():
+        if kind != "answers":
+            run, _ = load(bindings_of(job, tmp_path))
+            own = {part: getattr(job.run, part) for part in ("seed", "stages", "model", "spatial")}
+            assert own == {part: getattr(run, part) for part in own}, kind
+            assert run.resume_parts == job.run.resume_parts
+            if job.before:
+                assert run.resume.endswith(f"{job.before.name}/checkpoints/{job.before.stage}")
+    spatial, projector = (chain(plan, "p1")[kind].run for kind in ("spatial", "projector"))
+    assert spatial.model.projector.kind == "p2" and spatial.resume_parts == ("decoder",)
+    assert projector.model.projector.kind == "p1" and projector.spatial.steps == 5
+    assert projector.resume_parts == ("semantic", "spatial", "decoder")
+    assert all(path.startswith("projector/") for path in projector.spatial.trainable)
+
+
+@pytest.mark.parametrize(
+    ("variant", "said"),
+    [
+        (("Projector.kind='p7'",), "variants\\['odd'\\].*kind is 'p7'"),
+        (("Scenes.rt60=(0.2, 0.3)",), "scenes.rt60 was .* expected the same for all variants"),
+        (("Run.stages=('text','spatial')",), "last of Run.stages is 'spatial', expected sft"),
+        ((*SMALL["mono"], *SMALL["grpo"]), "expected none that ends in grpo"),
+    ],
+)
+def test_a_variant_that_cannot_be_is_refused_before_anything_is_done(tmp_path, variant, said):
+    with pytest.raises(ConfigError, match=said):
+        runner.ablate(loader(variants={"p2": (), "odd": variant}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+class Fake:
+    """Steps that only leave their files; `fail(job folder's name, stage)` may raise."""
+
+    def __init__(self, small):
+        self.calls, self.fail, self._small = [], lambda run, stage: None, small
+        self.pause = lambda: None
+
+    def sound_bank(self, run, folder):
+        self._leave("sounds", folder / "sounds" / "bank.json")
+
+    def scenes(self, run, folder, split):
+        where = "binaural" if run.model.spatial.format == "binaural" else "scenes"
+        self._leave(f"{where} {split}", folder / where / split / "manifest.json")
+
+    def train(self, run, folder, stage, text):
+        assert (folder / "sounds" / "bank.json").is_file()
+        assert stage == "text" or (folder / "scenes" / "dev" / "manifest.json").is_file()
+        assert not run.resume or (run.resume_parts and steps.Path(run.resume).is_dir())
+        self.fail(run, stage)
+        (folder / "tokenizer.json").write_text("{}")
+        path = folder / "checkpoints" / stage / "meta.json"
+        self._leave(f"{stage} {run.model.projector.kind} {run.seed}", path)
+
+    def build_suite(self, run, folder, split):
+        self.pause()
+        self.calls.append("suite")
+        place = steps.suite_of(folder, split)
+        place.parent.mkdir(exist_ok=True)
+        place.symlink_to(self._small.folder.resolve())
+
+    def run(self, systems, responders, where, out, bench, marks):
+        items = suite.load(where)
+        path = out / "predictions" / "answers.jsonl"
+        rows = [json.dumps({"id": i.id, "answer": i.answer}) for i in items]
+        self._leave("answers", path, "\n".join(rows))
+        (out / "results.json").write_text("{}")
+
+    def _leave(self, name, path, text=""):
+        self.pause()
+        self.calls.append(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def fake(monkeypatch, small):
+    fake = Fake(small)
+    for name in ("sound_bank", "scenes", "train", "build_suite"):
+        monkeypatch.setattr(steps, name, getattr(fake, name))
+    monkeypatch.setattr(bench_run, "run", fake.run)
+    fake.chose = set()
+
+    def load(path, chooses):
+        fake.chose.add(chooses)
+        return model
+
+    model = type("Model", (), {"digest": "d", "load": staticmethod(load)})
+    monkeypatch.setattr(qa, "Model", model)
+    monkeypatch.setattr(runner.gc, "collect", lambda: None)  # slow among all that tests hold
+    return fake
+
+
+PAIR = {"p2": (), "p1": SMALL["p1"]}
+
+
+def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
+    result = runner.ablate(loader("Ablation.split='dev'", variants=PAIR, seeds=(0,)), tmp_path)
+    assert fake.calls[:4] == ["sounds", "scenes train", "scenes dev", "suite"]
+    assert "scenes benchmark" not in fake.calls and fake.calls.count("answers") == 2
+    assert set(result["variants"]) == set(PAIR) and not result["failed"]
+    # Another suite, other answers; the same training.
+    keys = [Plan(loader(f"Ablation.split={s!r}")).jobs.keys() for s in ("dev", "benchmark")]
+    apart = {name.partition("-")[0] for name in keys[0] ^ keys[1]}
+    assert apart == {"scenes", "binaural", "suite", "answers"}
+    with pytest.raises(ConfigError, match="Ablation.split"):
+        Plan(loader("Ablation.split='train'"))
+
+
+def test_answers_as_said_are_other_answers_of_the_same_training(fake, tmp_path):
+    given = dict(variants=PAIR, seeds=(0,))
+    runner.ablate(loader("Bench.choose=True", **given), tmp_path)
+    assert fake.chose == {True}
+    count = len(fake.calls)
+    runner.ablate(loader("Bench.choose=False", **given), tmp_path)
+    assert fake.chose == {True, False} and fake.calls[count:] == ["answers"] * 2
+
+
+def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):
+    load = loader(variants=PAIR)
+    result = runner.ablate(load, tmp_path)
+    assert fake.calls[:5] == ["sounds", *(f"scenes {s}" for s in steps.SPLITS), "suite"]
+    # Stage 1 of the encoders and of two projectors, with each seed.
+    assert [c for c in fake.calls if c.startswith("spatial")] == [
+        *("spatial p2 0", "spatial p2 0", "spatial p1 0"),
+        *("spatial p2 1", "spatial p2 1", "spatial p1 1"),
+    ]
+    assert fake.calls.count("text p2 0") == 1 and fake.calls.count("answers") == 4
+    assert result["variants"]["p1"]["overall"]["accuracy"] == 1.0 and not result["failed"]
+    assert result["matched"]["met"] and result["matched"]["spread"] < 0.05
+    said = capsys.readouterr().out
+    assert "[1/" in said and "left" in said and "projectors are matched" in said
+    count = len(fake.calls)
+    assert runner.ablate(load, tmp_path)["variants"] == result["variants"]
+    assert len(fake.calls) == count
+    # What is known is the measure of what is to come: a third seed alone is left.
+    plan = runner.ablate(loader(variants=PAIR, seeds=(0, 1, 2)), tmp_path, dry_run=True)
+    left = {row["kind"]: row["jobs"] - row["done"] for row in plan["rows"]}
+    assert left["text"] == 0 and left["spatial"] == 1 and not plan["unknown"]
+    assert len(fake.calls) == count
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, loop.Preempted("stopped")])
+def test_goes_on_where_it_was_interrupted(fake, tmp_path, error):
+    def fail(run, stage):
+        if stage == "align" and run.model.projector.kind == "p1":
+            raise error
+
+    fake.fail = fail
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        runner.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
+    partly = json.loads((tmp_path / ablation.FILE).read_text())
+    assert list(partly["variants"]) == ["p2"]
+    fake.fail, before = lambda run, stage: None, list(fake.calls)
+    result = runner.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
+    assert fake.calls[len(before) :] == ["align p1 0", "sft p1 0", "answers"]
+    assert list(result["variants"]) == ["p2", "p1"]
+
+
+def test_several_processes_part_the_jobs_and_end_with_the_same_table(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "PAUSE", 0.01)
+    at, together, slow = [], [], time.sleep
+
+    def work(*_):
+        at.append(0)
+        together.append(len(at))
+        slow(0.03)
+        at.pop()
+
+    load = functools.cache(loader(variants=PAIR))
+    plan = Plan(load)
+    for job in plan.jobs.values():  # read here: gin reads in one thread only
+        load(bindings_of(job, tmp_path))
+    fake.pause = work
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda _: runner.ablate(load, tmp_path), range(3)))
+    assert max(together) >= 2
+    assert len(fake.calls) == len(plan.jobs) and fake.calls.count("answers") == 4
+    assert results[0]["variants"] == results[1]["variants"] == results[2]["variants"]
+    assert list(results[0]["variants"]["p1"]["seeds"]) == ["0", "1"]
+
+
+def test_another_verb_is_kept_out_of_the_folder_meanwhile(fake, tmp_path):
+    with files.alone(tmp_path), pytest.raises(ConfigError, match="is at work in it"):
+        runner.ablate(loader(variants=PAIR), tmp_path)
+    said = []
+
+    def work(*_):
+        with pytest.raises(ConfigError, match="is at work in it") as caught:
+            with files.alone(tmp_path):
+                pass
+        said.append(caught.value)
+
+    fake.pause = work
+    runner.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
+    assert len(said) == len(fake.calls)
+
+
+def test_other_settings_are_refused_while_a_process_is_at_work(fake, tmp_path):
+    load, said = loader(variants={"p2": ()}, seeds=(0,)), []
+
+    def work(*_):
+        other = loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,))
+        with pytest.raises(ConfigError, match="with other settings"):
+            runner.ablate(other, tmp_path)
+        said.append((tmp_path / "config.gin").read_text() == load(())[1])
+
+    fake.pause = work
+    runner.ablate(load, tmp_path)
+    assert said and all(said)
+    fake.pause = lambda: None
+    runner.ablate(loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,)), tmp_path)
+
+
+def test_gin_files_that_change_meanwhile_change_no_job(fake, tmp_path):
+    """Jobs begin hours after the command: files are read once, as they are then."""
+    own, folder, lengths = tmp_path / "own.gin", tmp_path / "folder", []
+    text = """
+        from __gin__ import dynamic_registration
+        from jaxasa import config
+        include "run/smoke.gin"
+        config.Run.stages = ("text", "spatial", "align", "sft")
+        config.Ablation.variants = {"p2": (), "p1": ("Projector.kind='p1'",)}
+        config.Ablation.seeds = (0,)
+        config.AlignStage.steps = %s
+    """
+    own.write_text(textwrap.dedent(text % 7))
+
+    def see(run, stage):
+        own.write_text(textwrap.dedent(text % 9))
+        lengths.append(run.align.steps)
+
+    fake.fail = see
+    options = ["bench", "ablate", "--gin_file", str(own), "--workdir", str(folder)]
+    assert main.main(options) == 0
+    assert len(lengths) > 4 and set(lengths) == {7}
+
+
+def test_what_another_process_could_do_did_not_fail(fake, tmp_path):
+    """A job fails here and is done elsewhere, while this process is at another variant's."""
+    load = loader(variants=PAIR, seeds=(0,))
+    job = chain(Plan(load), "p2")["align"]
+
+    def fail(run, stage):
+        if stage == "align" and run.model.projector.kind == "p2":
+            raise RuntimeError("lost")
+        if stage == "align":  # of p1, later: meanwhile all of p2 has been done
+            for other in chain(Plan(load), "p2").values():
+                if not Log(tmp_path, {}).is_done(other):
+                    with Log(tmp_path, {}).timed(other):
+                        elsewhere(other)
+
+    def elsewhere(other):
+        if other.kind == "answers":
+            fake.run(None, None, other.needs[0].suite(tmp_path), other.place(tmp_path), None, None)
+        else:
+            output = other.output(tmp_path)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text("")
+
+    fake.fail = fail
+    result = runner.ablate(load, tmp_path)
+    assert Log(tmp_path, {}).is_done(job)
+    assert list(result["variants"]) == ["p2", "p1"] and not result["failed"]
+
+
+def test_a_job_that_is_done_again_is_not_done_meanwhile(fake, tmp_path):
+    load = loader(variants={"p2": ()}, seeds=(0,))
+    runner.ablate(load, tmp_path)
+    job = chain(Plan(load), "p2")["sft"]
+    job.output(tmp_path).unlink()
+    seen = []
+
+    def again(run, stage):
+        job.output(tmp_path).write_text("")  # a checkpoint on the way
+        seen.append(Log(tmp_path, {}).is_done(job))
+
+    fake.fail = again
+    runner.ablate(load, tmp_path)
+    assert seen == [False] and Log(tmp_path, {}).is_done(job)
+
+
+def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys):
+    def fail(run, stage):
+        if stage == "align" and run.model.projector.kind == "p1" and run.seed == 1:
+            raise RuntimeError("lost")
+
+    fake.fail = fail
+    result = runner.ablate(loader(variants=PAIR), tmp_path)
+    assert list(result["failed"]) == ["p1"] and "seed 1: align" in result["failed"]["p1"]
+    assert "RuntimeError: lost" in result["failed"]["p1"]
+    assert list(result["variants"]["p1"]["seeds"]) == ["0"]
+    assert list(result["variants"]["p2"]["seeds"]) == ["0", "1"]
+    assert "failed: p1" in capsys.readouterr().err
+    fake.fail = lambda run, stage: None
+    assert not runner.ablate(loader(variants=PAIR), tmp_path)["failed"]
+
+
+def test_nothing_is_trained_for_a_suite_that_cannot_be(fake, tmp_path, monkeypatch):
+    def build(run, folder, split):
+        raise ConfigError("Scenes.benchmark is 24, expected about 32")
+
+    monkeypatch.setattr(steps, "build_suite", build)
+    result = runner.ablate(loader(variants=PAIR), tmp_path)
+    assert fake.calls == ["sounds", *(f"scenes {split}" for split in steps.SPLITS)]
+    assert list(result["failed"]) == list(PAIR)
+    assert all("expected about 32" in why for why in result["failed"].values())
+
+
+def test_dry_run_writes_nothing_and_says_what_it_cannot_tell(tmp_path):
+    load = loader("Ablation.seconds={'text': 2.0}", variants=PAIR)
+    plan = runner.ablate(load, tmp_path / "new", dry_run=True)
+    assert not (tmp_path / "new").exists()
+    assert plan["seconds"] == 24.0 and "sft" in plan["unknown"] and "text" not in plan["unknown"]
+    spatial = next(row for row in plan["rows"] if row["kind"] == "spatial")
+    assert spatial["for"] == ["p2", "p1"] and spatial["jobs"] == 2
+    own = [row for row in plan["rows"] if row["kind"] == "projector" and row["for"] == ["p2", "p1"]]
+    assert own[0]["each_its_own"] and own[0]["why"] == ["projector.kind"]
+    log = Log(tmp_path / "new", {"sft": 3.0})
+    job = chain(Plan(load), "p2")["sft"]
+    assert log.expected(job, {}) == 3.0 * job.units and log.expected(job, {"sft": 1.0}) == job.units
+
+
+def test_the_folder_of_another_run_is_refused(fake, tmp_path):
+    runner.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
+    with pytest.raises(ConfigError, match="name was 'smoke', is 'other'"):
+        runner.ablate(loader("Run.name='other'", variants={"p2": ()}), tmp_path)
+    assert np.isfinite(json.loads((tmp_path / ablation.FILE).read_text())["seconds"]["total"])
+
+
+def test_the_gain_of_policy_optimisation_is_measured_over_what_the_long_demo_trains():
+    run, _ = gin_files.load(["gin/run/demo_long.gin"])
+    plan = Plan(lambda more: gin_files.load(["gin/run/gain.gin"], more))
+    assert (*plan.base.stages, "grpo") == run.stages and len(plan.ablation.seeds) == 3
+    for name in ("grpo", "answer_alone"):
+        shared = same(plan, "sft", name)
+        assert shared == {"text", "spatial", "align", "sft"}
+        assert chain(plan, name, 2)["grpo"].run.grpo.steps == run.grpo.steps
+    assert plan.suite("sft").units == 12_000
+    assert not any(job.split == "benchmark" for job in plan.jobs.values())

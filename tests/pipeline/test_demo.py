@@ -1,0 +1,181 @@
+import json
+
+import pytest
+
+from jaxasa.config import ConfigError, gin_files
+from jaxasa.core import files
+from jaxasa.pipeline import demo, steps
+
+A = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "items": 10}
+RESULTS = {
+    "benchmark": {"items": 10, "levels": {"L1": 5, "L2": 3, "L3": 2}, "sounds": "fake"},
+    "systems": {"sft": {"overall": A, "L1": A, "L2": A, "L3": A}},
+}
+
+
+class Fake:
+    """Steps that only leave their files; `calls` says which ran, `fail` is where one stops."""
+
+    def __init__(self):
+        self.calls: list[str] = []
+        self.fail = ""
+        self.on = lambda name: None
+
+    def leave(self, name, path, text=""):
+        self.calls.append(name)
+        self.on(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name == self.fail:
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    def table(self):
+        return ""
+
+    def sound_bank(self, run, folder):
+        self.leave("sounds", folder / "sounds" / "bank.json")
+        return self
+
+    def scenes(self, run, folder, split):
+        self.leave(f"scenes_{split}", folder / "scenes" / split / "manifest.json")
+
+    def train(self, run, folder, stage, text):
+        self.leave(stage, folder / "checkpoints" / stage / "meta.json")
+
+    def build_suite(self, run, folder, split):
+        self.leave("suite", folder / "benchmark" / "manifest.json")
+
+    def benchmark(self, run, folder, split):
+        self.leave("benchmark", folder / "results.json", json.dumps(RESULTS))
+
+    def write_export(self, run, folder):
+        self.leave("export", folder / "export" / "config.json")
+
+    def write_report(self, folder, split):
+        self.leave("report", folder / "report" / "index.html")
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    fake = Fake()
+    for name in (
+        *("sound_bank", "scenes", "train", "build_suite"),
+        *("benchmark", "write_export", "write_report"),
+    ):
+        monkeypatch.setattr(steps, name, getattr(fake, name))
+    return fake
+
+
+def job(folder, *bindings):
+    run, text = gin_files.load(["gin/run/smoke.gin"], bindings)
+    return demo.demo(run, folder, text)
+
+
+ALL = [
+    *("sounds", "scenes_train", "scenes_dev", "scenes_benchmark"),
+    *("text", "spatial", "align", "sft", "grpo", "suite", "benchmark", "export", "report"),
+]
+
+
+def test_runs_every_step_once(fake, tmp_path):
+    job(tmp_path)
+    assert fake.calls == ALL
+    job(tmp_path)
+    assert fake.calls == ALL
+
+
+def test_results_hold_the_cost_of_each_step(fake, tmp_path):
+    job(tmp_path)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["systems"] == RESULTS["systems"]
+    seconds = results["seconds"]
+    assert list(seconds) == [*ALL, "total"]
+    assert seconds["total"] == pytest.approx(sum(seconds[name] for name in ALL), abs=0.1)
+    assert 0.05 < results["peak_memory_gb"] < 100
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_goes_on_where_it_was_interrupted(fake, tmp_path, name):
+    fake.fail = name
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path)
+    fake.fail = ""
+    before = json.loads((tmp_path / "steps.json").read_text())[name]
+    assert not before["done"]
+    job(tmp_path)
+    assert fake.calls == ALL[: ALL.index(name)] + [name] + ALL[ALL.index(name) :]
+    after = json.loads((tmp_path / "steps.json").read_text())[name]
+    assert after["done"] and after["seconds"] > before["seconds"]
+
+
+def test_what_is_done_again_is_not_done_until_it_is(fake, tmp_path):
+    """A checkpoint is there at its first save; a kill then leaves no time to say so."""
+    job(tmp_path)
+    (tmp_path / "checkpoints/grpo/meta.json").unlink()
+    (tmp_path / "checkpoints/grpo").rmdir()
+    said = []
+    fake.on = lambda name: said.append(json.loads((tmp_path / "steps.json").read_text())[name])
+    job(tmp_path)
+    assert [s["done"] for s in said] == [False] * len(said) and said
+
+
+def test_scores_again_after_the_last_stage_was_trained_again(fake, tmp_path):
+    job(tmp_path)
+    (tmp_path / "checkpoints/grpo/meta.json").unlink()
+    (tmp_path / "checkpoints/grpo").rmdir()
+    fake.calls.clear()
+    job(tmp_path)
+    assert fake.calls == ALL[ALL.index("grpo") :]
+
+
+def test_refuses_a_stage_whose_start_is_gone(fake, tmp_path):
+    job(tmp_path)
+    (tmp_path / "checkpoints/sft/meta.json").unlink()
+    (tmp_path / "checkpoints/sft").rmdir()
+    with pytest.raises(ConfigError, match="checkpoints/grpo was trained from it"):
+        job(tmp_path)
+
+
+def test_refuses_another_config(fake, tmp_path):
+    job(tmp_path)
+    with pytest.raises(ConfigError, match=r"model\.decoder\.width was \d+, is 24"):
+        job(tmp_path, "Decoder.width=24")
+    with pytest.raises(ConfigError, match=r"sft\.steps was \d+, is 9999"):
+        job(tmp_path, "SftStage.steps=9999")
+    with pytest.raises(ConfigError, match=r"bench\.l1"):
+        job(tmp_path, "Bench.l1=12")
+    # These change no result.
+    job(tmp_path, "Scenes.workers=1", "SftStage.log_every=3", "Bench.batch=3")
+    assert fake.calls == ALL
+
+
+def test_a_stage_not_begun_may_change(fake, tmp_path):
+    fake.fail = "spatial"
+    with pytest.raises(KeyboardInterrupt):
+        job(tmp_path)
+    fake.fail = ""
+    job(tmp_path, "SftStage.steps=9999")
+    run, _ = gin_files.load([str(tmp_path / "config.gin")])
+    assert run.sft.steps == 9999
+
+
+def test_damaged_step_log(fake, tmp_path):
+    (tmp_path / "steps.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"steps\.json"):
+        job(tmp_path)
+
+
+def test_two_runs_in_one_folder(fake, tmp_path, monkeypatch):
+    def again(*_):
+        with pytest.raises(ConfigError, match="another jaxasa command is at work"):
+            job(tmp_path)
+
+    monkeypatch.setattr(steps, "scenes", again)
+    job(tmp_path)
+    assert fake.calls == [name for name in ALL if not name.startswith("scenes")]
+
+
+def test_write_text_leaves_nothing_else(tmp_path):
+    files.write_text(tmp_path / "a", "one")
+    files.write_text(tmp_path / "a", "two")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["two"]

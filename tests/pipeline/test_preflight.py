@@ -1,0 +1,121 @@
+"""The rehearsal, with stages that only count in place of those that learn."""
+
+import dataclasses
+import json
+import tempfile
+
+import numpy as np
+import pytest
+
+from jaxasa.cli import main
+from jaxasa.config import ConfigError, gin_files
+from jaxasa.data import pipeline, procedural, sounds
+from jaxasa.pipeline import preflight
+from jaxasa.stages import common, runner
+
+SMALL = (
+    *("Semantic.mels=16", "Semantic.width=16", "Semantic.heads=2", "Spatial.mels=16"),
+    *("Spatial.width=16", "Spatial.heads=2", "Spatial.stem=((4, 4, 8),)", "Projector.hidden=16"),
+    *("Decoder.width=32", "Decoder.hidden=32", "Decoder.head_width=8", "Decoder.layers=1"),
+    *("Scenes.train=8", "Scenes.dev=4", "Scenes.seconds=1.0", "Run.stages=('spatial', 'grpo')"),
+)
+
+
+@pytest.fixture
+def counting(monkeypatch, tmp_path):
+    """Stages that note what they are given; a sound bank that is quick to make."""
+    keep = ("alarm", "blast", "drum", "typing")
+    monkeypatch.setattr(procedural, "CLASSES", {name: procedural.CLASSES[name] for name in keep})
+    monkeypatch.setattr(procedural, "CLIPS", 1)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    seen: list = []
+
+    def make(name):
+        def task(context):
+            def element(element, rng, done):
+                return {"audio": element[0]}
+
+            def step(old, batch, key):
+                seen.append((name, int(old.step), batch["audio"].shape))
+                return dataclasses.replace(old, step=old.step + 1), {"loss": 1.0}
+
+            def evaluate(params):
+                seen.append((name, "evaluation", len(context.dev)))
+                return {"accuracy": 0.5}
+
+            size = context.stage.batch
+            batches = pipeline.Batches(context.train, element, 0, name, size, total=size)
+            return common.Task(name, batches, step, evaluate)
+
+        return task
+
+    monkeypatch.setattr(runner, "TASKS", {name: make(name) for name in ("spatial", "grpo")})
+    return seen
+
+
+@pytest.mark.soak
+def test_every_stage_steps_is_saved_restored_and_steps_again(counting, tmp_path, capsys):
+    run, text = gin_files.load(["gin/run/smoke.gin"], SMALL)
+    home = tmp_path / "home"
+    sounds.build(dataclasses.replace(run.sounds, bank="procedural"), home / "sounds", run.seed)
+    before = sorted(home.rglob("*"))
+    rows = preflight.rehearse(run, home, text)
+    expected = []
+    for name, batch in (("spatial", run.spatial.batch), ("grpo", run.grpo.batch)):
+        for step in (0, 1):
+            expected += [(name, step, (batch, 16_000, 4)), (name, "evaluation", 4)]
+    assert counting == expected
+    assert [row["stage"] for row in rows] == ["spatial", "grpo"]
+    assert all(row["save"] > 0 and row["build"] > 0 for row in rows)
+    out = capsys.readouterr().out
+    assert "made up, since the run's folder has none: scenes/train, scenes/dev" in out
+    assert "nothing was kept" in out
+    assert not list((tmp_path / "scratch").iterdir()) and sorted(home.rglob("*")) == before
+
+
+@pytest.mark.soak
+def test_what_fails_is_said_and_nothing_is_left(counting, tmp_path, capsys, monkeypatch):
+    def broken(context):
+        raise ConfigError("Mesh.tensor is 3, expected another")
+
+    monkeypatch.setitem(runner.TASKS, "grpo", broken)
+    words = ["train", "--rehearse", "--gin_file", "gin/run/smoke.gin"]
+    assert main.main([*words, *(f"--gin.{binding}" for binding in SMALL)]) == 2
+    assert "Mesh.tensor is 3" in capsys.readouterr().err
+    assert not list((tmp_path / "scratch").iterdir())
+    assert counting[-1][0] == "spatial"
+
+
+def test_options_that_do_not_go_together(capsys, monkeypatch, tmp_path):
+    assert main.main(["train", "sft", "--rehearse"]) == 2
+    assert "sft: --rehearse does every stage" in capsys.readouterr().err
+    assert main.main(["train", "--workdir", str(tmp_path)]) == 2
+    assert "stage is missing, expected STAGE" in capsys.readouterr().err
+    monkeypatch.setenv("JAXASA_COORDINATOR", "host:1")
+    assert main.main(["train", "--rehearse", "--gin_file", "gin/run/smoke.gin"]) == 2
+    assert "--rehearse is for one process" in capsys.readouterr().err
+
+
+def test_scenes_that_are_made_up_read_like_real_ones(counting, tmp_path):
+    run, _ = gin_files.load(["gin/run/smoke.gin"], SMALL)
+    made, missing = preflight._furnish(run, None, tmp_path)
+    assert made == run and missing == ["sounds", "scenes/train", "scenes/dev"]
+    context = runner.prepare(run, "spatial", tmp_path)
+    audio, scene = context.train[0]
+    assert len(context.train) == 8 and audio.dtype == np.int16 and audio.shape == (16_000, 4)
+    assert {s["class"] for s in scene["sources"]} <= set(context.classes)
+    assert json.loads((tmp_path / "scenes/dev/manifest.json").read_text())["count"] == 4
+
+
+def test_a_damaged_scene_of_dev_is_passed_over_like_one_of_train(tmp_path, capfd):
+    run, _ = gin_files.load(["gin/run/smoke.gin"], [*SMALL, "SpatialStage.damaged=1"])
+    preflight._furnish(run, None, tmp_path)
+    path = next((tmp_path / "scenes" / "dev").glob("*.array_record"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    dev = runner.prepare(run, "spatial", tmp_path).dev
+    assert all(dev[i][0].shape == (16_000, 4) for i in range(4))
+    assert "skipped 1 of at most 1" in capfd.readouterr().err

@@ -1,0 +1,434 @@
+"""Run as a script, this file trains the same task in a process that a test may kill."""
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxasa import config
+from jaxasa.config import ConfigError
+from jaxasa.core import trees
+from jaxasa.parallel import mesh, sharding
+from jaxasa.train import checkpoint, loop, metrics, optim, state
+
+STAGE = config.Stage(
+    steps=12,
+    batch=8,
+    learning_rate=0.1,
+    trainable=("projector/.*",),
+    warmup=2,
+    save_every=3,
+    eval_every=6,
+    log_every=2,
+)
+META = {"stage": "simulated", "model": {"width": 4}}
+
+
+class Batches:
+    """Batch i is a function of i alone; the state is the number drawn."""
+
+    def __init__(self):
+        self.index = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rng = np.random.default_rng([7, self.index])
+        self.index += 1
+        x = rng.normal(size=(8, 4)).astype(np.float32)
+        return {"x": x, "y": x @ (np.arange(12, dtype="f4").reshape(4, 3) / 12)}
+
+    def get_state(self):
+        return {"index": self.index}
+
+    def set_state(self, saved):
+        self.index = saved["index"]
+
+
+# Donated as in the stages: a save that goes on must not see later steps in its buffers.
+@functools.partial(jax.jit, donate_argnums=0)
+def update(old, batch, key):
+    trainable, frozen = trees.split(old.params, STAGE.trainable)
+
+    def loss(flat):
+        out = trees.merge(flat, frozen)["projector"]["out"]
+        noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+        return jnp.mean(((batch["x"] + noise) @ out["kernel"] + out["bias"] - batch["y"]) ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(trainable)
+    updates, opt_state = optim.make(STAGE).update(gradient, old.opt_state, trainable)
+    moved = trees.merge(optax.apply_updates(trainable, updates), frozen)
+    return state.State(old.step + 1, moved, opt_state), {"loss": value}
+
+
+class SimulatedTask:
+    """A linear model with noise from the loop's key, so that a wrong key shows."""
+
+    name = "simulated"
+
+    def __init__(self, act=None, mesh_=None):
+        self.batches = Batches()
+        self.mesh = mesh_ or mesh.make(config.Mesh())
+        self.act, self.steps = act or (lambda step: None), 0
+
+    def step(self, old, batch, key):
+        self.steps += 1
+        self.act(self.batches.index)
+        placed = sharding.place_batch(batch, self.mesh)
+        with jax.transfer_guard("disallow"):
+            return update(old, placed, key)
+
+    def evaluate(self, params):
+        return {"norm": float(jnp.sum(params["projector"]["out"]["kernel"] ** 2))}
+
+
+@functools.cache
+def start(mesh_=None):
+    params = {
+        "projector": {"out": {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, "f4")}},
+        "semantic": {"conv1": {"bias": np.ones(2, np.float32)}},
+    }
+    return state.create(params, STAGE, mesh_ or mesh.make(config.Mesh()))
+
+
+def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, full=None, **options):
+    return loop.train(
+        task or SimulatedTask(),
+        jax.tree.map(jnp.copy, start(mesh_)),
+        dataclasses.replace(STAGE, **options),
+        folder=folder / "checkpoint",
+        logs=folder / "logs",
+        meta=meta,
+        config_text="text\n",
+        seed=seed,
+        profile=profile,
+        full=full,
+    )
+
+
+def records(folder, drop=("steps_per_s", "data_wait")):
+    lines = (folder / "logs" / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in drop} for line in lines]
+
+
+def equal(one, two):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return train(folder), folder
+
+
+def test_one_step_is_under_way_while_the_next_batch_is_drawn(tmp_path, monkeypatch):
+    task, made, waited = SimulatedTask(), [], []
+    step, block = task.step, jax.block_until_ready
+
+    def stepping(*args):
+        new, values = step(*args)
+        made.append(values)
+        return new, values
+
+    def blocking(tree):
+        number = next((i for i, values in enumerate(made) if values is tree), None)
+        if number is not None:
+            waited.append((number, task.batches.index))
+        return block(tree)
+
+    task.step = stepping
+    monkeypatch.setattr(jax, "block_until_ready", blocking)
+    train(tmp_path, task, save_every=12, eval_every=12, log_every=12)
+    # Before batch n is drawn, step n - 2 is over.
+    assert waited == [(n - 2, n) for n in range(2, 12)]
+
+
+def test_trains_records_and_keeps_frozen_parameters(whole):
+    final, folder = whole
+    assert int(final.step) == STAGE.steps
+    rows = records(folder)
+    losses = {r["step"]: r["loss"] for r in rows if "loss" in r}
+    assert sorted(losses) == [2, 3, 4, 6, 8, 9, 10, 12] and losses[12] < losses[2]
+    assert [r["step"] for r in rows if "eval/norm" in r] == [6, 12]
+    norm = float(np.sum(np.asarray(final.params["projector"]["out"]["kernel"]) ** 2))
+    assert rows[-1] == {"step": 12, "eval/norm": pytest.approx(norm)} and norm > 0.5
+    assert np.array_equal(final.params["semantic"]["conv1"]["bias"], np.ones(2))
+    timed = records(folder, drop=())[0]
+    assert timed["steps_per_s"] > 0 and 0 <= timed["data_wait"] <= 1
+    assert list((folder / "logs").glob("events.out.tfevents.*"))
+
+
+def test_seed_and_name_change_the_noise(whole, tmp_path):
+    assert not equal(whole[0].params, train(tmp_path, seed=1).params)
+
+
+class Crash(Exception):
+    pass
+
+
+def test_resume_after_a_crash_is_bitwise_equal(whole, tmp_path):
+    def crash(step):
+        if step == 8:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path, SimulatedTask(act=crash))
+    task = SimulatedTask()
+    assert equal(train(tmp_path, task), whole[0])
+    assert task.steps == 6 and records(tmp_path) == records(whole[1])
+
+
+def test_resume_after_sigkill_is_bitwise_equal(whole, tmp_path):
+    script = [sys.executable, __file__, str(tmp_path), "9"]
+    path = os.pathsep.join(
+        [str(Path(config.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
+    killed = subprocess.run(script, env={**os.environ, "PYTHONPATH": path}, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    task = SimulatedTask()
+    assert equal(train(tmp_path, task), whole[0])
+    assert 4 <= task.steps < STAGE.steps and records(tmp_path) == records(whole[1])
+
+
+def test_a_finished_folder_returns_at_once(whole):
+    task = SimulatedTask()
+    assert equal(train(whole[1], task), whole[0]) and task.steps == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_raises_preempted(whole, tmp_path, number):
+    before = signal.getsignal(number)
+
+    def ask(step):
+        if step == 5:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(loop.Preempted, match="step 5"):
+        train(tmp_path, SimulatedTask(act=ask))
+    assert signal.getsignal(number) is before
+    task = SimulatedTask()
+    assert equal(train(tmp_path, task), whole[0]) and task.steps == STAGE.steps - 5
+
+
+def test_nan_stops_with_the_step_and_is_not_saved(tmp_path):
+    class Broken(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            return new, {"loss": values["loss"] * (jnp.nan if self.steps == 8 else 1.0)}
+
+    with pytest.raises(ConfigError, match="simulated: loss is nan at step 8") as error:
+        train(tmp_path, Broken())
+    assert "\n" not in str(error.value)
+    task = SimulatedTask()
+    train(tmp_path, task)
+    assert task.steps == STAGE.steps - 6
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(tmp_path):
+    """The loss of its step is finite; the parameters after it are not."""
+
+    class Broken(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            return new, values | {"gradient_norm": jnp.where(self.steps == 9, jnp.inf, 1.0)}
+
+    with pytest.raises(ConfigError, match="simulated: gradient_norm is inf at step 9"):
+        train(tmp_path, Broken())
+    assert {p.name for p in (tmp_path / "checkpoint").iterdir() if p.is_dir()} == {"3", "6"}
+
+
+def test_another_model_config_is_refused(whole):
+    with pytest.raises(ConfigError, match="another model config: width was 4, is 8"):
+        train(whole[1], meta=META | {"model": {"width": 8}})
+
+
+def test_one_device_equals_eight(whole, tmp_path):
+    single = mesh.make(config.Mesh(), jax.devices()[:1])
+    found = train(tmp_path, SimulatedTask(mesh_=single), mesh_=single)
+    kernel = found.params["projector"]["out"]["kernel"]
+    np.testing.assert_allclose(kernel, whole[0].params["projector"]["out"]["kernel"], rtol=1e-4)
+
+
+class Judged(SimulatedTask):
+    """Evaluations that were best at step 8."""
+
+    marks = {0: 0.1, 4: 0.2, 8: 0.5}
+
+    def evaluate(self, params):
+        mark = self.marks[self.batches.index]
+        return {"tag_recall": mark, "loss": -mark, "doa_median": -mark}
+
+
+@pytest.mark.parametrize("name", ["tag_recall", "loss", "doa_median"])
+def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
+    def crash(step):
+        if step == 9:
+            raise Crash
+
+    with pytest.raises(Crash):
+        train(tmp_path, Judged(act=crash), best=name, eval_every=4, save_every=6)
+    kept, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    value = 0.5 if name == "tag_recall" else -0.5
+    assert meta["best"] == {"name": name, "value": value, "step": 8} and np.any(
+        kept["projector"]["out"]["kernel"]
+    )
+    # A worse evaluation of the run that goes on does not take its place.
+    worse = Judged()
+    worse.marks = {12: 0.3}
+    final = train(tmp_path, worse, best=name, eval_every=12, save_every=6)
+    again, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    assert meta["best"]["step"] == 8 and equal(again, kept) and not equal(kept, final.params)
+    last, _ = checkpoint.load(tmp_path / "checkpoint")
+    assert equal(last, final.params)
+
+
+def test_a_better_state_takes_the_place_of_the_best_of_a_time_that_was_lost(tmp_path):
+    """Best at step 8, gone on from step 6 with another seed: better at step 8."""
+
+    def crash(step):
+        if step == 9:
+            raise Crash
+
+    settings = dict(best="tag_recall", eval_every=4, save_every=6)
+    with pytest.raises(Crash):
+        train(tmp_path, Judged(act=crash), **settings)
+    kept, _ = checkpoint.load(tmp_path / "checkpoint" / "best")
+    better = Judged()
+    better.marks = {8: 0.7, 12: 0.6}
+    train(tmp_path, better, seed=1, **settings)
+    found, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    assert meta["best"] == {"name": "tag_recall", "value": 0.7, "step": 8}
+    assert not equal(found, kept)
+
+
+def judged_until_9(folder, marks):
+    """Saved at step 6, ended in step 9."""
+
+    def crash(step):
+        if step == 9:
+            raise Crash
+
+    task = Judged(act=crash)
+    task.marks = marks
+    with pytest.raises(Crash):
+        train(folder, task, best="tag_recall", eval_every=4, save_every=6)
+    return folder / "checkpoint" / "best"
+
+
+def test_a_best_state_that_never_got_whole_is_found_anew(tmp_path):
+    """As after a kill while it was written: meta.json tells of it, and no step is there."""
+    marks = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
+    there = judged_until_9(tmp_path / "one", marks)
+    best = judged_until_9(tmp_path / "two", marks | {8: 0.0})
+    (best / "meta.json").write_text((there / "meta.json").read_text())
+    assert checkpoint.load(best)[1]["best"]["step"] == 4
+    task = Judged()
+    task.marks = marks
+    train(tmp_path / "two", task, best="tag_recall", eval_every=4, save_every=6)
+    kept, meta = checkpoint.load(best)
+    assert meta["best"]["step"] == 8 and equal(kept, checkpoint.load(there)[0])
+
+
+def test_the_best_state_is_whole_before_the_loops_own_of_that_step(tmp_path, monkeypatch):
+    """A kill between the two: a run that goes on from the later would never find the best again."""
+    order = []
+
+    def told(name):
+        real = getattr(checkpoint.Store, name)
+
+        def act(store, *args):
+            order.append((name, store.folder.name, *args[:1]))
+            return real(store, *args)
+
+        monkeypatch.setattr(checkpoint.Store, name, act)
+
+    told("save")
+    told("wait")
+    task = Judged()
+    task.marks = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
+    train(tmp_path, task, best="tag_recall", eval_every=4, save_every=4)
+    for step in (4, 8):
+        saved = order.index(("save", "best", step))
+        assert order[saved : saved + 3] == [
+            ("save", "best", step),
+            ("wait", "best"),
+            ("save", "checkpoint", step),
+        ]
+
+
+def test_the_best_of_another_evaluation_is_no_measure(tmp_path):
+    judged_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
+    with pytest.raises(ConfigError, match="Stage.best is 'loss', expected 'tag_recall', as .*best"):
+        train(tmp_path, Judged(), best="loss", eval_every=4, save_every=6)
+
+
+def test_an_evaluation_that_is_not_there_is_known_before_the_first_step(tmp_path):
+    task = SimulatedTask()
+    with pytest.raises(ConfigError, match="Stage.best is 'accuracy', expected one of .* norm"):
+        train(tmp_path, task, best="accuracy")
+    assert task.steps == 0
+
+
+def test_counts_become_rates_times_shares_and_samples_are_shown(tmp_path):
+    class Counted(SimulatedTask):
+        def step(self, old, batch, key):
+            new, values = super().step(old, batch, key)
+            said = {"said": f"step {self.steps}"}
+            return new, {**values, "examples": 8, "seconds/rollout": 1e-3, "samples": [said]}
+
+    train(tmp_path, Counted(), profile=2, full=1e4)
+    row = records(tmp_path)[0]
+    rate = records(tmp_path, drop=())[0]["steps_per_s"]
+    assert row["mfu"] == pytest.approx(rate / 1e4)
+    assert row["examples_per_s"] == pytest.approx(8 * rate)
+    assert row["share/rollout"] == pytest.approx(1e-3 * rate)
+    shown = [json.loads(line) for line in open(tmp_path / "logs" / "samples.jsonl")]
+    assert [r["step"] for r in shown] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert shown[3] == {"step": 6, "said": "step 6"}
+    assert list((tmp_path / "logs" / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_line_is_whole_whatever_was_said():
+    said = json.dumps({"step": 1, "said": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    assert metrics.kept(said + said, 1) == [said, said]
+
+
+def test_lines_beyond_the_step_and_torn_lines_go():
+    text = '{"step": 1}\n{"step": 3}\n{"step": 2}\n{"ste'
+    assert metrics.kept(text, 2) == ['{"step": 1}\n', '{"step": 2}\n']
+
+
+def test_no_number_is_null_in_json(tmp_path):
+    with metrics.Writer("x", tmp_path, 0, 5) as writer:
+        writer.write(1, {"a": float("nan"), "b": np.float32(2)})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": 2.0}
+
+
+def main(folder: Path, at: int) -> None:
+    def kill(step):
+        if step == at:
+            # The save of step 6 goes on beside training; give it time, so that it can be whole.
+            deadline = time.monotonic() + 20
+            while not (folder / "checkpoint" / "6").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(folder, SimulatedTask(act=kill))
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    main(Path(sys.argv[1]), int(sys.argv[2]))

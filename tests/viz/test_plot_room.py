@@ -1,0 +1,97 @@
+import math
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jaxasa.acoustics import rir, rooms, scenes
+from jaxasa.cli import main
+from jaxasa.config import Scenes
+from jaxasa.core import keys
+from jaxasa.viz import plot_room
+
+ROOM, LISTENER, SOURCE = (6.0, 5.0, 3.0), (4.0, 2.0, 1.5), (1.5, 3.5, 1.2)
+
+
+def test_numbers_of_the_picture_are_the_response_s(tmp_path):
+    view = plot_room.of_room(ROOM, 0.5, LISTENER, (SOURCE, (5.0, 4.0, 1.0)))
+    found = plot_room.draw(view, 0, tmp_path / "room.png")
+    response = rir.shoebox_rir(ROOM, view.absorption, SOURCE, LISTENER, keys.rng(0, "draw"))
+    assert found["rt60"] == rir.rt60(response)
+    assert found["drr"] == rir.drr(response, math.dist(SOURCE, LISTENER))
+    assert set(found["bands"]) == {int(band) for band in rooms.BANDS}
+    # Nominal, as one response of a hybrid may stray by some percent a band.
+    middle = [found["bands"][band] for band in (500, 1000, 2000, 4000)]
+    assert np.mean(middle) == pytest.approx(0.5, rel=0.15)
+    image = matplotlib.image.imread(tmp_path / "room.png")
+    assert image.shape[0] > 800 and image.shape[1] > 1200
+    assert [p.name for p in tmp_path.iterdir()] == ["room.png"]
+    # Every quarter of the picture has something in it.
+    rows, columns = (n // 2 for n in image.shape[:2])
+    for part in (image[:rows, :columns], image[:rows, columns:], image[rows:, :columns]):
+        assert part[..., :3].std() > 0.02
+
+
+def test_decay_of_a_known_signal():
+    noise = np.random.default_rng(0).standard_normal(16_000)
+    signal = noise * 10 ** (-3 * np.arange(16_000) / 16_000 / 0.4)
+    for band in rooms.BANDS[2:]:
+        level, seconds = plot_room._decay(signal, band)
+        assert level[0] == 0 and np.all(np.diff(level) <= 1e-9)
+        assert seconds == pytest.approx(0.4, rel=0.15)
+    assert math.isnan(plot_room._decay(np.eye(1, 4000)[0], 8000.0)[1])
+
+
+def test_first_reflections_are_mirror_images():
+    view = plot_room.of_room(ROOM, 0.5, LISTENER, (SOURCE,))
+    found = plot_room._first_order(view, SOURCE) + np.array(LISTENER)
+    assert {tuple(np.round(p, 6)) for p in found} == {
+        SOURCE,
+        (-1.5, 3.5, 1.2),
+        (10.5, 3.5, 1.2),
+        (1.5, -3.5, 1.2),
+        (1.5, 6.5, 1.2),
+        (1.5, 3.5, -1.2),
+        (1.5, 3.5, 4.8),
+    }
+
+
+def test_scene_in_json(tmp_path, capsys):
+    clips = [scenes.Clip(str(i), f"class{i}", f"take{i}", 1.0) for i in range(3)]
+    spec = scenes.draw(Scenes(train=1, dev=1, benchmark=1), clips, 0, "dev", 4)
+    path, out = tmp_path / "scene.json", tmp_path / "scene.png"
+    path.write_text(scenes.to_json(spec))
+    last = len(spec.sources) - 1
+    assert main.main(["draw", str(out), "--scene", str(path), "--which", str(last)]) == 0
+    assert "RT60" in capsys.readouterr().out and out.stat().st_size > 10_000
+    view = plot_room.of_scene(spec)
+    assert view.sources[last] == (spec.sources[last].label, spec.sources[last].position)
+
+
+def test_without_arguments_a_default_room_is_drawn(tmp_path):
+    assert main.main(["draw", str(tmp_path / "room.png")]) == 0
+    assert (tmp_path / "room.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["room.jpg"], "ends in .png"),
+        (["no/room.png"], "folder that exists"),
+        (["room.png", "--source", "7", "1", "1"], "source 1 is (7.0, 1.0, 1.0)"),
+        (["room.png", "--listener", "4", "-2", "1"], "listener"),
+        (["room.png", "--source", "4", "2", "1.51"], "0.05 m from the listener"),
+        (["room.png", "--room", "0", "5", "3"], "room is (0.0, 5.0, 3.0)"),
+        (["room.png", "--rt60", "0.01"], "Sabine"),
+        (["room.png", "--rt60", "nan"], "rt60 is nan"),
+        (["room.png", "--which", "1"], "source is 1, expected 0 to 0"),
+        (["room.png", "--scene", "none.json"], "none.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "_".join(value[1:3]),
+)
+def test_bad_input_is_named(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["draw", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
