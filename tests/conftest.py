@@ -57,7 +57,7 @@ def text(described):
 
 @pytest.fixture(scope="session")
 def filled():
-    """`filled(model)`: `model` (config), `asa`, `classes` and `params`, all of them random.
+    """`filled(model)`: `model` (config), `asa`, `num_classes` and `params`, all of them random.
 
     `params` are numpy arrays of sizes that keep activations near 1, the adapters' too.
     """
@@ -95,19 +95,25 @@ def tiny(filled):
 
     return filled(
         config.Model(
-            semantic=config.Semantic(mels=16, width=16, heads=2, layers=2),
+            semantic=config.Semantic(n_mels=16, width=16, heads=2, layers=2),
             spatial=config.Spatial(
                 width=16,
                 heads=2,
                 layers=1,
                 stem=((4, 2, 4),),
                 features="intensity",
-                mels=16,
-                classes=8,
+                n_mels=16,
+                num_classes=8,
             ),
-            projector=config.Projector(hidden=16, expert=8, token_rate=4.0),
+            projector=config.Projector(hidden_width=16, expert_width=8, token_rate=4.0),
             decoder=config.Decoder(
-                vocab=480, width=32, heads=4, kv_heads=2, head_width=8, intermediate_size=48, layers=2
+                vocab_size=480,
+                width=32,
+                heads=4,
+                kv_heads=2,
+                head_dim=8,
+                intermediate_size=48,
+                layers=2,
             ),
             lora=config.Lora(rank=2, alpha=6.0),
             prompt_tokens=64,

@@ -58,7 +58,7 @@ def plan(
     air: bool = True,
     scattering: float | np.ndarray = 0.0,
 ) -> Shape:
-    """Returns the Shape that serves all rooms of a batch; arguments as in `responses`.
+    """Returns the Shape that serves all rooms of a batch; arguments as in `rir_rooms`.
 
     Raises ConfigError (rooms.validate) for the first room, source or listener that is none.
     """

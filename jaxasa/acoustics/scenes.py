@@ -13,7 +13,7 @@ which no draw of named materials has an RT60 in the range are passed over).
     >>> from jaxasa.acoustics import scenes
     >>> from jaxasa.config import Scenes
     >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.5)]
-    >>> ranges = Scenes(train=1, dev=1, benchmark=1, sources=(1, 1), moving=1.0)
+    >>> ranges = Scenes(train=1, dev=1, benchmark=1, sources=(1, 1), moving_source_prob=1.0)
     >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=3)
     >>> description = scenes.describe(spec)
     >>> description["id"], len(description["sources"][0]["trajectory"])
@@ -101,7 +101,7 @@ def compose(
     delays = [math.dist(place.listener, p) / rooms.SPEED for p in place.positions]
     arrivals = _arrivals(scenes.seconds, count, max(delays), rng)
     gains = rng.uniform(*scenes.gain, count).tolist()
-    speeds = rng.uniform(*scenes.speed, count).tolist()
+    speeds = rng.uniform(*scenes.speed_perturbation, count).tolist()
     lengths = [clip.seconds / speed for clip, speed in zip(chosen, speeds, strict=True)]
     if scenes.overlap:
         own = keys.rng(seed, "overlap", split, index)
@@ -121,7 +121,7 @@ def compose(
             chosen, place.positions, delays, arrivals, lengths, gains, speeds, strict=True
         )
     ]
-    if scenes.moving:
+    if scenes.moving_source_prob:
         sources = [
             _set_moving(scenes, place, source, keys.rng(seed, "motion", split, index, i))
             for i, source in enumerate(sources)
@@ -129,7 +129,7 @@ def compose(
     yaw = foa.wrap(rng.uniform(-180.0, 180.0))
     snr = float(rng.uniform(*scenes.snr))
     turning: tuple[tuple[float, float], ...] = ()
-    if scenes.turning:
+    if scenes.listener_turn_prob:
         turning = _turning(scenes, yaw, keys.rng(seed, "turning", split, index))
     sensor_snr = None
     if scenes.sensor_snr:
@@ -154,7 +154,7 @@ def compose(
 
 def _set_moving(scenes: Scenes, place: Layout, source: Source, rng) -> Source:
     """Returns the source as it is, or on a walk within the ranges that its place was drawn from."""
-    if rng.random() >= scenes.moving:
+    if rng.random() >= scenes.moving_source_prob:
         return source
     room = np.array(place.room)
     margin = np.minimum(_SOURCE_MARGIN, room / 6)
@@ -169,7 +169,7 @@ def _set_moving(scenes: Scenes, place: Layout, source: Source, rng) -> Source:
             and _LOWEST <= up <= _HIGHEST
         )
 
-    pace = float(rng.uniform(*scenes.pace))
+    pace = float(rng.uniform(*scenes.walk_speed))
     walk = paths.walk(
         source.position, source.onset, source.seconds, pace, place.listener, allowed, rng
     )
@@ -178,7 +178,7 @@ def _set_moving(scenes: Scenes, place: Layout, source: Source, rng) -> Source:
 
 def _turning(scenes: Scenes, yaw: float, rng) -> tuple[tuple[float, float], ...]:
     """Returns the way-points (seconds, yaw) of a listener who turns once, evenly; or none."""
-    if rng.random() >= scenes.turning:
+    if rng.random() >= scenes.listener_turn_prob:
         return ()
     start, end = scenes.seconds * rng.uniform(0.01, 0.5), scenes.seconds * rng.uniform(0.6, 1.0)
     side = math.copysign(1.0, rng.random() - 0.5)
@@ -226,7 +226,7 @@ def _place(scenes: Scenes, count: int, rng, own):
         room = rng.uniform(ranges[:, 0], ranges[:, 1])
         if rooms.sabine_floor(room) > scenes.rt60[1]:
             continue
-        if scenes.floor and (made := _made_of(scenes, room, own)) is None:
+        if scenes.floor_materials and (made := _made_of(scenes, room, own)) is None:
             continue
         margin = np.minimum(_LISTENER_MARGIN, room / 4)
         low, high = margin, room - margin
@@ -241,7 +241,7 @@ def _place(scenes: Scenes, count: int, rng, own):
         f"Scenes is {scenes.sources} sources, distance {scenes.distance}, min_separation "
         f"{scenes.min_separation}, rt60 {scenes.rt60}, expected ranges that fit in its rooms"
         + " and materials"
-        * bool(scenes.floor)
+        * bool(scenes.floor_materials)
     )
 
 
@@ -253,9 +253,11 @@ def _made_of(scenes: Scenes, room, rng):
     """
     low, high = scenes.rt60
     for _ in range(_ATTEMPTS):
-        sides = tuple(scenes.sides[i] for i in rng.integers(len(scenes.sides), size=4))
-        floor = scenes.floor[rng.integers(len(scenes.floor))]
-        ceiling = scenes.ceiling[rng.integers(len(scenes.ceiling))]
+        sides = tuple(
+            scenes.wall_materials[i] for i in rng.integers(len(scenes.wall_materials), size=4)
+        )
+        floor = scenes.floor_materials[rng.integers(len(scenes.floor_materials))]
+        ceiling = scenes.ceiling_materials[rng.integers(len(scenes.ceiling_materials))]
         walls = materials.walls(sides, floor, ceiling)
         rt60 = float(rooms.decay_time(room, walls)[2:4].mean())
         if low <= rt60 <= high:

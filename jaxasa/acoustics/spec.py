@@ -1,7 +1,7 @@
 """A scene before it is sound: SceneSpec, its JSON, and what makes it impossible to render.
 
 Positions are in room metres (one corner at 0, 0, 0), times in seconds of the scene. A source
-with a `trajectory` moves while it sounds; a listener with a `turning` turns. What is not used is
+with a `trajectory` moves while it sounds; a listener with a `listener_turn_prob` turns. What is not used is
 not written: the JSON of a scene at rest holds neither.
 
     >>> from jaxasa.acoustics import spec

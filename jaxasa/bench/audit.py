@@ -68,10 +68,12 @@ def audit(run: config.Run, bank, items: Sequence) -> dict:
     """
     hits: dict[str, np.ndarray] = {}
     tested: list = []
-    if run.bench.audit and bank.clips("test"):
+    if run.bench.probe_items and bank.clips("test"):
         own = questions.chosen(run.questions.tasks)
         tasks = {i.task: own[i.task] for i in items}
-        train, tested = (drawn(run, bank, tasks, run.bench.audit, p) for p in ("train", "test"))
+        train, tested = (
+            drawn(run, bank, tasks, run.bench.probe_items, p) for p in ("train", "test")
+        )
         hits = shortcut_probe.measure(train, tested)
     right = oracle(items, bank.classes)
 

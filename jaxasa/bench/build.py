@@ -132,7 +132,7 @@ def _stamp(run: config.Run, records_folder: Path, split: str, count: int) -> str
     path = records_folder / "manifest.json"
     return _digest(
         {
-            "counts": [run.bench.l1, run.bench.l2, run.bench.l3, run.bench.audit],
+            "counts": [run.bench.l1, run.bench.l2, run.bench.l3, run.bench.probe_items],
             "questions": [run.questions.tasks, run.questions.margin],
             "seed": run.seed,
             "split": split,

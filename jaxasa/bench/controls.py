@@ -9,7 +9,7 @@
     mirrored           left and right exchanged, answers derived anew
 
 They are fair only on a checkpoint that met W alone, no audio and the null in training
-(SftStage.mono_share, no_audio_share, null_share).
+(SftStage.mono_prob, no_audio_share, null_share).
 """
 
 from collections.abc import Callable, Collection

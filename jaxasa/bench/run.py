@@ -55,7 +55,7 @@ def run(
             raise ConfigError(f"{benchmark_folder}: no item is left for {name}, expected some")
         if not _complete(path, mark):
             responder = responders[system.stage]
-            answers = answer(responder, changed, system.hearing, bench.batch, name)
+            answers = answer(responder, changed, system.hearing, bench.batch_size, name)
             _write(path, answers, mark)
         answered[name] = Answered(changed, score.read(path, changed.items))
     for name, reader in (readers or {}).items():
@@ -63,8 +63,8 @@ def run(
         path = out / "predictions" / f"{name}.jsonl"
         _write(path, [{"id": i.id, "answer": found[i.id]} for i in items], facts["sha256"])
         answered[name] = Answered(perturbations.none(items, ()), score.read(path, items))
-    found = results(items, facts, answered, systems, bench.bootstrap)
-    found["benchmark"]["choose"] = bench.choose
+    found = results(items, facts, answered, systems, bench.bootstrap_samples)
+    found["benchmark"]["choose"] = bench.option_fallback
     return _merge(out / "results.json", found | {"models": dict(marks or {})})
 
 

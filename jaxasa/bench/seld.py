@@ -21,13 +21,13 @@ mean(1 - F20, LE_CD / 180, RDE) in 2024, of what is defined.
 `official=True` gives what the public code gives (2023: sharathadavanne/seld-dcase2023; 2024:
 partha2409/DCASE2024_seld_baseline), with its quirks. What it does, and the default does not:
 
- 1. It means over all `classes`: one that never occurs has F20 0, LR_CD 0 and, in 2023, 180
+ 1. It means over all `num_classes`: one that never occurs has F20 0, LR_CD 0 and, in 2023, 180
     degrees. Default: F20 over classes of either side, LE_CD and LR_CD over those of references.
  2. It ends at the last frame with a reference, and leaves that frame itself out (in 2023 only
     where its number is a multiple of ten), so that false alarms after it cost nothing.
  3. Files without predictions are left out. Default: they are missed, all of them; the command
     refuses them. An empty reference file stops it; here too, with a reason.
- 4. Classes from `classes` on are ignored. Default: refused.
+ 4. Classes from `num_classes` on are ignored. Default: refused.
  5. 2023: where the events of a class share a second but no frame, it counts as many misses as
     there are *predictions*, and no false alarm. Default: the references are missed, the
     predictions false.

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         "simulate",
         "Renders first-order ambisonics scenes; goes on with the shards that are missing.",
         "Reads DIR/sounds.",
-        "DIR/scenes/{train,dev,benchmark}; DIR/responses for train, where Scenes.responses is\n"
+        "DIR/scenes/{train,dev,benchmark}; DIR/responses for train, where Scenes.rir_rooms is\n"
         "set; with --format dcase or binaural: DIR/dcase/... or DIR/binaural/...",
         "jaxasa simulate --workdir runs/mine\n"
         "  jaxasa simulate --workdir runs/mine --dry_run --gin.Scenes.train=3600000\n"
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         "import",
         "Turns recordings of others, and questions about them, into a data set of ours.",
         "Reads a DCASE/STARSS23 folder, an SO-Dataset folder, or a JSONL file of questions.",
-        "OUT: records and questions.jsonl, for SftStage.imported: of these, sounds of up to\n"
+        "OUT: records and questions.jsonl, for SftStage.qa_datasets: of these, sounds of up to\n"
         "Scenes.seconds are heard",
         "jaxasa import dcase STARSS23 runs/starss --split fold3 --seconds 4\n"
         "  jaxasa import so SO-Dataset runs/so --split train\n"

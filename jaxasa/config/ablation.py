@@ -16,8 +16,8 @@ def published() -> dict[str, tuple[str, ...]]:
         "p2": (),
         "p1": ("Projector.kind='p1'",),
         "p0": ("Projector.kind='p0'",),
-        **{f"without_{name}": (f"Projector.without=('{name}',)",) for name in EXPERTS},
-        "mono": tuple(f"{stage}.mono_share=1.0" for stage in mono),
+        **{f"without_{name}": (f"Projector.drop_experts=('{name}',)",) for name in EXPERTS},
+        "mono": tuple(f"{stage}.mono_prob=1.0" for stage in mono),
         "binaural": ("Spatial.format='binaural'", "Spatial.features='interaural'"),
         "without_align": ("Run.stages=('text','spatial','sft')",),
         "grpo": ("Run.stages=('text','spatial','align','sft','grpo')",),
@@ -29,7 +29,7 @@ class Ablation:
     """Variants of a run, trained over several seeds and compared on its benchmark.
 
     variants: name -> bindings over those of the run, as behind --gin. on the command line. Sounds,
-        scenes, questions and the suite are the same for all. A variant whose SftStage.mono_share
+        scenes, questions and the suite are the same for all. A variant whose SftStage.mono_prob
         is 1 is asked in W alone.
     base: the variant with which the others are compared.
     split: whose scenes and recordings they are asked about: "benchmark", or "dev", by which one may

@@ -17,7 +17,7 @@ class Semantic:
     clips are cut. pool: frames averaged into one before the last norm; 2 in Qwen2-Audio's tower.
     """
 
-    mels: int
+    n_mels: int
     width: int
     heads: int
     layers: int
@@ -25,7 +25,7 @@ class Semantic:
     pool: int = 1
 
     def __post_init__(self):
-        check_at_least(self, 1, "mels", "width", "heads", "layers", "pool")
+        check_at_least(self, 1, "n_mels", "width", "heads", "layers", "pool")
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
     def frames(self, samples):
@@ -52,7 +52,7 @@ class Spatial:
         vector in mel bands), "interaural" of binaural (log-mel, phase and level differences).
     stem: patches merged one after another, each (channels, frames, bands): so many outputs for
         each patch of so many frames and bands.
-    classes: outputs of the class head; a sound bank may have at most so many.
+    num_classes: outputs of the class head; a sound bank may have at most so many.
     """
 
     width: int
@@ -61,15 +61,17 @@ class Spatial:
     stem: tuple[tuple[int, int, int], ...]
     format: str = "foa"
     features: str = "stft"
-    mels: int = 64
-    fft: int = 512
-    hop: int = 320
-    slots: int = 3
-    classes: int = 16
+    n_mels: int = 64
+    n_fft: int = 512
+    hop_length: int = 320
+    num_slots: int = 3
+    num_classes: int = 16
 
     def __post_init__(self):
-        check_at_least(self, 1, "width", "heads", "layers", "mels", "fft", "hop", "slots")
-        check_at_least(self, 1, "classes")
+        check_at_least(
+            self, 1, "width", "heads", "layers", "n_mels", "n_fft", "hop_length", "num_slots"
+        )
+        check_at_least(self, 1, "num_classes")
         formats = " or ".join(CHANNELS)
         check(self.format in CHANNELS, "Spatial.format", self.format, formats)
         kinds = (MEASURED[self.format], "stft")
@@ -91,7 +93,7 @@ class Spatial:
 
     def steps(self, samples):
         """Frames of the dense map of so many samples, a number or an array of them."""
-        return (1 + samples // self.hop) // self.frames_per_step
+        return (1 + samples // self.hop_length) // self.frames_per_step
 
 
 @dataclass(frozen=True)
@@ -100,32 +102,32 @@ class Projector:
 
     kind: "p2" (dense hybrid: an MLP for each of EXPERTS), "p1" (dual tower: one for each encoder)
         or "p0" (single MLP); the hidden widths of p1 and p0 make all equally large.
-    without: experts that p2 is built without, with their auxiliary losses, for ablations.
-    expert: numbers of each expert in a token; hidden: width of the bottleneck MLP behind them.
+    drop_experts: experts that p2 is built without, with their auxiliary losses, for ablations.
+    expert_width: numbers of each expert in a token; hidden: width of the bottleneck MLP behind them.
     token_rate: tokens a second of the map, each of a whole number of samples. Before them each slot
         has a token of its own.
-    slots: whether these say what the slots heard; if not, the decoder has the map alone and equally
+    slot_tokens: whether these say what the slots heard; if not, the decoder has the map alone and equally
         many tokens, for ablations.
     """
 
-    hidden: int
-    expert: int
+    hidden_width: int
+    expert_width: int
     token_rate: float = 12.5
     kind: str = "p2"
-    without: tuple[str, ...] = ()
-    slots: bool = True
+    drop_experts: tuple[str, ...] = ()
+    slot_tokens: bool = True
 
     def __post_init__(self):
-        check_at_least(self, 1, "hidden", "expert")
+        check_at_least(self, 1, "hidden_width", "expert_width")
         check_at_least(self, 0.1, "token_rate")
         kinds = ("p0", "p1", "p2")
         check(self.kind in kinds, "Projector.kind", self.kind, " or ".join(kinds))
-        without, some = self.without, isinstance(self.without, (tuple, list))
+        without, some = self.drop_experts, isinstance(self.drop_experts, (tuple, list))
         ok = some and set(without) < set(EXPERTS) and len(set(without)) == len(without)
         expected = "different names, but not all, out of " + ", ".join(EXPERTS)
-        check(ok, "Projector.without", without, expected)
+        check(ok, "Projector.drop_experts", without, expected)
         expected = f"() with kind {self.kind}: only p2 has experts to leave out"
-        check(not without or self.kind == "p2", "Projector.without", without, expected)
+        check(not without or self.kind == "p2", "Projector.drop_experts", without, expected)
 
 
 @dataclass(frozen=True)
@@ -137,21 +139,23 @@ class Decoder:
     otherwise the output has a table of its own (the larger sizes).
     """
 
-    vocab: int
+    vocab_size: int
     width: int
     heads: int
     kv_heads: int
-    head_width: int
+    head_dim: int
     intermediate_size: int
     layers: int
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     qkv_bias: bool = True
     qk_norm: bool = False
-    tied: bool = True
+    tie_word_embeddings: bool = True
 
     def __post_init__(self):
-        check_at_least(self, 1, "vocab", "width", "heads", "kv_heads", "head_width", "hidden")
+        check_at_least(
+            self, 1, "vocab_size", "width", "heads", "kv_heads", "head_dim", "intermediate_size"
+        )
         check_at_least(self, 1, "layers")
         ok = self.heads % self.kv_heads == 0
         check(ok, "Decoder.heads", self.heads, "a multiple of kv_heads")
@@ -159,11 +163,11 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters on the decoder's projections whose names match `targets`."""
+    """Low-rank adapters on the decoder's projections whose names match `target_modules`."""
 
     rank: int = 8
     alpha: float = 32.0
-    targets: str = r"(q|k|v|o|gate|up|down)"
+    target_modules: str = r"(q|k|v|o|gate|up|down)"
 
     def __post_init__(self):
         check_at_least(self, 1, "rank")

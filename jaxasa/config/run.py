@@ -44,27 +44,32 @@ class Bench:
     """The benchmark: items a level, and how a model answers them.
 
     controls: systems out of CONTROLS (bench/controls.py) beside the trained ones.
-    audit: items drawn without audio from which classifiers of texts learn, and as many on which
+    probe_items: items drawn without audio from which classifiers of texts learn, and as many on which
     they are tested (bench/shortcut_probe.py); 0 for none.
-    choose: whether an answer that is none of the options gives way to the likeliest of them
+    option_fallback: whether an answer that is none of the options gives way to the likeliest of them
     (ask.Model); False counts it as wrong.
     """
 
     l1: int = 385
     l2: int = 279
     l3: int = 336
-    batch: int = 128
-    bootstrap: int = 2000
+    batch_size: int = 128
+    bootstrap_samples: int = 2000
     controls: tuple[str, ...] = CONTROLS
-    audit: int = 10_000
-    choose: bool = True
+    probe_items: int = 10_000
+    option_fallback: bool = True
 
     def __post_init__(self):
-        check_at_least(self, 1, "l1", "l2", "l3", "batch", "bootstrap")
-        check_at_least(self, 0, "audit")
+        check_at_least(self, 1, "l1", "l2", "l3", "batch_size", "bootstrap_samples")
+        check_at_least(self, 0, "probe_items")
         ok = isinstance(self.controls, tuple) and set(self.controls) <= set(CONTROLS)
         check(ok, "Bench.controls", self.controls, "names out of " + ", ".join(CONTROLS))
-        check(isinstance(self.choose, bool), "Bench.choose", self.choose, "True or False")
+        check(
+            isinstance(self.option_fallback, bool),
+            "Bench.option_fallback",
+            self.option_fallback,
+            "True or False",
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,9 @@ class Pretrained:
 class Run:
     """The root of every gin run file.
 
-    The first of `stages` starts from `resume` (a folder checkpoints/STAGE or an export), or else
+    The first of `stages` starts from `init_from` (a folder checkpoints/STAGE or an export), or else
     from `pretrained` weights, or else from scratch; the others from the stage before.
-    resume_parts: what is taken from `resume`, out of PARTS, the others from scratch; () for all.
+    init_parts: what is taken from `init_from`, out of PARTS, the others from scratch; () for all.
     With its decoder a new work folder takes its tokenizer.
     ablation: what `jaxasa bench ablate` compares.
     """
@@ -106,31 +111,29 @@ class Run:
     questions: Questions = Questions()
     seed: int = 0
     pretrained: Pretrained = Pretrained()
-    resume: str = ""
-    resume_parts: tuple[str, ...] = ()
+    init_from: str = ""
+    init_parts: tuple[str, ...] = ()
     ablation: Ablation = Ablation()
 
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
         check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))
-        parts = self.resume_parts
-        check(
-            set(parts) <= set(PARTS), "Run.resume_parts", parts, "names out of " + ", ".join(PARTS)
-        )
-        check(self.resume or not parts, "Run.resume_parts", parts, "() without Run.resume")
+        parts = self.init_parts
+        check(set(parts) <= set(PARTS), "Run.init_parts", parts, "names out of " + ", ".join(PARTS))
+        check(self.init_from or not parts, "Run.init_parts", parts, "() without Run.init_from")
         for name in set(self.stages) - {"text"}:
             easiest = getattr(self, name).easiest
-            ok = easiest == (1.0, 1.0) or self.scenes.responses == 0
+            ok = easiest == (1.0, 1.0) or self.scenes.rir_rooms == 0
             where = f"{name.capitalize()}Stage.easiest"
-            check(ok, where, easiest, "(1.0, 1.0) for mixed scenes (Scenes.responses)")
+            check(ok, where, easiest, "(1.0, 1.0) for mixed scenes (Scenes.rir_rooms)")
         longest = self.model.semantic.max_seconds
         ok = self.scenes.seconds <= longest
         check(ok, "Scenes.seconds", self.scenes.seconds, f"at most {longest} (Semantic)")
         if self.model.spatial.format == "binaural":
-            responses, imported = self.scenes.responses, self.sft.imported
-            check(responses == 0, "Scenes.responses", responses, "0: binaural scenes are stored")
-            check(not imported, "SftStage.imported", imported, "(): imported recordings are FOA")
-            guests = self.spatial.recordings
-            check(not guests, "SpatialStage.recordings", guests, "(): recordings are FOA")
+            responses, imported = self.scenes.rir_rooms, self.sft.qa_datasets
+            check(responses == 0, "Scenes.rir_rooms", responses, "0: binaural scenes are stored")
+            check(not imported, "SftStage.qa_datasets", imported, "(): imported recordings are FOA")
+            guests = self.spatial.real_recordings
+            check(not guests, "SpatialStage.real_recordings", guests, "(): recordings are FOA")
             engine, expected = self.scenes.engine, "'jaxasa', for Spatial.format is 'binaural'"
             check(engine == "jaxasa", "Scenes.engine", engine, expected)

@@ -7,7 +7,7 @@ from jaxasa.config.checks import check, check_at_least, check_range, check_share
 from jaxasa.config.materials import TABLE
 
 # What walls are made of. Data sets whose scenes set none of these do not mention them.
-MATERIALS = ("sides", "floor", "ceiling")
+MATERIALS = ("wall_materials", "floor_materials", "ceiling_materials")
 WALLS = (*MATERIALS, "scattering")
 
 ENGINES = ("jaxasa", "pyroomacoustics")
@@ -58,10 +58,10 @@ class Scenes:
 
     overlap: share of a source that is still to come when the next starts, 0 (one after the
         other) to 1 (all at once); () leaves onsets free, at least 0.4 s apart.
-    moving: share of sources that walk while they sound; pace: metres a second. They keep to
+    moving_source_prob: share of sources that walk while they sound; pace: metres a second. They keep to
         `distance`; min_separation holds where they start.
-    turning: share of scenes in which the listener turns; turn_rate: degrees a second.
-    sides, floor, ceiling: materials (config/materials.py) of which each of the four sides, the
+    listener_turn_prob: share of scenes in which the listener turns; turn_rate: degrees a second.
+    wall_materials, floor, ceiling: materials (config/materials.py) of which each of the four sides, the
         floor and the ceiling draws one; only rooms and materials with a nominal RT60 in `rt60`
         are kept (what is measured is longer, often by two to three times, where low bands
         outlast the rest). Empty, all walls of a room are alike, and absorb what an RT60 drawn
@@ -71,7 +71,7 @@ class Scenes:
     sensor_snr: (low, high) of the white noise of the microphones; () for none.
     engine: whose room responses: "jaxasa", or "pyroomacoustics", another simulator to test on
         (acoustics/pyroom_engine.py; sources stand still, FOA only, 10 to 100 times the time).
-    responses: rooms in a bank of room responses from which the scenes of train are mixed while
+    rir_rooms: rooms in a bank of room responses from which the scenes of train are mixed while
         training, and none are stored; places: source positions in each. 0 stores scenes.
     """
 
@@ -88,25 +88,25 @@ class Scenes:
     min_separation: float = 30.0
     snr: tuple[float, float] = (20.0, 40.0)
     gain: tuple[float, float] = (-6.0, 6.0)
-    speed: tuple[float, float] = (1.0, 1.0)
+    speed_perturbation: tuple[float, float] = (1.0, 1.0)
     overlap: tuple[float, ...] = ()
-    moving: float = 0.0
-    pace: tuple[float, float] = (0.3, 2.0)
-    turning: float = 0.0
+    moving_source_prob: float = 0.0
+    walk_speed: tuple[float, float] = (0.3, 2.0)
+    listener_turn_prob: float = 0.0
     turn_rate: tuple[float, float] = (10.0, 90.0)
-    sides: tuple[str, ...] = ()
-    floor: tuple[str, ...] = ()
-    ceiling: tuple[str, ...] = ()
+    wall_materials: tuple[str, ...] = ()
+    floor_materials: tuple[str, ...] = ()
+    ceiling_materials: tuple[str, ...] = ()
     scattering: tuple[float, ...] = ()
     sensor_snr: tuple[float, ...] = ()
     engine: str = "jaxasa"
-    responses: int = 0
-    places: int = 6
-    shard: int = 100
+    rir_rooms: int = 0
+    rir_positions_per_room: int = 6
+    scenes_per_shard: int = 100
     workers: int = 2
 
     def __post_init__(self):
-        check_at_least(self, 1, "train", "dev", "benchmark", "shard", "workers")
+        check_at_least(self, 1, "train", "dev", "benchmark", "scenes_per_shard", "workers")
         check_at_least(self, 0.5, "seconds")
         check_at_least(self, 0.0, "min_separation")
         check_range(self, "length", "width", "height", low=1.0)
@@ -114,31 +114,51 @@ class Scenes:
         check_range(self, "rt60", low=0.05)
         check_range(self, "distance", low=0.05)
         check_range(self, "snr", "gain", low=-100.0)
-        check_range(self, "speed", low=0.25)
-        check_range(self, "pace", "turn_rate", low=0.0)
-        check(self.pace[1] <= 10, "Scenes.pace", self.pace, "at most 10 m/s")
+        check_range(self, "speed_perturbation", low=0.25)
+        check_range(self, "walk_speed", "turn_rate", low=0.0)
+        check(self.walk_speed[1] <= 10, "Scenes.walk_speed", self.walk_speed, "at most 10 m/s")
         if self.overlap:
             check_range(self, "overlap", low=0.0)
             check(self.overlap[1] <= 1, "Scenes.overlap", self.overlap, "shares up to 1")
         if self.sensor_snr:
             check_range(self, "sensor_snr", low=-100.0)
-        check_share(self, "moving", "turning")
+        check_share(self, "moving_source_prob", "listener_turn_prob")
         self._check_walls()
-        check_at_least(self, 0, "responses")
+        check_at_least(self, 0, "rir_rooms")
         check(self.engine in ENGINES, "Scenes.engine", self.engine, "one of " + ", ".join(ENGINES))
         if self.engine != "jaxasa":
             expected = f"0, for Scenes.engine is {self.engine!r}"
-            check(self.moving == 0, "Scenes.moving", self.moving, expected)
-            check(self.responses == 0, "Scenes.responses", self.responses, expected)
+            check(
+                self.moving_source_prob == 0,
+                "Scenes.moving_source_prob",
+                self.moving_source_prob,
+                expected,
+            )
+            check(self.rir_rooms == 0, "Scenes.rir_rooms", self.rir_rooms, expected)
             for name in WALLS:
                 value, expected = getattr(self, name), f"() for Scenes.engine is {self.engine!r}"
                 check(value == (), f"Scenes.{name}", value, expected)
-        check(1 <= self.places <= 8, "Scenes.places", self.places, "1 to 8")
-        if self.responses:
+        check(
+            1 <= self.rir_positions_per_room <= 8,
+            "Scenes.rir_positions_per_room",
+            self.rir_positions_per_room,
+            "1 to 8",
+        )
+        if self.rir_rooms:
             most, expected = self.sources[1], "at least as many as Scenes.sources"
-            check(most <= self.places, "Scenes.places", self.places, f"{expected} ({most})")
-            expected = f"0.0, for scenes mixed from {self.responses} stored responses stand still"
-            check(self.moving == 0, "Scenes.moving", self.moving, expected)
+            check(
+                most <= self.rir_positions_per_room,
+                "Scenes.rir_positions_per_room",
+                self.rir_positions_per_room,
+                f"{expected} ({most})",
+            )
+            expected = f"0.0, for scenes mixed from {self.rir_rooms} stored responses stand still"
+            check(
+                self.moving_source_prob == 0,
+                "Scenes.moving_source_prob",
+                self.moving_source_prob,
+                expected,
+            )
         check(self.sources[1] <= 8, "Scenes.sources", self.sources, "at most 8 sources")
 
     def walls(self) -> dict:

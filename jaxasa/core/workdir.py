@@ -17,8 +17,8 @@ from jaxasa.core import files
 SHARED = ("seed", "sounds", "scenes", "model", "questions")
 # Options that change how fast, in how much memory or how visibly a step works, not what it makes.
 HARMLESS = (
-    *("unroll", "remat", "buckets", "workers", "batch@bench", "save_every", "eval_every"),
-    *("log_every", "damaged"),
+    *("unroll", "remat", "buckets", "workers", "batch_size@bench", "save_every", "eval_every"),
+    *("log_every", "max_damaged_records"),
 )
 
 
@@ -78,5 +78,5 @@ def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
     """
     if run.model.spatial.format == "binaural":
         return folder / "binaural" / split
-    mixed = split == "train" and run.scenes.responses > 0
+    mixed = split == "train" and run.scenes.rir_rooms > 0
     return folder / "responses" if mixed else folder / "scenes" / split

@@ -158,7 +158,7 @@ def events(found: Sequence[Row], classes: Sequence[str], seconds: float) -> list
     An event is a run of frames of one class and source. Its azimuth and elevation are those of
     the mean direction, its distance (m; None where not given) the mean; where they change it
     has a "trajectory" as in scenes.describe: [azimuth, elevation, distance] for each 100 ms of
-    the scene, held before and after the event. Raises `ConfigError` for a class beyond `classes`.
+    the scene, held before and after the event. Raises `ConfigError` for a class beyond `num_classes`.
     """
     runs: dict[tuple[int, int], list[list[Row]]] = {}
     for row in found:

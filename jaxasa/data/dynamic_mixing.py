@@ -46,7 +46,12 @@ class Mixed:
         count: int = ENDLESS,
     ):
         expected = "0.0: a moving source cannot be mixed from stored responses"
-        check(ranges.moving == 0, "Scenes.moving", ranges.moving, expected)
+        check(
+            ranges.moving_source_prob == 0,
+            "Scenes.moving_source_prob",
+            ranges.moving_source_prob,
+            expected,
+        )
         self._arguments = (ranges, sounds, responses, seed, split, count)
         self._ranges, self._seed, self._split, self._count = ranges, seed, split, count
         self._bank = Bank.load(sounds)

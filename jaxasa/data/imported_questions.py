@@ -4,8 +4,8 @@ A folder of data/import_scenes.py becomes a sequence of (audio, question rows) f
 makes of them the examples that pipeline.Asked makes of scenes. Nothing is turned or mixed
 down: what is asked about directions is in words, which would not turn along.
 
-    SftStage.imported = ("runs/so",)     # in a gin file: a share of each batch comes from there
-    SftStage.imported_share = 0.5
+    SftStage.qa_datasets = ("runs/so",)     # in a gin file: a share of each batch comes from there
+    SftStage.qa_datasets_weight = 0.5
 """
 
 import json
@@ -52,7 +52,7 @@ class Imported:
         summary = ", ".join(f"{count} {name}" for name, count in self.report.items())
         if not rows:
             raise ConfigError(
-                f"SftStage.imported {folder}: no question fits ({summary}), expected sounds of at "
+                f"SftStage.qa_datasets {folder}: no question fits ({summary}), expected sounds of at "
                 f"most {seconds} s, prompts of {model.prompt_tokens} and replies of "
                 f"{model.reply_tokens} tokens"
             )

@@ -159,7 +159,7 @@ class Readable:
             count = len(self._found)
         if count > self._most or count == len(self):
             raise config.ConfigError(
-                f"{error}; {count} damaged, expected at most {self._most} (Stage.damaged)"
+                f"{error}; {count} damaged, expected at most {self._most} (Stage.max_damaged_records)"
             ) from error
         if is_new:
             print(f"skipped {count} of at most {self._most}: {error}", file=sys.stderr, flush=True)
@@ -225,7 +225,7 @@ def _exchange(asked: questions.Question, is_open: bool, thought: bool = True) ->
 class Texts:
     """Stage 0: drills, captions and questions on written scenes.
 
-    -> prompt [P], reply [C]. After `stage.drill_until` of the stage drills are a third as frequent.
+    -> prompt [P], reply [C]. After `stage.synthetic_until` of the stage drills are a third as frequent.
     """
 
     stage: config.TextStage
@@ -237,8 +237,8 @@ class Texts:
     def __call__(self, scene: dict, rng: np.random.Generator, done: float) -> Example | None:
         # A written scene takes the place of the audio.
         length = self.audio_tokens + self.model.prompt_tokens
-        early = done < self.stage.drill_until
-        share = self.stage.drill_share if early else self.stage.drill_share / 3
+        early = done < self.stage.synthetic_until
+        share = self.stage.synthetic_fraction if early else self.stage.synthetic_fraction / 3
         # First, so that shares are of the examples, whatever scenes are passed over.
         asked = self.asking(scene, rng)
         if not asked:
@@ -313,7 +313,7 @@ class Targets:
     """Stages 1 and 2: audio [N, C], yaw (degrees to turn it by), mono, targets turned alike.
 
     In stage 2 (`text` given) also prompt [1, P] and reply [1, C] of a caption, a share
-    `phrasings` of them in other words than those of the reasoning traces, but for one that finds
+    `paraphrase_prob` of them in other words than those of the reasoning traces, but for one that finds
     no room (`check_phrasings`).
     """
 
@@ -364,7 +364,7 @@ def check_phrasings(scenes: Iterable[dict], make: Targets) -> None:
     said = [tokens.caption_text(phrases.phrased(scene, rng)) for scene in scenes]
     longest = max(said, key=lambda caption: len(make.text.encode(caption)))
     need, room = len(make.text.encode(longest)), make.model.reply_tokens
-    expected = f"at least {need} for AlignStage.phrasings, as {longest!r}"
+    expected = f"at least {need} for AlignStage.paraphrase_prob, as {longest!r}"
     config.check(need <= room, "Model.reply_tokens", room, expected)
 
 

@@ -4,7 +4,7 @@ A folder of `jaxasa import dcase` becomes a sequence of (audio, description) as 
 is. What a recording does not tell is left unknown: the room, a distance that is not annotated,
 and classes that the model has no name for; those teach nothing, while what is known does.
 
-    SpatialStage.recordings = ("runs/starss",)     # in a gin file; its last fifth adapts to them
+    SpatialStage.real_recordings = ("runs/starss",)     # in a gin file; its last fifth adapts to them
 """
 
 import sys
@@ -32,7 +32,7 @@ class Recordings:
         layout = self._records.manifest.get("layout")
         if layout != "dcase":
             raise ConfigError(
-                f"SpatialStage.recordings {folder}: layout {layout!r}, expected a folder of "
+                f"SpatialStage.real_recordings {folder}: layout {layout!r}, expected a folder of "
                 "`jaxasa import dcase`"
             )
         named: Counter[str] = Counter()
@@ -43,7 +43,7 @@ class Recordings:
                 continue  # named and counted when it is drawn (pipeline.Readable)
             if len(audio) > self._samples:
                 raise ConfigError(
-                    f"SpatialStage.recordings {folder}: a window of {len(audio) / RATE:g} s, "
+                    f"SpatialStage.real_recordings {folder}: a window of {len(audio) / RATE:g} s, "
                     f"expected at most {seconds:g} s (`jaxasa import dcase --seconds {seconds:g}`)"
                 )
             named.update(source["class"] for source in scene["sources"])

@@ -1,6 +1,6 @@
 """A bank of room responses: rooms rendered once, in which any number of scenes can be mixed.
 
-Each room has a listener and `places` source positions, drawn from config.Scenes like those of a
+Each room has a listener and `rir_positions_per_room` source positions, drawn from config.Scenes like those of a
 scene, and a response (acoustics/rir.py) for each. A bank is a data set of records.py: record
 room * places + place holds one response as int16 [n, 4] (W, Y, Z, X in the room's frame), with
 
@@ -16,7 +16,7 @@ comes last: an interrupted bank goes on with the shards that are missing.
     >>> import tempfile
     >>> from jaxasa import config
     >>> from jaxasa.data import responses
-    >>> ranges = config.Scenes(train=1, dev=1, benchmark=1, responses=2, places=3)
+    >>> ranges = config.Scenes(train=1, dev=1, benchmark=1, rir_rooms=2, rir_positions_per_room=3)
     >>> bank = responses.build(ranges, tempfile.mkdtemp(), seed=0)
     >>> layout, heard = bank.read(room=1, places=[0, 2])
     >>> len(bank), len(layout.positions), heard[0].signal.shape[0]
@@ -43,7 +43,15 @@ from jaxasa.data import records
 FORMAT = 1
 ROOMS = 50  # rooms in a shard
 # The ranges that a room and its places are drawn from.
-_RANGES = ("length", "width", "height", "rt60", "distance", "min_separation", "places")
+_RANGES = (
+    "length",
+    "width",
+    "height",
+    "rt60",
+    "distance",
+    "min_separation",
+    "rir_positions_per_room",
+)
 
 
 class Responses:
@@ -58,7 +66,7 @@ class Responses:
         self._records = records.Records(folder)
         kind = self._records.manifest.get("kind")
         check(kind == "responses", f"{folder}: kind", kind, "'responses'")
-        self.places: int = self._records.manifest["scenes"]["places"]
+        self.places: int = self._records.manifest["scenes"]["rir_positions_per_room"]
         self.rooms = len(self._records) // self.places
 
     def __reduce__(self):
@@ -98,11 +106,11 @@ def _response(audio: np.ndarray, meta: dict) -> render.Response:
 
 
 def build(ranges: config.Scenes, folder: Path | str, seed: int) -> Responses:
-    """Renders `ranges.responses` rooms into `folder`; opens the bank if it is complete.
+    """Renders `ranges.rir_rooms` rooms into `folder`; opens the bank if it is complete.
 
     Raises ConfigError where `folder` holds a bank of other settings.
     """
-    check(ranges.responses >= 1, "Scenes.responses", ranges.responses, "at least 1 room")
+    check(ranges.rir_rooms >= 1, "Scenes.rir_rooms", ranges.rir_rooms, "at least 1 room")
     folder = Path(folder)
     meta = _meta(ranges, seed)
     if (folder / records.MANIFEST).exists():
@@ -111,7 +119,7 @@ def build(ranges: config.Scenes, folder: Path | str, seed: int) -> Responses:
             raise ConfigError(f"{folder} holds responses of other settings, expected a new folder")
         return bank
     folder.mkdir(parents=True, exist_ok=True)
-    shards = -(-ranges.responses // ROOMS)
+    shards = -(-ranges.rir_rooms // ROOMS)
     # The key in the name keeps shards of other settings from being taken for this bank's.
     stem = f"responses-{meta['key'][:8]}"
     paths = [folder / f"{stem}-{k:05d}-of-{shards:05d}.array_record" for k in range(shards)]
@@ -121,10 +129,12 @@ def build(ranges: config.Scenes, folder: Path | str, seed: int) -> Responses:
     for path in folder.glob(".*.array_record.*.tmp"):  # a killed run's
         path.unlink()
     entries = []
-    with progress("responses", ranges.responses * ranges.places, "responses") as advance:
+    with progress(
+        "responses", ranges.rir_rooms * ranges.rir_positions_per_room, "responses"
+    ) as advance:
         for k, path in enumerate(paths):
-            inside = range(k * ROOMS, min((k + 1) * ROOMS, ranges.responses))
-            entry = records.read_entry(path, len(inside) * ranges.places)
+            inside = range(k * ROOMS, min((k + 1) * ROOMS, ranges.rir_rooms))
+            entry = records.read_entry(path, len(inside) * ranges.rir_positions_per_room)
             if entry is None:
                 entry = records.write_shard(path, _rendered(ranges, seed, inside, advance))
             else:
@@ -139,7 +149,7 @@ def _meta(ranges: config.Scenes, seed: int) -> dict:
         "format": FORMAT,
         "kind": "responses",
         "seed": seed,
-        "rooms": ranges.responses,
+        "rooms": ranges.rir_rooms,
         "scenes": {name: getattr(ranges, name) for name in _RANGES} | ranges.walls(),
         "rate": rir.RATE,
         "channels": "W Y Z X, ACN, SN3D",
@@ -151,7 +161,7 @@ def _meta(ranges: config.Scenes, seed: int) -> dict:
 def _rendered(ranges: config.Scenes, seed: int, inside: range, advance) -> Iterator:
     for room in inside:
         rng, own = keys.rng(seed, "bank room", room), keys.rng(seed, "bank walls", room)
-        layout = scenes.draw_layout(ranges, ranges.places, rng, own)
+        layout = scenes.draw_layout(ranges, ranges.rir_positions_per_room, rng, own)
         where = dataclasses.asdict(layout)
         del where["positions"]
         if not ranges.scattering:

@@ -70,10 +70,13 @@ class Plan:
         return formats.find(self.format, self.scenes.engine)
 
     def shards(self) -> int:
-        return -(-self.count // self.scenes.shard)
+        return -(-self.count // self.scenes.scenes_per_shard)
 
     def indices(self, k: int) -> range:
-        return range(k * self.scenes.shard, min((k + 1) * self.scenes.shard, self.count))
+        return range(
+            k * self.scenes.scenes_per_shard,
+            min((k + 1) * self.scenes.scenes_per_shard, self.count),
+        )
 
     def path(self, k: int) -> Path:
         # Shards of other settings, or half a data set of another machine, have other names.
@@ -166,7 +169,7 @@ def estimate(
             if now - begun > SAMPLE_SECONDS:
                 break
         # A shard like those to be: some formats fill up each with zeros.
-        shard = made[: scenes.shard]
+        shard = made[: scenes.scenes_per_shard]
         entry = plan.form.write(plan.path(0), shard, bank.classes)
         storing = (time.process_time() - before) / len(shard)
     each = float(np.mean(spent)) + storing
@@ -195,7 +198,15 @@ def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, 
     settings = dataclasses.asdict(scenes)
     unset = [name for name in config.WALLS if not settings[name]]
     # These do not touch a scene.
-    for name in ("train", "dev", "benchmark", "workers", "responses", "places", *unset):
+    for name in (
+        "train",
+        "dev",
+        "benchmark",
+        "workers",
+        "rir_rooms",
+        "rir_positions_per_room",
+        *unset,
+    ):
         del settings[name]
     if scenes.engine == "jaxasa":  # said below; sets from before there was a choice keep their key
         del settings["engine"]

@@ -85,7 +85,7 @@ class Text:
         if vocab[name] >= rows:
             raise ConfigError(
                 f"{source}: token {name!r} has id {vocab[name]}, "
-                f"expected less than Decoder.vocab = {rows}"
+                f"expected less than Decoder.vocab_size = {rows}"
             )
 
     @property

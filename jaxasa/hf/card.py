@@ -188,7 +188,7 @@ def _data(meta: Mapping, run: config.Run | None, licences: Mapping[str, str]) ->
     if run is None:
         return _list(facts | {"scenes": f"simulated, {meta['seconds']:g} s each"})
     s = run.scenes
-    many = f"mixed from {s.responses:,} rooms" if s.responses else f"{s.train:,}"
+    many = f"mixed from {s.rir_rooms:,} rooms" if s.rir_rooms else f"{s.train:,}"
     span = lambda pair, unit: f"{pair[0]:g} to {pair[1]:g} {unit}"  # noqa: E731
     facts["scenes"] = f"{many}, simulated, {s.seconds:g} s each, seed {run.seed}"
     facts["rooms"] = (
@@ -197,7 +197,7 @@ def _data(meta: Mapping, run: config.Run | None, licences: Mapping[str, str]) ->
     )
     facts["sources"] = (
         f"{span(s.sources, 'at a time')}, at {span(s.distance, 'm')}; "
-        f"{100 * s.moving:g} % of them walk, in {100 * s.turning:g} % of scenes the listener turns"
+        f"{100 * s.moving_source_prob:g} % of them walk, in {100 * s.listener_turn_prob:g} % of scenes the listener turns"
     )
     facts["noise"] = f"diffuse, SNR {span(s.snr, 'dB')}"
     return _list(facts)
@@ -209,6 +209,10 @@ def _limits(meta: Mapping, run: config.Run | None) -> str:
         "and other microphones were not tested.",
         f"Clips were {meta['seconds']:g} s long in training; other lengths run, and are untested.",
     ]
-    if run is not None and run.scenes.moving == 0 and run.scenes.turning == 0:
+    if (
+        run is not None
+        and run.scenes.moving_source_prob == 0
+        and run.scenes.listener_turn_prob == 0
+    ):
         lines.append("Sources and listener stood still in training.")
     return "\n".join(f"- {line}" for line in lines)

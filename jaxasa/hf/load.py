@@ -43,7 +43,7 @@ def load(folder: str | Path) -> tuple[dict, dict, Path]:
         params = trees.flatten(checkpoint.load(folder)[0])
     _check(folder, params, expected_shapes(model))
     tokenizer = tokenizer_of(folder)
-    Text.load(tokenizer).check_rows(model.decoder.vocab, tokenizer)
+    Text.load(tokenizer).check_rows(model.decoder.vocab_size, tokenizer)
     return trees.merge({}, params), meta, tokenizer
 
 

@@ -48,19 +48,19 @@ _DEFAULTS = {
 }
 _FIELDS = {
     "decoder": {
-        "vocab": "vocab_size",
+        "vocab_size": "vocab_size",
         "width": "hidden_size",
         "heads": "num_attention_heads",
         "kv_heads": "num_key_value_heads",
-        "head_width": "head_dim",
-        "hidden": "intermediate_size",
+        "head_dim": "head_dim",
+        "intermediate_size": "intermediate_size",
         "layers": "num_hidden_layers",
         "rope_theta": "rope_theta",
         "norm_eps": "rms_norm_eps",
-        "tied": "tie_word_embeddings",
+        "tie_word_embeddings": "tie_word_embeddings",
     },
     "semantic": {
-        "mels": "num_mel_bins",
+        "n_mels": "num_mel_bins",
         "width": "d_model",
         "heads": "encoder_attention_heads",
         "layers": "encoder_layers",

@@ -37,16 +37,16 @@ def text_config(decoder: Mapping) -> dict:
         )
     return {
         "model_type": kinds[kind],
-        "vocab_size": decoder["vocab"],
+        "vocab_size": decoder["vocab_size"],
         "hidden_size": decoder["width"],
         "num_attention_heads": decoder["heads"],
         "num_key_value_heads": decoder["kv_heads"],
-        "head_dim": decoder["head_width"],
-        "intermediate_size": decoder["hidden"],
+        "head_dim": decoder["head_dim"],
+        "intermediate_size": decoder["intermediate_size"],
         "num_hidden_layers": decoder["layers"],
         "rope_theta": decoder["rope_theta"],
         "rms_norm_eps": decoder["norm_eps"],
-        "tie_word_embeddings": decoder.get("tied", True),
+        "tie_word_embeddings": decoder.get("tie_word_embeddings", True),
     }
 
 
@@ -54,7 +54,7 @@ def audio_config(semantic: Mapping) -> dict:
     """WhisperConfig's fields for the fields of config.Semantic."""
     return {
         "model_type": "whisper",
-        "num_mel_bins": semantic["mels"],
+        "num_mel_bins": semantic["n_mels"],
         "d_model": semantic["width"],
         "encoder_attention_heads": semantic["heads"],
         "encoder_ffn_dim": 4 * semantic["width"],
@@ -108,7 +108,7 @@ def write_modules(out: Path, model: Mapping, tokenizer: Path) -> None:
             "processor_class": "JaxasaProcessor",
             "auto_map": {"AutoProcessor": AUTO["AutoProcessor"]},
             "token_rate": model["projector"]["token_rate"],
-            "slots": model["spatial"]["slots"],
+            "slots": model["spatial"]["num_slots"],
             "channels": 4 if model["spatial"].get("format", "foa") == "foa" else 2,
             "audio_token": tokens.AUDIO,
             "before": list(getattr(text, "before", ())),

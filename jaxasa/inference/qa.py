@@ -84,7 +84,7 @@ class Model:
         """
         buckets = self.buckets
         spatial = self.asa.model.spatial
-        least = max(round(SHORTEST * features.RATE), spatial.frames_per_step * spatial.hop)
+        least = max(round(SHORTEST * features.RATE), spatial.frames_per_step * spatial.hop_length)
         length = min(max(len(audio), least), buckets[-1])
         bucket = next(b for b in buckets if b >= length)
         kept = audio[:length]
@@ -209,7 +209,7 @@ class Model:
         """
         spatial = self.asa.model.spatial
         frames = int(spatial.steps(len(audio) if length is None else length))
-        step = spatial.hop * spatial.frames_per_step / features.RATE
+        step = spatial.hop_length * spatial.frames_per_step / features.RATE
         found = []
         for source, (activity, direction) in self._sources(audio, threshold, length):
             azimuth, elevation = foa.direction(direction[:frames])
@@ -299,7 +299,9 @@ class Model:
         """
         _, tags = generation.hear(self.asa, self.params, audio)
         kind = self.asa.model.projector
-        config.check(tags is not None, "Projector", (kind.kind, kind.without), "a semantic expert")
+        config.check(
+            tags is not None, "Projector", (kind.kind, kind.drop_experts), "a semantic expert"
+        )
         return 1 / (1 + np.exp(-np.asarray(tags))), audio.shape[1] / features.RATE
 
     @partial(jax.jit, static_argnums=0)

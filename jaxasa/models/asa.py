@@ -69,7 +69,7 @@ class ASA:
     @cached_property
     def projector(self) -> Projector:
         m = self.model
-        return Projector(m.projector, m.spatial.classes, m.decoder.width, self.dtype)
+        return Projector(m.projector, m.spatial.num_classes, m.decoder.width, self.dtype)
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -78,7 +78,7 @@ class ASA:
 
     def audio_tokens(self, samples: int) -> int:
         """How many places a clip of `samples` takes in a prompt: one a slot, then its map's."""
-        return self.model.spatial.slots + self.map_tokens(samples)
+        return self.model.spatial.num_slots + self.map_tokens(samples)
 
     def map_tokens(self, samples: int) -> int:
         """How many of them are of the map, at least 1; half a place counts.
@@ -101,14 +101,14 @@ class ASA:
         keys = jax.random.split(key, 5)
         m = self.model
         audio = jnp.zeros((1, int(seconds * features.RATE), m.spatial.channels))
-        mels = features.log_mel(audio[..., 0], m.semantic.mels)
+        mels = features.log_mel(audio[..., 0], m.semantic.n_mels)
         semantic = jnp.zeros((1, 1, m.semantic.width))
         dense = jnp.zeros((1, 1, m.spatial.width))
         x = jnp.zeros((1, 2, m.decoder.width))
         decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
         layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
         null = jnp.zeros((m.spatial.width,))
-        said = jnp.zeros((1, 1, statements_width(m.spatial.classes)))
+        said = jnp.zeros((1, 1, statements_width(m.spatial.num_classes)))
         return {
             "semantic": self.semantic.init(keys[0], mels)["params"],
             "spatial": self.spatial.init(keys[1], audio)["params"],
@@ -133,7 +133,7 @@ class ASA:
         """
         if audio.dtype == jnp.int16:
             audio = audio.astype(jnp.float32) * SCALE
-        mels = features.log_mel(self.mono(audio), self.model.semantic.mels, lengths)
+        mels = features.log_mel(self.mono(audio), self.model.semantic.n_mels, lengths)
         colour = None
         if disguise is not None:
             colour = disguise.colour
@@ -144,7 +144,7 @@ class ASA:
         heard = self.spatial.apply({"params": params["spatial"]}, audio, colour, lengths)
         count = self.map_tokens(audio.shape[1])
         s = self.model.spatial
-        said = statements(heard.slots, heard.room, s.hop * s.frames_per_step / features.RATE)
+        said = statements(heard.slots, heard.room, s.hop_length * s.frames_per_step / features.RATE)
         if lengths is None:
             dense = resample_time(heard.dense, count)
             return Audio(resample_time(semantic, count), dense, said, heard)
@@ -209,7 +209,7 @@ class ASA:
 
     def table(self, params: Params) -> jax.Array:
         """The output's table [V, D] in compute dtype, for `lm.token_logps`."""
-        tied = self.model.decoder.tied
+        tied = self.model.decoder.tie_word_embeddings
         decoder = params["decoder"]
         return (decoder["embedding"]["embedding"] if tied else decoder["head"]).astype(self.dtype)
 

@@ -108,7 +108,7 @@ class Projection(nn.Module):
             y = x @ kernel.astype(self.dtype)
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        adapted = re.fullmatch(self.lora.targets, self.name) is not None
+        adapted = re.fullmatch(self.lora.target_modules, self.name) is not None
         if adapted and (self.is_initializing() or self.has_variable("lora", "a")):
             a = self.variable("lora", "a", self._start_a, x.shape[-1]).value
             b = self.variable("lora", "b", jnp.zeros, (self.lora.rank, self.features)).value
@@ -130,13 +130,17 @@ class Block(nn.Module):
 
     def setup(self):
         d = self.decoder
-        kv_width = d.kv_heads * d.head_width
+        kv_width = d.kv_heads * d.head_dim
         proj = lambda width, bias=False: Projection(width, self.lora, bias, self.dtype)  # noqa: E731
-        self.q = proj(d.heads * d.head_width, d.qkv_bias)
+        self.q = proj(d.heads * d.head_dim, d.qkv_bias)
         self.k = proj(kv_width, d.qkv_bias)
         self.v = proj(kv_width, d.qkv_bias)
         self.o = proj(d.width)
-        self.gate, self.up, self.down = proj(d.intermediate_size), proj(d.intermediate_size), proj(d.width)
+        self.gate, self.up, self.down = (
+            proj(d.intermediate_size),
+            proj(d.intermediate_size),
+            proj(d.width),
+        )
         norm = lambda: nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)  # noqa: E731
         self.norm1, self.norm2 = norm(), norm()
         if d.qk_norm:
@@ -145,9 +149,9 @@ class Block(nn.Module):
     def _qkv(self, x: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         d = self.decoder
         h = self.norm1(x)
-        q = self.q(h).reshape(*h.shape[:-1], d.heads, d.head_width)
-        k = self.k(h).reshape(*h.shape[:-1], d.kv_heads, d.head_width)
-        v = self.v(h).reshape(*h.shape[:-1], d.kv_heads, d.head_width)
+        q = self.q(h).reshape(*h.shape[:-1], d.heads, d.head_dim)
+        k = self.k(h).reshape(*h.shape[:-1], d.kv_heads, d.head_dim)
+        v = self.v(h).reshape(*h.shape[:-1], d.kv_heads, d.head_dim)
         if d.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return rope(q, positions, d.rope_theta), rope(k, positions, d.rope_theta), v
@@ -187,11 +191,11 @@ class Block(nn.Module):
         d = self.decoder
         p, g = cache.k.shape[:2]
         q, k, v = self._qkv(x, positions)
-        shape = (p, g, d.kv_heads, 1, d.head_width)
+        shape = (p, g, d.kv_heads, 1, d.head_dim)
         own_k = jax.lax.dynamic_update_slice_in_dim(cache.k, k.reshape(shape), step, axis=3)
         own_v = jax.lax.dynamic_update_slice_in_dim(cache.v, v.reshape(shape), step, axis=3)
         said = (jnp.arange(own_k.shape[3]) <= step)[None, None, None]
-        q = q.reshape(p, g, 1, d.heads, d.head_width)
+        q = q.reshape(p, g, 1, d.heads, d.head_dim)
         prompt = cache.prompt_k, cache.prompt_v
         mixed = self._shared(q, prompt, (own_k, own_v), prompt_mask, said)
         return self._finish(x, mixed.reshape(*x.shape[:-1], -1)), (own_k, own_v)
@@ -205,7 +209,7 @@ class Block(nn.Module):
         kinds, which lie differently, meet only in their maxima and sums.
         """
         d, dtype = self.decoder, q.dtype
-        q = q.reshape(*q.shape[:3], d.kv_heads, -1, d.head_width) * d.head_width**-0.5
+        q = q.reshape(*q.shape[:3], d.kv_heads, -1, d.head_dim) * d.head_dim**-0.5
         weigh = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         by_prompt = weigh("pgtkrh,pskh->pkgtrs", q, prompt[0])
         by_own = weigh("pgtkrh,pgkch->pgktrc", q, own[0])
@@ -223,7 +227,7 @@ class Block(nn.Module):
         said = jnp.matmul(by_own.astype(dtype).reshape(*outer, t * r, c), own[1])
         mixed += jnp.moveaxis(said.reshape(*outer, t, r, -1), 2, 3)
         mixed = mixed / total.swapaxes(2, 3)[..., None]
-        return mixed.astype(dtype).reshape(*q.shape[:3], d.heads, d.head_width)
+        return mixed.astype(dtype).reshape(*q.shape[:3], d.heads, d.head_dim)
 
 
 class Decoder(nn.Module):
@@ -241,9 +245,9 @@ class Decoder(nn.Module):
     def setup(self):
         d = self.decoder
         start = nn.initializers.normal(0.02)
-        self.embedding = nn.Embed(d.vocab, d.width, embedding_init=start)
-        if not d.tied:
-            self.head = self.param("head", start, (d.vocab, d.width))
+        self.embedding = nn.Embed(d.vocab_size, d.width, embedding_init=start)
+        if not d.tie_word_embeddings:
+            self.head = self.param("head", start, (d.vocab_size, d.width))
         self.layers = Block(d, self.lora, self.dtype)
         self.norm = nn.RMSNorm(epsilon=d.norm_eps, dtype=self.dtype)
 

@@ -32,14 +32,16 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
     """
     name = "grpo" if what == "rollout" else what
     stage, model = getattr(run, name), run.model
-    scenes, seconds = stage.batch, run.scenes.seconds
+    scenes, seconds = stage.batch_size, run.scenes.seconds
     tokens = ASA(model).audio_tokens(round(seconds * features.RATE))
-    steps = round(seconds * features.RATE / model.spatial.hop) // model.spatial.frames_per_step
+    steps = (
+        round(seconds * features.RATE / model.spatial.hop_length) // model.spatial.frames_per_step
+    )
     counts = {
         "semantic": scenes * round(seconds * FRAMES_PER_SECOND),
         "spatial": scenes * steps,
-        "projector": scenes * (tokens - model.spatial.slots),
-        "slots": scenes * model.spatial.slots,
+        "projector": scenes * (tokens - model.spatial.num_slots),
+        "slots": scenes * model.spatial.num_slots,
         "once": scenes,
         "decoder": 0,
         "head": 0,
@@ -48,8 +50,8 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
         counts = dict.fromkeys(counts, 0)
     if what != "spatial":
         prompt, reply = tokens + model.prompt_tokens, model.reply_tokens
-        asked = scenes * getattr(stage, "questions", 1)
-        said = asked * (stage.group if name == "grpo" else 1)
+        asked = scenes * getattr(stage, "questions_per_scene", 1)
+        said = asked * (stage.num_generations if name == "grpo" else 1)
         if what in ("rollout", "grpo"):
             # A prompt is read once for all its completions.
             counts["decoder"] = asked * prompt + said * (reply - 1)

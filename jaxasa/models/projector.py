@@ -19,7 +19,7 @@ to classes (ACCDOA, arXiv:2010.15306: a vector a class, its length the activity)
 and "where" of overlapping sources stay together in one token.
 
 What the slots say has tokens of its own before those, one a slot, by one MLP in all kinds: there a
-decoder finds in a single place what the map spreads over time. With Projector.slots False they are
+decoder finds in a single place what the map spreads over time. With Projector.slot_tokens False they are
 the same for all sounds.
 
 Letters: B batch, S slots, A tokens of the map, D decoder width, E expert width.
@@ -82,21 +82,21 @@ class Projector(nn.Module):
         parts = self._parts(semantic, dense)
         x = jnp.concatenate(list(parts.values()), -1)
         x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
-        x = nn.Dense(self.projector.hidden, dtype=self.dtype, name="bottleneck")(x)
+        x = nn.Dense(self.projector.hidden_width, dtype=self.dtype, name="bottleneck")(x)
         tokens = nn.Dense(self.width, dtype=self.dtype, name="out")(jax.nn.gelu(x))
-        said = said if self.projector.slots else jnp.zeros_like(said)
-        y = nn.Dense(self.projector.hidden, dtype=self.dtype, name="slots_in")(said)
+        said = said if self.projector.slot_tokens else jnp.zeros_like(said)
+        y = nn.Dense(self.projector.hidden_width, dtype=self.dtype, name="slots_in")(said)
         y = nn.Dense(self.width, dtype=self.dtype, name="slots_out")(jax.nn.gelu(y))
         return jnp.concatenate([y, tokens], 1), self._heads(parts)
 
     def _parts(self, semantic: jax.Array, dense: jax.Array) -> dict[str, jax.Array]:
-        """{name: [B, A, E]} of NAMES, but those of Projector.without."""
+        """{name: [B, A, E]} of NAMES, but those of Projector.drop_experts."""
         p = self.projector
-        hidden = hidden_width(p.kind, p.expert, semantic.shape[-1], dense.shape[-1])
+        hidden = hidden_width(p.kind, p.expert_width, semantic.shape[-1], dense.shape[-1])
 
         def mlp(name: str, x: jax.Array, parts: int = 1) -> list[jax.Array]:
             h = jax.nn.gelu(nn.Dense(hidden, dtype=self.dtype, name=f"{name}_in")(x))
-            out = nn.Dense(parts * p.expert, dtype=self.dtype, name=f"{name}_out")(h)
+            out = nn.Dense(parts * p.expert_width, dtype=self.dtype, name=f"{name}_out")(h)
             return jnp.split(out, parts, -1)
 
         both = jnp.concatenate([semantic, dense], -1)
@@ -106,7 +106,7 @@ class Projector(nn.Module):
             first, last = mlp("semantic", semantic, 2)
             return dict(zip(NAMES, [first, *mlp("spatial", dense, 4), last], strict=True))
         read = dict.fromkeys(NAMES, dense) | {"semantic": semantic, "joint": both}
-        return {name: mlp(name, read[name])[0] for name in NAMES if name not in p.without}
+        return {name: mlp(name, read[name])[0] for name in NAMES if name not in p.drop_experts}
 
     def _heads(self, parts: dict[str, jax.Array]) -> Experts:
         def head(name: str, size: int) -> jax.Array | None:

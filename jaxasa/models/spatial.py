@@ -142,20 +142,20 @@ class Spatial(nn.Module):
         s = self.spatial
         is_foa = s.format == "foa"
         measure = features.intensity if is_foa else features.interaural
-        vectors = measure(audio, s.fft, s.hop, s.mels, lengths)
+        vectors = measure(audio, s.n_fft, s.hop_length, s.n_mels, lengths)
         if colour is not None:
-            gain = over_bands(colour, s.mels)[:, None] / features.WHISPER_RANGE
+            gain = over_bands(colour, s.n_mels)[:, None] / features.WHISPER_RANGE
             vectors = vectors.at[..., 0].add(gain)
         x = vectors
         if s.features == "stft":
-            x = features.stft_parts(audio, s.fft, s.hop, lengths)
+            x = features.stft_parts(audio, s.n_fft, s.hop_length, lengths)
         # A centred STFT has one frame too many at the end; what fills no step is dropped.
         merged = s.frames_per_step
         frames = x.shape[1] // merged
         fine = vectors[:, : merged * frames]
-        field = fine.reshape(fine.shape[0], frames, merged, s.mels, 5).mean(2)
+        field = fine.reshape(fine.shape[0], frames, merged, s.n_mels, 5).mean(2)
         if not is_foa:
-            cues = self.param("cues", nn.initializers.normal(0.5), (s.mels, 3, 3))
+            cues = self.param("cues", nn.initializers.normal(0.5), (s.n_mels, 3, 3))
             found = jnp.einsum("btmc,mcd->btmd", field[..., 1:4], cues)
             field = field.at[..., 1:4].set(found)
         real = None if lengths is None else s.steps(lengths)
@@ -164,7 +164,7 @@ class Spatial(nn.Module):
         seen = None
         if is_foa:
             at = None if mask is None else jnp.repeat(mask, merged, axis=1)
-            seen = peaks.find(fine[..., 1:4], s.slots, at)
+            seen = peaks.find(fine[..., 1:4], s.num_slots, at)
         slots = self._slots(dense, fine, field, seen, real)
         dense = self._told(dense, slots)
         where = None if mask is None else mask[..., None]
@@ -186,8 +186,8 @@ class Spatial(nn.Module):
         x = nn.Dense(s.width, dtype=self.dtype, name="stem_out")(x.reshape(*x.shape[:2], -1))
         x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="context")(x, mask)
         # One head a class looks for the bands in which that class may be heard, and measures there.
-        gates = jax.nn.sigmoid(self._gates("class_bands", x, s.classes, field))
-        found = jnp.einsum("btsm,btmc->btsc", gates, field[..., 1:4]) / s.mels
+        gates = jax.nn.sigmoid(self._gates("class_bands", x, s.num_classes, field))
+        found = jnp.einsum("btsm,btmc->btsc", gates, field[..., 1:4]) / s.n_mels
         found = jnp.concatenate([unit(found), found], -1).reshape(*x.shape[:2], -1)
         x = x + nn.Dense(s.width, dtype=self.dtype, name="measured")(found.astype(self.dtype))
         return Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x, mask)
@@ -207,8 +207,8 @@ class Spatial(nn.Module):
     def _gates(self, name: str, x: jax.Array, count: int, field: jax.Array) -> jax.Array:
         """Logits [B, T, count, M] of which bands to measure in: learnt, and by their clarity."""
         s = self.spatial
-        bands = nn.Dense(count * s.mels, dtype=self.dtype, name=name)(x)
-        bands = bands.reshape(*x.shape[:2], count, s.mels)
+        bands = nn.Dense(count * s.n_mels, dtype=self.dtype, name=name)(x)
+        bands = bands.reshape(*x.shape[:2], count, s.n_mels)
         # Log power and diffuseness of a band say how far its direction can be trusted.
         trust = self.param(f"{name}_trust", lambda _: jnp.array([0.0, -3.0]))
         clarity = field[..., 0] * trust[0] + (field[..., 4] - 0.5) * trust[1]
@@ -227,7 +227,7 @@ class Spatial(nn.Module):
         reader = nn.RNN(nn.OptimizedLSTMCell(s.width, name="reader"), return_carry=True)
         carry, _ = reader(coarse, seq_lengths=read)
         writer = nn.RNN(nn.OptimizedLSTMCell(s.width, name="writer"))
-        start = self.param("slots", nn.initializers.normal(0.5), (s.slots, s.width))
+        start = self.param("slots", nn.initializers.normal(0.5), (s.num_slots, s.width))
         start = jnp.broadcast_to(start, (dense.shape[0], *start.shape)).astype(dense.dtype)
         if evidence is not None:
             start = start + nn.Dense(s.width, dtype=self.dtype, name="seen")(evidence)
@@ -285,17 +285,17 @@ class Spatial(nn.Module):
         shown = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
         asked = nn.Dense(s.width, dtype=self.dtype, name="slot_attractor")(attractors)[:, :, None]
         hidden = jax.nn.gelu(shown + asked)
-        bands = nn.Dense(s.mels, dtype=self.dtype, name="bands")(hidden)
+        bands = nn.Dense(s.n_mels, dtype=self.dtype, name="bands")(hidden)
         common = self._gates("slot_bands", dense, 1, field)
         gates = jax.nn.sigmoid(bands + jnp.moveaxis(common, 2, 1))
         residual = nn.Dense(3, dtype=self.dtype, name="residual")(hidden)
         if seen is None:
-            measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.mels
+            measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.n_mels
         else:
             # Frame by frame: the mean of a step's frames would mix what is heard in turns.
             vectors = seen.trusted[..., None] * fine[:, None, ..., 1:4]
             vectors = by_step(vectors).mean(3)
-            measured = jnp.einsum("bstm,bstmc->bstc", gates, vectors) / s.mels
+            measured = jnp.einsum("bstm,bstmc->bstc", gates, vectors) / s.n_mels
             clear = jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True)
             residual = 0.2 * clear * jnp.tanh(residual)
         in_time = measured + residual
@@ -316,7 +316,7 @@ class Spatial(nn.Module):
         named = summary if seen is None else jnp.concatenate([summary, heard], -1)
         return Slots(
             presence=nn.Dense(1, name="presence")(summary)[..., 0],
-            label=nn.Dense(s.classes, name="label")(named),
+            label=nn.Dense(s.num_classes, name="label")(named),
             activity=activity,
             direction_in_time=in_time,
             direction=direction,

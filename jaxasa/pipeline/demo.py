@@ -93,8 +93,8 @@ def plan(run: config.Run, folder: Path, text: str) -> list[Step]:
 
 
 def _scenes_title(run: config.Run, split: str) -> str:
-    if split == "train" and run.scenes.responses:
-        return f"{run.scenes.responses} rooms, to mix scenes from (train)"
+    if split == "train" and run.scenes.rir_rooms:
+        return f"{run.scenes.rir_rooms} rooms, to mix scenes from (train)"
     return f"{getattr(run.scenes, split)} scenes ({split})"
 
 

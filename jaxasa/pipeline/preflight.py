@@ -85,9 +85,9 @@ def _furnish(run: config.Run, source: Path | None, folder: Path) -> tuple[config
         steps.sound_bank(dataclasses.replace(run, sounds=procedural), folder)
     if run.stages == ("text",):
         return run, made_up
-    if run.scenes.responses and not borrow("responses", closed_by="manifest.json"):
-        run = dataclasses.replace(run, scenes=dataclasses.replace(run.scenes, responses=0))
-    splits = ("dev",) if run.scenes.responses else ("train", "dev")
+    if run.scenes.rir_rooms and not borrow("responses", closed_by="manifest.json"):
+        run = dataclasses.replace(run, scenes=dataclasses.replace(run.scenes, rir_rooms=0))
+    splits = ("dev",) if run.scenes.rir_rooms else ("train", "dev")
     for split in splits:
         place = scenes_of(run, folder, split)
         if not borrow(*place.relative_to(folder).parts, closed_by="manifest.json"):
@@ -149,7 +149,7 @@ class _Timed:
 def _stage(run: config.Run, stage: str, folder: Path, text: str) -> dict:
     began = time.monotonic()
     context = runner.prepare(run, stage, folder)
-    row: dict[str, Any] = {"stage": stage, "batch": context.stage.batch}
+    row: dict[str, Any] = {"stage": stage, "batch": context.stage.batch_size}
     with jax.set_mesh(context.mesh):
         task = _Timed(runner.TASKS[stage](context))
         spent = []

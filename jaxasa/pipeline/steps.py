@@ -3,7 +3,7 @@
 DIR/config.gin            the resolved config
 DIR/sounds/               the sound bank
 DIR/scenes/SPLIT/         rendered scenes, of train, dev and benchmark
-DIR/responses/            in place of scenes/train where Scenes.responses is set: to mix them from
+DIR/responses/            in place of scenes/train where Scenes.rir_rooms is set: to mix them from
 DIR/FORMAT/SPLIT/         the same scenes in another format (dcase, binaural)
 DIR/checkpoints/STAGE/    what a stage has trained
 DIR/logs/STAGE/           its metrics
@@ -63,7 +63,7 @@ def scenes(
 ) -> Path:
     """Renders DIR/scenes/SPLIT (or DIR/FORMAT/SPLIT) from DIR/sounds; returns that folder.
 
-    format: None for what the run's model hears. Where Scenes.responses is set, the records of
+    format: None for what the run's model hears. Where Scenes.rir_rooms is set, the records of
     train are DIR/responses, made from nothing.
     """
     format = format or format_of(run)
@@ -128,7 +128,9 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
         raise ConfigError(
             f"{model or folder / 'checkpoints'}: expected a model after stage sft or grpo"
         )
-    loaded = {stage: qa.Model.load(path, run.bench.choose) for stage, path in models.items()}
+    loaded = {
+        stage: qa.Model.load(path, run.bench.option_fallback) for stage, path in models.items()
+    }
     marks = {stage: model.digest for stage, model in loaded.items()}
     last = loaded[list(models)[-1]]
     _check_known(suite.manifest(where)["classes"], last.classes)
@@ -136,7 +138,7 @@ def benchmark(run: config.Run, folder: Path, split: str, model: Path | None = No
         "oracle": baselines.oracle(last.classes),
         "slots": baselines.reader(last.describe, last.classes, "slots", where.parent / slots.FILE),
     }
-    if is_foa and "semantic" not in run.model.projector.without:
+    if is_foa and "semantic" not in run.model.projector.drop_experts:
         heard = baselines.cascade(last.tags, last.classes, run.scenes.distance)
         readers["cascade"] = baselines.reader(heard, last.classes, "cascade")
     results = bench_run.run(systems, loaded, where, where.parent, run.bench, marks, readers)

@@ -72,7 +72,7 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, t
         if what == ROLLOUT:
             asked = (start.params, _placed(batch, mesh), key)
             sampled = grpo.sampler(around)
-            return sampled.lower(*asked, stage.group, stage.temperature), asked
+            return sampled.lower(*asked, stage.num_generations, stage.temperature), asked
         if name == "grpo":
             batch = grpo.played_shapes(around, batch)
             around = grpo.paced(around)
@@ -90,7 +90,7 @@ def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeS
     heard = around.train or ()
     elements = [scene for _, scene in heard] if name == "text" else heard
     example = pipeline.fixed(elements, make, around.run.seed, "ahead", 1)
-    rows = around.stage.batch
+    rows = around.stage.batch_size
     return {
         name: jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype)
         for name, value in example.items()

@@ -114,7 +114,7 @@ def _expected(run, what: str, pod: Topology, over, program: Program, model_flops
         "expected_mfu": model_flops / (cost.total * pod.chips * pod.chip.flops),
         "seconds_by_bound": cost.seconds,
         "tokens_per_second": tokens / cost.total,
-        "clips_per_second": stage.batch / cost.total,
+        "clips_per_second": stage.batch_size / cost.total,
     }
 
 
@@ -214,17 +214,21 @@ def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
     options = getattr(run, "grpo" if what == aot.ROLLOUT else what)
     if what not in ("spatial", aot.ROLLOUT) and run.model.remat != "full":
         lines.append("remat: --gin.Model.remat=\"'full'\" keeps only the input of each layer")
-    halved = options.batch % (2 * data * fsdp * options.accumulate) == 0
+    halved = options.batch_size % (2 * data * fsdp * options.grad_accum_steps) == 0
     if halved and what != aot.ROLLOUT:
-        parts = 2 * options.accumulate
-        lines.append(f"in parts: --gin.{stage}.accumulate={parts} takes the batch part by part")
+        parts = 2 * options.grad_accum_steps
+        lines.append(
+            f"in parts: --gin.{stage}.grad_accum_steps={parts} takes the batch part by part"
+        )
     if halved:
-        lines.append(f"smaller batch: --gin.{stage}.batch={options.batch // 2}")
+        lines.append(f"smaller batch: --gin.{stage}.batch_size={options.batch_size // 2}")
     questions = getattr(options, "questions", 1)
     if questions > 1:
         lines.append(f"smaller batch: --gin.{stage}.questions={questions // 2}")
-    if what in ("grpo", aot.ROLLOUT) and run.grpo.group > 2:
-        lines.append(f"smaller batch: --gin.GrpoStage.group={run.grpo.group // 2}")
+    if what in ("grpo", aot.ROLLOUT) and run.grpo.num_generations > 2:
+        lines.append(
+            f"smaller batch: --gin.GrpoStage.num_generations={run.grpo.num_generations // 2}"
+        )
     return lines or ["a larger slice, or chips with more memory"]
 
 

@@ -18,7 +18,13 @@ from jaxasa.models.asa import ASA
 from jaxasa.speed import interleaved
 
 DECODER = config.Decoder(
-    vocab=32_000, width=768, heads=12, kv_heads=4, head_width=64, intermediate_size=2048, layers=12
+    vocab_size=32_000,
+    width=768,
+    heads=12,
+    kv_heads=4,
+    head_dim=64,
+    intermediate_size=2048,
+    layers=12,
 )
 PROMPT, NEW, BATCHES, ROUNDS = 32, 64, (1, 8), 5
 
@@ -27,9 +33,9 @@ def model(decoder: config.Decoder) -> ASA:
     """A model of which only the decoder is used; its layers are compiled side by side."""
     return ASA(
         config.Model(
-            semantic=config.Semantic(mels=8, width=8, heads=1, layers=1),
+            semantic=config.Semantic(n_mels=8, width=8, heads=1, layers=1),
             spatial=config.Spatial(width=8, heads=1, layers=1, stem=((1, 1, 1),)),
-            projector=config.Projector(hidden=1, expert=1),
+            projector=config.Projector(hidden_width=1, expert_width=1),
             decoder=decoder,
             lora=config.Lora(),
             unroll=decoder.layers,
@@ -86,7 +92,9 @@ def run(
 
     rows = []
     for batch in batches:
-        ids = np.random.default_rng(batch).integers(1, decoder.vocab, (batch, prompt), np.int32)
+        ids = np.random.default_rng(batch).integers(
+            1, decoder.vocab_size, (batch, prompt), np.int32
+        )
         given = torch.from_numpy(ids).long()
 
         def say(ids=ids) -> np.ndarray:

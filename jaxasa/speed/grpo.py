@@ -53,7 +53,7 @@ def stepper(asa: ASA, theirs, stage: config.GrpoStage, prompts: np.ndarray, deco
 
     @jax.jit
     def rollout(params, prompts, key) -> sample.Completions:
-        options = dict(group=stage.group, max_new=reply, temperature=stage.temperature)
+        options = dict(group=stage.num_generations, max_new=reply, temperature=stage.temperature)
         return sample.generate(asa, params, prompts, None, key, eos=MARKS.eos, **options, **marks)
 
     def loss(params, batch, key):
@@ -101,10 +101,16 @@ def run(
     torch.manual_seed(0)
     theirs = twin(decoder, transformers, pad_token_id=MARKS.pad, eos_token_id=MARKS.eos)
     stage = config.GrpoStage(
-        steps=1000, batch=prompts, group=group, learning_rate=1e-4, trainable=("lora/.*",)
+        steps=1000,
+        batch_size=prompts,
+        num_generations=group,
+        learning_rate=1e-4,
+        trainable=("lora/.*",),
     )
-    words, tokenizer = _words(decoder.vocab), _tokenizer(transformers, decoder.vocab)
-    ids = np.random.default_rng(0).integers(FIRST_WORD, decoder.vocab, (prompts, prompt), np.int32)
+    words, tokenizer = _words(decoder.vocab_size), _tokenizer(transformers, decoder.vocab_size)
+    ids = np.random.default_rng(0).integers(
+        FIRST_WORD, decoder.vocab_size, (prompts, prompt), np.int32
+    )
 
     def decode(row) -> str:
         return tokenizer.decode(row, skip_special_tokens=True)

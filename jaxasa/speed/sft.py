@@ -18,7 +18,7 @@ from jaxasa.stages import common
 from jaxasa.train import state
 
 DECODER = config.Decoder(
-    vocab=512, width=128, heads=4, kv_heads=2, head_width=32, intermediate_size=256, layers=3
+    vocab_size=512, width=128, heads=4, kv_heads=2, head_dim=32, intermediate_size=256, layers=3
 )
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Ids as the tokenizers of both sides have them; the rest are words.
@@ -69,10 +69,14 @@ def run(
     plain = twin(decoder, transformers)
     asa = model(decoder)
     stage = config.SftStage(
-        steps=1000, batch=rows, learning_rate=1e-3, trainable=("lora/.*",), questions=1
+        steps=1000,
+        batch_size=rows,
+        learning_rate=1e-3,
+        trainable=("lora/.*",),
+        questions_per_scene=1,
     )
     context, ours = start(asa, plain, stage)
-    given = batch(rows, prompt, reply, decoder.vocab)
+    given = batch(rows, prompt, reply, decoder.vocab_size)
 
     def loss(params, batch, key):
         return common.reply_loss(asa, params, batch["prompt"], batch["reply"], None, MARKS, True)
@@ -102,7 +106,7 @@ def run(
         ).logits
         value = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -reply:].flatten())
         value.backward()
-        torch.nn.utils.clip_grad_norm_(learning, stage.clip)
+        torch.nn.utils.clip_grad_norm_(learning, stage.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses[1].append(float(value.detach()))

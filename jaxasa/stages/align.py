@@ -19,7 +19,7 @@ def objective(context: common.Context):
         tokens, experts = asa.project(params, audio)
         prompt, reply = batch["prompt"][:, 0], batch["reply"][:, 0]
         said, hits = common.reply_loss(asa, params, prompt, reply, tokens, text, False)
-        aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.classes)
+        aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.num_classes)
         # No answer is in a caption.
         measured = {"caption": said, "token_accuracy": hits["token_accuracy"]}
         return said + EXPERT_WEIGHT * aside, measured
@@ -32,13 +32,13 @@ def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
     model = context.run.model
     return pipeline.Targets(
         context.classes,
-        model.spatial.slots,
-        context.stage.mono_share if augment else 0.0,
+        model.spatial.num_slots,
+        context.stage.mono_prob if augment else 0.0,
         augment and context.turns,
         model,
         context.text,
         context.audio_tokens,
-        context.stage.phrasings if augment else 0.0,
+        context.stage.paraphrase_prob if augment else 0.0,
     )
 
 

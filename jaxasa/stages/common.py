@@ -101,7 +101,7 @@ def batches(
     """The batches of a stage that hears scenes, from easy to hard where it says so."""
     stage, scenes, pace = context.stage, context.train, None
     if stage.easiest != (1.0, 1.0):
-        readable = pipeline.Readable(scenes, stage.damaged)
+        readable = pipeline.Readable(scenes, stage.max_damaged_records)
         described = [readable[i][1] for i in range(len(scenes))]
         pace = curriculum.Pace(curriculum.easiest_first(described, stage.hard_by), stage.easiest)
     return pipeline.Batches(
@@ -109,11 +109,11 @@ def batches(
         make,
         context.run.seed,
         purpose,
-        stage.batch,
-        total=stage.steps * stage.batch,
+        stage.batch_size,
+        total=stage.steps * stage.batch_size,
         guests=guests,
         pace=pace,
-        damaged=stage.damaged,
+        damaged=stage.max_damaged_records,
     )
 
 
@@ -162,17 +162,17 @@ def gradient_update(context: Context, loss: Callable) -> Any:
     """loss(params, batch, key) -> (scalar, metrics); returns update(state, batch, key), jitted.
 
     Gradients are taken with respect to what the stage trains, and nothing else; a batch is taken
-    in `stage.accumulate` parts.
+    in `stage.grad_accum_steps` parts.
 
     Raises ConfigError for parts that do not divide among the devices.
     """
     optimizer = optim.make(context.stage)
-    parts = context.stage.accumulate
+    parts = context.stage.grad_accum_steps
     share = sharding.shares(context.mesh)
-    if context.stage.batch // parts % share:
+    if context.stage.batch_size // parts % share:
         name = type(context.stage).__name__
         raise ConfigError(
-            f"{name}.accumulate is {parts}, expected parts of the batch of {context.stage.batch} "
+            f"{name}.grad_accum_steps is {parts}, expected parts of the batch of {context.stage.batch_size} "
             f"that divide by data x fsdp = {share}"
         )
 

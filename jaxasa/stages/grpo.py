@@ -2,7 +2,7 @@
 
 A step draws scenes with questions about each, hears each once, samples a group of completions of
 each question with one prefill a prompt, rewards their texts on the host, and moves the adapters
-along the advantages, `stage.epochs` times. What was heard serves the updates too: nothing that
+along the advantages, `stage.num_iterations` times. What was heard serves the updates too: nothing that
 hears is trained here. The losses are in policy.py; Dr. GRPO's is the default.
 
 Letters: B scenes, Q questions of each, P = B x Q prompts, G completions of each, R = P x G rows,
@@ -73,12 +73,14 @@ def _heard(batch) -> jax.Array:
 
 
 def examples(context: common.Context) -> pipeline.Asked:
-    """The maker of examples: scenes with `stage.questions` each.
+    """The maker of examples: scenes with `stage.questions_per_scene` each.
 
     Where levels are promoted by success, one question of each level, of which one is taken.
     """
     stage = context.stage
-    return asked(context, stage.questions, levels=stage.levels, each_level=stage.promote > 0)
+    return asked(
+        context, stage.questions_per_scene, levels=stage.level_mix, each_level=stage.promote > 0
+    )
 
 
 def sampler(context: common.Context):
@@ -101,13 +103,15 @@ def is_rough(context: common.Context) -> bool:
 
 def rescores(context: common.Context) -> bool:
     """Whether what the learner found before the first of several updates is kept for them."""
-    return is_rough(context) and context.stage.epochs > 1
+    return is_rough(context) and context.stage.num_iterations > 1
 
 
 def paced(context: common.Context) -> common.Context:
-    """The context of the updates, whose schedule counts them: a step makes `epochs`."""
+    """The context of the updates, whose schedule counts them: a step makes `num_iterations`."""
     stage = context.stage
-    often = {name: getattr(stage, name) * stage.epochs for name in ("steps", "warmup")}
+    often = {
+        name: getattr(stage, name) * stage.num_iterations for name in ("steps", "warmup_steps")
+    }
     return dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
 
 
@@ -146,7 +150,11 @@ def objective(context: common.Context):
 def played_shapes(context: common.Context, batch: Mapping) -> dict[str, jax.ShapeDtypeStruct]:
     """What an update is given of a `batch` after rollouts and rewards, as `task`'s step does."""
     stage, scenes = context.stage, batch["prompt"].shape[0]
-    whole = (scenes, stage.questions * stage.group, context.run.model.reply_tokens)
+    whole = (
+        scenes,
+        stage.questions_per_scene * stage.num_generations,
+        context.run.model.reply_tokens,
+    )
     names = ["logps", "mask", "taught"]
     names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
     shapes = {name: jax.ShapeDtypeStruct(whole, jnp.float32) for name in names}
@@ -160,7 +168,7 @@ def played_shapes(context: common.Context, batch: Mapping) -> dict[str, jax.Shap
 def task(context: common.Context) -> common.Task:
     """Rollouts, rewards, updates."""
     stage, text = context.stage, context.text
-    by_deviation = stage.loss != "dr_grpo" if stage.by_deviation is None else stage.by_deviation
+    by_deviation = stage.loss != "dr_grpo" if stage.scale_rewards is None else stage.scale_rewards
     batches = _batches(context)
     sampled = sampler(context)
     update = common.gradient_step(paced(context), objective(context))
@@ -180,11 +188,11 @@ def task(context: common.Context) -> common.Task:
                 found["learner"] = completion_logps(context, params, batch)
             if stage.kl_weight:
                 before = trees.merge({}, trees.flatten(params) | reference)
-                adapted = stage.reference != "base"
+                adapted = stage.ref_policy != "base"
                 found["reference"] = completion_logps(context, before, batch, adapted)
             return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
 
-        return common.by_parts(part, batch, stage.accumulate)
+        return common.by_parts(part, batch, stage.grad_accum_steps)
 
     def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Rewards by name, each [P, G], of completions [P, G, C]."""
@@ -210,7 +218,7 @@ def task(context: common.Context) -> common.Task:
         """A rollout, each [B, Q x G, C], what it heard [B, A, D], and its rewards by name, each
         [B, Q, G]: of this process."""
         placed = sharding.place_batch(batch, context.mesh)
-        drawn = sampled(params, placed, key, stage.group, stage.temperature)
+        drawn = sampled(params, placed, key, stage.num_generations, stage.temperature)
         made, heard = sharding.local(drawn)
         found, scenes = judge(made.ids, batch), len(heard)
         made = {name: x.reshape(scenes, -1, x.shape[-1]) for name, x in made._asdict().items()}
@@ -220,7 +228,7 @@ def task(context: common.Context) -> common.Task:
     def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
         """Other scenes with their rollouts in place of those that teach nothing, while any are."""
         batch, made, found = ({k: np.array(v) for k, v in x.items()} for x in (batch, made, found))
-        for n in range(stage.resample):
+        for n in range(stage.dynamic_sampling_rounds):
             dull = np.flatnonzero(_is_equal(found).all(1))
             # While any process has some: a rollout is made by all of them.
             if not sharding.joined(np.array([len(dull)])).any():
@@ -238,21 +246,21 @@ def task(context: common.Context) -> common.Task:
         made, found = play(state.params, batch, key)
         # Rewards are those of all that was asked: what is drawn again is never all right.
         earned = found
-        if stage.resample:
+        if stage.dynamic_sampling_rounds:
             batch, made, found = refresh(state.params, batch, key, made, found)
         ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
         gains = policy.advantages(flat(found["total"]), by_deviation).astype(np.float32)
-        taught = made["mask"] * ended if stage.mask_truncated else made["mask"]
+        taught = made["mask"] * ended if stage.mask_truncated_completions else made["mask"]
         played = time.monotonic()
         gains = gains.reshape(len(taught), -1)
         lesson = {"prompt": batch["prompt"], **made, "taught": taught, "advantages": gains}
         if stage.kl_weight or rescores(context):
             placed = sharding.place_batch(lesson, context.mesh)
             lesson |= sharding.local(score(state.params, state.reference, placed))
-        for _ in range(stage.epochs):
+        for _ in range(stage.num_iterations):
             state, metrics = update(state, lesson, key)
-        if stage.epochs > 1:
-            state = dataclasses.replace(state, step=state.step - (stage.epochs - 1))
+        if stage.num_iterations > 1:
+            state = dataclasses.replace(state, step=state.step - (stage.num_iterations - 1))
         # Only for the clock: the next step's rollout waits for the update in any case.
         number = int(jax.block_until_ready(state.step))
         seconds = {"rollout": played - began, "update": time.monotonic() - played}
@@ -263,7 +271,7 @@ def task(context: common.Context) -> common.Task:
             "length": made["mask"].sum(-1),
             "truncated": ~ended,
         }
-        if stage.resample:
+        if stage.dynamic_sampling_rounds:
             measured["equal_groups_left"] = _is_equal(found)
         of_all = sharding.joined(measured)
         metrics = metrics | {name: float(value.mean()) for name, value in of_all.items()}
@@ -298,7 +306,7 @@ def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion
     if not stage.promote:
         return batches
     success = stage.promote, stage.promote_steps
-    return curriculum.Promotion(batches, stage.levels, *success, context.run.seed)
+    return curriculum.Promotion(batches, stage.level_mix, *success, context.run.seed)
 
 
 def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[dict]:
@@ -315,7 +323,7 @@ def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[di
             "rewards": {name: round(float(value[0, 0, g]), 4) for name, value in found.items()},
             "advantage": round(float(batch["advantages"][0, g]), 4),
         }
-        for g, ids in enumerate(batch["ids"][0, : context.stage.group])
+        for g, ids in enumerate(batch["ids"][0, : context.stage.num_generations])
     ]
 
 

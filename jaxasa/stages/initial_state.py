@@ -1,7 +1,7 @@
 """Where a stage's weights come from.
 
 Its own checkpoint, if it has one, is restored by the loop. Otherwise the stage before's; and for
-the first of `Run.stages`: `Run.resume`, then `Run.pretrained`, then scratch.
+the first of `Run.stages`: `Run.init_from`, then `Run.pretrained`, then scratch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,14 +45,14 @@ def at(
             raise ConfigError(f"{source}: no such folder, expected stage {before} before {stage}")
         _same_words(source, folder)
         given = _trained(source, *checkpoint.load(source), classes, wanted)
-    elif run.resume:
-        params, meta, _ = load.load(run.resume)
-        parts = run.resume_parts or config.PARTS
+    elif run.init_from:
+        params, meta, _ = load.load(run.init_from)
+        parts = run.init_parts or config.PARTS
         if "decoder" in parts:
-            _same_words(Path(run.resume), folder)
+            _same_words(Path(run.init_from), folder)
         params = {part: leaves for part, leaves in params.items() if part in parts}
         needed = {path: t for path, t in wanted.items() if path.partition("/")[0] in parts}
-        given = _trained(Path(run.resume), params, meta, classes, needed)
+        given = _trained(Path(run.init_from), params, meta, classes, needed)
     else:
         given = _pretrained(run, wanted)
     if not given:
@@ -64,7 +64,7 @@ def at(
 
 
 def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
-    """Reads DIR/tokenizer.json; the first time it is that of the decoder in `Run.resume`, that of
+    """Reads DIR/tokenizer.json; the first time it is that of the decoder in `Run.init_from`, that of
     the pretrained decoder, with the tokens that it lacks, or one trained on texts about the bank's
     classes.
 
@@ -72,12 +72,12 @@ def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
     for questions or replies that find no room in its tokens.
     """
     path = folder / "tokenizer.json"
-    rows = run.model.decoder.vocab
+    rows = run.model.decoder.vocab_size
     if not path.is_file():
         clips = bank.clips("train")
         pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
-        if run.resume and "decoder" in (run.resume_parts or config.PARTS):
-            made = tokens.Text.load(load.tokenizer_of(run.resume))
+        if run.init_from and "decoder" in (run.init_parts or config.PARTS):
+            made = tokens.Text.load(load.tokenizer_of(run.init_from))
         elif run.pretrained.decoder:
             made, _ = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
         else:

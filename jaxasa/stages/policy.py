@@ -85,7 +85,7 @@ def loss_of(stage: config.GrpoStage) -> Callable:
 
 
 def advantages(rewards: np.ndarray, by_deviation: bool) -> np.ndarray:
-    """rewards [P, G] -> R - mean(R), divided by std(R) + 1e-4 (ddof 1) where `by_deviation`."""
+    """rewards [P, G] -> R - mean(R), divided by std(R) + 1e-4 (ddof 1) where `scale_rewards`."""
     centred = rewards - rewards.mean(1, keepdims=True)
     return centred / (rewards.std(1, ddof=1, keepdims=True) + _TINY) if by_deviation else centred
 

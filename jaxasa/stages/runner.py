@@ -52,16 +52,16 @@ def train(
 def prepare(run: config.Run, stage: str, folder: Path) -> Context:
     """What `stage` builds its task from, out of a work folder. Raises ConfigError as `train`."""
     bank = Bank.load(folder / "sounds")
-    most = run.model.spatial.classes
+    most = run.model.spatial.num_classes
     if len(bank.classes) > most:
-        raise ConfigError(f"Spatial.classes is {most}, expected at least {len(bank.classes)}")
+        raise ConfigError(f"Spatial.num_classes is {most}, expected at least {len(bank.classes)}")
     options = getattr(run, stage)
     needs_scenes, clips, asking = stage != "text", bank.clips("train"), None
     if stage in BALANCED:
         asking = pipeline.balanced(run.scenes, clips, bank.classes, run.seed, run.questions)
     dev = None
     if needs_scenes:
-        dev = pipeline.Readable(Records(scenes_of(run, folder, "dev")), options.damaged)
+        dev = pipeline.Readable(Records(scenes_of(run, folder, "dev")), options.max_damaged_records)
     return Context(
         run=run,
         stage=options,
@@ -87,7 +87,7 @@ def fit(
     """Trains `task` as `options` say, in a mesh that is set; see `train`."""
     run, stage = context.run, task.name
     out = folder / "checkpoints" / stage
-    for place in [out, out / "best"] if options.best else [out]:
+    for place in [out, out / "best"] if options.best_metric else [out]:
         place.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             shutil.copyfile(folder / "tokenizer.json", place / "tokenizer.json")
@@ -126,17 +126,17 @@ def _full_speed(context: Context, stage: str) -> float | None:
     shapes = jax.eval_shape(lambda key: context.asa.init(key), jax.random.key(0))
     work = flops.model_flops(run, stage, shapes)
     if stage == "grpo":
-        work = run.grpo.epochs * work + flops.model_flops(run, "rollout", shapes)
+        work = run.grpo.num_iterations * work + flops.model_flops(run, "rollout", shapes)
     return peak * context.mesh.size / work
 
 
 def _train_scenes(run: config.Run, folder: Path, stage: str) -> Records | Mixed:
-    """The scenes of train: stored, or mixed from DIR/responses where Scenes.responses is set.
+    """The scenes of train: stored, or mixed from DIR/responses where Scenes.rir_rooms is set.
 
     Stored ones are the same in all stages. Each stage mixes its own: what hears is then asked about
     scenes that it was not trained on.
     """
-    if run.scenes.responses:
+    if run.scenes.rir_rooms:
         own = int(keys.rng(run.seed, "mixed scenes", stage).integers(2**31))
         return Mixed(run.scenes, folder / "sounds", folder / "responses", own)
     return Records(scenes_of(run, folder, "train"))

@@ -20,16 +20,18 @@ def asked(context: common.Context, count: int, augment: bool = True, **shares):
 
 
 def guests(context: common.Context) -> list[pipeline.Guest]:
-    """Imported questions, the folders of `stage.imported` in equal shares."""
+    """Imported questions, the folders of `stage.qa_datasets` in equal shares."""
     run, stage, text = context.run, context.stage, context.text
-    make = imported_questions.Asked(run.model, text, context.audio_tokens, stage.questions)
+    make = imported_questions.Asked(
+        run.model, text, context.audio_tokens, stage.questions_per_scene
+    )
     return [
         pipeline.Guest(
             imported_questions.Imported(folder, run.model, text, run.scenes.seconds),
             make,
-            stage.imported_share / len(stage.imported),
+            stage.qa_datasets_weight / len(stage.qa_datasets),
         )
-        for folder in stage.imported
+        for folder in stage.qa_datasets
     ]
 
 
@@ -46,7 +48,7 @@ def flat(x):
 
 
 def objective(context: common.Context):
-    """loss(params, batch, key): a scene is heard once, and asked `stage.questions` questions."""
+    """loss(params, batch, key): a scene is heard once, and asked `stage.questions_per_scene` questions."""
     asa, text = context.asa, context.text
 
     def loss(params, batch, key):
@@ -63,12 +65,12 @@ def examples(context: common.Context):
     stage = context.stage
     return asked(
         context,
-        stage.questions,
-        mono_share=stage.mono_share,
-        no_audio_share=stage.no_audio_share,
-        null_share=stage.null_share,
+        stage.questions_per_scene,
+        mono_share=stage.mono_prob,
+        no_audio_share=stage.audio_dropout_prob,
+        null_share=stage.spatial_dropout_prob,
         open_share=pipeline.OPEN_SHARE,
-        levels=stage.levels,
+        levels=stage.level_mix,
     )
 
 

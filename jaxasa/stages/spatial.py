@@ -213,14 +213,14 @@ def _objectives(context: common.Context):
         audio = asa.listen(params, common.hear(batch), disguise)
         _, experts = asa.project(params, audio)
         by_slot, measured = slot_loss(audio.heard, batch, seconds)
-        by_expert, more = expert_loss(experts, batch, seconds, run.model.spatial.classes)
+        by_expert, more = expert_loss(experts, batch, seconds, run.model.spatial.num_classes)
         return by_slot + by_expert, measured | more
 
     def loss(params, batch, key):
         size, samples = batch["audio"].shape[:2]
         mask_key, colour_key = jax.random.split(key)
-        hidden = mel_mask(mask_key, size, samples // features.HOP, run.model.semantic.mels)
-        return heard(params, batch, Disguise(hidden, colour(colour_key, size, stage.colour)))
+        hidden = mel_mask(mask_key, size, samples // features.HOP, run.model.semantic.n_mels)
+        return heard(params, batch, Disguise(hidden, colour(colour_key, size, stage.random_eq_db)))
 
     def measure(params, batch):
         value, measured = heard(params, batch)
@@ -236,21 +236,24 @@ def objective(context: common.Context):
 
 def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
     """The maker of examples; without `augment` they are as they were rendered."""
-    mono_share = context.stage.mono_share if augment else 0.0
-    slots = context.run.model.spatial.slots
+    mono_share = context.stage.mono_prob if augment else 0.0
+    slots = context.run.model.spatial.num_slots
     return pipeline.Targets(context.classes, slots, mono_share, augment and context.turns)
 
 
 def guests(context: common.Context) -> list[pipeline.Guest]:
-    """Real recordings, the folders of `stage.recordings` in equal shares, in the second phase."""
+    """Real recordings, the folders of `stage.real_recordings` in equal shares, in the second phase."""
     stage, make = context.stage, examples(context)
-    share = stage.recordings_share / max(len(stage.recordings), 1)
+    share = stage.real_recordings_weight / max(len(stage.real_recordings), 1)
     seconds, classes = context.run.scenes.seconds, context.classes
     return [
         pipeline.Guest(
-            recordings.Recordings(folder, seconds, classes), make, share, stage.recordings_start
+            recordings.Recordings(folder, seconds, classes),
+            make,
+            share,
+            stage.real_recordings_start,
         )
-        for folder in stage.recordings
+        for folder in stage.real_recordings
     ]
 
 

@@ -35,15 +35,19 @@ def task(context: common.Context) -> common.Task:
         value, hits = loss(params, batch, None)
         return {"loss": value} | hits
 
-    total = stage.steps * stage.batch
+    total = stage.steps * stage.batch_size
     source = Written(run.scenes, context.clips, run.seed, "text", total)
-    without_drills = dataclasses.replace(make, stage=dataclasses.replace(stage, drill_share=0.0))
+    without_drills = dataclasses.replace(
+        make, stage=dataclasses.replace(stage, synthetic_fraction=0.0)
+    )
     count = common.eval_scenes(context.mesh, 4 * common.EVAL_SCENES)
     written = Written(run.scenes, context.clips, run.seed, "text/dev", count)
     batch = common.held_out(context, written, without_drills, "text/dev", count)
     return common.Task(
         "text",
-        pipeline.Batches(source, make, run.seed, "text", stage.batch, total=total, shuffle=False),
+        pipeline.Batches(
+            source, make, run.seed, "text", stage.batch_size, total=total, shuffle=False
+        ),
         common.gradient_step(context, loss),
         common.evaluation(context, measure, batch),
     )

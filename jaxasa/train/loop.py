@@ -17,7 +17,7 @@ What goes wrong, and what is done:
     a full disk              ends with the reason; the checkpoint before is kept
     loss or gradient is      ends with the step; what is not finite is not saved
         no number
-    a damaged record         named, counted, replaced by the next; ends beyond stage.damaged
+    a damaged record         named, counted, replaced by the next; ends beyond stage.max_damaged_records
     a vanished shard         ends with its name
     another process is gone  ends within JAXASA_TIMEOUT seconds, with the reason (parallel/distributed.py)
 """
@@ -85,12 +85,12 @@ def train(
     """Trains from the latest checkpoint in `folder`, else from `state`; returns the last state.
 
     Saves, evaluates and records as `stage` says, and at the last step. Step i uses a key made
-    of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best` keeps the
+    of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best_metric` keeps the
     state of the best evaluation in folder/best. profile: steps to trace, from the third that this
     process does (TensorBoard shows what is in logs/profile). full: steps a second of devices that
     do the model's products at their peak; the share of it that is reached is recorded as "mfu".
     Raises ConfigError for a checkpoint of another config, for a loss that is not finite and for a
-    `stage.best` that is no evaluation, Preempted after SIGTERM or SIGINT, once saved.
+    `stage.best_metric` that is no evaluation, Preempted after SIGTERM or SIGINT, once saved.
     """
     with checkpoint.Store(folder) as store:
         saved = store.latest()
@@ -105,11 +105,11 @@ def train(
         window = _Window(task.name, step, full)
         with (
             metrics.Writer(task.name, logs, step, stage.steps) as writer,
-            _Best(stage.best, store.folder / "best") as best,
+            _Best(stage.best_metric, store.folder / "best") as best,
             _Trace(Path(logs) / "profile", step + 2, profile) as trace,
             _Stop() as stop,
         ):
-            if stage.best and step == 0:
+            if stage.best_metric and step == 0:
                 # Known at once whether there is such an evaluation, and how good the start was.
                 about = task.batches.get_state(), meta, config_text
                 best.offer(0, task.evaluate(state.params), state, *about)
@@ -238,7 +238,7 @@ class _Best:
                 about = self._store.meta()["best"]
                 config.check(
                     about["name"] == self._name,
-                    "Stage.best",
+                    "Stage.best_metric",
                     self._name,
                     f"{about['name']!r}, as {self._folder} was kept by; or remove that folder",
                 )
@@ -269,7 +269,7 @@ class _Best:
             return
         if found is None or self._name not in found:
             raise ConfigError(
-                f"Stage.best is {self._name!r}, expected one of the evaluations "
+                f"Stage.best_metric is {self._name!r}, expected one of the evaluations "
                 f"{', '.join(found or ['(none)'])}"
             )
         value = float(found[self._name])

@@ -18,7 +18,7 @@ def schedule(stage: config.Stage) -> optax.Schedule:
 
     A warm-up longer than half the run is cut to half of it, so that short runs learn too.
     """
-    warmup = min(stage.warmup, stage.steps // 2)
+    warmup = min(stage.warmup_steps, stage.steps // 2)
     peak = stage.learning_rate
     rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
     fall = optax.cosine_decay_schedule(peak, stage.steps - warmup, alpha=0.1)
@@ -43,7 +43,9 @@ def make(stage: config.Stage) -> optax.GradientTransformation:
         )
     else:
         moved = optax.adamw(rate, b2=0.95, weight_decay=decay, mask=decayed)
-    clip = optax.clip_by_global_norm(stage.clip) if stage.clip else optax.identity()
+    clip = (
+        optax.clip_by_global_norm(stage.max_grad_norm) if stage.max_grad_norm else optax.identity()
+    )
     return optax.chain(clip, moved)
 
 

@@ -62,7 +62,7 @@ def shapes(
     lies = sharding.params_sharding(kept, mesh, rules)
     trainable, _ = trees.split(kept, stage.trainable)
     opt_state = jax.eval_shape(optim.make(stage).init, trainable)
-    reference = trainable if stage.keeps_start else {}
+    reference = trainable if stage.keeps_ref_params else {}
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(
         lambda leaf, lie: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lie),
@@ -93,5 +93,5 @@ def create(
     opt_state = jax.jit(optim.make(stage).init, out_shardings=lies.opt_state)(trainable)
     # Copies: an update overwrites what it is given.
     copied = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=lies.reference)
-    reference = copied(trainable) if stage.keeps_start else {}
+    reference = copied(trainable) if stage.keeps_ref_params else {}
     return State(sharding.place(np.int32(0), lies.step), placed, opt_state, reference)

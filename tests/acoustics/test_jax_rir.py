@@ -22,7 +22,9 @@ def made():
 
 
 def _numba(r, s, seed=0, **options):
-    return rir.shoebox_rir(SIZES[r], WALLS[r], SOURCES[r, s], LISTENERS[r], keys.rng(seed), **options)
+    return rir.shoebox_rir(
+        SIZES[r], WALLS[r], SOURCES[r, s], LISTENERS[r], keys.rng(seed), **options
+    )
 
 
 def test_early_images_are_those_of_the_compiled_path(made):

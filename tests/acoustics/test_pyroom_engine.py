@@ -71,9 +71,9 @@ def test_a_room_decays_and_answers_as_ours_does():
 
 def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
     with pytest.raises(ConfigError, match=r"Scenes\.moving is 0\.5.*pyroomacoustics"):
-        dataclasses.replace(RANGES, moving=0.5)
+        dataclasses.replace(RANGES, moving_source_prob=0.5)
     with pytest.raises(ConfigError, match=r"Scenes\.responses is 3.*pyroomacoustics"):
-        dataclasses.replace(RANGES, responses=3)
+        dataclasses.replace(RANGES, rir_rooms=3)
     with pytest.raises(ConfigError, match=r"Scenes\.engine is 'other', expected one of jaxasa"):
         dataclasses.replace(RANGES, engine="other")
     with pytest.raises(
@@ -108,4 +108,4 @@ def test_its_rooms_are_heard_by_a_model_of_any_training(trained):
     from jaxasa.config import gin_files
 
     asked, _ = gin_files.load([trained, "data/pyroomacoustics.gin"])
-    assert asked.scenes.engine == "pyroomacoustics" and asked.scenes.responses == 0
+    assert asked.scenes.engine == "pyroomacoustics" and asked.scenes.rir_rooms == 0

@@ -130,7 +130,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("index", GOLDEN)
 def test_scenes_at_rest_sound_as_they_always_did(index):
-    ranges = dataclasses.replace(CONFIG, seconds=2.0, speed=(0.9, 1.1))
+    ranges = dataclasses.replace(CONFIG, seconds=2.0, speed_perturbation=(0.9, 1.1))
     clips = [
         scenes.Clip(f"clip{i}", f"class{i % 5}", f"take{i // 2}", 0.3 + (i % 7) * 0.6)
         for i in range(60)

@@ -156,7 +156,9 @@ def test_calibrated_rooms_have_the_decay_that_was_asked_for():
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
         for method, found in missed.items():
             absorption = rooms.absorption(room, 0.35, method)
-            response = rir.shoebox_rir(room, absorption, source, listener, keys.rng(0, i), full=True)
+            response = rir.shoebox_rir(
+                room, absorption, source, listener, keys.rng(0, i), full=True
+            )
             found.append(rir.rt60(response) / 0.35 - 1)
     assert abs(np.mean(missed["calibrated"])) < 0.04
     assert np.mean(missed["sabine"]) > np.mean(missed["calibrated"]) - 1e-9

@@ -132,7 +132,7 @@ def test_scenes_at_rest_are_what_they_always_were():
     Absorption is left out: it follows from the room and its RT60, as rooms.py calibrates it.
     """
     digest = hashlib.sha256()
-    as_demo = dataclasses.replace(CONFIG, seconds=4.0, speed=(0.85, 1.15))
+    as_demo = dataclasses.replace(CONFIG, seconds=4.0, speed_perturbation=(0.85, 1.15))
     for ranges in (CONFIG, as_demo):
         for split in ("train", "dev"):
             for i in range(100):
@@ -151,7 +151,9 @@ def test_impossible_ranges_are_refused():
         scenes.draw(crowd, CLIPS, 0, "train", 0)
 
 
-MOVING = dataclasses.replace(CONFIG, moving=0.5, pace=(0.5, 2.0), turning=0.5, seconds=4.0)
+MOVING = dataclasses.replace(
+    CONFIG, moving_source_prob=0.5, walk_speed=(0.5, 2.0), listener_turn_prob=0.5, seconds=4.0
+)
 
 
 def test_what_is_switched_on_moves_nothing_else():
@@ -175,9 +177,9 @@ def test_what_is_switched_on_moves_nothing_else():
 
 MADE = dataclasses.replace(
     CONFIG,
-    sides=("plasterboard", "window", "curtains"),
-    floor=("carpet", "linoleum"),
-    ceiling=("ceiling_tile", "mineral_wool"),
+    wall_materials=("plasterboard", "window", "curtains"),
+    floor_materials=("carpet", "linoleum"),
+    ceiling_materials=("ceiling_tile", "mineral_wool"),
     rt60=(0.2, 1.0),
 )
 
@@ -197,7 +199,11 @@ def test_walls_are_of_the_materials_named():
         alike += len(set(spec.absorption[:4])) == 1
     table = materials.TABLE
     for wall, found in seen.items():
-        names = getattr(MADE, wall) if wall in ("floor", "ceiling") else MADE.sides
+        names = (
+            getattr(MADE, f"{wall}_materials")
+            if wall in ("floor", "ceiling")
+            else MADE.wall_materials
+        )
         assert found == {table[name] for name in names}
     assert alike < 20
     for source in scenes.describe(spec)["sources"]:
@@ -205,7 +211,9 @@ def test_walls_are_of_the_materials_named():
 
 
 def test_materials_that_no_room_can_have_in_the_range_are_refused():
-    hard = dataclasses.replace(MADE, sides=("marble",), floor=("marble",), ceiling=("marble",))
+    hard = dataclasses.replace(
+        MADE, wall_materials=("marble",), floor_materials=("marble",), ceiling_materials=("marble",)
+    )
     with pytest.raises(ConfigError, match=r"rt60 \(0.2, 1.0\), expected .*materials"):
         scenes.draw(hard, CLIPS, 7, "train", 0)
 

@@ -59,7 +59,7 @@ def make():
 def run_config():
     """What build.build reads of config.Run."""
     return types.SimpleNamespace(
-        bench=config.Bench(l1=20, l2=12, l3=12, bootstrap=200, audit=0),
+        bench=config.Bench(l1=20, l2=12, l3=12, bootstrap_samples=200, probe_items=0),
         questions=config.Questions(),
         seed=3,
     )
@@ -137,7 +137,13 @@ def whole(small, tmp_path_factory):
     both = dict.fromkeys(("sft", "grpo"), Oracle(small.items, wrong))
     for name in ("rotated", "mirrored"):
         systems[name] = dataclasses.replace(systems[name], change=kept)
-    run.run(systems, both, folder / "benchmark", folder, config.Bench(batch=44, bootstrap=200))
+    run.run(
+        systems,
+        both,
+        folder / "benchmark",
+        folder,
+        config.Bench(batch_size=44, bootstrap_samples=200),
+    )
     results = json.loads((folder / "results.json").read_text())
     cell = {f"{m}_{k}": 5.0 for m in ("ours", "histogram", "music") for k in ("low", "high")}
     cell |= {f"{m}_median_deg": 4.5 for m in ("ours", "histogram", "music")}

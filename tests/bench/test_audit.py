@@ -42,12 +42,18 @@ def rendered(tmp_path_factory):
     folders = []
     for workers in (1, 2):
         ranges = config.Scenes(
-            train=1, dev=1, benchmark=60, seconds=1.2, workers=workers, shard=30, rt60=(0.15, 0.6)
+            train=1,
+            dev=1,
+            benchmark=60,
+            seconds=1.2,
+            workers=workers,
+            scenes_per_shard=30,
+            rt60=(0.15, 0.6),
         )
         where = root / f"scenes{workers}"
         simulate.simulate(ranges, bank.folder, "benchmark", where, 0, 60)
         run = types.SimpleNamespace(
-            bench=config.Bench(l1=16, l2=8, l3=8, audit=60),
+            bench=config.Bench(l1=16, l2=8, l3=8, probe_items=60),
             questions=config.Questions(TASKS),
             scenes=ranges,
             seed=0,

@@ -102,7 +102,7 @@ def built(request, tmp_path_factory):
     folder = root / "scenes" / "benchmark"
     import_scenes.convert("dcase", root / "set", folder, seconds=SECONDS, classes=names)
     asked = types.SimpleNamespace(
-        bench=config.Bench(l1=40, l2=30, l3=30, audit=1000, bootstrap=50),
+        bench=config.Bench(l1=40, l2=30, l3=30, probe_items=1000, bootstrap_samples=50),
         questions=config.Questions(),
         seed=0,
     )
@@ -150,7 +150,9 @@ def test_the_report_is_written_of_them(built, tmp_path, monkeypatch):
         return  # what is not known is what could stop it
     monkeypatch.setattr(scene_viewer, "MOST", 0)  # bytes of sound in the page: none, which is quick
     readers = {"oracle": baselines.oracle(CLASSES)}
-    made = run.run({}, {}, built.suite, tmp_path, config.Bench(bootstrap=50), readers=readers)
+    made = run.run(
+        {}, {}, built.suite, tmp_path, config.Bench(bootstrap_samples=50), readers=readers
+    )
     assert made["systems"]["oracle"]["overall"]["accuracy"] == 1
     assert made["benchmark"]["made_by"] == "dcase"
     heard = [{"file_name": suite.name_of(i.file), "scene": _heard(i.scene)} for i in built.items]
@@ -240,7 +242,7 @@ def test_with_three_classes_in_common_no_question_asks_for_a_name(built, tmp_pat
     folder = tmp_path / "imported"
     import_scenes.convert("dcase", built.root / "set", folder, seconds=SECONDS, classes=three)
     asked = types.SimpleNamespace(
-        bench=config.Bench(l1=20, l2=20, l3=20, audit=0),
+        bench=config.Bench(l1=20, l2=20, l3=20, probe_items=0),
         questions=gin_files.load(["run/demo.gin"])[0].questions,
         seed=0,
     )

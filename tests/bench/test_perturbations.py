@@ -8,7 +8,7 @@ from jaxasa import config
 from jaxasa.bench import baselines, controls, perturbations, run, suite
 from jaxasa.data import questions
 
-BENCH = config.Bench(l1=20, l2=12, l3=12, batch=16, bootstrap=50)
+BENCH = config.Bench(l1=20, l2=12, l3=12, batch_size=16, bootstrap_samples=50)
 PLACES = "front front-left left back-left back back-right right front-right".split()
 
 

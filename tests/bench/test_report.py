@@ -12,7 +12,7 @@ import soundfile
 from jaxasa import config
 from jaxasa.bench import controls, figures, report, run, scene_viewer, slots
 
-BENCH = config.Bench(batch=44, bootstrap=200)
+BENCH = config.Bench(batch_size=44, bootstrap_samples=200)
 
 
 @pytest.fixture

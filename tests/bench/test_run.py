@@ -10,7 +10,7 @@ from jaxasa.inference import qa
 from jaxasa.pipeline import steps
 
 SFT = {"sft": controls.System("sft")}
-BENCH = config.Bench(batch=16, bootstrap=200)
+BENCH = config.Bench(batch_size=16, bootstrap_samples=200)
 SYSTEMS = controls.systems(("sft", "grpo"), ("question_only", "mono"))
 NAMES = ("sft", "grpo", "question_only", "mono", "question_only_sft", "mono_sft")
 
@@ -45,7 +45,7 @@ def test_results_hold_systems_and_paired_differences(done, small):
     assert results["paired"]["sft"]["mono"]["against"] == "mono_sft"
     assert lead["direction/no"]["difference"] == 0.0
     facts = results["benchmark"]
-    assert facts["choose"] is BENCH.choose is True
+    assert facts["choose"] is BENCH.option_fallback is True
     assert facts["items"] == 44 and facts["levels"] == {"L1": 20, "L2": 12, "L3": 12}
     assert facts["sounds"] == "made-up sounds" and facts["takes"]["test"]["sound15"] == 4
 
@@ -143,10 +143,10 @@ def test_models_answer_as_bench_says(tmp_path, monkeypatch, choose):
     def load(path, chooses):
         raise ConfigError(f"{path.name} chooses: {chooses}")
 
-    asked, _ = gin_files.load(["gin/run/demo.gin"], [f"Bench.choose={choose}"])
+    asked, _ = gin_files.load(["gin/run/demo.gin"], [f"Bench.option_fallback={choose}"])
     (tmp_path / "checkpoints/sft").mkdir(parents=True)
     monkeypatch.setattr(qa.Model, "load", load)
     with pytest.raises(ConfigError, match=f"sft chooses: {choose}"):
         steps.benchmark(asked, tmp_path, "benchmark")
     with pytest.raises(ConfigError, match=r"Bench\.choose"):
-        config.Bench(choose="no")
+        config.Bench(option_fallback="no")

@@ -129,7 +129,7 @@ def test_build_keeps_a_finished_suite_and_replaces_another(small, run_config, ma
     other = small.root / "other"
     build.build(run_config, "", small.root / "records", other)
     which = config.Questions({"heard": 1, "azimuth": 1, "at": 1, "turn": 1})
-    bench = config.Bench(l1=8, l2=4, l3=4, audit=0)
+    bench = config.Bench(l1=8, l2=4, l3=4, probe_items=0)
     run_config = type(run_config)(bench=bench, questions=which, seed=3)
     assert len(build.build(run_config, "", small.root / "records", other)) == 16
     assert suite.manifest(other)["items"] == 16

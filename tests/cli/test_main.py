@@ -313,7 +313,7 @@ def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
     assert "expected --scene" in fails(capsys, "draw", tmp_path / "room.png", "--index", "1")
     assert "none with --rehearse" in fails(capsys, "train", "--rehearse", "--profile", "3")
     assert "no --runner" in fails(capsys, *verb, "--dry_run", "--runner", "DirectRunner")
-    mixed = ("--split", "train", "--gin.Scenes.responses=2", "--runner", "DirectRunner")
+    mixed = ("--split", "train", "--gin.Scenes.rir_rooms=2", "--runner", "DirectRunner")
     assert "--runner is 'DirectRunner', expected none" in fails(capsys, *verb, *mixed)
     for layout, option, value in (
         ("jsonl", "--seconds", "5"),

@@ -9,7 +9,7 @@ from jaxasa.config import ConfigError, gin_files
 GIN = Path(__file__).resolve().parents[2] / "gin"
 HEADER = "from __gin__ import dynamic_registration\nfrom jaxasa import config\n"
 EARS = ("Spatial.format='binaural'", "Spatial.features='interaural'")
-MIXED = ("Scenes.responses=20",)
+MIXED = ("Scenes.rir_rooms=20",)
 STAGES = ("Text", "Spatial", "Align", "Sft", "Grpo")
 FULL = (
     HEADER
@@ -93,7 +93,12 @@ def test_builds_plain_dataclasses_with_the_bound_values(full):
 
 
 def test_command_line_overrides_with_and_without_module_name(full):
-    bindings = ["Decoder.layers=5", "config.Decoder.hidden=128", "WIDTH=64", "Run.name='mine'"]
+    bindings = [
+        "Decoder.layers=5",
+        "config.Decoder.intermediate_size=128",
+        "WIDTH=64",
+        "Run.name='mine'",
+    ]
     run, _ = gin_files.load([full], bindings)
     assert (run.model.decoder.layers, run.model.decoder.intermediate_size) == (5, 128)
     assert run.model.decoder.width == run.model.semantic.width == 64 and run.name == "mine"
@@ -158,10 +163,10 @@ def test_wrong_binding_is_one_line_that_names_it(full, binding, words):
     ("bindings", "words"),
     [
         (
-            ("SpatialStage.recordings=('a',)", *EARS),
-            "SpatialStage.recordings is ('a',), expected ()",
+            ("SpatialStage.real_recordings=('a',)", *EARS),
+            "SpatialStage.real_recordings is ('a',), expected ()",
         ),
-        (("SftStage.imported=('a',)", *EARS), "SftStage.imported is ('a',), expected ()"),
+        (("SftStage.qa_datasets=('a',)", *EARS), "SftStage.qa_datasets is ('a',), expected ()"),
         (
             ("GrpoStage.easiest=(0.3,1.0)", *MIXED),
             "GrpoStage.easiest is (0.3, 1.0), expected (1.0,",

@@ -8,7 +8,7 @@ from jaxasa.config import ConfigError
 from jaxasa.data.simulate import simulate
 
 SCENES = config.Scenes(
-    train=1, dev=1, benchmark=1, seconds=1.0, rt60=(0.15, 0.2), shard=2, workers=1
+    train=1, dev=1, benchmark=1, seconds=1.0, rt60=(0.15, 0.2), scenes_per_shard=2, workers=1
 )
 COUNT = 7
 

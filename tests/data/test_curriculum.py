@@ -144,17 +144,17 @@ def options(**more):
 @pytest.mark.parametrize(
     "stage, more, named",
     [
-        (SftStage, {"levels": ((1.0, 0.0), (0.0, 1.0))}, "SftStage.levels"),
-        (SftStage, {"levels": ((0.5, 0.5, 0.5), (0, 0, 1))}, "SftStage.levels"),
+        (SftStage, {"levels": ((1.0, 0.0), (0.0, 1.0))}, "SftStage.level_mix"),
+        (SftStage, {"levels": ((0.5, 0.5, 0.5), (0, 0, 1))}, "SftStage.level_mix"),
         (GrpoStage, {"promote": 0.5}, "GrpoStage.promote is 0.5, expected 0 where"),
         (
             GrpoStage,
             {"promote": 0.5, "questions": 2, "levels": ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))},
-            "GrpoStage.questions is 2, expected 1 where",
+            "GrpoStage.questions_per_scene is 2, expected 1 where",
         ),
         (SftStage, {"easiest": (0.0, 1.0)}, "SftStage.easiest"),
         (SftStage, {"hard_by": ("loudness",)}, "SftStage.hard_by"),
-        (SftStage, {"accumulate": 3}, "SftStage.accumulate is 3, expected a divisor"),
+        (SftStage, {"accumulate": 3}, "SftStage.grad_accum_steps is 3, expected a divisor"),
     ],
 )
 def test_options_that_make_no_sense_are_named(stage, more, named):

@@ -15,7 +15,7 @@ from jaxasa.data.dcase import Row
 from jaxasa.data.simulate import simulate
 
 SCENES = config.Scenes(
-    train=1, dev=1, benchmark=1, seconds=2.0, rt60=(0.15, 0.2), shard=3, workers=1
+    train=1, dev=1, benchmark=1, seconds=2.0, rt60=(0.15, 0.2), scenes_per_shard=3, workers=1
 )
 CLASSES = ("bell", "dog", "rain")
 

@@ -20,7 +20,13 @@ from jaxasa.data.dynamic_mixing import Mixed
 from jaxasa.stages import runner
 
 RANGES = config.Scenes(
-    train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.3), responses=5, places=4
+    train=1,
+    dev=1,
+    benchmark=1,
+    seconds=1.5,
+    rt60=(0.15, 0.3),
+    rir_rooms=5,
+    rir_positions_per_room=4,
 )
 
 
@@ -170,15 +176,17 @@ def test_few_rooms_give_all_bearings_and_no_scene_twice(mixed):
 
 
 def test_turning_listeners_are_mixed_and_moving_sources_refused(bank, whole):
-    turning = Mixed(dataclasses.replace(RANGES, turning=1.0), bank.folder, whole.folder, 7)
+    turning = Mixed(
+        dataclasses.replace(RANGES, listener_turn_prob=1.0), bank.folder, whole.folder, 7
+    )
     _, scene = turning[0]
     assert len(scene["yaw"]) == 15 and len(scene["sources"][0]["trajectory"]) == 15
-    with pytest.raises(ConfigError, match="Scenes.moving is 0.2.*stored responses"):
-        dataclasses.replace(RANGES, moving=0.2)
-    moving = dataclasses.replace(RANGES, responses=0, moving=0.2)
-    with pytest.raises(ConfigError, match="Scenes.moving is 0.2.*cannot be mixed"):
+    with pytest.raises(ConfigError, match="Scenes.moving_source_prob is 0.2.*stored responses"):
+        dataclasses.replace(RANGES, moving_source_prob=0.2)
+    moving = dataclasses.replace(RANGES, rir_rooms=0, moving_source_prob=0.2)
+    with pytest.raises(ConfigError, match="Scenes.moving_source_prob is 0.2.*cannot be mixed"):
         Mixed(moving, bank.folder, whole.folder, 7)
-    crowd = dataclasses.replace(RANGES, responses=0, sources=(1, 5))
+    crowd = dataclasses.replace(RANGES, rir_rooms=0, sources=(1, 5))
     with pytest.raises(ConfigError, match=r"Scenes.sources is \(1, 5\).*4 places"):
         Mixed(crowd, bank.folder, whole.folder, 7)
 
@@ -197,7 +205,7 @@ def test_each_stage_reads_mixed_scenes_of_its_own(bank, whole, mixed):
     batches.set_state(state)
     np.testing.assert_array_equal(next(batches)["audio"], second["audio"])
     stored = types.SimpleNamespace(
-        **vars(run) | {"scenes": dataclasses.replace(RANGES, responses=0)}
+        **vars(run) | {"scenes": dataclasses.replace(RANGES, rir_rooms=0)}
     )
     with pytest.raises(ConfigError, match="no complete data set"):
         runner._train_scenes(stored, bank.folder.parent, "sft")

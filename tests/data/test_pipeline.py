@@ -265,7 +265,12 @@ def test_shares_are_kept(source, asked):
 
 def test_drills_fade(tiny, text, described):
     stage = config.TextStage(
-        steps=1, batch=1, learning_rate=0.0, trainable=(), drill_share=0.5, drill_until=0.5
+        steps=1,
+        batch_size=1,
+        learning_rate=0.0,
+        trainable=(),
+        synthetic_fraction=0.5,
+        synthetic_until=0.5,
     )
     make = pipeline.Texts(stage, tiny.model, text, questions.Asking(tiny.classes), PLACES)
     scene = described(1, (2, 2))[0]
@@ -342,7 +347,9 @@ def test_prompts_have_room_for_their_turns(text, tiny):
 def test_phrasings_without_room_are_refused(tiny, text, described):
     narrow = dataclasses.replace(tiny.model, reply_tokens=20)
     make = pipeline.Targets(tiny.classes, 3, 0.0, False, narrow, text, 20, 0.8)
-    with pytest.raises(ConfigError, match=r"reply_tokens is \d+, expected .* AlignStage.phrasings"):
+    with pytest.raises(
+        ConfigError, match=r"reply_tokens is \d+, expected .* AlignStage.paraphrase_prob"
+    ):
         pipeline.check_phrasings(described(30), make)
     roomy = dataclasses.replace(tiny.model, reply_tokens=400)
     pipeline.check_phrasings(described(30), dataclasses.replace(make, model=roomy))

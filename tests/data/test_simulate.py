@@ -17,7 +17,7 @@ from jaxasa.data import simulate as simulating
 from jaxasa.data.simulate import estimate, simulate
 
 ONE_WORKER = config.Scenes(
-    train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=3, workers=1
+    train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=3, workers=1
 )
 SCENES = dataclasses.replace(ONE_WORKER, workers=4)
 COUNT = 26
@@ -82,7 +82,7 @@ def progress(*_):
 
 if __name__ == "__main__":
     simulate.progress = progress
-    scenes = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=3)
+    scenes = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=3)
     simulate.simulate(scenes, sys.argv[1], "train", sys.argv[2], 7, int(sys.argv[3]))
 """
 

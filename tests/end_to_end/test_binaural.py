@@ -23,10 +23,10 @@ from jaxasa.train import checkpoint, state
 
 STAGE = config.SpatialStage(
     steps=4,
-    batch=8,
+    batch_size=8,
     learning_rate=0.01,
     trainable=("spatial/.*", "projector/.*_(in|out|head)/.*"),
-    warmup=0,
+    warmup_steps=0,
 )
 
 

@@ -25,12 +25,12 @@ include "run/smoke.gin"
 config.Run.name = "processes"
 config.Scenes.train = 24
 config.Scenes.dev = 8
-config.Scenes.shard = 12
+config.Scenes.scenes_per_shard = 12
 config.Scenes.seconds = 1.0
 config.Scenes.workers = 1
-config.SftStage.batch = 8
+config.SftStage.batch_size = 8
 config.GrpoStage.learning_rate = 1e-2
-config.GrpoStage.warmup = 0
+config.GrpoStage.warmup_steps = 0
 config.GrpoStage.length_weight = 1.0
 """
 MESH = ("--gin.Mesh.data=2", "--gin.Mesh.fsdp=2", "--gin.Mesh.tensor=2")

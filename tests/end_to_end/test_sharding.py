@@ -19,7 +19,7 @@ from jaxasa.parallel import mesh, sharding
 from jaxasa.stages import grpo, sft, spatial
 from jaxasa.train import state
 
-LENGTH = dict(steps=4, batch=8, learning_rate=0.01, warmup=0, clip=0.0)
+LENGTH = dict(steps=4, batch_size=8, learning_rate=0.01, warmup_steps=0, max_grad_norm=0.0)
 STAGES = {
     "spatial": (
         spatial,
@@ -27,9 +27,16 @@ STAGES = {
     ),
     "sft": (
         sft,
-        config.SftStage(trainable=("projector/.*", "lora/.*", "decoder/.*"), questions=2, **LENGTH),
+        config.SftStage(
+            trainable=("projector/.*", "lora/.*", "decoder/.*"), questions_per_scene=2, **LENGTH
+        ),
     ),
-    "grpo": (grpo, config.GrpoStage(trainable=("lora/.*",), questions=2, group=2, **LENGTH)),
+    "grpo": (
+        grpo,
+        config.GrpoStage(
+            trainable=("lora/.*",), questions_per_scene=2, num_generations=2, **LENGTH
+        ),
+    ),
 }
 MESHES = {
     "8x1x1": config.Mesh(data=8),

@@ -33,10 +33,10 @@ config.Run.name = "soak"
 config.Run.stages = {STAGES!r}
 config.Scenes.train = 24
 config.Scenes.dev = 8
-config.Scenes.shard = 12
+config.Scenes.scenes_per_shard = 12
 config.Scenes.seconds = 1.0
 config.Scenes.workers = 1
-config.GrpoStage.group = 2
+config.GrpoStage.num_generations = 2
 config.GrpoStage.length_weight = 1.0
 """ + "".join(
     f"config.{name.title()}Stage.{field} = {value}\n"

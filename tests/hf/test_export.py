@@ -18,13 +18,13 @@ from jaxasa.models import asa
 from jaxasa.train import checkpoint, state
 
 MODEL = config.Model(
-    semantic=config.Semantic(mels=16, width=8, heads=2, layers=2),
+    semantic=config.Semantic(n_mels=16, width=8, heads=2, layers=2),
     spatial=config.Spatial(
-        width=8, heads=2, layers=2, stem=((4, 2, 2), (6, 1, 2)), mels=16, classes=5
+        width=8, heads=2, layers=2, stem=((4, 2, 2), (6, 1, 2)), n_mels=16, num_classes=5
     ),
-    projector=config.Projector(hidden=12, expert=6),
+    projector=config.Projector(hidden_width=12, expert_width=6),
     decoder=config.Decoder(
-        vocab=300, width=16, heads=2, kv_heads=1, head_width=6, intermediate_size=20, layers=3
+        vocab_size=300, width=16, heads=2, kv_heads=1, head_dim=6, intermediate_size=20, layers=3
     ),
     lora=config.Lora(rank=2, alpha=6.0),
 )

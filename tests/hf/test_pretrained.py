@@ -21,16 +21,18 @@ from jaxasa.models.layers import sinusoids
 from jaxasa.models.semantic import Semantic
 from jaxasa.parallel import mesh, sharding
 
-SEMANTIC = config.Semantic(mels=16, width=16, heads=2, layers=2, max_seconds=0.5)
+SEMANTIC = config.Semantic(n_mels=16, width=16, heads=2, layers=2, max_seconds=0.5)
 DECODER = config.Decoder(
-    vocab=96, width=16, heads=4, kv_heads=2, head_width=4, intermediate_size=24, layers=3
+    vocab_size=96, width=16, heads=4, kv_heads=2, head_dim=4, intermediate_size=24, layers=3
 )  # fmt: skip
-QWEN3 = dataclasses.replace(DECODER, qkv_bias=False, qk_norm=True, head_width=6, tied=False)
+QWEN3 = dataclasses.replace(
+    DECODER, qkv_bias=False, qk_norm=True, head_dim=6, tie_word_embeddings=False
+)
 
 
 def model_of(semantic=SEMANTIC, decoder=DECODER):
     spatial = config.Spatial(width=8, heads=2, layers=1, stem=((4, 2, 4),))
-    projector = config.Projector(hidden=8, expert=4)
+    projector = config.Projector(hidden_width=8, expert_width=4)
     return config.Model(semantic, spatial, projector, decoder, config.Lora(rank=1))
 
 
@@ -175,7 +177,9 @@ def test_an_encoder_lands_in_bfloat16_and_leaves_whispers_decoder(written, one):
 
 def test_the_host_holds_two_copies_of_one_tensor_at_most(written, one):
     # On a CPU the arrays themselves lie in the host's memory, but not in what Python allocates.
-    decoder = dataclasses.replace(DECODER, vocab=20_000, width=64, hidden=4000, layers=6)
+    decoder = dataclasses.replace(
+        DECODER, vocab_size=20_000, width=64, intermediate_size=4000, layers=6
+    )
     model = model_of(decoder=decoder)
     folder, _ = written("decoder", model)
     largest = 20_000 * 64 * 4
@@ -415,7 +419,7 @@ def agrees(torch, twin, model, params):
 
 DECODERS = {
     "qwen2": dataclasses.replace(DECODER, rope_theta=1e6),
-    "qwen2.5": dataclasses.replace(DECODER, tied=False, norm_eps=1e-5),
+    "qwen2.5": dataclasses.replace(DECODER, tie_word_embeddings=False, norm_eps=1e-5),
     "qwen3": QWEN3,
 }
 
@@ -426,7 +430,7 @@ def test_a_loaded_decoder_says_what_transformers_says(name, one, tmp_path):
     transformers = pytest.importorskip("transformers")
     d = DECODERS[name]
     kind = "Qwen3" if name == "qwen3" else "Qwen2"
-    settings = text_settings(d, head_dim=d.head_width, attn_implementation="eager")
+    settings = text_settings(d, head_dim=d.head_dim, attn_implementation="eager")
     settings = getattr(transformers, f"{kind}Config")(**settings)
     twin = stir(torch, getattr(transformers, f"{kind}ForCausalLM")(settings))
     twin.save_pretrained(tmp_path, max_shard_size="5KB")
@@ -445,7 +449,7 @@ def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
     transformers = pytest.importorskip("transformers")
     s = SEMANTIC
     settings = transformers.WhisperConfig(
-        num_mel_bins=s.mels, d_model=s.width, encoder_layers=s.layers, decoder_layers=1,
+        num_mel_bins=s.n_mels, d_model=s.width, encoder_layers=s.layers, decoder_layers=1,
         encoder_attention_heads=s.heads, decoder_attention_heads=2, encoder_ffn_dim=4 * s.width,
         decoder_ffn_dim=8, max_source_positions=25, vocab_size=50, pad_token_id=0, bos_token_id=0,
         eos_token_id=0, decoder_start_token_id=0, attn_implementation="eager",
@@ -455,7 +459,7 @@ def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
     model = model_of()
     found = pretrained.load(str(tmp_path), "semantic", model, targets_of(model, "semantic", one))
     params = trees.merge(found, {})
-    mels = np.random.default_rng(0).normal(size=(2, 50, s.mels)).astype(np.float32)
+    mels = np.random.default_rng(0).normal(size=(2, 50, s.n_mels)).astype(np.float32)
     encoder = twin.model.encoder
     with torch.no_grad():
         expected = encoder(torch.tensor(mels).mT).last_hidden_state.numpy()
@@ -475,9 +479,9 @@ def test_a_loaded_qwen2_audio_hears_and_says_what_transformers_does(one, tmp_pat
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     s = dataclasses.replace(SEMANTIC, pool=2)
-    d = dataclasses.replace(DECODER, kv_heads=4, tied=False)
+    d = dataclasses.replace(DECODER, kv_heads=4, tie_word_embeddings=False)
     tower = dict(
-        num_mel_bins=s.mels, d_model=s.width, encoder_layers=s.layers,
+        num_mel_bins=s.n_mels, d_model=s.width, encoder_layers=s.layers,
         encoder_attention_heads=s.heads, encoder_ffn_dim=4 * s.width, max_source_positions=25,
     )  # fmt: skip
     settings = transformers.Qwen2AudioConfig(
@@ -492,7 +496,7 @@ def test_a_loaded_qwen2_audio_hears_and_says_what_transformers_does(one, tmp_pat
     for part in ("semantic", "decoder"):
         found |= pretrained.load(str(tmp_path), part, model, targets_of(model, part, one))
     params = trees.merge(found, {})
-    mels = np.random.default_rng(0).normal(size=(2, 50, s.mels)).astype(np.float32)
+    mels = np.random.default_rng(0).normal(size=(2, 50, s.n_mels)).astype(np.float32)
     with torch.no_grad():
         expected = twin.model.audio_tower(torch.tensor(mels).mT).last_hidden_state.numpy()
     assert expected.shape == (2, 12, 16) and expected.std() > 0.5

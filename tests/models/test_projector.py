@@ -48,7 +48,7 @@ def test_slots_that_say_nothing_leave_the_map_as_it_is(tiny):
     semantic, dense, _ = streams()
     said = rng.normal(size=(2, 3, statements_width(8))).astype(np.float32)
     silent = dataclasses.replace(
-        tiny.asa.projector, projector=dataclasses.replace(tiny.model.projector, slots=False)
+        tiny.asa.projector, projector=dataclasses.replace(tiny.model.projector, slot_tokens=False)
     )
     apply = lambda module, said: module.apply({"params": weights}, semantic, dense, said)[0]  # noqa: E731
     loud, quiet = apply(tiny.asa.projector, said), apply(silent, said)
@@ -132,8 +132,8 @@ def test_towers_are_apart_and_a_single_mlp_is_one(tiny, kind):
 def test_kinds_and_experts_that_there_are_not():
     for options, why in (
         ({"kind": "p3"}, "Projector.kind is 'p3', expected p0 or p1 or p2"),
-        ({"without": ("echo",)}, "Projector.without is .*echo.*, expected different names"),
-        ({"without": config.EXPERTS}, "Projector.without is .*but not all"),
+        ({"without": ("echo",)}, "Projector.drop_experts is .*echo.*, expected different names"),
+        ({"without": config.EXPERTS}, "Projector.drop_experts is .*but not all"),
         ({"without": ("count",), "kind": "p0"}, "with kind p0: only p2 has experts"),
     ):
         with pytest.raises(ConfigError, match=why):

@@ -40,13 +40,15 @@ def decoder_size(name: str) -> int:
     module = Decoder(d, config.Lora())
     ids = size(module, jnp.zeros((1, 1), int), method="embed")
     layers = size(module, jnp.zeros((1, 1, d.width)), jnp.ones((1, 1), bool))
-    return ids + layers - (0 if d.tied else d.vocab * d.width)  # the head is in both
+    return (
+        ids + layers - (0 if d.tie_word_embeddings else d.vocab_size * d.width)
+    )  # the head is in both
 
 
 def encoder_size(name: str) -> int:
     """With the positions, which are stored there and computed here."""
     s = config.Semantic(**part(name, "Semantic"))
-    return size(Semantic(s), jnp.zeros((1, 4, s.mels))) + 1500 * s.width
+    return size(Semantic(s), jnp.zeros((1, 4, s.n_mels))) + 1500 * s.width
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -28,7 +28,7 @@ from jaxasa.train import loop, optim, state
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = config.Stage(
-    steps=12, batch=16, learning_rate=0.1, trainable=(".*",), save_every=3, log_every=1
+    steps=12, batch_size=16, learning_rate=0.1, trainable=(".*",), save_every=3, log_every=1
 )
 RULES = ((r"dense/kernel", ("width", "hidden")), (r"dense/bias", None))
 
@@ -42,7 +42,7 @@ class Noted(pipeline.Batches):
     """Writes the ids of each batch, with the number of the draw, to `path`."""
 
     def __init__(self, path):
-        super().__init__(list(range(40)), example, 3, "test", STAGE.batch, total=192)
+        super().__init__(list(range(40)), example, 3, "test", STAGE.batch_size, total=192)
         self.path, self.number = path, 0
 
     def __next__(self):

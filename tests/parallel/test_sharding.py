@@ -18,7 +18,7 @@ RULES = (
     (r"decoder/layers/\w+/bias", ("layers", "hidden")),
     (r"projector/.*", None),
 )
-STAGE = config.Stage(steps=10, batch=8, learning_rate=0.1, trainable=(".*",), warmup=1)
+STAGE = config.Stage(steps=10, batch_size=8, learning_rate=0.1, trainable=(".*",), warmup_steps=1)
 
 
 def params(layers=2, width=8, hidden=4):

@@ -88,7 +88,7 @@ def test_whole_stage_1_for_each_variant_where_that_is_asked():
         ("SftStage.learning_rate=1e-4", {"text", "spatial", "projector", "align"}),
         ("Lora.rank=2", {"text", "spatial", "projector", "align"}),
         ("AlignStage.steps=9", {"text", "spatial", "projector"}),
-        ("Projector.hidden=64", {"text"}),
+        ("Projector.hidden_width=64", {"text"}),
         ("TextStage.steps=9", set()),
         ("Bench.l1=20", {"text", "spatial", "projector", "align", "sft"}),
         ("SftStage.log_every=3", {"text", "spatial", "projector", "align", "sft", "answers"}),
@@ -110,13 +110,13 @@ def test_a_jobs_bindings_make_its_run(plan, tmp_path):
             run, _ = load(bindings_of(job, tmp_path))
             own = {part: getattr(job.run, part) for part in ("seed", "stages", "model", "spatial")}
             assert own == {part: getattr(run, part) for part in own}, kind
-            assert run.resume_parts == job.run.resume_parts
+            assert run.init_parts == job.run.init_parts
             if job.before:
-                assert run.resume.endswith(f"{job.before.name}/checkpoints/{job.before.stage}")
+                assert run.init_from.endswith(f"{job.before.name}/checkpoints/{job.before.stage}")
     spatial, projector = (chain(plan, "p1")[kind].run for kind in ("spatial", "projector"))
-    assert spatial.model.projector.kind == "p2" and spatial.resume_parts == ("decoder",)
+    assert spatial.model.projector.kind == "p2" and spatial.init_parts == ("decoder",)
     assert projector.model.projector.kind == "p1" and projector.spatial.steps == 5
-    assert projector.resume_parts == ("semantic", "spatial", "decoder")
+    assert projector.init_parts == ("semantic", "spatial", "decoder")
     assert all(path.startswith("projector/") for path in projector.spatial.trainable)
 
 
@@ -152,7 +152,7 @@ class Fake:
     def train(self, run, folder, stage, text):
         assert (folder / "sounds" / "bank.json").is_file()
         assert stage == "text" or (folder / "scenes" / "dev" / "manifest.json").is_file()
-        assert not run.resume or (run.resume_parts and steps.Path(run.resume).is_dir())
+        assert not run.init_from or (run.init_parts and steps.Path(run.init_from).is_dir())
         self.fail(run, stage)
         (folder / "tokenizer.json").write_text("{}")
         path = folder / "checkpoints" / stage / "meta.json"
@@ -215,10 +215,10 @@ def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
 
 def test_answers_as_said_are_other_answers_of_the_same_training(fake, tmp_path):
     given = dict(variants=PAIR, seeds=(0,))
-    runner.ablate(loader("Bench.choose=True", **given), tmp_path)
+    runner.ablate(loader("Bench.option_fallback=True", **given), tmp_path)
     assert fake.chose == {True}
     count = len(fake.calls)
-    runner.ablate(loader("Bench.choose=False", **given), tmp_path)
+    runner.ablate(loader("Bench.option_fallback=False", **given), tmp_path)
     assert fake.chose == {True, False} and fake.calls[count:] == ["answers"] * 2
 
 

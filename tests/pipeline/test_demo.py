@@ -145,7 +145,7 @@ def test_refuses_another_config(fake, tmp_path):
     with pytest.raises(ConfigError, match=r"bench\.l1"):
         job(tmp_path, "Bench.l1=12")
     # These change no result.
-    job(tmp_path, "Scenes.workers=1", "SftStage.log_every=3", "Bench.batch=3")
+    job(tmp_path, "Scenes.workers=1", "SftStage.log_every=3", "Bench.batch_size=3")
     assert fake.calls == ALL
 
 

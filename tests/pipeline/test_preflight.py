@@ -14,9 +14,14 @@ from jaxasa.pipeline import preflight
 from jaxasa.stages import common, runner
 
 SMALL = (
-    *("Semantic.mels=16", "Semantic.width=16", "Semantic.heads=2", "Spatial.mels=16"),
-    *("Spatial.width=16", "Spatial.heads=2", "Spatial.stem=((4, 4, 8),)", "Projector.hidden=16"),
-    *("Decoder.width=32", "Decoder.hidden=32", "Decoder.head_width=8", "Decoder.layers=1"),
+    *("Semantic.n_mels=16", "Semantic.width=16", "Semantic.heads=2", "Spatial.n_mels=16"),
+    *(
+        "Spatial.width=16",
+        "Spatial.heads=2",
+        "Spatial.stem=((4, 4, 8),)",
+        "Projector.hidden_width=16",
+    ),
+    *("Decoder.width=32", "Decoder.intermediate_size=32", "Decoder.head_dim=8", "Decoder.layers=1"),
     *("Scenes.train=8", "Scenes.dev=4", "Scenes.seconds=1.0", "Run.stages=('spatial', 'grpo')"),
 )
 
@@ -63,7 +68,7 @@ def test_every_stage_steps_is_saved_restored_and_steps_again(counting, tmp_path,
     before = sorted(home.rglob("*"))
     rows = preflight.rehearse(run, home, text)
     expected = []
-    for name, batch in (("spatial", run.spatial.batch), ("grpo", run.grpo.batch)):
+    for name, batch in (("spatial", run.spatial.batch_size), ("grpo", run.grpo.batch_size)):
         for step in (0, 1):
             expected += [(name, step, (batch, 16_000, 4)), (name, "evaluation", 4)]
     assert counting == expected
@@ -110,7 +115,7 @@ def test_scenes_that_are_made_up_read_like_real_ones(counting, tmp_path):
 
 
 def test_a_damaged_scene_of_dev_is_passed_over_like_one_of_train(tmp_path, capfd):
-    run, _ = gin_files.load(["gin/run/smoke.gin"], [*SMALL, "SpatialStage.damaged=1"])
+    run, _ = gin_files.load(["gin/run/smoke.gin"], [*SMALL, "SpatialStage.max_damaged_records=1"])
     preflight._furnish(run, None, tmp_path)
     path = next((tmp_path / "scenes" / "dev").glob("*.array_record"))
     data = bytearray(path.read_bytes())

@@ -30,7 +30,7 @@ def test_each_step_is_lowered_with_its_state_and_batch_over_the_mesh(what):
     assert q.sharding.shard_shape(q.shape) == (3, 128 // 2, 128 // 2)
     stage = getattr(run, "grpo" if what == aot.ROLLOUT else what)
     for shape in batch.values():
-        assert shape.sharding.shard_shape(shape.shape)[0] == stage.batch // 4
+        assert shape.sharding.shard_shape(shape.shape)[0] == stage.batch_size // 4
     if what != aot.ROLLOUT:
         learns, _ = trees.split(params, stage.trainable)
         sizes = [leaf.size for leaf in jax.tree.leaves(start.opt_state)]
@@ -39,7 +39,7 @@ def test_each_step_is_lowered_with_its_state_and_batch_over_the_mesh(what):
     if what == aot.ROLLOUT:
         reply = run.model.reply_tokens
         said, heard = made
-        assert said.ids.shape == (stage.batch, stage.group, reply)
+        assert said.ids.shape == (stage.batch_size, stage.num_generations, reply)
         around = aot.context(run, "grpo", over)
         played = grpo.played_shapes(around, aot.batch_shapes(around, "grpo"))
         assert (heard.shape, heard.dtype) == (played["heard"].shape, played["heard"].dtype)
@@ -51,7 +51,7 @@ def test_each_step_is_lowered_with_its_state_and_batch_over_the_mesh(what):
 
 
 def test_a_batch_that_does_not_divide_is_named():
-    run = load("tiny_text", "TextStage.batch=6")
+    run = load("tiny_text", "TextStage.batch_size=6")
     with pytest.raises(ConfigError, match="batch is 6, expected rows .* data x fsdp = 4"):
         aot.lower(run, "text", mesh.make(run.mesh))
 

@@ -190,22 +190,22 @@ def test_collectives_are_counted_by_the_axis_that_they_run_along(axis, other):
 def test_a_real_step_costs_its_closed_form(layers):
     """Stage text, all of the decoder learning, parameters split over eight devices."""
     rows, length, reply = 16 // 8, 79, 30
-    bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch=16", "Model.unroll=1"]
+    bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch_size=16", "Model.unroll=1"]
     bindings.append("TextStage.optimizer='adamw'")  # Muon has products of its own
     run, _ = gin_files.load(["gin/run/tiny_text.gin"], [*bindings, f"Decoder.layers={layers}"])
     lowered, _ = aot.lower(run, "text", mesh.make(run.mesh))
     program = hlo.Program(lowered.compile().as_text(), 8)
     found = roofline.cost(program, {"data": 1, "fsdp": 8, "tensor": 1}, SLICE)
     d = run.model.decoder
-    heads, kv = d.heads * d.head_width, d.kv_heads * d.head_width
+    heads, kv = d.heads * d.head_dim, d.kv_heads * d.head_dim
     weights = d.width * (2 * heads + 2 * kv + 3 * d.intermediate_size)
     # Forward once and backward twice; scores and their values likewise; and the output's table.
     layer = 3 * 2 * rows * length * weights + 3 * 2 * 2 * rows * length**2 * heads
-    head = 3 * 2 * rows * reply * d.width * d.vocab
+    head = 3 * 2 * rows * reply * d.width * d.vocab_size
     assert found.flops == pytest.approx(layers * layer + head, rel=0.05)
     # Weights are gathered for either pass, and their gradients added up.
     moved = found.collective_bytes["fsdp"]
-    table = d.vocab * d.width
+    table = d.vocab_size * d.width
     assert moved["all-gather"] == pytest.approx(4 * (2 * layers * weights + table), rel=0.05)
     summed = moved.get("all-reduce", 0) + moved.get("reduce-scatter", 0)
     assert summed == pytest.approx(4 * (layers * weights + table), rel=0.05)

@@ -49,7 +49,7 @@ def test_without_libtpu_the_verdict_is_unknown(capsys, tmp_path, monkeypatch):
     assert result["hbm_bytes"]["capacity"] == 16 * 2**30
     assert result["collective_bytes"].keys() == {"data"}
     text = run("tiny_text")
-    tokens = text.text.batch * (20 + text.model.prompt_tokens + text.model.reply_tokens - 1)
+    tokens = text.text.batch_size * (20 + text.model.prompt_tokens + text.model.reply_tokens - 1)
     rate = tokens / result["expected_step_seconds"]
     assert result["tokens_per_second"] == pytest.approx(rate)
     mfu = result["model_flops_per_step"] / (result["expected_step_seconds"] * 8 * 197e12)
@@ -65,10 +65,10 @@ def test_libtpu_says_what_fits_and_what_to_change(capsys, tmp_path):
     assert main.main(words) == 0
     result = json.loads(out.read_text())
     assert result["fits"] is True and 0 < result["expected_mfu"] < 0.8
-    assert main.main([*words, "--gin.TextStage.batch=1048576"]) == 3
+    assert main.main([*words, "--gin.TextStage.batch_size=1048576"]) == 3
     result, said = json.loads(out.read_text()), capsys.readouterr().out
     assert result["fits"] is False and result["hbm_bytes"]["temporaries"] > 16 * 2**30
-    assert "does not fit" in said and "--gin.TextStage.batch=524288" in said
+    assert "does not fit" in said and "--gin.TextStage.batch_size=524288" in said
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_libtpu_says_what_fits_and_what_to_change(capsys, tmp_path):
         (["--topology", "v9:2x2"], "--topology is 'v9:2x2', expected one of v5e"),
         (["--topology", "v5p:4x4"], "expected 3 dimensions for v5p"),
         (["--topology", "v5e:2x4", "--gin.Mesh.fsdp=3"], "Mesh"),
-        (["--topology", "v5e:2x4", "--gin.TextStage.batch=12"], "batch is 12, expected rows"),
+        (["--topology", "v5e:2x4", "--gin.TextStage.batch_size=12"], "batch is 12, expected rows"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(capsys, monkeypatch, words, expected):
@@ -95,7 +95,7 @@ def test_a_chip_counts_all_of_its_devices():
 def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
     """Qwen2.5-7B has 7.615e9 parameters, of which 2 x 152,064 x 3,584 are its two tables."""
     base = run("base_sft")
-    rows = base.sft.batch * base.sft.questions
+    rows = base.sft.batch_size * base.sft.questions_per_scene
     length = 125 + base.model.prompt_tokens + base.model.reply_tokens - 1
     table = 152_064 * 3_584
     expected = 4 * rows * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens)
@@ -104,15 +104,15 @@ def test_model_flops_of_the_7b_sft_are_four_a_frozen_parameter():
     # Adapters, projector and encoders add the rest.
     assert expected < found < 1.05 * expected
     rollout = flops.model_flops(base, "rollout", shapes)
-    said = base.grpo.batch * base.grpo.group * base.model.reply_tokens
+    said = base.grpo.batch_size * base.grpo.num_generations * base.model.reply_tokens
     assert rollout > 2 * said * (7.615e9 - table)
     # The update has what the rollout heard, and reads each prompt once for its whole group.
     assert (
         flops.positions(base, "rollout")["spatial"] > 0 == flops.positions(base, "grpo")["spatial"]
     )
     update = flops.model_flops(base, "grpo", shapes)
-    asked, reply = base.grpo.batch, base.model.reply_tokens
-    group = base.grpo.group
+    asked, reply = base.grpo.batch_size, base.model.reply_tokens
+    group = base.grpo.num_generations
     read = asked * (length + 1 - reply + group * (reply - 1))
     assert update == pytest.approx(
         4 * ((7.615e9 - 2 * table) * read + table * asked * group * reply), rel=0.05
@@ -128,7 +128,7 @@ def test_learning_costs_six_where_all_learns():
         if path.startswith("decoder/layers/")
     )
     table, norm = 512 * 128, 128
-    rows, length = text.text.batch, 79
+    rows, length = text.text.batch_size, 79
     expected = 6 * rows * (length * (layers + norm) + text.model.reply_tokens * table)
     assert flops.model_flops(text, "text", shapes) == expected
 
@@ -136,12 +136,12 @@ def test_learning_costs_six_where_all_learns():
 def test_what_works_once_a_scene_or_a_slot_costs_so_often():
     tiny = run("tiny_spatial")
     shape = jax.ShapeDtypeStruct((3, 5), np.float32)
-    each_step = 16_000 // tiny.model.spatial.hop // tiny.model.spatial.frames_per_step
+    each_step = 16_000 // tiny.model.spatial.hop_length // tiny.model.spatial.frames_per_step
     steps = round(tiny.scenes.seconds * each_step)
-    often = {"room": 1, "label": tiny.model.spatial.slots, "told": steps}
+    often = {"room": 1, "label": tiny.model.spatial.num_slots, "told": steps}
     for name, count in often.items():
         found = flops.model_flops(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
-        assert found == 6 * 15 * tiny.spatial.batch * count, name
+        assert found == 6 * 15 * tiny.spatial.batch_size * count, name
     assert {*flops.ONCE, *flops.EACH_SLOT} <= set(aot.params_shapes(tiny)["spatial"])
 
 
@@ -217,15 +217,15 @@ def test_a_run_on_the_cpu_says_nothing_of_libtpu():
 def test_a_step_of_tpu_s_compiler_costs_its_closed_form(topology, layers):
     """Stage text in bfloat16, wide enough for its layers to be nearly all that it does."""
     sizes = ["width=512", "kv_heads=4", "head_width=128", "hidden=1024", f"layers={layers}"]
-    bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch=16", "Model.unroll=1"]
+    bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch_size=16", "Model.unroll=1"]
     bindings += ["TextStage.optimizer='adamw'", "Model.dtype='bfloat16'"]
     text = run("tiny_text", *bindings, *(f"Decoder.{size}" for size in sizes))
     result = planner.plan(text, topology)
     assert result["compiler"] == "libtpu" and result["fits"] is True
     weights, table, attention = per_layer(text)
     positions = flops.positions(text, "text")
-    length = positions["decoder"] / text.text.batch
-    each = weights * positions["decoder"] + attention * text.text.batch * length**2
+    length = positions["decoder"] / text.text.batch_size
+    each = weights * positions["decoder"] + attention * text.text.batch_size * length**2
     forward = 2 * (layers * each + table * positions["head"])
     assert result["flops_per_step"] == pytest.approx(3 * forward, rel=0.05)
     # Weights are gathered for either pass, whatever the compiler gathers them by, and gradients are
@@ -261,15 +261,15 @@ def emulated(monkeypatch):
 # Layers enough that the encoders matter little: their filterbanks and Fourier transforms have no
 # parameters, and CPU's partitioner gathers what it transforms.
 POLICY = ["Mesh.data=1", "Mesh.fsdp=2", "Model.unroll=1", "Scenes.seconds=1.0"]
-POLICY += ["Decoder.layers=12", "GrpoStage.batch=8", "GrpoStage.questions=2"]
+POLICY += ["Decoder.layers=12", "GrpoStage.batch_size=8", "GrpoStage.questions_per_scene=2"]
 
 
 def planned_policy(stage):
     """A plan of the tiny model, and the rows, the lengths and the layers that its cost is of."""
     tiny = run("tiny_grpo", *POLICY)
     weights, table, attention = per_layer(tiny)
-    group, reply = tiny.grpo.group, tiny.model.reply_tokens
-    asked = tiny.grpo.batch * tiny.grpo.questions
+    group, reply = tiny.grpo.num_generations, tiny.model.reply_tokens
+    asked = tiny.grpo.batch_size * tiny.grpo.questions_per_scene
     prompt = flops.positions(tiny, stage)["decoder"] / asked - group * (reply - 1)
     sizes = dict(asked=asked, said=asked * group, prompt=prompt, reply=reply)
     sizes |= dict(weights=weights, table=table, attention=attention)
@@ -303,69 +303,72 @@ def test_a_rollout_costs_its_closed_form(emulated):
 # (stage, mesh, bytes of arguments, of temporaries, bindings), and what each line of advice binds.
 ADVICE = {
     "split over data": (
-        ("sft", (4, 2, 1), 1, 3, ["Model.remat='dots'", "SftStage.questions=4"]),
+        ("sft", (4, 2, 1), 1, 3, ["Model.remat='dots'", "SftStage.questions_per_scene=4"]),
         {"Mesh.data": 1, "Mesh.fsdp": 8},
         {"Model.remat": "'full'"},
-        {"SftStage.accumulate": 2},
-        {"SftStage.batch": 16},
-        {"SftStage.questions": 2},
+        {"SftStage.grad_accum_steps": 2},
+        {"SftStage.batch_size": 16},
+        {"SftStage.questions_per_scene": 2},
     ),
     "parameters above all": (
         ("text", (4, 2, 1), 3, 1, []),
         {"Mesh.data": 1, "Mesh.fsdp": 8},
         {"Mesh.data": 2, "Mesh.fsdp": 2, "Mesh.tensor": 2},
         {"Model.remat": "'full'"},
-        {"TextStage.accumulate": 2},
-        {"TextStage.batch": 16},
+        {"TextStage.grad_accum_steps": 2},
+        {"TextStage.batch_size": 16},
     ),
     "parameters split already": (
         ("grpo", (1, 8, 1), 3, 1, ["Model.remat='full'"]),
         {},
-        {"GrpoStage.accumulate": 2},
-        {"GrpoStage.batch": 16},
-        {"GrpoStage.group": 4},
+        {"GrpoStage.grad_accum_steps": 2},
+        {"GrpoStage.batch_size": 16},
+        {"GrpoStage.num_generations": 4},
     ),
     "as many heads as the tensor axis": (
         ("align", (2, 2, 2), 3, 1, ["Model.remat='full'"]),
         {"Mesh.data": 1, "Mesh.fsdp": 4},
         {},
-        {"AlignStage.accumulate": 2},
-        {"AlignStage.batch": 16},
+        {"AlignStage.grad_accum_steps": 2},
+        {"AlignStage.batch_size": 16},
     ),
     "half of the rows do not divide": (
-        ("align", (1, 8, 1), 1, 3, ["AlignStage.batch=24"]),
+        ("align", (1, 8, 1), 1, 3, ["AlignStage.batch_size=24"]),
         {"Model.remat": "'full'"},
     ),
     "a width that more fsdp does not divide": (
-        ("text", (3, 1, 1), 1, 3, ["TextStage.batch=3"]),
+        ("text", (3, 1, 1), 1, 3, ["TextStage.batch_size=3"]),
         {"Model.remat": "'full'"},
     ),
     "no decoder": (
         ("spatial", (1, 8, 1), 1, 3, []),
-        {"SpatialStage.accumulate": 2},
-        {"SpatialStage.batch": 16},
+        {"SpatialStage.grad_accum_steps": 2},
+        {"SpatialStage.batch_size": 16},
     ),
     "half of the parts do not divide": (
-        ("grpo", (1, 8, 1), 1, 3, ["Model.remat='full'", "GrpoStage.accumulate=4"]),
-        {"GrpoStage.group": 4},
+        ("grpo", (1, 8, 1), 1, 3, ["Model.remat='full'", "GrpoStage.grad_accum_steps=4"]),
+        {"GrpoStage.num_generations": 4},
     ),
     "parts in halves": (
-        ("grpo", (1, 4, 1), 1, 3, ["Model.remat='full'", "GrpoStage.accumulate=4"]),
-        {"GrpoStage.accumulate": 8},
-        {"GrpoStage.batch": 16},
-        {"GrpoStage.group": 4},
+        ("grpo", (1, 4, 1), 1, 3, ["Model.remat='full'", "GrpoStage.grad_accum_steps=4"]),
+        {"GrpoStage.grad_accum_steps": 8},
+        {"GrpoStage.batch_size": 16},
+        {"GrpoStage.num_generations": 4},
     ),
     "a rollout": (
         ("rollout", (1, 8, 1), 1, 3, []),
-        {"GrpoStage.batch": 16},
-        {"GrpoStage.group": 4},
+        {"GrpoStage.batch_size": 16},
+        {"GrpoStage.num_generations": 4},
     ),
     "questions first": (
-        ("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch=1", "GrpoStage.questions=4"]),
-        {"GrpoStage.questions": 2},
-        {"GrpoStage.group": 4},
+        ("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch_size=1", "GrpoStage.questions_per_scene=4"]),
+        {"GrpoStage.questions_per_scene": 2},
+        {"GrpoStage.num_generations": 4},
     ),
-    "nothing left": (("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch=1", "GrpoStage.group=2"]), {}),
+    "nothing left": (
+        ("rollout", (1, 1, 1), 1, 3, ["GrpoStage.batch_size=1", "GrpoStage.num_generations=2"]),
+        {},
+    ),
 }
 KINDS = {"Mesh.tensor": "more tensor", "Mesh.fsdp": "more fsdp", "Model.remat": "remat"}
 
@@ -391,7 +394,10 @@ def test_advice_is_of_use_and_can_be_followed(given, expected):
         assert line.startswith(kind if said else "a larger slice")
         changed = run("tiny_grpo", *bindings, *said)
         stage = getattr(changed, name.removesuffix("Stage").lower())
-        assert stage.batch // stage.accumulate % (over.shape["data"] * over.shape["fsdp"]) == 0
+        assert (
+            stage.batch_size // stage.grad_accum_steps % (over.shape["data"] * over.shape["fsdp"])
+            == 0
+        )
         if "Mesh.fsdp" in found[-1]:
             split = mesh.make(changed.mesh, jax.devices()[: math.prod(sizes)])
             sharding.params_sharding(aot.params_shapes(changed), split)

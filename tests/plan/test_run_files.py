@@ -52,7 +52,7 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
     }
     assert tops == expected[stage] and frozen
     if size != "tiny":
-        assert options.batch % 256 == 0
+        assert options.batch_size % 256 == 0
         kept = jax.eval_shape(
             lambda params: state.stored(params, options, run.model.frozen_dtype), shapes(size)
         )

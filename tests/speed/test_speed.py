@@ -6,7 +6,9 @@ from jaxasa import config
 from jaxasa.cli import main
 from jaxasa.speed import decode, grpo, interleaved, sft
 
-SMALL = config.Decoder(vocab=64, width=16, heads=2, kv_heads=1, head_width=8, intermediate_size=16, layers=1)
+SMALL = config.Decoder(
+    vocab_size=64, width=16, heads=2, kv_heads=1, head_dim=8, intermediate_size=16, layers=1
+)
 
 
 @pytest.fixture

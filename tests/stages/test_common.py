@@ -123,7 +123,7 @@ def test_a_batch_in_parts_teaches_what_it_teaches_whole():
 
     def trained(parts):
         options = {"steps": 9, "batch": 8, "learning_rate": 0.1, "trainable": ("lora/.*",)}
-        stage = config.Stage(**options, accumulate=parts)
+        stage = config.Stage(**options, grad_accum_steps=parts)
         step = common.gradient_step(types.SimpleNamespace(stage=stage, mesh=lies), loss)
         now, metrics = state.create(params, stage, lies), {}
         with jax.set_mesh(lies):
@@ -154,7 +154,7 @@ class Scratched(list):
 
 @pytest.mark.parametrize("damaged", [0, 1])
 def test_a_stage_says_how_many_records_may_be_damaged(capfd, damaged):
-    stage = config.AlignStage(4, 8, 0.1, (".*",), damaged=damaged)
+    stage = config.AlignStage(4, 8, 0.1, (".*",), max_damaged_records=damaged)
     run = types.SimpleNamespace(seed=0)
     context = types.SimpleNamespace(stage=stage, run=run, train=Scratched(range(8)))
 

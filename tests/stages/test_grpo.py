@@ -38,7 +38,7 @@ def make(tiny, context_of, noises):
 @pytest.fixture(scope="module")
 def task(make):
     """Two questions of each of 8 scenes."""
-    return make(questions=2)
+    return make(questions_per_scene=2)
 
 
 def logps_in(context):
@@ -157,7 +157,7 @@ def test_a_scene_is_heard_once_a_step(tiny, make, by_length, monkeypatch):
         return tokens_by_yaw(context, params, batch)
 
     monkeypatch.setattr(grpo, "project", project)
-    run(make(epochs=2, kl_weight=0.1), tiny.params, 2)
+    run(make(num_iterations=2, kl_weight=0.1), tiny.params, 2)
     assert len(heard) == 1  # in one program out of rollout, reference and update
 
 
@@ -187,7 +187,7 @@ def test_dev_answers_are_told_by_level(tiny, make, monkeypatch, quick):
 def test_success_moves_the_levels_of_the_questions(tiny, make, monkeypatch, quick):
     """All of L1 until two steps of right answers, then a fifth of L3."""
     levels = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-    made = make(levels=levels, promote=0.5, promote_steps=2)
+    made = make(level_mix=levels, promote=0.5, promote_steps=2)
     monkeypatch.setattr(grpo.rewards, "total", lambda *_: {"total": 0.0, "answer": now[0]})
     seen, batches = [], made.task.batches
     for value in (0.4, 0.7, 0.4, 0.4):
@@ -222,7 +222,7 @@ def test_learner_and_sampler_agree_token_by_token(tiny, task, quick):
 def test_epochs_are_updates_on_one_rollout(tiny, make, task, said):
     """One step of two epochs equals two steps whose rollouts are the same, and their schedule."""
     batch = saying(task.batch, said)
-    one, last = run(make(steps=2, epochs=2), tiny.params, 1, batch)
+    one, last = run(make(steps=2, num_iterations=2), tiny.params, 1, batch)
     two, other = run(make(steps=4), tiny.params, 2, batch)
     assert int(one.step) == 1 and int(two.step) == 2
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
@@ -232,7 +232,7 @@ def test_epochs_are_updates_on_one_rollout(tiny, make, task, said):
 
 @pytest.mark.parametrize("name", ["gspo", "sapo"])
 def test_a_loss_moves_towards_what_earned_more(tiny, make, task, said, name):
-    made = make(loss=name, epochs=2, learning_rate=1e-3)
+    made = make(loss=name, num_iterations=2, learning_rate=1e-3)
     after, _ = run(made, tiny.params, 2, saying(task.batch, said))
     gain = logps_of(made, after.params, task.batch, said) - said.logps
     gain = (gain * said.mask).sum(-1)
@@ -272,7 +272,7 @@ def test_kl_is_that_to_the_policy_that_the_stage_began_with(
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_kl_is_that_to_the_model_without_adapters(tiny, make, task, said, monkeypatch, accumulate):
-    made = make(kl_weight=0.1, reference="base", accumulate=accumulate)
+    made = make(kl_weight=0.1, ref_policy="base", grad_accum_steps=accumulate)
     batch = saying(task.batch, said)
     _, metrics = run(made, tiny.params, 1, batch)
     without = {**tiny.params, "lora": jax.tree.map(np.zeros_like, tiny.params["lora"])}
@@ -292,7 +292,7 @@ def test_kl_is_that_to_the_model_without_adapters(tiny, make, task, said, monkey
 
 def test_what_was_cut_off_can_be_left_out(tiny, make, task, said):
     """Every second completion is cut off: they alone are moved by nothing."""
-    eos, made = task.context.text.eos, make(mask_truncated=True)
+    eos, made = task.context.text.eos, make(mask_truncated_completions=True)
     ids, mask = np.array(said.ids), np.ones_like(said.mask)
     ids[ids == eos] = eos + 5
     whole = said._replace(ids=ids, mask=mask)
@@ -324,7 +324,7 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
         return lambda state, batch, key: (trained.append(batch), step(state, batch, key))[1]
 
     monkeypatch.setattr(grpo.common, "gradient_step", spied)
-    made = make(resample=4)
+    made = make(dynamic_sampling_rounds=4)
     _, metrics = run(made, tiny.params)
     assert len(calls) == 3 * 32
     assert metrics["equal_groups"] == 1 and metrics["equal_groups_left"] == 0
@@ -354,7 +354,7 @@ def test_prompts_that_earn_alike_are_drawn_again(tiny, make, monkeypatch, quick)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_questions_of_a_scene_are_as_those_of_scenes_alike(tiny, make, by_length, accumulate):
     """Two questions of each of 8 scenes, and one of each of 16 of which two are the same."""
-    made, apart = make(questions=2, accumulate=accumulate), make(batch=16)
+    made, apart = make(questions_per_scene=2, grad_accum_steps=accumulate), make(batch_size=16)
     rows = {name: np.repeat(x, 2, axis=0) for name, x in made.batch.items()}
     for name in ("prompt", "reply", "level"):
         rows[name] = made.batch[name].reshape(16, 1, *made.batch[name].shape[2:])
@@ -379,7 +379,10 @@ def test_a_scene_stays_where_one_of_its_questions_teaches(tiny, make, monkeypatc
         return {"total": 0.5 if number == 0 and prompt != 3 else float(len(calls) % 4)}
 
     monkeypatch.setattr(grpo.rewards, "total", total)
-    made, plain = make(questions=2, resample=1, log_every=1), make(questions=2)
+    made, plain = (
+        make(questions_per_scene=2, dynamic_sampling_rounds=1, log_every=1),
+        make(questions_per_scene=2),
+    )
     first, second, taught, samples = made.batch, next(plain.task.batches), [], grpo._samples
 
     def spied(context, batch, found):
@@ -403,7 +406,7 @@ def test_a_scene_stays_where_one_of_its_questions_teaches(tiny, make, monkeypatc
 
 def test_bf16_ratios_of_sampler_and_learner_are_logged_and_weigh(tiny, make, task, by_length):
     asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
-    _, metrics = run(make(asa, epochs=2), tiny.params, 1, task.batch)
+    _, metrics = run(make(asa, num_iterations=2), tiny.params, 1, task.batch)
     assert metrics["sampler_ratio"] == pytest.approx(1, abs=0.1)
     assert 1 < metrics["sampler_ratio_max"] < 3
     # Of the second epoch, against the learner before the first.

@@ -22,13 +22,26 @@ from jaxasa.train import checkpoint
 
 ROWS = 310
 MODEL = config.Model(
-    semantic=config.Semantic(mels=16, width=8, heads=2, layers=1),
+    semantic=config.Semantic(n_mels=16, width=8, heads=2, layers=1),
     spatial=config.Spatial(
-        width=8, heads=2, layers=1, stem=((4, 2, 4),), features="intensity", mels=16, classes=2
+        width=8,
+        heads=2,
+        layers=1,
+        stem=((4, 2, 4),),
+        features="intensity",
+        n_mels=16,
+        num_classes=2,
     ),
-    projector=config.Projector(hidden=8, expert=4),
+    projector=config.Projector(hidden_width=8, expert_width=4),
     decoder=config.Decoder(
-        vocab=ROWS, width=8, heads=2, kv_heads=1, head_width=4, intermediate_size=8, layers=2, tied=False
+        vocab_size=ROWS,
+        width=8,
+        heads=2,
+        kv_heads=1,
+        head_dim=4,
+        intermediate_size=8,
+        layers=2,
+        tie_word_embeddings=False,
     ),
     lora=config.Lora(rank=1),
     frozen_dtype="bfloat16",
@@ -36,7 +49,7 @@ MODEL = config.Model(
 ROOMY = dataclasses.replace(MODEL, prompt_tokens=400, reply_tokens=400)  # for bytes as tokens
 CLASSES = ("bell", "dog")
 STAGE = config.Stage(
-    steps=1, batch=1, learning_rate=1e-3, trainable=("lora/.*", "projector/.*")
+    steps=1, batch_size=1, learning_rate=1e-3, trainable=("lora/.*", "projector/.*")
 )  # fmt: skip
 
 
@@ -61,9 +74,9 @@ def run_of(described, monkeypatch):
     monkeypatch.setattr(pipeline, "Written", lambda *args: written(*args[:-1], 40))
     parts = {"scenes": config.Scenes(train=1, dev=1, benchmark=1), "questions": questions.ALL}
 
-    def make(model, resume="", decoder=""):
+    def make(model, init_from="", decoder=""):
         given = config.Pretrained(decoder=decoder)
-        more = {"resume": resume, "resume_parts": (), "pretrained": given, "seed": 0}
+        more = {"init_from": init_from, "init_parts": (), "pretrained": given, "seed": 0}
         return types.SimpleNamespace(model=model, **parts, **more)
 
     make.bank = types.SimpleNamespace(
@@ -88,7 +101,11 @@ def qwen(tmp_path_factory):
     save_file(keymap.to_file(leaves), folder / "model.safetensors")
     meta = {"model_type": "qwen2", "vocab_size": ROWS, "hidden_size": d.width, "rms_norm_eps": 1e-6}
     meta |= {"num_attention_heads": d.heads, "num_key_value_heads": d.kv_heads}
-    meta |= {"intermediate_size": d.intermediate_size, "num_hidden_layers": d.layers, "rope_theta": 1e4}
+    meta |= {
+        "intermediate_size": d.intermediate_size,
+        "num_hidden_layers": d.layers,
+        "rope_theta": 1e4,
+    }
     (folder / "config.json").write_text(json.dumps(meta))
     qwen_like(folder / "tokenizer.json")
     return folder, leaves
@@ -101,8 +118,8 @@ def begin():
 
     def run(folder, stage="sft", **fields):
         settings = dict(
-            model=MODEL, stages=("sft", "grpo"), sft=STAGE, grpo=STAGE, seed=0, resume="",
-            resume_parts=(), pretrained=config.Pretrained(),
+            model=MODEL, stages=("sft", "grpo"), sft=STAGE, grpo=STAGE, seed=0, init_from="",
+            init_parts=(), pretrained=config.Pretrained(),
             scenes=types.SimpleNamespace(seconds=1.0),
         )  # fmt: skip
         with jax.set_mesh(where):
@@ -151,21 +168,21 @@ def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwe
     save(first, tmp_path / "other", "sft")
     shutil.copyfile(tmp_path / "other" / "tokenizer.json", tmp_path / "tokenizer.json")
     other = str(tmp_path / "other" / "checkpoints" / "sft")
-    resumed = begin(tmp_path, resume=other, pretrained=config.Pretrained(decoder="/nowhere"))
+    resumed = begin(tmp_path, init_from=other, pretrained=config.Pretrained(decoder="/nowhere"))
     for path, leaf in trees.flatten(resumed.params).items():
         np.testing.assert_array_equal(np.asarray(leaf), np.asarray(flat[path]))
-    partly = begin(tmp_path, resume=other, resume_parts=("decoder",), seed=1)
+    partly = begin(tmp_path, init_from=other, init_parts=("decoder",), seed=1)
     for path, leaf in trees.flatten(partly.params).items():
         if path.startswith("decoder/") or path == "projector/out/kernel":
             is_same = np.array_equal(np.asarray(leaf), np.asarray(flat[path]))
             assert is_same == path.startswith("decoder/"), path
     with pytest.raises(ConfigError, match="expected stage sft before grpo"):
-        begin(tmp_path, "grpo", resume=other)
-    before = begin(tmp_path / "other", "grpo", resume="/nowhere")
+        begin(tmp_path, "grpo", init_from=other)
+    before = begin(tmp_path / "other", "grpo", init_from="/nowhere")
     head = np.asarray(before.params["decoder"]["head"])
     np.testing.assert_array_equal(head, np.asarray(flat["decoder/head"]))
 
-    own = begin(tmp_path / "other", "sft", resume="/nowhere")
+    own = begin(tmp_path / "other", "sft", init_from="/nowhere")
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(own))
     with checkpoint.Store(tmp_path / "other" / "checkpoints" / "sft") as store:
         meta = store.meta()
@@ -174,7 +191,9 @@ def test_own_checkpoint_then_stage_before_then_resume_then_pretrained(begin, qwe
         assert a.dtype == b.dtype and a.sharding == b.sharding
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
-    model = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, hidden=6))
+    model = dataclasses.replace(
+        MODEL, decoder=dataclasses.replace(MODEL.decoder, intermediate_size=6)
+    )
     wanted = trees.flatten(
         jax.eval_shape(ASA(model).init, jax.random.key(0)), ""
     )  # fmt: skip
@@ -228,10 +247,12 @@ def test_the_pretrained_tokenizer_becomes_the_runs(qwen, run_of, tmp_path):
     again = tokens.Text.load(tmp_path / "tokenizer.json")
     assert dataclasses.replace(again, tokenizer=text.tokenizer) == text
 
-    small = dataclasses.replace(ROOMY, decoder=dataclasses.replace(MODEL.decoder, vocab=size + 4))
+    small = dataclasses.replace(
+        ROOMY, decoder=dataclasses.replace(MODEL.decoder, vocab_size=size + 4)
+    )
     run = run_of(small, "", str(folder))
     with pytest.raises(
-        ConfigError, match=rf"'</answer>' has id {size + 4}, .*Decoder.vocab = {size + 4}"
+        ConfigError, match=rf"'</answer>' has id {size + 4}, .*Decoder.vocab_size = {size + 4}"
     ):
         initial_state.tokenizer(run, bank, tmp_path)
     (tmp_path / "new").mkdir()

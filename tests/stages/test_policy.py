@@ -20,7 +20,7 @@ CLIPS = {"grpo": (0.2, 0.2), "dr_grpo": (0.2, 0.2), "dapo": (0.2, 0.28), "gspo":
 
 def stage(**fields):
     fields = {"trainable": ()} | fields
-    return config.GrpoStage(steps=1, batch=1, learning_rate=0.0, **fields)
+    return config.GrpoStage(steps=1, batch_size=1, learning_rate=0.0, **fields)
 
 
 def data(name, seed=0):
@@ -157,10 +157,10 @@ def test_a_stage_may_set_its_own_clip():
         ({"resample": -1}, "resample"),
         ({"resample": 1, "levels": ((1, 0, 0), (0, 0, 1))}, "resample is 1, expected 0 where"),
         ({"resample": 1, "easiest": (0.5, 1.0)}, "resample is 1, expected 0 where"),
-        ({"reference": "sft"}, "GrpoStage.reference is 'sft', expected start or base"),
+        ({"reference": "sft"}, "GrpoStage.ref_policy is 'sft', expected start or base"),
         (
             {"reference": "base", "trainable": ("lora/.*", "decoder/.*")},
-            "GrpoStage.reference is 'base', expected start where decoder/ is trained",
+            "GrpoStage.ref_policy is 'base', expected start where decoder/ is trained",
         ),
     ],
 )

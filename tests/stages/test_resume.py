@@ -11,14 +11,19 @@ from jaxasa import config
 from jaxasa.stages import grpo, runner
 from jaxasa.train import loop, state
 
-LENGTH = dict(steps=2, batch=8, learning_rate=0.01, warmup=0, save_every=1, log_every=1)
+LENGTH = dict(steps=2, batch_size=8, learning_rate=0.01, warmup_steps=0, save_every=1, log_every=1)
 STAGES = {
     "text": config.TextStage(trainable=("decoder/.*",), **LENGTH),
-    "spatial": config.SpatialStage(trainable=("spatial/.*",), colour=5.0, **LENGTH),
+    "spatial": config.SpatialStage(trainable=("spatial/.*",), random_eq_db=5.0, **LENGTH),
     "align": config.AlignStage(trainable=("projector/.*",), **LENGTH),
-    "sft": config.SftStage(trainable=("projector/.*", "lora/.*"), questions=2, **LENGTH),
+    "sft": config.SftStage(trainable=("projector/.*", "lora/.*"), questions_per_scene=2, **LENGTH),
     "grpo": config.GrpoStage(
-        trainable=("lora/.*",), questions=2, group=2, epochs=2, kl_weight=0.1, **LENGTH
+        trainable=("lora/.*",),
+        questions_per_scene=2,
+        num_generations=2,
+        num_iterations=2,
+        kl_weight=0.1,
+        **LENGTH,
     ),
 }
 

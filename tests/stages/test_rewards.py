@@ -10,7 +10,7 @@ from jaxasa.data import questions, scene_text, tokens
 from jaxasa.stages import rewards
 
 CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
-STAGE = config.GrpoStage(steps=1, batch=1, learning_rate=0.0, trainable=())
+STAGE = config.GrpoStage(steps=1, batch_size=1, learning_rate=0.0, trainable=())
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 

@@ -13,7 +13,9 @@ from jaxasa.config import ConfigError
 from jaxasa.parallel import mesh
 from jaxasa.train import checkpoint, state
 
-STAGE = config.Stage(steps=10, batch=8, learning_rate=0.1, trainable=("lora/.*",), warmup=1)
+STAGE = config.Stage(
+    steps=10, batch_size=8, learning_rate=0.1, trainable=("lora/.*",), warmup_steps=1
+)
 META = {"stage": "sft", "classes": ("dog", "bell"), "model": {"decoder": {"width": 8}}}
 ONE = config.Mesh(1, 1, 1)
 RULES = (
@@ -82,7 +84,7 @@ def test_restores_exactly_on_any_mesh(folder, sizes, count):
 def test_what_learns_is_kept_as_it_was_where_the_stage_says_so(folder, tmp_path):
     """In memory of its own, on any mesh; a checkpoint without it is refused by name."""
     stage = config.GrpoStage(
-        steps=10, batch=8, learning_rate=0.1, trainable=("lora/.*",), kl_weight=0.1
+        steps=10, batch_size=8, learning_rate=0.1, trainable=("lora/.*",), kl_weight=0.1
     )
     start = state.create(params(), stage, mesh.make(config.Mesh(2, 2, 2)), RULES)
     before = np.asarray(params()["lora"]["a"])

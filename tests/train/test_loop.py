@@ -24,10 +24,10 @@ from jaxasa.train import checkpoint, loop, metrics, optim, state
 
 STAGE = config.Stage(
     steps=12,
-    batch=8,
+    batch_size=8,
     learning_rate=0.1,
     trainable=("projector/.*",),
-    warmup=2,
+    warmup_steps=2,
     save_every=3,
     eval_every=6,
     log_every=2,
@@ -302,7 +302,7 @@ def test_a_better_state_takes_the_place_of_the_best_of_a_time_that_was_lost(tmp_
         if step == 9:
             raise Crash
 
-    settings = dict(best="tag_recall", eval_every=4, save_every=6)
+    settings = dict(best_metric="tag_recall", eval_every=4, save_every=6)
     with pytest.raises(Crash):
         train(tmp_path, Judged(act=crash), **settings)
     kept, _ = checkpoint.load(tmp_path / "checkpoint" / "best")
@@ -371,13 +371,17 @@ def test_the_best_state_is_whole_before_the_loops_own_of_that_step(tmp_path, mon
 
 def test_the_best_of_another_evaluation_is_no_measure(tmp_path):
     judged_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
-    with pytest.raises(ConfigError, match="Stage.best is 'loss', expected 'tag_recall', as .*best"):
+    with pytest.raises(
+        ConfigError, match="Stage.best_metric is 'loss', expected 'tag_recall', as .*best"
+    ):
         train(tmp_path, Judged(), best="loss", eval_every=4, save_every=6)
 
 
 def test_an_evaluation_that_is_not_there_is_known_before_the_first_step(tmp_path):
     task = SimulatedTask()
-    with pytest.raises(ConfigError, match="Stage.best is 'accuracy', expected one of .* norm"):
+    with pytest.raises(
+        ConfigError, match="Stage.best_metric is 'accuracy', expected one of .* norm"
+    ):
         train(tmp_path, task, best="accuracy")
     assert task.steps == 0
 

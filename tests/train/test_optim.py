@@ -20,7 +20,7 @@ PATHS = sorted(trees.flatten(PARAMS))
 
 
 def stage(**changes):
-    fields = dict(steps=100, batch=1, learning_rate=0.5, trainable=(".*",), warmup=10)
+    fields = dict(steps=100, batch_size=1, learning_rate=0.5, trainable=(".*",), warmup_steps=10)
     return config.Stage(**fields | changes)
 
 
@@ -59,7 +59,7 @@ def test_schedule_rises_linearly_then_falls_to_a_tenth():
     falls = np.array([rate(i) for i in range(10, 101)])
     assert (np.diff(falls) < 0).all()
     np.testing.assert_allclose(falls[[45, 90]], [0.5 * 0.55, 0.05], rtol=1e-5)
-    short = optim.schedule(stage(steps=4, warmup=20))
+    short = optim.schedule(stage(steps=4, warmup_steps=20))
     np.testing.assert_allclose(short(2), 0.5, rtol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_matrices_decay_and_vectors_do_not():
         "projector/out/kernel",
     }
     flat = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
-    transformation = optim.make(stage(weight_decay=0.1, warmup=0))
+    transformation = optim.make(stage(weight_decay=0.1, warmup_steps=0))
     zero = {path: jnp.zeros_like(leaf) for path, leaf in flat.items()}
     updates, _ = jax.jit(lambda: transformation.update(zero, transformation.init(flat), flat))()
     np.testing.assert_allclose(updates["projector/out/kernel"], -0.5 * 0.1, rtol=1e-5)
@@ -82,7 +82,7 @@ def test_matrices_decay_and_vectors_do_not():
 @pytest.mark.parametrize("clip, changes", [(1.0, False), (0.0, True)])
 def test_gradients_are_clipped_by_their_global_norm(clip, changes):
     flat = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
-    transformation = optim.make(stage(clip=clip))
+    transformation = optim.make(stage(max_grad_norm=clip))
 
     @jax.jit
     def moment(scale):
@@ -103,7 +103,7 @@ def test_muon_takes_each_layer_of_a_kernel_alone_and_leaves_the_rest_to_adam():
     slope = {path: jnp.asarray(rng.normal(size=leaf.shape), float) for path, leaf in flat.items()}
 
     def first_update(flat, slope, **changes):
-        moved = optim.make(stage(weight_decay=0.0, warmup=0, clip=0.0, **changes))
+        moved = optim.make(stage(weight_decay=0.0, warmup_steps=0, max_grad_norm=0.0, **changes))
         return jax.jit(lambda: moved.update(slope, moved.init(flat), flat))()[0]
 
     found = first_update(flat, slope, optimizer="muon")

@@ -17,7 +17,7 @@ from jaxasa.data.simulate import simulate
 from jaxasa.viz import binauralize
 
 SCENES = config.Scenes(
-    train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), shard=2, workers=1
+    train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=2, workers=1
 )
 HEAD = hrtf.Sphere()
 

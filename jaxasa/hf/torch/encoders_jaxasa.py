@@ -182,7 +182,7 @@ class Heads(nn.Module):
 
     def __init__(self, s):
         super().__init__()
-        width, mels = s["width"], s["mels"]
+        width, mels = s["width"], s["n_mels"]
         # Of what timbre says of a peak; two ears have no peaks.
         timbres = 4 * mels + 2 if s.get("format", "foa") == "foa" else 0
         self.activity_bias = nn.Parameter(torch.zeros(()))
@@ -194,7 +194,7 @@ class Heads(nn.Module):
         self.bands, self.residual = Dense(width, mels), Dense(width, 3)
         self.slot_bands, self.slot_bands_trust = Dense(width, mels), nn.Parameter(torch.zeros(2))
         self.presence, self.distance = Dense(width, 1), Dense(width, 1)
-        self.label = Dense(width + timbres, s["classes"])
+        self.label = Dense(width + timbres, s["num_classes"])
         self.room_hidden, self.room = Dense(2 * width, width), Dense(width, 4)
 
     def of_slots(self, dense, attractors, fine, field, seen):
@@ -252,15 +252,15 @@ class Spatial(Blocks):
 
     def __init__(self, audio_config, s):
         super().__init__(audio_config, s["width"], s["heads"], s["layers"])
-        width, mels, classes = s["width"], s["mels"], s["classes"]
+        width, mels, classes = s["width"], s["n_mels"], s["num_classes"]
         self.sizes = s
         self.merged = int(np.prod([frames for _, frames, _ in s["stem"]]))
-        self.seconds = self.merged * s["hop"] / RATE  # of a frame of the map
+        self.seconds = self.merged * s["hop_length"] / RATE  # of a frame of the map
         self.context = Blocks(audio_config, width, s["heads"], s["layers"])
         self.foa = s.get("format", "foa") == "foa"
         if not self.foa:
             self.cues = nn.Parameter(torch.zeros(mels, 3, 3))
-        parts = (s["fft"] // 2 + 1, 8 if self.foa else 4)
+        parts = (s["n_fft"] // 2 + 1, 8 if self.foa else 4)
         rows, inputs = parts if s["features"] == "stft" else (mels, 5)
         self.stem = nn.ModuleList()
         for channels, frames, bands in s["stem"]:
@@ -272,14 +272,14 @@ class Spatial(Blocks):
         self.measured = Dense(6 * classes, width)
         self.layer_norm = nn.LayerNorm(width)
         self.told = Dense(5 * classes, width)
-        self.attractors = Attractors(width, s["slots"], 4 * mels + 5 if self.foa else 0)
+        self.attractors = Attractors(width, s["num_slots"], 4 * mels + 5 if self.foa else 0)
         self.heads = Heads(s)
 
     def forward(self, audio):
         s = self.sizes
         measure = intensity if self.foa else interaural
-        vectors = measure(audio, s["fft"], s["hop"], s["mels"])
-        x = stft_parts(audio, s["fft"], s["hop"]) if s["features"] == "stft" else vectors
+        vectors = measure(audio, s["n_fft"], s["hop_length"], s["n_mels"])
+        x = stft_parts(audio, s["n_fft"], s["hop_length"]) if s["features"] == "stft" else vectors
         merged = self.merged
         steps = x.shape[1] // merged
         fine = vectors[:, : merged * steps]
@@ -290,7 +290,7 @@ class Spatial(Blocks):
         dense = self._dense(x[:, : merged * steps], field)
         seen = evidence = None
         if self.foa:
-            seen = find(fine[..., 1:4], s["slots"])
+            seen = find(fine[..., 1:4], s["num_slots"])
             where = torch.stack([seen.strength, torch.log(seen.strength + 1e-3)], -1)
             where = torch.cat([where, seen.direction[..., 2:]], -1)
             evidence = torch.cat([where, timbre(fine[..., 0], seen.near)], -1)
@@ -311,7 +311,9 @@ class Spatial(Blocks):
         for stem, (_, frames, bands) in zip(self.stem, self.sizes["stem"], strict=True):
             x = stem(patches(x, frames, bands))
         x = self.context(self.stem_out(x.flatten(2)))
-        chosen = gates(self.class_bands, self.class_bands_trust, x, self.sizes["classes"], field)
+        chosen = gates(
+            self.class_bands, self.class_bands_trust, x, self.sizes["num_classes"], field
+        )
         found = torch.einsum("btsm,btmc->btsc", torch.sigmoid(chosen).float(), field[..., 1:4])
         found = found / field.shape[2]
         x = x + self.measured(torch.cat([unit(found), found], -1).flatten(2))

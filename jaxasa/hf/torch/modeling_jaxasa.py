@@ -66,9 +66,9 @@ class Projector(nn.Module):
 
     def __init__(self, p, hidden, semantic, spatial, said, classes, width):
         super().__init__()
-        size, both = p["expert"], semantic + spatial
-        self.kind, self.hears_slots = p.get("kind", "p2"), p.get("slots", True)
-        parts = [name for name in EXPERTS if name not in p.get("without", ())]
+        size, both = p["expert_width"], semantic + spatial
+        self.kind, self.hears_slots = p.get("kind", "p2"), p.get("slot_tokens", True)
+        parts = [name for name in EXPERTS if name not in p.get("drop_experts", ())]
         if self.kind == "p0":
             mlps = {"trunk": (both, len(parts))}
         elif self.kind == "p1":
@@ -85,9 +85,9 @@ class Projector(nn.Module):
             if inputs or estimates:
                 self.experts[name] = Expert(inputs, hidden, count * size, size, estimates)
         self.norm = nn.LayerNorm(size * len(parts), eps=1e-6)
-        self.bottleneck = Dense(size * len(parts), p["hidden"])
-        self.out = Dense(p["hidden"], width)
-        self.slots = Expert(said, p["hidden"], width, 0, 0)
+        self.bottleneck = Dense(size * len(parts), p["hidden_width"])
+        self.out = Dense(p["hidden_width"], width)
+        self.slots = Expert(said, p["hidden_width"], width, 0, 0)
         self.null = nn.Parameter(torch.zeros(spatial))
 
     def forward(self, semantic, dense, said):
@@ -126,8 +126,8 @@ class JaxasaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.expert_width,
             config.audio_config.d_model,
             m["spatial"]["width"],
-            statements_width(m["spatial"]["classes"]),
-            m["spatial"]["classes"],
+            statements_width(m["spatial"]["num_classes"]),
+            m["spatial"]["num_classes"],
             text.hidden_size,
         )
         self.model = AutoModel.from_config(text)

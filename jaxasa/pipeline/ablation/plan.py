@@ -48,7 +48,7 @@ DEPENDS = {
     "grpo": (*_ASKED, "grpo"),
 }
 # The first job of a variant also decides on the tokenizer, and where weights come from.
-_FIRST = (*_TEXTS, "questions", "pretrained", "resume", "resume_parts")
+_FIRST = (*_TEXTS, "questions", "pretrained", "init_from", "init_parts")
 _ENCODERS = ("semantic", "spatial", "decoder")
 _SUITE = ("seed", "sounds", "scenes", "questions", "bench.l1", "bench.l2", "bench.l3")
 # What all variants have in common, so that their answers can be compared.
@@ -170,7 +170,7 @@ class Plan:
             kind = folder.parts[0]
             units, key = getattr(run.scenes, split), split
             if kind == "responses":
-                units, key = run.scenes.responses, "bank"
+                units, key = run.scenes.rir_rooms, "bank"
             job = Job(kind, key, run, units, kind, needs=(made[0],), split=split, hears=form)
             made.append(self._add(job, users))
         facts = _facts(run, _SUITE) | {"format": form, "split": asked}
@@ -196,7 +196,7 @@ class Plan:
             else:
                 before = self._stage(name, seed, before, stage)
         suite = self.suite(name)
-        facts = {"suite": suite.key, "hears": hears(run), "choose": run.bench.choose}
+        facts = {"suite": suite.key, "hears": hears(run), "choose": run.bench.option_fallback}
         facts |= {"of": before.key}
         job = Job(
             "answers",
@@ -230,7 +230,7 @@ class Plan:
         kept = () if before is None else _kept(before.kind, kind)
         changes = [*changes, ("Run", "stages", (stage,)), ("Run", "seed", seed)]
         if before is not None:
-            changes += [("Run", "resume", before.name), ("Run", "resume_parts", kept)]
+            changes += [("Run", "init_from", before.name), ("Run", "init_parts", kept)]
         run = _changed(run, changes)
         depends = DEPENDS[kind] + (() if before else _FIRST)
         facts = _facts(run, depends) | {"data.seed": self.base.seed}
@@ -283,7 +283,7 @@ class Plan:
 
 def hears(run: config.Run) -> str:
     """ "binaural", "mono" (W alone, or the mean of both ears: all that SFT gave it) or "foa"."""
-    return "mono" if run.sft.mono_share == 1 else run.model.spatial.format
+    return "mono" if run.sft.mono_prob == 1 else run.model.spatial.format
 
 
 def bindings_of(job: Job, folder: Path) -> tuple[str, ...]:
@@ -291,7 +291,7 @@ def bindings_of(job: Job, folder: Path) -> tuple[str, ...]:
     if job.before is None:
         return job.bindings
     start = job.before.place(folder.resolve()) / "checkpoints" / job.before.stage
-    return (*job.bindings, f"Run.resume={str(start)!r}")
+    return (*job.bindings, f"Run.init_from={str(start)!r}")
 
 
 def _kept(before: str, kind: str) -> tuple[str, ...]:

@@ -175,7 +175,7 @@ class _Work:
             facts = suite.manifest(place)
             names = ("split", "items", "levels", "scenes", "sounds", "seed", "sha256")
             result["suite"] = {name: facts[name] for name in names}
-            samples = self.plan.base.bench.bootstrap
+            samples = self.plan.base.bench.bootstrap_samples
             compared = ablation.compare(items, right, self.plan.ablation.base, samples)
             result["variants"] = {
                 n: a | about(self.plan.runs[n], self.plan) for n, a in compared.items()
@@ -235,7 +235,7 @@ def _answer(job: Job, folder: Path) -> None:
     """Answers of a variant's last stage to the suite, in the job's predictions/."""
     where = job.needs[0].suite(folder)
     trained = job.before.place(folder) / "checkpoints" / job.before.stage
-    model = qa.Model.load(trained, job.run.bench.choose)
+    model = qa.Model.load(trained, job.run.bench.option_fallback)
     system = controls.System(job.before.stage, "mono" if job.hears == "mono" else "full")
     systems, marks = {"answers": system}, {system.stage: model.digest}
     responders = {system.stage: model}
@@ -247,11 +247,11 @@ def about(run: config.Run, plan: Plan) -> dict:
     sizes = _sizes(run.model)
     heard = {s: getattr(run, s).steps * getattr(run, s).batch for s in run.stages if s != "text"}
     if plan.ablation.projector_steps and "spatial" in run.stages:
-        heard["projector"] = plan.ablation.projector_steps * run.spatial.batch
+        heard["projector"] = plan.ablation.projector_steps * run.spatial.batch_size
     return {
         "hears": hears(run),
         "kind": run.model.projector.kind,
-        "without": list(run.model.projector.without),
+        "without": list(run.model.projector.drop_experts),
         "stages": list(run.stages),
         "parameters": {"projector": sizes["projector"], "all": sum(sizes.values())},
         "tokens": ASA(run.model).audio_tokens(round(run.scenes.seconds * 16_000)),
