@@ -1,7 +1,7 @@
 """Files and folders that appear whole or not at all, and locks on a folder."""
 
 import contextlib
-import fcntl
+import json
 import os
 import shutil
 import uuid
@@ -12,66 +12,96 @@ from jaxasa.config import ConfigError
 
 
 @contextlib.contextmanager
-def locked(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
-    """Holds a folder's lock, alone or with others that share it; yields whether it was free.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; the file or folder written there becomes `path`.
 
-    wait: until it is free. The system frees it when the process ends, however that ends.
+    An error leaves `path` as it was. A folder at `path` is replaced by a new folder.
     """
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        try:
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
-            free = True
-        except BlockingIOError:
-            free = False
-        yield free
+    path = Path(path)
+    # Unique among hosts too: those of one run may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        if path.is_dir() and temporary.is_dir():
+            _replace_folder(path, temporary)
+        else:
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _replace_folder(path: Path, new: Path) -> None:
+    """Renames folder `new` to `path`, whose contents are deleted; if that fails, they stay."""
+    old = new.with_suffix(".old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def atomic_write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file through `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file through `atomic_path`."""
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_json(path: Path, value: dict | list) -> None:
+    """Writes a JSON file, indented, through `atomic_path`."""
+    atomic_write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def alone(folder: Path, shared: bool = False) -> Iterator[None]:
-    """Around work in a folder: two commands would write the same files at once.
+def atomic_folder(path: str | Path, is_replaceable: Callable[[Path], bool]) -> Iterator[Path]:
+    """Gives a new, empty folder to fill, which becomes `path` at the end (`atomic_path`).
 
-    shared: others may be at work there that share it, too.
-    Raises ConfigError where another command holds it.
+    Raises ConfigError if `path` is a file, or a folder that is neither empty nor
+    `is_replaceable(path)`.
     """
-    with locked(folder, shared) as free:
-        if not free:
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_replaceable(path))):
+        raise ConfigError(f"{path}: holds something else than an export, expected a new folder")
+    with atomic_path(path) as temporary:
+        temporary.mkdir(parents=True)
+        yield temporary
+
+
+@contextlib.contextmanager
+def try_lock(folder: Path, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+    """Holds the lock file of a folder; yields False, without it, if another process holds it.
+
+    shared: together with others that share it. wait: blocks until the lock is free. The system
+    releases it when the process ends, however that happens. POSIX only.
+    """
+    import fcntl  # not on Windows, where `--help` should work nevertheless
+
+    with open(folder / ".lock", "w", encoding="utf-8") as file:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
+            is_locked = True
+        except BlockingIOError:
+            is_locked = False
+        yield is_locked
+
+
+@contextlib.contextmanager
+def lock(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Holds the lock of a folder (`try_lock`), since two commands would write the same files.
+
+    Raises ConfigError if another command holds it.
+    """
+    with try_lock(folder, shared) as is_locked:
+        if not is_locked:
             raise ConfigError(f"{folder}: another jaxasa command is at work in it")
         yield
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes through a temporary name, so that a file is whole or not there."""
-    # Unique among the hosts of one run too: each of them may write the same file at once.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def replacing(out: str | Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Gives a folder to fill, which becomes `out` at the end; an error leaves `out` as it was.
-
-    A folder at `out` that is not empty is replaced only if `ours(out)`; otherwise, and where
-    `out` is a file, ConfigError.
-    """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or ours(out))):
-        raise ConfigError(f"{out}: holds something else than an export, expected a new folder")
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    before = out.with_name(f".{out.name}.{os.getpid()}.before")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        draft.mkdir(parents=True)
-        yield draft
-        if out.exists():
-            os.replace(out, before)
-        try:
-            os.replace(draft, out)
-        except OSError:
-            if before.exists():
-                os.replace(before, out)
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Keyed randomness: every draw is a function of (seed, purpose, index), never of global state.
 
->>> from jaxasa.acoustics import keys
+>>> from jaxasa.core import keys
 >>> keys.rng(0, "yaw", 3).random() == keys.rng(0, "yaw", 3).random()
 True
 >>> keys.rng(0, "yaw", 3).random() == keys.rng(0, "gain", 3).random()

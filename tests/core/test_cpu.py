@@ -18,7 +18,7 @@ def test_fast_math_is_asked_for_unless_flags_speak_of_it(monkeypatch):
 
 def test_nan_and_infinity_keep_their_meaning():
     code = (
-        "from jaxasa import cpu; cpu.tune()\n"
+        "from jaxasa.core import cpu; cpu.tune()\n"
         "import jax, jax.numpy as jnp\n"
         "x = jnp.array([1.0, jnp.nan, jnp.inf, -jnp.inf])\n"
         "f = jax.jit(lambda x: (jnp.isnan(x), jnp.isinf(x), jnp.exp(x), jnp.isfinite(x.sum())))\n"
@@ -35,7 +35,7 @@ def test_nan_and_infinity_keep_their_meaning():
 def test_memory_that_threads_free_stays_with_the_process():
     """What a second round of the same blocks takes is there already, mapped: few page faults."""
     code = (
-        "from jaxasa import cpu; cpu.tune()\n"
+        "from jaxasa.core import cpu; cpu.tune()\n"
         "import resource, threading\n"
         "def fill():\n"
         "    blocks = [b'x' * (size << 20) for size in (3, 80, 20)]\n"
