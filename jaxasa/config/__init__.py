@@ -9,6 +9,7 @@ Units: metres, seconds, hertz, degrees, dB.
 """
 
 from jaxasa.config.ablation import SUITES, Ablation
+from jaxasa.config.changes import differences, settings, speed_options
 from jaxasa.config.checks import ConfigError, check
 from jaxasa.config.model import (
     EXPERTS,
@@ -24,12 +25,11 @@ from jaxasa.config.model import (
     tuples,
 )
 from jaxasa.config.questions import Questions
-from jaxasa.config.run import Bench, Mesh, Pretrained, Run
+from jaxasa.config.run import STAGES, Bench, Mesh, Pretrained, Run
 from jaxasa.config.scenes import WALLS, Scenes, Sounds
 from jaxasa.config.stages import (
     LEVELS,
     POLICY_LOSSES,
-    STAGES,
     AlignStage,
     GrpoStage,
     SftStage,
@@ -69,6 +69,9 @@ __all__ = [
     "Stage",
     "TextStage",
     "check",
+    "differences",
     "model_from_dict",
+    "settings",
+    "speed_options",
     "tuples",
 ]

@@ -1,30 +1,31 @@
-"""Options of the training stages."""
+"""Options of the training stages: a dataclass for each, and what they share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from jaxasa.config.changes import SPEED
 from jaxasa.config.checks import check, check_at_least, check_share
 
 LEVELS = ("L1", "L2", "L3")
-FACETS = ("sources", "overlap", "rt60", "snr")
-STAGES = ("text", "spatial", "align", "sft", "grpo")
 OPTIMIZERS = ("adamw", "muon")
 POLICY_LOSSES = ("grpo", "dr_grpo", "dapo", "gspo", "sapo")
-REFERENCES = ("start", "base")
+REFERENCE_POLICIES = ("start", "base")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What every training stage has: length, batch, optimizer, which parts learn.
+    """Options of every training stage: length, batch, optimizer, trainable parameters.
 
-    optimizer: "adamw", or "muon", with which kernels learn faster from nothing; rates are alike.
-    trainable: regular expressions on parameter paths ("decoder/.*"); what none matches is frozen.
-    max_damaged_records: records that may be unreadable: each is named, counted and replaced by the next one;
-        more end the run.
-    grad_accum_steps: parts that a batch is taken in, one after another, to need less memory; the
-        gradient is the mean of theirs.
-    best_metric: an evaluation: where it was highest (names that end in accuracy, recall, L1, L2, L3) or
-        lowest (all others, as "loss"), `checkpoints/STAGE/best` has the state; "" keeps none. The
-        last state is kept in any case, and later stages start from it.
+    optimizer: "adamw" or "muon" (its kernels learn faster from scratch; same learning rates).
+    trainable: regular expressions on parameter paths ("decoder/.*"); a parameter that none
+        matches is frozen.
+    warmup_steps: of the learning rate (train/optim.py). max_grad_norm: clips gradients; 0: never.
+    grad_accum_steps: microbatches that a batch is split into to need less memory; the gradient is
+        the mean of theirs.
+    best_metric: an evaluation. `checkpoints/STAGE/best` holds the state in which it was highest
+        (names that end in accuracy, recall, L1, L2, L3) or lowest (all others, such as "loss"); ""
+        keeps none. The last state is kept in any case, and later stages start from it.
+    max_damaged_records: unreadable records that are tolerated: each is reported, counted and
+        replaced by the next one; one more ends the run.
     """
 
     steps: int
@@ -37,80 +38,41 @@ class Stage:
     max_grad_norm: float = 1.0
     grad_accum_steps: int = 1
     best_metric: str = ""
-    save_every: int = 100
-    eval_every: int = 100
-    log_every: int = 10
-    max_damaged_records: int = 10
+    save_every: int = field(default=100, metadata=SPEED)
+    eval_every: int = field(default=100, metadata=SPEED)
+    log_every: int = field(default=10, metadata=SPEED)
+    max_damaged_records: int = field(default=10, metadata=SPEED)
 
     def __post_init__(self):
+        name = type(self).__name__
         check_at_least(self, 1, "steps", "batch_size", "save_every", "eval_every", "log_every")
-        check_at_least(
-            self,
-            0,
-            "learning_rate",
-            "warmup_steps",
-            "weight_decay",
-            "max_grad_norm",
-            "max_damaged_records",
-        )
+        check_at_least(self, 0, "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm")
+        check_at_least(self, 0, "max_damaged_records")
         check_at_least(self, 1, "grad_accum_steps")
-        parts, name = self.grad_accum_steps, f"{type(self).__name__}.grad_accum_steps"
         kinds = " or ".join(OPTIMIZERS)
-        check(
-            self.optimizer in OPTIMIZERS, f"{type(self).__name__}.optimizer", self.optimizer, kinds
-        )
-        check(
-            self.batch_size % parts == 0,
-            name,
-            parts,
-            f"a divisor of the batch of {self.batch_size}",
-        )
+        check(self.optimizer in OPTIMIZERS, f"{name}.optimizer", self.optimizer, kinds)
+        ok = self.batch_size % self.grad_accum_steps == 0
+        expected = f"a divisor of the batch of {self.batch_size}"
+        check(ok, f"{name}.grad_accum_steps", self.grad_accum_steps, expected)
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates in one step, which the learning rate's schedule counts."""
+        return 1
 
     @property
     def keeps_ref_params(self) -> bool:
-        """Whether what learns is also kept as it was at step 0 (State.reference)."""
+        """Whether the trainable parameters are also kept as they were at step 0."""
         return False
 
 
 @dataclass(frozen=True)
-class SceneStage(Stage):
-    """A stage that hears scenes.
-
-    easiest: shares of the scenes, the easiest first, that are drawn from at the beginning and at
-        the end of the stage: (0.3, 1.0) begins with the easiest 30 %. For stored scenes only.
-    hard_by: what makes a scene hard: names out of FACETS.
-    """
-
-    easiest: tuple[float, float] = (1.0, 1.0)
-    hard_by: tuple[str, ...] = FACETS
-
-    def __post_init__(self):
-        super().__post_init__()
-        name = type(self).__name__
-        pair = self.easiest
-        ok = isinstance(pair, tuple) and len(pair) == 2 and all(0 < s <= 1 for s in pair)
-        check(ok, f"{name}.easiest", pair, "two shares above 0 and up to 1")
-        ok = isinstance(self.hard_by, tuple) and set(self.hard_by) <= set(FACETS)
-        ok = ok and len(self.hard_by) > 0
-        check(ok, f"{name}.hard_by", self.hard_by, "names out of " + ", ".join(FACETS))
-
-
-def _check_levels(owner) -> None:
-    rows = owner.level_mix
-    ok = rows == () or (
-        len(rows) == 2
-        and all(len(row) == len(LEVELS) and min(row) >= 0 for row in rows)
-        and all(abs(sum(row) - 1) < 1e-6 for row in rows)
-    )
-    expected = f"() or two rows of shares of {', '.join(LEVELS)} that sum to 1"
-    check(ok, f"{type(owner).__name__}.level_mix", rows, expected)
-
-
-@dataclass(frozen=True)
 class TextStage(Stage):
-    """Stage 0, tiny only: the decoder learns drills, captions and questions on written scenes.
+    """Stage 0, tiny only: the decoder learns synthetic tasks, captions and questions on scenes
+    that are described in words.
 
-    synthetic_fraction: share of drills (data/synthetic_text.py) up to `synthetic_until` of the stage; then a third.
+    synthetic_fraction: share of synthetic tasks (data/synthetic_text.py) among the examples up to
+        `synthetic_until` of the stage (a share of its steps); a third of that afterwards.
     """
 
     synthetic_fraction: float = 0.5
@@ -122,13 +84,14 @@ class TextStage(Stage):
 
 
 @dataclass(frozen=True)
-class SpatialStage(SceneStage):
+class SpatialStage(Stage):
     """Stage 1: slots, room and dense map of the spatial encoder; tags of the semantic one.
 
-    mono_prob: share of scenes heard in W only. colour: standard deviation (dB) of the random
-    filters that scenes pass, so that recordings are not learnt by heart.
-    real_recordings: folders of `jaxasa import dcase`: adaptation to real recordings. From
-        `real_recordings_start` (share of the stage) on, `real_recordings_weight` of a batch are theirs.
+    mono_prob: probability that a scene is reduced to W.
+    random_eq_db: standard deviation (dB) of a random EQ on each scene, an augmentation.
+    real_recordings: folders of `jaxasa import dcase`, to adapt to real recordings. From
+        `real_recordings_start` on (a share of the stage's steps), they are a share
+        `real_recordings_weight` of the examples.
     """
 
     mono_prob: float = 0.1
@@ -141,19 +104,19 @@ class SpatialStage(SceneStage):
         super().__post_init__()
         check_share(self, "mono_prob", "real_recordings_start")
         check_at_least(self, 0, "random_eq_db")
-        folders, share = self.real_recordings, self.real_recordings_weight
-        check(
-            isinstance(folders, (tuple, list)), "SpatialStage.real_recordings", folders, "folders"
-        )
-        check(0 < share <= 1, "SpatialStage.real_recordings_weight", share, "a share above 0")
+        _check_folders(self, "real_recordings")
+        weight = self.real_recordings_weight
+        ok = 0 < weight <= 1
+        check(ok, "SpatialStage.real_recordings_weight", weight, "a share above 0")
 
 
 @dataclass(frozen=True)
-class AlignStage(SceneStage):
+class AlignStage(Stage):
     """Stage 2: the projector learns captions under a frozen decoder.
 
-    paraphrase_prob: share of the captions that are put into one of many phrasings (data/phrases.py);
-    the others keep the one form of the reasoning traces.
+    mono_prob: probability that a scene is reduced to W.
+    paraphrase_prob: probability that a caption is put into one of many phrasings
+        (data/phrases.py) instead of the one form that reasoning traces have.
     """
 
     mono_prob: float = 0.1
@@ -165,14 +128,17 @@ class AlignStage(SceneStage):
 
 
 @dataclass(frozen=True)
-class SftStage(SceneStage):
-    """Stage 3: `questions_per_scene` of each scene, so a batch has batch x questions rows.
+class SftStage(Stage):
+    """Stage 3: supervised fine-tuning on questions with reasoning traces.
 
-    mono_prob, no_audio_share: shares of scenes heard in W only, or not at all, so that the
-    controls meet nothing new. null_share: spatial path replaced by its learnt null.
-    qa_datasets: folders of `jaxasa import`; their questions are `qa_datasets_weight` of a batch.
-    level_mix: shares of L1, L2 and L3 among the questions at the beginning and at the end of the
-        stage, as two rows; () for all alike.
+    questions_per_scene: a batch has batch_size x questions_per_scene rows.
+    mono_prob, audio_dropout_prob: probability that a scene is reduced to W, or left out, so that
+        the benchmark's controls meet no unseen condition. spatial_dropout_prob: that its spatial
+        embedding is replaced by the learnt null embedding.
+    qa_datasets: folders of `jaxasa import`; their questions are a share `qa_datasets_weight` of
+        the examples.
+    level_mix: shares of L1, L2 and L3 among the questions, as two rows: at the beginning and at
+        the end of the stage, and linearly in between; () for equal shares throughout.
     """
 
     questions_per_scene: int = 8
@@ -185,31 +151,31 @@ class SftStage(SceneStage):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_levels(self)
+        _check_level_mix(self)
         check_at_least(self, 1, "questions_per_scene")
         check_share(self, "mono_prob", "audio_dropout_prob", "spatial_dropout_prob")
-        folders, share = self.qa_datasets, self.qa_datasets_weight
-        check(isinstance(folders, (tuple, list)), "SftStage.qa_datasets", folders, "folders")
-        check(0 < share < 1, "SftStage.qa_datasets_weight", share, "a share between 0 and 1")
+        _check_folders(self, "qa_datasets")
+        weight = self.qa_datasets_weight
+        check(0 < weight < 1, "SftStage.qa_datasets_weight", weight, "a share between 0 and 1")
 
 
 @dataclass(frozen=True)
-class GrpoStage(SceneStage):
-    """Stage 4: group-relative policy optimisation of the adapters.
+class GrpoStage(Stage):
+    """Stage 4: group-relative policy optimization of the adapters. Names are those of TRL.
 
-    questions_per_scene: of each scene, which is heard once for all of them, so a step has batch x questions
-        prompts and `group` completions of each.
-    loss: one of POLICY_LOSSES (stages/policy.py). clip_ratio: how far a token's ratio may lie
-        from 1, a number or (below, above); None: as the loss's paper has it.
-    scale_rewards: whether advantages are divided by the group's standard deviation; None: as the
-        loss's paper has it (all but dr_grpo).
-    num_iterations: updates on each rollout. kl_weight: penalty on leaving the reference, one of
-        REFERENCES: the policy that the stage began with, or the model without adapters.
-    mask_truncated_completions: completions cut off at reply_tokens teach nothing.
-    dynamic_sampling_rounds: how often a step draws other scenes in place of those whose groups all earned alike.
-    level_mix: as in SftStage. promote: share of right answers, over `promote_steps` steps, at which
-        the mix of levels moves on by a fifth of the way from the first row to the second; 0 moves
-        it with the steps.
+    batch_size: scenes per step. questions_per_scene: of each, whose audio is encoded once for all
+        of them. num_generations: completions per question (the group), sampled at `temperature`.
+    loss: one of POLICY_LOSSES (stages/policy.py). clip_ratio: how far a token's probability ratio
+        may lie from 1, a number or (below, above); None: as in the loss's paper.
+    scale_rewards: whether advantages are divided by the group's standard deviation; None: as in
+        the loss's paper (all but dr_grpo).
+    num_iterations: updates per rollout.
+    kl_weight: of the KL penalty towards `ref_policy`, one of REFERENCE_POLICIES: the policy at the
+        start of the stage, or the base model without adapters.
+    mask_truncated_completions: leaves completions that reply_tokens cut off out of the loss.
+    dynamic_sampling_rounds: times that a step replaces scenes all of whose groups have zero reward
+        variance by other ones (DAPO's dynamic sampling).
+    level_mix: as in SftStage.
     *_weight: of each reward (stages/rewards.py).
     """
 
@@ -225,8 +191,6 @@ class GrpoStage(SceneStage):
     mask_truncated_completions: bool = False
     dynamic_sampling_rounds: int = 0
     level_mix: tuple[tuple[float, ...], ...] = ()
-    promote: float = 0.0
-    promote_steps: int = 10
     answer_weight: float = 1.0
     format_weight: float = 0.1
     evidence_weight: float = 0.3
@@ -234,62 +198,70 @@ class GrpoStage(SceneStage):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_levels(self)
-        check_share(self, "promote")
-        # What is drawn beside a step's own prompts would move a schedule that counts examples on.
-        ends = self.level_mix if self.level_mix and not self.promote else (0, 0)
-        steady = ends[0] == ends[1] and self.easiest[0] == self.easiest[1]
-        expected = "0 where GrpoStage.level_mix or easiest move with the steps"
-        check(
-            steady or not self.dynamic_sampling_rounds,
-            "GrpoStage.dynamic_sampling_rounds",
-            self.dynamic_sampling_rounds,
-            expected,
-        )
-        kinds = " or ".join(REFERENCES)
-        check(self.ref_policy in REFERENCES, "GrpoStage.ref_policy", self.ref_policy, kinds)
-        kept = all(pattern.startswith("lora/") for pattern in self.trainable)
-        expected = "start where decoder/ is trained: base is the decoder without adapters"
-        check(kept or self.ref_policy != "base", "GrpoStage.ref_policy", self.ref_policy, expected)
-        expected = "0 where GrpoStage.level_mix is ()"
-        check(self.level_mix or not self.promote, "GrpoStage.promote", self.promote, expected)
-        alone, expected = (
-            self.questions_per_scene == 1,
-            "1 where GrpoStage.promote chooses its level",
-        )
-        check(
-            alone or not self.promote,
-            "GrpoStage.questions_per_scene",
-            self.questions_per_scene,
-            expected,
-        )
-        for pattern in self.trainable:
-            ok = pattern.startswith(("lora/", "decoder/"))
-            expected = "patterns that begin with lora/ or decoder/: what hears is not trained here"
-            check(ok, "GrpoStage.trainable", pattern, expected)
+        _check_level_mix(self)
         check_at_least(self, 2, "num_generations")
-        check_at_least(self, 1, "questions_per_scene", "num_iterations", "promote_steps")
+        check_at_least(self, 1, "questions_per_scene", "num_iterations")
         check_at_least(self, 1e-3, "temperature")
         weights = [f"{name}_weight" for name in ("kl", "answer", "format", "evidence", "length")]
         check_at_least(self, 0, "dynamic_sampling_rounds", *weights)
-        ok = self.loss in POLICY_LOSSES
-        check(ok, "GrpoStage.loss", self.loss, " or ".join(POLICY_LOSSES))
-        clip = self.clip_ratio
-        pair = clip if isinstance(clip, tuple) else (clip, clip)
-        ok = len(pair) == 2 and all(isinstance(c, (int, float)) and 0 < c for c in pair)
-        ok = ok and pair[0] < 1
-        name = "GrpoStage.clip_ratio"
-        check(clip is None or ok, name, clip, "a number above 0 and below 1, or (below, above)")
-        check(self.loss != "sapo" or clip is None, name, clip, "None: sapo has no clip")
         for name in ("questions_per_scene", "num_iterations", "dynamic_sampling_rounds"):
             value = getattr(self, name)
             check(isinstance(value, int), f"GrpoStage.{name}", value, "a whole number")
         flags = {"mask_truncated_completions": (True, False), "scale_rewards": (True, False, None)}
-        for name, kinds in flags.items():
+        for name, choices in flags.items():
             value = getattr(self, name)
-            ok = any(value is kind for kind in kinds)
-            check(ok, f"GrpoStage.{name}", value, " or ".join(map(str, kinds)))
+            ok = any(value is choice for choice in choices)
+            check(ok, f"GrpoStage.{name}", value, " or ".join(map(str, choices)))
+        is_steady = not self.level_mix or self.level_mix[0] == self.level_mix[1]
+        rounds = self.dynamic_sampling_rounds
+        expected = (
+            "0 if GrpoStage.level_mix changes over training: further batches would advance it"
+        )
+        check(is_steady or not rounds, "GrpoStage.dynamic_sampling_rounds", rounds, expected)
+        self._check_loss()
+        self._check_policies()
+
+    def _check_loss(self) -> None:
+        ok = self.loss in POLICY_LOSSES
+        check(ok, "GrpoStage.loss", self.loss, " or ".join(POLICY_LOSSES))
+        clip, name = self.clip_ratio, "GrpoStage.clip_ratio"
+        pair = clip if isinstance(clip, tuple) else (clip, clip)
+        ok = len(pair) == 2 and all(isinstance(c, (int, float)) and 0 < c for c in pair)
+        ok = ok and pair[0] < 1
+        check(clip is None or ok, name, clip, "a number above 0 and below 1, or (below, above)")
+        check(self.loss != "sapo" or clip is None, name, clip, "None: sapo has no clip")
+
+    def _check_policies(self) -> None:
+        ref, choices = self.ref_policy, " or ".join(REFERENCE_POLICIES)
+        check(ref in REFERENCE_POLICIES, "GrpoStage.ref_policy", ref, choices)
+        only_lora = all(pattern.startswith("lora/") for pattern in self.trainable)
+        expected = "start if decoder/ is trained: base is the decoder without adapters"
+        check(only_lora or ref != "base", "GrpoStage.ref_policy", ref, expected)
+        for pattern in self.trainable:
+            ok = pattern.startswith(("lora/", "decoder/"))
+            expected = "patterns under lora/ or decoder/ (the encoders are frozen in GRPO)"
+            check(ok, "GrpoStage.trainable", pattern, expected)
+
+    @property
+    def updates_per_step(self) -> int:
+        return self.num_iterations
 
     @property
     def keeps_ref_params(self) -> bool:
         return self.kl_weight > 0 and self.ref_policy == "start"
+
+
+def _check_level_mix(owner) -> None:
+    rows = owner.level_mix
+    ok = rows == () or (
+        len(rows) == 2
+        and all(len(row) == len(LEVELS) and min(row) >= 0 for row in rows)
+        and all(abs(sum(row) - 1) < 1e-6 for row in rows)
+    )
+    expected = f"() or two rows of shares of {', '.join(LEVELS)} that sum to 1"
+    check(ok, f"{type(owner).__name__}.level_mix", rows, expected)
+
+
+def _check_folders(owner, name: str) -> None:
+    value = getattr(owner, name)
+    check(isinstance(value, (tuple, list)), f"{type(owner).__name__}.{name}", value, "folders")

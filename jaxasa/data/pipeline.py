@@ -19,7 +19,7 @@ import numpy as np
 from jaxasa import config
 from jaxasa.acoustics.scenes import Clip, describe, draw, turn
 from jaxasa.core import keys
-from jaxasa.data import curriculum, phrases, questions, scene_text, synthetic_text, tokens
+from jaxasa.data import phrases, questions, scene_text, synthetic_text, tokens
 from jaxasa.data.records import Damaged
 from jaxasa.data.tokens import Text
 
@@ -49,8 +49,7 @@ class Batches:
     Process p of n has the p-th n-th of each batch, so that all of them together have what one
     alone would have, in its order, and a saved state serves any number of processes.
     total: examples that the stage sees; done: the share of them that came before, 0 to 1.
-    shuffle: elements in a new order at each pass; else in the order of `source`. pace: (place in
-    that order, done) -> the element that is taken.
+    shuffle: elements in a new order at each pass; else in the order of `source`.
     damaged: how many elements may be unreadable; each is replaced by the next one of its source,
     as is one of which `make` makes None.
     """
@@ -66,7 +65,6 @@ class Batches:
         total: int,
         shuffle: bool = True,
         guests: Sequence[Guest] = (),
-        pace: Callable[[int, float], int] | None = None,
         damaged: int = 0,
     ):
         processes = jax.process_count()
@@ -89,7 +87,7 @@ class Batches:
                     luck -= guest.share
             for step in range(_PASSED_OVER):
                 at = (place + step) % len(source)
-                found = make(source[pace(at, done) if pace else at], rng, done)
+                found = make(source[at], rng, done)
                 if found is not None:
                     return found
             raise _unasked(_PASSED_OVER)
@@ -112,8 +110,6 @@ class Batches:
         return self._iterator.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        expected = "above 0, with which the checkpoint was made: or another --workdir"
-        config.check("promotion" not in state, "GrpoStage.promote", 0, expected)
         self._iterator.set_state(state)
 
 
@@ -377,8 +373,8 @@ class Asked:
     (label [S], azimuth [S], distance [S]; label -1 where there is no source).
 
     A scene heard not at all has prompts without places for audio, and replies without a trace.
-    levels: shares of the levels at the beginning and at the end of the stage; () for all alike.
-    each_level: one question of each level in place of `count`, for curriculum.Promotion.
+    levels: shares of the levels at the beginning and at the end of the stage, and linearly between;
+        () for all alike.
     """
 
     asking: questions.Asking
@@ -392,7 +388,6 @@ class Asked:
     open_share: float = 0.0
     augment: bool = True
     levels: tuple[tuple[float, ...], ...] = ()
-    each_level: bool = False
 
     def __call__(
         self, element: tuple[np.ndarray, dict], rng: np.random.Generator, done: float
@@ -400,13 +395,11 @@ class Asked:
         audio, scene = element
         yaw = _yaw(audio, rng) if self.augment else 0.0
         scene = turn(scene, yaw)
-        count, shares = self.count, None
-        if self.each_level:
-            count = len(config.LEVELS)
-            shares = np.eye(count)
-        elif self.levels:
-            shares = curriculum.between(self.levels, done)
-        asked = self.asking(scene, rng, count, shares)
+        shares = None
+        if self.levels:
+            first, last = np.asarray(self.levels, float)
+            shares = first + (last - first) * done
+        asked = self.asking(scene, rng, self.count, shares)
         if not asked:
             return None
         unheard = rng.random() < self.no_audio_share

@@ -4,7 +4,6 @@ Shapes of a batch are those of one example that the stage's own pipeline makes o
 with a tokenizer that knows one word.
 """
 
-import dataclasses
 import types
 from collections.abc import Mapping
 
@@ -15,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import features, pipeline, questions
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.data import pipeline, questions
 from jaxasa.data.tokens import Text
 from jaxasa.models.asa import ASA
 from jaxasa.parallel import sharding
@@ -30,9 +30,9 @@ CLASSES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 def context(run: config.Run, name: str, mesh: Mesh) -> common.Context:
     """What stage `name` is built from, its data silent scenes."""
-    clips = [scenes.Clip(f"{c}/{take}", c, f"{c}-{take}", 1.0) for c in CLASSES for take in "12"]
+    clips = [scenes.Clip(f"{c}/{k}", c, f"{c}-{k}", 1.0) for c in CLASSES for k in "12"]
     drawn = (scenes.draw(run.scenes, clips, run.seed, "ahead", i) for i in range(SCENES))
-    samples = round(run.scenes.seconds * features.RATE)
+    samples = round(run.scenes.seconds * SAMPLE_RATE)
     audio = np.zeros((samples, run.model.spatial.channels), np.int16)
     word = types.SimpleNamespace(encode=lambda *_, **__: types.SimpleNamespace(ids=[7]))
     return common.Context(
@@ -84,9 +84,6 @@ def lower(run: config.Run, what: str, mesh: Mesh) -> tuple[jax.stages.Lowered, t
 def batch_shapes(around: common.Context, name: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch that the pipeline of stage `name` makes."""
     make = STAGES[name].examples(around)
-    if getattr(make, "each_level", False):
-        # Of which the stage keeps one (curriculum.Promotion).
-        make = dataclasses.replace(make, each_level=False)
     heard = around.train or ()
     elements = [scene for _, scene in heard] if name == "text" else heard
     example = pipeline.fixed(elements, make, around.run.seed, "ahead", 1)

@@ -16,12 +16,13 @@ from jaxasa import config
 from jaxasa.acoustics.scenes import Clip
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
-from jaxasa.data import curriculum, pipeline, questions
+from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
+from jaxasa.data import pipeline, questions
 from jaxasa.data.dynamic_mixing import Mixed
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
 from jaxasa.models import lm
-from jaxasa.models.asa import ASA, SCALE, Params
+from jaxasa.models.asa import ASA, Params
 from jaxasa.parallel import sharding
 from jaxasa.train import optim
 from jaxasa.train.state import State
@@ -63,7 +64,7 @@ class Context:
 
     @property
     def audio_tokens(self) -> int:
-        return self.asa.audio_tokens(round(self.run.scenes.seconds * 16_000))
+        return self.asa.audio_tokens(round(self.run.scenes.seconds * SAMPLE_RATE))
 
 
 def held_out(
@@ -98,21 +99,16 @@ class Task:
 def batches(
     context: Context, make: Callable, purpose: str, guests: Sequence[pipeline.Guest] = ()
 ) -> pipeline.Batches:
-    """The batches of a stage that hears scenes, from easy to hard where it says so."""
-    stage, scenes, pace = context.stage, context.train, None
-    if stage.easiest != (1.0, 1.0):
-        readable = pipeline.Readable(scenes, stage.max_damaged_records)
-        described = [readable[i][1] for i in range(len(scenes))]
-        pace = curriculum.Pace(curriculum.easiest_first(described, stage.hard_by), stage.easiest)
+    """The training batches of a stage that reads rendered scenes."""
+    stage = context.stage
     return pipeline.Batches(
-        scenes,
+        context.train,
         make,
         context.run.seed,
         purpose,
         stage.batch_size,
         total=stage.steps * stage.batch_size,
         guests=guests,
-        pace=pace,
         damaged=stage.max_damaged_records,
     )
 
@@ -124,9 +120,9 @@ def hear(batch: Mapping[str, jax.Array]) -> jax.Array:
     Two ears are not turned, and hear their mean where `mono`.
     """
     if batch["audio"].shape[-1] == 2:
-        ears = batch["audio"].astype(jnp.float32) * SCALE
+        ears = batch["audio"].astype(jnp.float32) * (1 / FULL_SCALE)
         return jnp.where(batch["mono"][:, None, None], ears.mean(-1, keepdims=True), ears)
-    w, y, z, x = jnp.moveaxis(batch["audio"].astype(jnp.float32) * SCALE, -1, 0)
+    w, y, z, x = jnp.moveaxis(batch["audio"].astype(jnp.float32) * (1 / FULL_SCALE), -1, 0)
     angle = jnp.radians(batch["yaw"])[:, None]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     turned = jnp.stack([x * sin + y * cos, z, x * cos - y * sin], -1)

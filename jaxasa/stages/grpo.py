@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 
 from jaxasa.config import LEVELS
 from jaxasa.core import trees
-from jaxasa.data import curriculum, pipeline, tokens
+from jaxasa.data import pipeline, tokens
 from jaxasa.models import lm, sample
 from jaxasa.parallel import sharding
 from jaxasa.stages import common, policy, rewards
@@ -73,14 +73,9 @@ def _heard(batch) -> jax.Array:
 
 
 def examples(context: common.Context) -> pipeline.Asked:
-    """The maker of examples: scenes with `stage.questions_per_scene` each.
-
-    Where levels are promoted by success, one question of each level, of which one is taken.
-    """
+    """The maker of examples: scenes with `stage.questions_per_scene` each."""
     stage = context.stage
-    return asked(
-        context, stage.questions_per_scene, levels=stage.level_mix, each_level=stage.promote > 0
-    )
+    return asked(context, stage.questions_per_scene, levels=stage.level_mix)
 
 
 def sampler(context: common.Context):
@@ -169,7 +164,7 @@ def task(context: common.Context) -> common.Task:
     """Rollouts, rewards, updates."""
     stage, text = context.stage, context.text
     by_deviation = stage.loss != "dr_grpo" if stage.scale_rewards is None else stage.scale_rewards
-    batches = _batches(context)
+    batches = common.batches(context, examples(context), "grpo")
     sampled = sampler(context)
     update = common.gradient_step(paced(context), objective(context))
 
@@ -279,9 +274,6 @@ def task(context: common.Context) -> common.Task:
         metrics["tokens"] = float(of_all["length"].sum())
         if number % stage.log_every == 0:
             metrics["samples"] = _samples(context, {**batch, **lesson}, found)
-        if isinstance(batches, curriculum.Promotion):
-            batches.report(metrics["reward/answer"])
-            metrics["promotion"] = batches.done
         return state, metrics
 
     plain = asked(context, 4, augment=False)
@@ -298,15 +290,6 @@ def task(context: common.Context) -> common.Task:
         return {"accuracy": float(right.mean())} | by_level
 
     return common.Task("grpo", batches, step, evaluate)
-
-
-def _batches(context: common.Context) -> pipeline.Batches | curriculum.Promotion:
-    """Scenes with their questions; the levels by the schedule of the stage, or by what succeeds."""
-    stage, batches = context.stage, common.batches(context, examples(context), "grpo")
-    if not stage.promote:
-        return batches
-    success = stage.promote, stage.promote_steps
-    return curriculum.Promotion(batches, stage.level_mix, *success, context.run.seed)
 
 
 def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[dict]:
