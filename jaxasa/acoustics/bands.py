@@ -15,8 +15,8 @@ import functools
 import numpy as np
 
 from jaxasa.acoustics import rooms
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16000
 LEAD = 64  # samples of a response before time zero: delay filters are symmetric
 
 
@@ -31,4 +31,4 @@ def weights(frequencies) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def weights_of(size: int) -> np.ndarray:
     """Returns the gains [7, size // 2 + 1] float32 of a real transform of `size` samples."""
-    return weights(np.fft.rfftfreq(size, 1 / RATE)).astype(np.float32)
+    return weights(np.fft.rfftfreq(size, 1 / SAMPLE_RATE)).astype(np.float32)

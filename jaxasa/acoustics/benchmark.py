@@ -28,8 +28,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from jaxasa.acoustics import pyroom_engine, render, rooms, scenes
-from jaxasa.acoustics.bands import RATE
 from jaxasa.core import cpu, keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 TIMES = (0.3, 0.6, 1.0)
 ROOM, LISTENER = (6.0, 5.0, 3.0), (3.1, 2.4, 1.5)
@@ -67,7 +67,7 @@ def scene(rt60: float, index: int, octaves: bool) -> scenes.SceneSpec:
 
 def _dry(clip: str) -> np.ndarray:
     rng = keys.rng(0, "benchmark clip", clip)
-    return rng.standard_normal(int(SECONDS * RATE), np.float32)
+    return rng.standard_normal(int(SECONDS * SAMPLE_RATE), np.float32)
 
 
 def _pyroomacoustics(spec: scenes.SceneSpec, dry: dict[str, np.ndarray], hybrid: bool) -> None:

@@ -8,7 +8,7 @@ and independent at the two ears. A recording exists in FOA only: `foa_decoder` d
     >>> import numpy as np
     >>> from jaxasa.acoustics import binaural, hrtf, scenes
     >>> from jaxasa.config import Scenes
-    >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.0)]
+    >>> clips = [scenes.Clip("bell-1", "bell", "bell-1", 1.0)]
     >>> ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
     >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
     >>> ears, labels = binaural.render(spec, lambda clip: np.ones(16000, np.float32))
@@ -26,10 +26,11 @@ import scipy.signal
 from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, noise, paths, rooms
 from jaxasa.acoustics import render as foa_render
 from jaxasa.acoustics.hrtf import Hrtf
-from jaxasa.acoustics.rir import LEAD, RATE
+from jaxasa.acoustics.rir import LEAD
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 
 def render(
@@ -54,7 +55,7 @@ def render(
     mix = np.zeros((2, length), np.float32)
     for i, source in enumerate(spec.sources):
         key = (spec.seed, "binaural tail", spec.split, spec.index, i)
-        start = round(source.onset * RATE)
+        start = round(source.onset * SAMPLE_RATE)
         dry = foa_render.dry(source, audio(source.clip))[: length - start]
         if source.trajectory or spec.turning:
             mix += binaural_motion.moving(
@@ -99,10 +100,10 @@ def _noise(spec: SceneSpec, head: Hrtf, length: int, power: float) -> np.ndarray
     """Returns diffuse noise [2, length], pink above 100 Hz, of so much power at the absent head."""
     rng = keys.rng(spec.seed, "binaural noise", spec.split, spec.index)
     size = scipy.fft.next_fast_len(length, real=True)
-    f = np.fft.rfftfreq(size, 1 / RATE)
+    f = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     shape = power * noise.pink(size).astype(float) ** 2
     field = _diffuse(head)
-    grid = np.linspace(0, RATE / 2, field.shape[-1])
+    grid = np.linspace(0, SAMPLE_RATE / 2, field.shape[-1])
     left, right, real, imaginary = (np.interp(f, grid, part) * shape for part in field)
     spectra = binaural_rir.correlated(left, right, real + 1j * imaginary, rng)
     return scipy.fft.irfft(spectra, size)[:, :length]

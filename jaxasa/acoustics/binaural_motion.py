@@ -29,12 +29,13 @@ import scipy.signal
 
 from jaxasa.acoustics import bands, binaural_rir, hrtf, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
-from jaxasa.acoustics.rir import LEAD, RATE
+from jaxasa.acoustics.rir import LEAD
+from jaxasa.core.audio import SAMPLE_RATE
 
 _FINE = 4  # times as many samples of the dry signal are interpolated
 _FRAME, _SIZE = 256, 1024
 _MARGIN = 256  # samples around the dry signal, into which its interpolation rings
-_TURN = RATE // 30  # samples between the places whose reflections take turns
+_TURN = SAMPLE_RATE // 30  # samples between the places whose reflections take turns
 
 Place = Callable[[np.ndarray], np.ndarray]
 
@@ -72,7 +73,7 @@ def moving(
         if len(samples) == 0:
             continue
         part = dry[samples] * (1 - np.abs(samples - k * _TURN) / _TURN).astype(np.float32)
-        middle = np.array([start + min(k * _TURN, len(dry) - 1)]) / RATE
+        middle = np.array([start + min(k * _TURN, len(dry) - 1)]) / SAMPLE_RATE
         source = place(middle)[0]
         flight = float(np.linalg.norm(source - where)) / rooms.SPEED
         turned = float(yaw(middle + flight)[0])
@@ -91,13 +92,13 @@ def moving(
 def _direct(dry, start: int, place: Place, yaw: Place, listener, head: Hrtf, length: int):
     """Returns the direct sound [2, length]."""
     emitted = np.arange(-_MARGIN, len(dry) + _MARGIN)
-    distance = np.linalg.norm(place((start + emitted) / RATE) - listener, axis=1)
-    arrival = start + emitted + distance * (RATE / rooms.SPEED)
+    distance = np.linalg.norm(place((start + emitted) / SAMPLE_RATE) - listener, axis=1)
+    arrival = start + emitted + distance * (SAMPLE_RATE / rooms.SPEED)
     level = 1 / (np.gradient(arrival) * distance)
     frames = np.arange(-1, -(-length // (_FRAME // 2)) + 1) * (_FRAME // 2)
     middle = frames + _FRAME // 2
-    offset = place((start + np.interp(middle, arrival, emitted)) / RATE) - listener
-    angle = np.radians(-np.asarray(yaw(np.clip(middle, 0, length) / RATE), float))
+    offset = place((start + np.interp(middle, arrival, emitted)) / SAMPLE_RATE) - listener
+    angle = np.radians(-np.asarray(yaw(np.clip(middle, 0, length) / SAMPLE_RATE), float))
     c, s = np.cos(angle), np.sin(angle)
     x, y, z = offset.T
     offset = np.stack([c * x - s * y, s * x + c * y, z], axis=1)

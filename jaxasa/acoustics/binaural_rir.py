@@ -30,7 +30,8 @@ import scipy.fft
 
 from jaxasa.acoustics import bands, hrtf, image_source, images, noise, numba_jit, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
-from jaxasa.acoustics.rir import LEAD, RATE
+from jaxasa.acoustics.rir import LEAD
+from jaxasa.core.audio import SAMPLE_RATE
 
 _ORDER, _TAPS = image_source.farrow().shape
 _BEFORE = 64  # samples of room for what arrives at an ear before the head's centre
@@ -63,7 +64,7 @@ def response(
     rooms.check(not (full and scattering), "scattering", scattering, "0 where all are images")
     mixing = float(rir.mixing_time(room, math.dist(source, listener)))
     seconds = max(float(rooms.decay_time(room, absorption).max()), mixing + 0.005)
-    length = int(seconds * RATE)
+    length = int(seconds * SAMPLE_RATE)
     reach = seconds if full else mixing
     offset, gain = images.near(room, absorption, source, listener, reach * rooms.SPEED)
     loud = gain.max(axis=1) > _NOTHING * gain.max()
@@ -73,14 +74,13 @@ def response(
     if not full:
         gain *= np.cos(rir.cross_fade(time, mixing))[:, None]
     out = np.zeros((2, length + LEAD), np.float32)
-    early = _add_up(turned(offset, -yaw), gain, head, int(reach * RATE) + 1)
+    early = _add_up(turned(offset, -yaw), gain, head, int(reach * SAMPLE_RATE) + 1)
     count = min(early.shape[1], out.shape[1])
     out[:, :count] = early[:, :count]
     if not full:
-        start = int(mixing * rir.FADE * RATE)
-        phase = (
-            ((np.arange(length) / RATE / mixing - rir.FADE) / (1 - rir.FADE)).clip(0, 1) * np.pi / 2
-        )
+        start = int(mixing * rir.FADE * SAMPLE_RATE)
+        progress = (np.arange(length) / SAMPLE_RATE / mixing - rir.FADE) / (1 - rir.FADE)
+        phase = progress.clip(0, 1) * np.pi / 2
         late = _tail(room, absorption, head, yaw, length, rng, scattering) * np.sin(phase).astype(
             np.float32
         )
@@ -114,12 +114,12 @@ def _add(out, start, fraction, gain, taps):
 def _add_up(offset: np.ndarray, gain: np.ndarray, head: Hrtf, length: int) -> np.ndarray:
     """Returns the sum [2, n] of images at offsets [N, 3] in the head's frame with gains [N, 7]."""
     width = head.at([[1.0, 0.0, 0.0]])[0].shape[-1]
-    spare = _BEFORE + width + RATE // 100  # an ear's delay is not in `length`
+    spare = _BEFORE + width + SAMPLE_RATE // 100  # an ear's delay is not in `length`
     out = np.zeros((2, gain.shape[1], _ORDER, length + spare), np.float32)
     for low in range(0, len(offset), _CHUNK):
         part = offset[low : low + _CHUNK]
         taps, delay = head.at(part)
-        time = np.linalg.norm(part, axis=1, keepdims=True) * (RATE / rooms.SPEED) + delay
+        time = np.linalg.norm(part, axis=1, keepdims=True) * (SAMPLE_RATE / rooms.SPEED) + delay
         sample = np.rint(time).astype(np.int64)
         fraction = (time - sample).astype(np.float32)
         start = sample + (_BEFORE - hrtf.LEAD)
@@ -175,8 +175,8 @@ def _tail(room, absorption, head: Hrtf, yaw: float, length: int, rng, scattering
     Frames of shaped noise overlap by half under a sine window, so that powers add up.
     """
     frames, hop = -(-length // (_FRAME // 2)) + 1, _FRAME // 2
-    times = np.arange(frames) * hop / RATE
-    energy = directional_energy(room, absorption, times, scattering) / RATE
+    times = np.arange(frames) * hop / SAMPLE_RATE
+    energy = directional_energy(room, absorption, times, scattering) / SAMPLE_RATE
     bands, _ = _filters_of(_FRAME)
     # Bands mix as amplitudes do in an image's spectrum.
     root = np.sqrt(energy).transpose(0, 2, 1).astype(np.float32)

@@ -34,8 +34,9 @@ import numpy as np
 import scipy.fft
 
 from jaxasa.acoustics import foa, hrtf
-from jaxasa.acoustics.hrtf import RATE, Hrtf
+from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.config import check
+from jaxasa.core.audio import SAMPLE_RATE
 
 LIMIT = 600.0  # Hz: up to here phases are fitted, above it magnitudes
 _FRAME, _HOP, _SIZE = 512, 128, 1024
@@ -162,7 +163,7 @@ def linear_decoder(head: Hrtf, size: int) -> np.ndarray:
     # Least squares over the sphere: W, Y, Z, X are orthogonal, of powers 1, 1/3, 1/3, 1/3.
     solve = weight[:, None] * gains * np.array([1, 3, 3, 3])
     found = wanted @ solve
-    frequency = np.fft.rfftfreq(size, 1 / RATE)
+    frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     for k in np.flatnonzero(frequency > LIMIT):
         phase = found[k - 1] @ gains.T
         phase /= np.maximum(np.abs(phase), 1e-12)

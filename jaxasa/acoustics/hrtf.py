@@ -31,10 +31,10 @@ from typing import Protocol
 import numpy as np
 import scipy.special
 
-from jaxasa.acoustics import rir, rooms
+from jaxasa.acoustics import rooms
 from jaxasa.config import check
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = rir.RATE
 LEAD = 24  # samples of a filter before its delay: band-limited filters ring on both sides
 RADIUS = 0.0875  # metres
 EARS = 100.0  # degrees: azimuth of the left ear, behind the middle (Blauert 1997)
@@ -175,7 +175,7 @@ class Sphere:
         cosine = np.clip(offset @ self._ears.T / distance[:, None], -1, 1)
         theta = np.arccos(cosine)
         rho = np.maximum(distance / self._radius, 1 / _NEAR[0])[:, None]
-        delay = path(rho, theta) * (self._radius / rooms.SPEED * RATE)
+        delay = path(rho, theta) * (self._radius / rooms.SPEED * SAMPLE_RATE)
         table = _table(self._radius)
         near = np.clip(np.interp(1 / rho, _NEAR[::-1], np.arange(len(_NEAR))[::-1]), 0, None)
         r, r_share = _split(np.broadcast_to(near, theta.shape), len(_NEAR))
@@ -202,7 +202,7 @@ def _split(position: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 def _table(radius: float) -> np.ndarray:
     """Returns filters [distances, angles, taps] without the delay of `path`."""
     theta = np.linspace(0, np.pi, _ANGLES)
-    frequency = np.fft.rfftfreq(_SIZE, 1 / RATE)
+    frequency = np.fft.rfftfreq(_SIZE, 1 / SAMPLE_RATE)
     mu = 2 * np.pi * frequency * radius / rooms.SPEED
     out = np.empty((len(_NEAR), _ANGLES, _TAPS), np.float32)
     for i, near in enumerate(_NEAR):

@@ -25,6 +25,7 @@ import numpy as np
 import scipy.fft
 
 from jaxasa.acoustics import bands, numba_jit, rooms
+from jaxasa.core.audio import SAMPLE_RATE
 
 ORDER = 6  # powers of the fractional delay
 FAINT = 1e-3  # amplitude that walls leave of an image: 60 dB down, `coarse` leaves it out
@@ -45,9 +46,9 @@ def farrow() -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def spectra(size: int, step: int = 1) -> np.ndarray:
-    """Returns the filters' spectra [6, size // 2 + 1] complex64 at RATE / step.
+    """Returns the filters' spectra [6, size // 2 + 1] complex64 at SAMPLE_RATE / step.
 
-    Time zero moves to LEAD of RATE.
+    Time zero moves to LEAD of SAMPLE_RATE.
     """
     shifted = np.zeros((ORDER, size))
     shifted[:, :_TAPS] = farrow()
@@ -56,7 +57,7 @@ def spectra(size: int, step: int = 1) -> np.ndarray:
 
 
 def transform_size(length: int, step: int = 1) -> int:
-    """Returns the size at RATE / step of a transform of `length` samples and what rings around."""
+    """Returns the size at SAMPLE_RATE / step for `length` samples and the filters' ringing."""
     return scipy.fft.next_fast_len(-(-(length + bands.LEAD + _RING) // step), real=True)
 
 
@@ -194,7 +195,7 @@ def images(
 
     room, source, listener: x, y, z in metres. absorption: [7] of all walls, or [6, 7] by
     rooms.WALLS, per octave band. From the distance `fade` (m) on images fade out as a cosine
-    that ends at `radius`. Only what is in `octaves` is heard, made at RATE / step: twice the
+    that ends at `radius`. Only what is in `octaves` is heard, made at SAMPLE_RATE / step: twice the
     frequency at which the highest of them ends, or more.
     """
     reflect = reflections(absorption)[:, octaves]
@@ -203,10 +204,10 @@ def images(
     if alike:
         reflect = reflect[:, :1]  # of flat walls, one band does for all
     offsets, gains = _axes(room, reflect, source, listener, radius)
-    length = int(radius * bands.RATE / rooms.SPEED) + 2
+    length = int(radius * SAMPLE_RATE / rooms.SPEED) + 2
     size = transform_size(length, step)
     powers = np.zeros((reflect.shape[1], size, 24), np.float32)
-    rate = bands.RATE / step / rooms.SPEED
+    rate = SAMPLE_RATE / step / rooms.SPEED
     _add_images(powers, *offsets, *gains, float(radius), rate)
     # All images of a sample have come from one distance, as far as air and fade can tell.
     distance = np.arange(math.ceil(length / step)) / rate
@@ -286,7 +287,7 @@ def coarse(
     for d, gain in enumerate(gains):
         loud = np.flatnonzero(gain.max(axis=1) >= FAINT)
         offsets[d], gains[d] = (part[loud[0] : loud[-1] + 1] for part in (offsets[d], gain))
-    rate = bands.RATE / rooms.SPEED
+    rate = SAMPLE_RATE / rooms.SPEED
     length = int(radius * rate) + 2
     found = np.zeros((length, reflect.shape[1], 4), np.float32)
     _add_coarse(found, *offsets, *gains, gains[2].max(axis=1), float(inner), float(radius), rate)

@@ -27,6 +27,7 @@ import scipy.fft
 import scipy.signal
 
 from jaxasa.acoustics import bands, image_source, rir, rooms, tail
+from jaxasa.core.audio import SAMPLE_RATE
 
 _RING_DOWN = 2048  # samples in which the high-pass has died away
 
@@ -70,8 +71,8 @@ def plan(
         seconds = max(seconds, rir.lasting(size, walls, far, air))
         lost.append(rooms.log_absorption(walls))
         ends.append(rir.followed(np.asarray(size, float), lost[-1], far, air))
-    length = int(seconds * bands.RATE)
-    seconds = length / bands.RATE
+    length = int(seconds * SAMPLE_RATE)
+    seconds = length / SAMPLE_RATE
     mixed = np.broadcast_to(scattering, len(ends))
     coarse = [
         0.0 if full else float(rir.coarse_end(np.asarray(size, float), walls, seconds, part))
@@ -134,16 +135,16 @@ def _responses(sizes, absorption, sources, listeners, key, shape: Shape, scatter
 def _response(size, walls, source, listener, key, shape: Shape, scattering):
     where = (size, walls, source, listener)
     if shape.full:
-        radius = shape.length / bands.RATE * rooms.SPEED
+        radius = shape.length / SAMPLE_RATE * rooms.SPEED
         return _high_pass(_images(*where, radius, None, shape, 0, slice(None), 1))
     logs, distance = rooms.log_absorption(walls, jnp), jnp.linalg.norm(source - listener)
     ends = rir.followed(size, logs, distance, shape.air, scattering, jnp)
-    noise, seconds = ends, shape.length / bands.RATE
+    noise, seconds = ends, shape.length / SAMPLE_RATE
     if shape.seconds[2]:
         last = rir.coarse_end(size, walls, seconds, scattering, jnp)
         noise = tuple(jnp.maximum(end, last) for end in ends)
     late = _tail(*where, key, shape, scattering, rir.kept_by(noise[0], noise[1], jnp))
-    start = (jnp.minimum(*noise) * rir.FADE * bands.RATE).astype(int)
+    start = (jnp.minimum(*noise) * rir.FADE * SAMPLE_RATE).astype(int)
     late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)
     out = jnp.pad(late, ((0, 0), (bands.LEAD, 0)))
     for i, (octaves, step) in enumerate(rir.GROUPS):
@@ -179,8 +180,8 @@ def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, o
     reflect = jnp.sqrt(1 - jnp.broadcast_to(walls, (len(rooms.WALLS), walls.shape[-1])))[:, octaves]
     if not shape.octaves:
         reflect = reflect[:, :1]
-    count = math.ceil((int(shape.seconds[i] * bands.RATE) + 2) / step)
-    rate = bands.RATE / step / rooms.SPEED
+    count = math.ceil((int(shape.seconds[i] * SAMPLE_RATE) + 2) / step)
+    rate = SAMPLE_RATE / step / rooms.SPEED
     (x, y, z), gains = _axes(source, listener, size, reflect, shape.reach[i])
     over = gains[1][:, None] * gains[2]
 
@@ -224,8 +225,8 @@ def _coarse(size, walls, source, listener, inner, radius, level, shape: Shape):
     """As image_source.coarse: [4, LEAD + length]."""
     reflect = jnp.sqrt(1 - walls)
     (x, y, z), gains = _axes(source, listener, size, reflect, shape.reach[2])
-    count = int(shape.seconds[2] * bands.RATE) + 2
-    rate = bands.RATE / rooms.SPEED
+    count = int(shape.seconds[2] * SAMPLE_RATE) + 2
+    rate = SAMPLE_RATE / rooms.SPEED
     over = gains[1][:, None] * gains[2]
 
     def add_plane(plane, found):
@@ -255,10 +256,10 @@ def _coarse(size, walls, source, listener, inner, radius, level, shape: Shape):
 def _tail(size, walls, source, listener, key, shape: Shape, scattering, kept):
     """As tail.tail: [4, length]."""
     frames, hop = -(-shape.length // (tail.FRAME // 2)) + 1, tail.FRAME // 2
-    times = np.arange(frames) * hop / bands.RATE
+    times = np.arange(frames) * hop / SAMPLE_RATE
     parts = rooms.parts(size, walls, times, shape.air, jnp)
     energy = rooms.combine(size, walls, times, parts, source, listener, scattering, jnp)
-    level = jnp.sqrt(energy * (tail.FRAME / 2 / bands.RATE))
+    level = jnp.sqrt(energy * (tail.FRAME / 2 / SAMPLE_RATE))
     weights = bands.weights_of(tail.FRAME)
     signs = jax.random.rademacher(key, (2, 4, frames, weights.shape[1]), jnp.float32)
     spectrum = jax.lax.complex(*signs) * jnp.einsum("bct,bf->ctf", level, weights)
@@ -272,6 +273,6 @@ def _tail(size, walls, source, listener, key, shape: Shape, scattering, kept):
 def _high_pass(signal):
     """As rir.high_pass, by its exact response on a spectrum with room for its ring."""
     n = scipy.fft.next_fast_len(signal.shape[-1] + _RING_DOWN, real=True)
-    f = np.fft.rfftfreq(n, 1 / bands.RATE)
-    response = scipy.signal.sosfreqz(rir.HIGH_PASS, f, fs=bands.RATE)[1].astype(np.complex64)
+    f = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
+    response = scipy.signal.sosfreqz(rir.HIGH_PASS, f, fs=SAMPLE_RATE)[1].astype(np.complex64)
     return jnp.fft.irfft(jnp.fft.rfft(signal, n) * response, n)[:, : signal.shape[-1]]

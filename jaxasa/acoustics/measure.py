@@ -6,7 +6,7 @@ from -5 to -25 dB (T20 of ISO 3382), in octaves of third-order Butterworth shape
     >>> import numpy as np
     >>> from jaxasa.acoustics import bands, measure
     >>> noise = np.random.default_rng(0).standard_normal((1, 9600))
-    >>> decay = 10 ** (-3 * np.arange(9600) / bands.RATE / 0.3)  # 60 dB in 0.3 s
+    >>> decay = 10 ** (-3 * np.arange(9600) / SAMPLE_RATE / 0.3)  # 60 dB in 0.3 s
     >>> round(measure.rt60(np.pad(noise * decay, ((0, 0), (bands.LEAD, 0)))), 1)
     0.3
 """
@@ -17,8 +17,9 @@ import numpy as np
 import scipy.fft
 
 from jaxasa.acoustics import numba_jit
-from jaxasa.acoustics.bands import LEAD, RATE
+from jaxasa.acoustics.bands import LEAD
 from jaxasa.acoustics.rooms import SPEED
+from jaxasa.core.audio import SAMPLE_RATE
 
 
 def rt60(response: np.ndarray) -> float:
@@ -47,7 +48,7 @@ def octave_rt60(response: np.ndarray, centres) -> np.ndarray:
 @functools.lru_cache(maxsize=64)
 def _octave(centre: float, size: int) -> np.ndarray:
     """Returns the amplitudes [size // 2 + 1] of the octave around `centre` (Hz)."""
-    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
+    f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
     return (1 / np.sqrt(1 + (2**0.5 * (f / centre - centre / f)) ** 6)).astype(np.float32)
 
 
@@ -72,14 +73,14 @@ def _energy_left(signal, step):
 def t20(signal: np.ndarray, step: int = 8, fewer: int = 1) -> float:
     """Returns the T20 (s, extrapolated to 60 dB) of a signal [n]; NaN where none can be fitted.
 
-    The decay is read in steps of `step` samples; the rate of the signal is RATE / fewer.
+    The decay is read in steps of `step` samples; the rate of the signal is SAMPLE_RATE / fewer.
     """
     level = decay_curve(signal, step)
     use = np.flatnonzero((level <= -5) & (level >= -25))
-    if len(use) * step * fewer < RATE // 200:
+    if len(use) * step * fewer < SAMPLE_RATE // 200:
         return float("nan")
     x, y = use - use.mean(), level[use]
-    return float(-60 * step * fewer * (x @ x) / (x @ y) / RATE)
+    return float(-60 * step * fewer * (x @ x) / (x @ y) / SAMPLE_RATE)
 
 
 def drr(response: np.ndarray, distance: float) -> float:
@@ -87,6 +88,6 @@ def drr(response: np.ndarray, distance: float) -> float:
 
     Direct is what comes up to 2.5 ms after the direct sound of a source at `distance` (m).
     """
-    split = LEAD + round(distance / SPEED * RATE) + RATE // 400
+    split = LEAD + round(distance / SPEED * SAMPLE_RATE) + SAMPLE_RATE // 400
     energy = response[0].astype(float) ** 2
     return float(10 * np.log10(energy[:split].sum() / max(energy[split:].sum(), 1e-12)))

@@ -36,6 +36,7 @@ import scipy.fft
 import scipy.signal
 
 from jaxasa.acoustics import bands, image_source, numba_jit, paths, rir, rooms
+from jaxasa.core.audio import SAMPLE_RATE
 
 HOP = 32  # samples between computed delays
 TAIL_STEP = 0.5  # metres that a source moves from one tail to the next
@@ -45,7 +46,7 @@ _CHUNK = 32  # hops: what they add to stays in the cache while all images pass
 _MARGIN = 64  # samples before and after the dry signal, for its interpolation; a multiple of HOP
 _RING = 1024  # samples that the filters of low bands ring on
 _NOTHING = 1e-5  # reflection (-100 dB) below which an image is left out
-_SAMPLES = rir.RATE / rooms.SPEED  # samples a metre
+_SAMPLES = SAMPLE_RATE / rooms.SPEED  # samples a metre
 
 
 @functools.cache
@@ -216,7 +217,7 @@ def early(
         decay = float(rooms.decay_time(room, absorption, air).max()) * rooms.SPEED
         radius = fade = max(decay, radius + 0.005 * rooms.SPEED)
     hops = -(-(len(dry) + 2 * _MARGIN) // HOP)
-    times = (start - _MARGIN + HOP * np.arange(hops + 1)) / rir.RATE
+    times = (start - _MARGIN + HOP * np.arange(hops + 1)) / SAMPLE_RATE
     points = paths.at(path, times)
     walls = image_source.reflections(absorption)
     loudest = walls.max(axis=0)
@@ -268,7 +269,7 @@ def tails(
     """
     path = np.asarray(path, float)
     travelled = paths.travelled(path)
-    way = np.interp((start + np.arange(len(dry))) / rir.RATE, path[:, 0], travelled)
+    way = np.interp((start + np.arange(len(dry))) / SAMPLE_RATE, path[:, 0], travelled)
     length = way[-1] - way[0]
     steps = max(round(length / TAIL_STEP), 1) if length > 0 else 0
     position = (way - way[0]) / length * steps if steps else np.zeros(len(dry))

@@ -19,7 +19,7 @@ import math
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics.bands import RATE
+from jaxasa.core.audio import SAMPLE_RATE
 
 
 def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def pink(size: int) -> np.ndarray:
     """Returns the amplitudes [size // 2 + 1] of pink noise of power 1, flat below 100 Hz."""
-    f = np.maximum(np.fft.rfftfreq(size, 1 / RATE), 1e-3)
+    f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
     shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
     return (shape * np.sqrt(size / (2 * np.mean(shape**2)))).astype(np.float32)
 

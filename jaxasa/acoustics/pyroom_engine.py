@@ -2,8 +2,8 @@
 
 Scenes are drawn, mixed and labelled as ever (render.mix); the room responses are another
 simulator's, so that a model trained on ours can be tried on sound that is not. What differs from
-`rir.shoebox_rir`: its own images, fractional delays, wall filters per octave band and air absorption,
-and no tail of noise: all that is heard are images.
+`rir.shoebox_rir`: its own images, fractional delays, wall filters per octave band and air
+absorption, and no tail of noise: all that is heard are images.
 
 FOA comes from four coincident microphones, an omnidirectional one and figures of eight along y, z
 and x, which are W, Y, Z, X in SN3D. Its gain is 1 / distance as ours; it delays all by 40 samples,
@@ -24,6 +24,7 @@ import numpy as np
 from jaxasa.acoustics import render, rir, rooms
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import ConfigError, check
+from jaxasa.core.audio import SAMPLE_RATE
 
 DELAY = 40  # samples: half the length of its fractional delays
 # Images are followed until the slowest band has fallen so far (dB): T20 is read down to -25,
@@ -54,7 +55,7 @@ def shoebox(room, absorption, order: int, air: bool = False, ray_tracing: bool =
     octaves = {"coeffs": np.atleast_1d(absorption).tolist(), "center_freqs": list(rooms.BANDS)}
     return pra.ShoeBox(
         list(room),
-        fs=rir.RATE,
+        fs=SAMPLE_RATE,
         materials=pra.Material(absorption if flat else {"description": "wall", **octaves}),
         max_order=order,
         air_absorption=air,
@@ -88,7 +89,7 @@ def response(room, absorption, source, listener) -> np.ndarray:
     places = np.tile(np.asarray(listener, float)[:, None], 4)
     box.add_microphone_array(places, directivity=microphones())
     box.compute_rir()
-    length = DELAY + int(seconds * rir.RATE)
+    length = DELAY + int(seconds * SAMPLE_RATE)
     heard = np.zeros((4, rir.LEAD - DELAY + length), np.float32)
     for channel, (found,) in zip(heard, box.rir, strict=True):
         part = found[:length]

@@ -11,7 +11,7 @@ the sensors is white, independent in each channel and turns with the listener.
     >>> import numpy as np
     >>> from jaxasa.acoustics import render, scenes
     >>> from jaxasa.config import Scenes
-    >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.0)]
+    >>> clips = [scenes.Clip("bell-1", "bell", "bell-1", 1.0)]
     >>> ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
     >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
     >>> audio, description = render.render(spec, lambda clip: np.ones(16000, np.float32))
@@ -28,10 +28,10 @@ import soxr
 
 from jaxasa.acoustics import foa, motion, noise, numba_jit, rir, rooms
 from jaxasa.acoustics.convolve import convolve
-from jaxasa.acoustics.rir import RATE
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
 from jaxasa.config import check
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 LEVEL = 0.25  # gain from a clip, heard at 1 m, to the scene
 PEAK = 0.9
@@ -100,11 +100,11 @@ def _mix(
     air: bool = True,
 ) -> tuple[np.ndarray, dict]:
     scene = describe(spec)
-    length = round(spec.seconds * RATE)
+    length = round(spec.seconds * SAMPLE_RATE)
     tracks, through, heard = [], [], []
     for i, (k, response) in enumerate(zip(_order(spec), responses, strict=True)):
         source = spec.sources[k]
-        start, played = round(source.onset * RATE), dry(source, audio(source.clip))
+        start, played = round(source.onset * SAMPLE_RATE), dry(source, audio(source.clip))
         if not source.trajectory:
             tracks.append((start, played))
             through.append(response.signal)
@@ -129,7 +129,7 @@ def _mix(
     power = sounding_power(mixed[:, 0], scene["sources"])
     mixed += _noise(spec, length, power)
     if spec.turning:
-        mixed = foa.rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / RATE))
+        mixed = foa.rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / SAMPLE_RATE))
     if spec.sensor_snr is not None:
         mixed += _sensor_noise(spec, spec.sensor_snr, length, power)
     peak = float(np.abs(mixed).max())
@@ -167,12 +167,12 @@ def dry(source: Source, clip: np.ndarray) -> np.ndarray:
         where = f"clip {source.clip}, sample {first}"
         check(False, where, float(clip[first]), "finite samples")
     if source.speed != 1:
-        clip = soxr.resample(clip, RATE * source.speed, RATE, quality="MQ")
-    wanted = max(round(source.seconds * RATE), 1)
+        clip = soxr.resample(clip, SAMPLE_RATE * source.speed, SAMPLE_RATE, quality="MQ")
+    wanted = max(round(source.seconds * SAMPLE_RATE), 1)
     played = clip[:wanted] * np.float32(10 ** (source.gain / 20))
     # A clip's length in seconds is rounded: only what is missing beyond that was cut.
-    if len(clip) > wanted + RATE // 1000:
-        fade = min(int(_CUT * RATE), wanted)
+    if len(clip) > wanted + SAMPLE_RATE // 1000:
+        fade = min(int(_CUT * SAMPLE_RATE), wanted)
         played[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     return played
 
@@ -181,7 +181,8 @@ def sounding_power(w: np.ndarray, sources: list[dict]) -> float:
     """Returns the mean power of W [T] while sources sound."""
     sounding = np.zeros(len(w), bool)
     for source in sources:
-        sounding[int(source["onset"] * RATE) : int(source["offset"] * RATE) + 1] = True
+        start, end = (int(source[key] * SAMPLE_RATE) for key in ("onset", "offset"))
+        sounding[start : end + 1] = True
     # No product of vectors here: libraries add it up by how many threads they have.
     return float(np.mean(w[sounding].astype(float) ** 2))
 

@@ -30,9 +30,9 @@ import scipy.signal
 
 from jaxasa.acoustics import image_source, numba_jit, rooms, tail
 from jaxasa.acoustics.bands import LEAD as LEAD
-from jaxasa.acoustics.bands import RATE as RATE
 from jaxasa.acoustics.measure import drr as drr
 from jaxasa.acoustics.measure import rt60 as rt60
+from jaxasa.core.audio import SAMPLE_RATE
 
 FADE = 2 / 3  # of the time at which all is tail: where it begins to replace the images
 EARLY = 3.5  # mixing times that images are followed
@@ -41,7 +41,7 @@ EARLY = 3.5  # mixing times that images are followed
 LOW, MOST_LOW = 2, 60_000
 MOST_COARSE = 10_000_000  # between uneven walls: half a second's work at most
 GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many samples
-HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=RATE, output="sos")
+HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=SAMPLE_RATE, output="sos")
 
 
 @numba_jit.fast
@@ -118,19 +118,19 @@ def kept_by(high, low, xp=np):
 def late(where, ends, seconds: float, rng, air: bool = True, scattering: float = 0.0) -> np.ndarray:
     """Returns what comes beside images that are followed for `ends` (s), [4, LEAD + n] float32.
 
-    where: room, absorption, source, listener as in `shoebox_rir`. ends: as from `followed`. seconds:
-    as from `lasting`. It is a tail, and where walls are uneven the later images, coarsely.
+    where: room, absorption, source, listener as in `shoebox_rir`. ends: as from `followed`.
+    seconds: as from `lasting`. It is a tail, and where walls are uneven the later images, coarsely.
     """
     room, absorption, source, listener = where
-    length, size = int(seconds * RATE), np.asarray(room, float)
+    length, size = int(seconds * SAMPLE_RATE), np.asarray(room, float)
     last = float(coarse_end(size, absorption, seconds, scattering))
     begins = tuple(max(float(end), last) for end in ends)  # from when there is nothing else
     out = np.zeros((4, LEAD + length), np.float32)
-    if min(begins) * FADE * RATE < length:
+    if min(begins) * FADE * SAMPLE_RATE < length:
         options = {"air": air, "scattering": scattering, "kept": kept_by(*begins)}
         out[:, LEAD:] = tail.tail(room, absorption, length, rng, source, listener, **options)
         # No frame of noise may be heard before its fade.
-        out[:, : LEAD + int(min(begins) * FADE * RATE)] = 0
+        out[:, : LEAD + int(min(begins) * FADE * SAMPLE_RATE)] = 0
     if last > min(ends):
         inner, radius = min(ends) * FADE * rooms.SPEED, min(last, seconds) * rooms.SPEED
         kept, exact = kept_by(*begins), kept_by(*ends)

@@ -29,6 +29,7 @@ import soxr
 
 from jaxasa.acoustics import hrtf
 from jaxasa.config import ConfigError, check
+from jaxasa.core.audio import SAMPLE_RATE
 
 CONVENTION = "SimpleFreeFieldHRIR"
 _SIZE = 1024
@@ -140,10 +141,10 @@ class Measured:
         spectrum = _resampled(responses[first], rate)
         at = _delays(spectrum)
         turn = 2j * np.pi / _SIZE * np.arange(spectrum.shape[-1])
-        samples = int(responses.shape[-1] * hrtf.RATE / rate) + 1
+        samples = int(responses.shape[-1] * SAMPLE_RATE / rate) + 1
         taps = min(max(samples + hrtf.LEAD, 3 * hrtf.LEAD), _LONGEST)
         self._taps = hrtf.shorten(spectrum * np.exp(turn * at[..., None]), taps)
-        self._delay = at + delay[first] * hrtf.RATE / rate
+        self._delay = at + delay[first] * SAMPLE_RATE / rate
         self._level()
 
     def _level(self) -> None:
@@ -173,14 +174,14 @@ def _resampled(responses: np.ndarray, rate: float) -> np.ndarray:
     """Returns the spectra [N, 2, F] at 16 kHz; the gain of a response does not depend on rate."""
     n = responses.shape[-1]
     flat = responses.reshape(-1, n).T
-    pad = round(rate * hrtf.LEAD / hrtf.RATE)
+    pad = round(rate * hrtf.LEAD / SAMPLE_RATE)
     padded = np.pad(flat, ((pad, pad), (0, 0)))
-    if rate != hrtf.RATE:
-        padded = soxr.resample(padded, rate, hrtf.RATE, "HQ") * (rate / hrtf.RATE)
+    if rate != SAMPLE_RATE:
+        padded = soxr.resample(padded, rate, SAMPLE_RATE, "HQ") * (rate / SAMPLE_RATE)
     shape = (*responses.shape[:2], -1)
     spectrum = np.fft.rfft(padded[:_SIZE].T.reshape(shape), _SIZE)
     turn = 2j * np.pi / _SIZE * np.arange(spectrum.shape[-1])
-    return spectrum * np.exp(turn * pad * hrtf.RATE / rate)
+    return spectrum * np.exp(turn * pad * SAMPLE_RATE / rate)
 
 
 def _delays(spectrum: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 import scipy.fft
 
 from jaxasa.acoustics import bands, noise, rooms
+from jaxasa.core.audio import SAMPLE_RATE
 
 FRAME = 256
 
@@ -41,9 +42,9 @@ def tail(
     frequency. Frames overlap under a sine window: powers add up.
     """
     frames, hop = -(-length // (FRAME // 2)) + 1, FRAME // 2
-    times = np.arange(frames) * hop / bands.RATE
+    times = np.arange(frames) * hop / SAMPLE_RATE
     energy = rooms.tail_energy(room, absorption, times, source, listener, air, scattering)
-    level = np.sqrt(energy * (FRAME / 2 / bands.RATE)).transpose(1, 2, 0).astype(np.float32)
+    level = np.sqrt(energy * (FRAME / 2 / SAMPLE_RATE)).transpose(1, 2, 0).astype(np.float32)
     weights = bands.weights_of(FRAME)
     spectrum = noise.spectrum(rng, 4, frames, weights.shape[1])
     spectrum *= level @ weights

@@ -8,8 +8,6 @@ bits depend on it. A question whose answer the measured scene would not give is 
 import collections
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +17,10 @@ from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.bench import audit, card, external_suite
 from jaxasa.bench.select_items import DIRECTION_SHARE, choose
-from jaxasa.bench.suite import RATE, Item, load, manifest
+from jaxasa.bench.suite import Item, load, manifest
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_path
 from jaxasa.core.progress import progress
 from jaxasa.data import questions, records, sounds, specs
 
@@ -34,10 +34,10 @@ def build(
 ) -> list[Item]:
     """Writes the suite of `split` ("benchmark" or "dev") into `folder` and returns its items.
 
-    bank_folder: the sound bank, for class names and the takes of each split. records_folder:
+    bank_folder: the sound bank, for class names and the recordings of each split. records_folder:
     the rendered scenes of `split`, or an imported set, which needs no bank (others.py) and gives
     what items it can. A suite made before from the same config and scenes is kept.
-    Raises ConfigError where the scenes are too few, or hold takes of another split.
+    Raises ConfigError where the scenes are too few, or hold source recordings of another split.
     """
     folder = Path(folder)
     config.check(split in config.SUITES, "split", split, " or ".join(config.SUITES))
@@ -50,10 +50,10 @@ def build(
     places = external_suite.usable(source) if foreign else range(len(source))
     measured = [source[i][1] for i in places]
     if foreign:
-        takes = external_suite.takes(measured, bank.classes)
+        recordings = external_suite.recordings_by_split(measured, bank.classes)
     else:
-        takes = bank_takes(bank)
-        _check_takes(measured, takes, "test" if split == "benchmark" else "dev")
+        recordings = bank_recordings(bank)
+        _check_split(measured, recordings, "test" if split == "benchmark" else "dev")
 
     def holds(index: int, q: questions.Question) -> bool:
         return audit.key(q, measured[index], bank.classes) == q.answer_text
@@ -62,58 +62,55 @@ def build(
     asked = (drawn, bank.classes, run.bench, run.questions, run.seed, split, holds)
     chosen, left_out = choose(*asked, fewer=bool(foreign))
 
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "audio").mkdir(parents=True)
-    used = sorted({index for index, _ in chosen})
-    with progress(f"writing the {split} suite", len(used), "scenes") as advance:
-        for index in used:
-            path = temporary / _file_name(measured[index])
-            sound = source[places[index]][0]
-            soundfile.write(path, sound, RATE, subtype="PCM_16", format="FLAC")
-            advance(1)
-    items = _items(chosen, measured, temporary)
-    if not foreign:
-        _check_direction(items)
-    lines = "".join(json.dumps(_line(item)) + "\n" for item in items)
-    (temporary / "metadata.jsonl").write_text(lines, encoding="utf-8")
-    found = audit.audit(run, bank, items)
-    facts = {
-        "split": split,
-        "seed": run.seed,
-        "made_by": foreign or source.manifest.get("engine", "jaxasa"),
-        "sounds": bank.name,
-        "items": len(items),
-        "levels": dict(collections.Counter(i.level for i in items)),
-        "scenes": len(used),
-        "seconds": measured[used[0]]["seconds"],
-        "channels": int(source[places[used[0]]][0].shape[1]),
-        "classes": list(bank.classes),
-        "takes": {s: {c: len(t) for c, t in by.items()} for s, by in takes.items()},
-        "left_out": left_out,
-        "margin": run.questions.margin,
-        "leak": {
-            reader: {level: s.get(f"{reader}_only") for level, s in found["levels"].items()}
-            for reader in ("text", "options", "position")
-        },
-        "made_from": stamp,
-    }
-    (temporary / "card.md").write_text(card.text(items, facts, found), encoding="utf-8")
-    facts["files"] = {
-        str(p.relative_to(temporary)): hashlib.sha256(p.read_bytes()).hexdigest()
-        for p in sorted(temporary.rglob("*"))
-        if p.is_file()
-    }
-    facts["sha256_of"] = {
-        "audio": _digest([h for p, h in facts["files"].items() if p.endswith(".flac")]),
-        "questions": _digest([[i.id, i.question, i.options, i.answer] for i in items]),
-    }
-    facts["sha256"] = _digest(facts["files"])
-    (temporary / "manifest.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    # Not among the files with a checksum: scores of systems are added to it.
-    (temporary / audit.FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    with atomic_path(folder) as temporary:
+        (temporary / "audio").mkdir(parents=True)
+        used = sorted({index for index, _ in chosen})
+        with progress(f"writing the {split} suite", len(used), "scenes") as advance:
+            for index in used:
+                path = temporary / _file_name(measured[index])
+                sound = source[places[index]][0]
+                soundfile.write(path, sound, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+                advance(1)
+        items = _items(chosen, measured, temporary)
+        if not foreign:
+            _check_direction(items)
+        lines = "".join(json.dumps(_line(item)) + "\n" for item in items)
+        (temporary / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        found = audit.audit(run, bank, items)
+        facts = {
+            "split": split,
+            "seed": run.seed,
+            "scene_source": foreign or source.manifest.get("engine", "jaxasa"),
+            "sounds": bank.name,
+            "items": len(items),
+            "levels": dict(collections.Counter(i.level for i in items)),
+            "scenes": len(used),
+            "seconds": measured[used[0]]["seconds"],
+            "channels": int(source[places[used[0]]][0].shape[1]),
+            "classes": list(bank.classes),
+            "recordings": {s: {c: len(r) for c, r in by.items()} for s, by in recordings.items()},
+            "left_out": left_out,
+            "margin": run.questions.margin,
+            "leak": {
+                reader: {level: s.get(f"{reader}_only") for level, s in found["levels"].items()}
+                for reader in ("text", "options", "position")
+            },
+            "made_from": stamp,
+        }
+        (temporary / "card.md").write_text(card.text(items, facts, found), encoding="utf-8")
+        facts["files"] = {
+            str(p.relative_to(temporary)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(temporary.rglob("*"))
+            if p.is_file()
+        }
+        facts["sha256_of"] = {
+            "audio": _digest([h for p, h in facts["files"].items() if p.endswith(".flac")]),
+            "questions": _digest([[i.id, i.question, i.options, i.answer] for i in items]),
+        }
+        facts["sha256"] = _digest(facts["files"])
+        (temporary / "manifest.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        # Not among the files with a checksum: scores of systems are added to it.
+        (temporary / audit.FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return load(folder)
 
 
@@ -142,26 +139,26 @@ def _stamp(run: config.Run, records_folder: Path, split: str, count: int) -> str
     )
 
 
-def bank_takes(bank) -> dict[str, dict[str, set[str]]]:
-    """The takes of a sound bank: split -> class -> takes."""
-    takes: dict[str, dict[str, set[str]]] = {}
+def bank_recordings(bank) -> dict[str, dict[str, set[str]]]:
+    """The source recordings of a sound bank: split -> class -> recording ids."""
+    recordings: dict[str, dict[str, set[str]]] = {}
     for split in ("train", "dev", "test"):
-        by_class = takes.setdefault(split, {c: set() for c in bank.classes})
+        by_class = recordings.setdefault(split, {c: set() for c in bank.classes})
         for clip in bank.clips(split):
-            by_class[clip.label].add(clip.take)
-    return takes
+            by_class[clip.label].add(clip.recording_id)
+    return recordings
 
 
-def _check_takes(scenes, takes, own: str) -> None:
+def _check_split(scenes, recordings, own: str) -> None:
     """A dry recording of this suite must be in no other split."""
     for scene in scenes:
         for s in scene["sources"]:
-            for split, by_class in takes.items():
-                if (s["take"] in by_class.get(s["class"], ())) != (split == own):
+            for split, by_class in recordings.items():
+                if (s["recording_id"] in by_class.get(s["class"], ())) != (split == own):
                     raise ConfigError(
-                        f"scene {scene['id']}: take {s['take']!r} of {s['class']} is "
+                        f"scene {scene['id']}: recording {s['recording_id']!r} of {s['class']} is "
                         f"{'in' if split != own else 'not in'} the {split} split of the sound "
-                        f"bank, expected only takes of {own}"
+                        f"bank, expected only recordings of {own}"
                     )
 
 

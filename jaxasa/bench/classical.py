@@ -25,8 +25,8 @@ import scipy.signal
 import scipy.spatial
 
 from jaxasa.acoustics import foa
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16_000
 FFT, HOP = 512, 256
 LOW, HIGH = 200.0, 5000.0  # hertz
 SMOOTHING = (5, 3)  # frames, bins
@@ -42,21 +42,21 @@ def grid() -> np.ndarray:
     return foa.sphere(GRID)
 
 
-def spectra(audio: np.ndarray) -> np.ndarray:
+def stft_bins(audio: np.ndarray) -> np.ndarray:
     """[N, 4] -> complex [T, F, 4] of the bins between LOW and HIGH."""
     x = audio.astype(float)
-    _, _, z = scipy.signal.stft(x.T, RATE, nperseg=FFT, noverlap=FFT - HOP, padded=False)
-    bins = np.fft.rfftfreq(FFT, 1 / RATE)
+    _, _, z = scipy.signal.stft(x.T, SAMPLE_RATE, nperseg=FFT, noverlap=FFT - HOP, padded=False)
+    bins = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)
     return np.moveaxis(z[:, (bins >= LOW) & (bins <= HIGH)], (0, 1, 2), (2, 1, 0))
 
 
-def histogram(audio: np.ndarray, count: int, weights: np.ndarray | None = None) -> np.ndarray:
+def histogram_peaks(audio: np.ndarray, count: int, weights: np.ndarray | None = None) -> np.ndarray:
     """Unit vectors [count, 3] (x, y, z) of the strongest peaks of FOA audio [N, 4].
 
     weights: [T'] of equal stretches of the clip, which bins are weighed by; None: all alike. Where
     there are fewer peaks than `count`, the last one is repeated.
     """
-    z = spectra(audio)
+    z = stft_bins(audio)
     w, vector = z[..., :1], z[..., [3, 1, 2]]
     smooth = lambda x: scipy.ndimage.uniform_filter(x, (*SMOOTHING, 0)[: x.ndim])  # noqa: E731
     active = smooth(np.real(np.conj(w) * vector))
@@ -95,9 +95,9 @@ def _nearest() -> tuple[scipy.spatial.cKDTree, np.ndarray]:
     return scipy.spatial.cKDTree(directions), _closeness(directions, directions)
 
 
-def music(audio: np.ndarray, count: int) -> np.ndarray:
+def music_peaks(audio: np.ndarray, count: int) -> np.ndarray:
     """Unit vectors [count, 3] of the highest peaks of broadband MUSIC of FOA audio [N, 4]."""
-    z = spectra(audio)
+    z = stft_bins(audio)
     covariance = np.einsum("tfi,tfj->fij", z, np.conj(z))
     covariance /= np.maximum(np.trace(covariance, axis1=1, axis2=2).real, 1e-20)[:, None, None]
     _, axes = np.linalg.eigh(covariance)

@@ -15,13 +15,14 @@ import numpy as np
 from jaxasa.acoustics import foa, scenes
 from jaxasa.bench.suite import Item
 from jaxasa.core import keys
+from jaxasa.core.audio import FULL_SCALE
 from jaxasa.data import questions
 
-TRIES = 12  # random yaws of a scene, of which the one that keeps the most of its items is taken
+NUM_YAWS = 12  # random yaws of a scene, of which the one that keeps the most of its items is taken
 
 
 @dataclass(frozen=True)
-class Changed:
+class PerturbedSuite:
     """items: those that the changed sound supports, in the suite's order, under their ids.
 
     sound(item): int16 [N, C] for the item of that id. before: id -> letter of the answer before
@@ -33,29 +34,29 @@ class Changed:
     before: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def none(items: Sequence[Item], classes: Sequence[str]) -> Changed:
+def identity(items: Sequence[Item], classes: Sequence[str]) -> PerturbedSuite:
     """Nothing is changed."""
-    return Changed(items, Item.audio)
+    return PerturbedSuite(items, Item.audio)
 
 
-def shuffled(items: Sequence[Item], classes: Sequence[str]) -> Changed:
+def shuffle_channels(items: Sequence[Item], classes: Sequence[str]) -> PerturbedSuite:
     """The channels of direction are exchanged: Z, X, Y stand where Y, Z, X are expected."""
-    return Changed(items, lambda item: item.audio()[:, [0, 2, 3, 1]])
+    return PerturbedSuite(items, lambda item: item.audio()[:, [0, 2, 3, 1]])
 
 
-def other(items: Sequence[Item], classes: Sequence[str]) -> Changed:
+def swap_scenes(items: Sequence[Item], classes: Sequence[str]) -> PerturbedSuite:
     """Every scene is heard in place of another one."""
     files = sorted({item.file for item in items})
     order = keys.rng(0, "other audio").permutation(len(files))
     # The next in a random circle: never its own.
     instead = {files[a]: files[b] for a, b in zip(order, np.roll(order, 1), strict=True)}
-    return Changed(items, lambda item: dataclasses.replace(item, file=instead[item.file]).audio())
+    return PerturbedSuite(items, lambda item: dataclasses.replace(item, file=instead[item.file]).audio())
 
 
-def turned(yaw: float | None) -> Callable[[Sequence[Item], Sequence[str]], Changed]:
+def rotation(yaw: float | None) -> Callable[[Sequence[Item], Sequence[str]], PerturbedSuite]:
     """The field is turned by `yaw` degrees; None: by a random yaw of each scene."""
 
-    def change(items: Sequence[Item], classes: Sequence[str]) -> Changed:
+    def change(items: Sequence[Item], classes: Sequence[str]) -> PerturbedSuite:
         by_scene: dict[str, list[Item]] = {}
         for item in items:
             by_scene.setdefault(item.scene["id"], []).append(item)
@@ -63,7 +64,7 @@ def turned(yaw: float | None) -> Callable[[Sequence[Item], Sequence[str]], Chang
         made: dict[str, tuple[Item, str | None]] = {}
         for name, group in by_scene.items():
             rng = keys.rng(0, "turned", name)
-            angles = [yaw] if yaw is not None else rng.uniform(-180, 180, TRIES).tolist()
+            angles = [yaw] if yaw is not None else rng.uniform(-180, 180, NUM_YAWS).tolist()
             best: dict[str, tuple[Item, str | None]] = {}
             for angle in angles:
                 scene = scenes.turn(group[0].scene, angle)
@@ -82,7 +83,7 @@ def turned(yaw: float | None) -> Callable[[Sequence[Item], Sequence[str]], Chang
     return change
 
 
-def mirrored(items: Sequence[Item], classes: Sequence[str]) -> Changed:
+def mirror(items: Sequence[Item], classes: Sequence[str]) -> PerturbedSuite:
     """Left and right are exchanged."""
     made: dict[str, tuple[Item, str | None]] = {}
     for item in items:
@@ -131,11 +132,11 @@ def _anew(group: Sequence[Item], scene: dict, classes: Sequence[str]) -> dict:
     return found
 
 
-def _changed(items: Sequence[Item], made: Mapping, sound) -> Changed:
+def _changed(items: Sequence[Item], made: Mapping, sound) -> PerturbedSuite:
     kept = [made[item.id] for item in items if item.id in made]
     before = {item.id: letter for item, letter in kept if letter is not None}
-    return Changed([item for item, _ in kept], sound, before)
+    return PerturbedSuite([item for item, _ in kept], sound, before)
 
 
 def _int16(audio: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(audio), -32767, 32767).astype(np.int16)
+    return np.clip(np.rint(audio), -FULL_SCALE, FULL_SCALE).astype(np.int16)

@@ -17,6 +17,7 @@ import soundfile
 from jaxasa.acoustics import foa_decoder, hrtf
 from jaxasa.bench import figures, score, suite
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import records, scene_text
 from jaxasa.viz import style
 
@@ -39,7 +40,7 @@ def scenes(
 
     predictions: replies by id, of one system, or none. heard: file_name -> the slots' description.
     """
-    read = {i.id: score.parse(predictions[i.id], i.options) for i in items if i.id in predictions}
+    read = {i.id: score.parse_answer(predictions[i.id], i.options) for i in items if i.id in predictions}
     right = {i.id: i.id in read and read[i.id][0] == i.answer for i in items}
     chosen = _choose(items, right, most)
     sources = [s for file in chosen for s in chosen[file][0].scene["sources"]]
@@ -81,7 +82,7 @@ def _question(item: suite.Item, text: str | None, read: tuple | None) -> dict:
     return {
         "item": item,
         "text": text,
-        "reasoning": score.thought(text or ""),
+        "reasoning": score.reasoning_of(text or ""),
         "letter": read[0] if read else None,
         "right": read is not None and read[0] == item.answer,
         "options": list(zip(score.LETTERS, item.options, strict=True)),
@@ -165,7 +166,7 @@ def _ears(audio: np.ndarray, head: hrtf.Hrtf) -> np.ndarray:
 def _flac(ears: np.ndarray) -> str:
     out = io.BytesIO()
     coarse = np.rint(ears * STEPS) / STEPS
-    soundfile.write(out, coarse, suite.RATE, subtype="PCM_16", format="FLAC")
+    soundfile.write(out, coarse, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
     return _uri("audio/flac", out.getvalue())
 
 

@@ -2,7 +2,7 @@
 
 A suite is a folder that bench/build.py writes: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, or
 2 ears; 16 bit, 16 kHz), `metadata.jsonl` (one item a line), `card.md` (what it holds, for people),
-`manifest.json` (counts, classes, takes, SHA-256 of every file) and `audit.json` (what readers of
+`manifest.json` (counts, classes, recordings, SHA-256 of every file) and `audit.json` (what readers of
 texts and of metadata score on it). It appears under its name only when whole.
 """
 
@@ -18,9 +18,8 @@ import soundfile
 
 from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import questions
-
-RATE = 16_000
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,9 @@ class Item:
         return self.options[questions.LETTERS.index(self.answer)]
 
     @property
-    def takes(self) -> tuple[tuple[str, str], ...]:
-        """(class, take) of each source: what a resample over recordings draws."""
-        return tuple((s["class"], s["take"]) for s in self.scene["sources"])
+    def recordings(self) -> tuple[tuple[str, str], ...]:
+        """(class, recording id) of each source: the units of a bootstrap over recordings."""
+        return tuple((s["class"], s["recording_id"]) for s in self.scene["sources"])
 
     def audio(self) -> np.ndarray:
         """Reads the render: int16 [N, 4] (W Y Z X) or [N, 2] (ears), 16 kHz; else ConfigError."""
@@ -58,9 +57,10 @@ class Item:
             audio, rate = soundfile.read(self.file, dtype="int16", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
             raise ConfigError(f"{self.file}: cannot be read ({error}), expected FLAC") from None
-        if audio.shape[1] not in (2, 4) or rate != RATE:
+        if audio.shape[1] not in (2, 4) or rate != SAMPLE_RATE:
             raise ConfigError(
-                f"{self.file}: {audio.shape[1]} channels at {rate} Hz, expected 4 or 2 at {RATE} Hz"
+                f"{self.file}: {audio.shape[1]} channels at {rate} Hz, "
+                f"expected 4 or 2 at {SAMPLE_RATE} Hz"
             )
         return audio
 

@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import math
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +29,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from jaxasa.acoustics import foa, render
+from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_write_bytes
 from jaxasa.data import records
 
 RATE = 24_000
@@ -249,12 +250,12 @@ def write_shard(
         ):
             target = path.parent / file
             target.parent.mkdir(exist_ok=True)
-            _replace(target, content)
+            atomic_write_bytes(target, content)
             files[file] = hashlib.sha256(content).hexdigest()
             size += len(content)
         count += 1
     listed = json.dumps({"count": count, "bytes": size, "files": files}, indent=1).encode()
-    _replace(path, listed)
+    atomic_write_bytes(path, listed)
     return _entry(path, count, size, listed)
 
 
@@ -264,18 +265,12 @@ def _entry(path: Path, count: int, size: int, listed: bytes) -> dict:
 
 
 def _wav(audio: np.ndarray) -> bytes:
-    wave = soxr.resample(records.to_float(audio), render.RATE, RATE, "HQ")
+    wave = soxr.resample(records.to_float(audio), SAMPLE_RATE, RATE, "HQ")
     # Between the samples of 16 kHz a wave may be higher than at them.
     wave *= min(1.0, PEAK / max(float(np.abs(wave).max(initial=0.0)), 1e-9))
     out = io.BytesIO()
     soundfile.write(out, wave, RATE, format="WAV", subtype="PCM_16")
     return out.getvalue()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    target = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    target.write_bytes(content)
-    target.replace(path)
 
 
 def read_entry(path: Path, count: int) -> dict | None:

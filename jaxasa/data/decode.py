@@ -7,9 +7,9 @@ clipped, silent, shorter than 0.15 s.
 Loudness is the RMS of the frames of 10 ms within 25 dB of the loudest: -26 dBFS, or less
 where the peak would pass 0.95.
 
->>> t = np.arange(2 * RATE) / RATE
+>>> t = np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
 >>> (clip,) = pieces(0.01 * np.sin(2 * np.pi * 440 * t) * (t > 1), max_seconds=4.0)
->>> round(len(clip) / RATE, 1), round(20 * np.log10(np.sqrt(np.mean(clip**2))))
+>>> round(len(clip) / SAMPLE_RATE, 1), round(20 * np.log10(np.sqrt(np.mean(clip**2))))
 (1.0, -26)
 """
 
@@ -24,9 +24,8 @@ import soundfile
 import soxr
 
 from jaxasa.config import check
+from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
 
-RATE = 16_000
-SCALE = 32767  # steps of 16 bit
 SHORTEST = 0.15  # seconds; below it there is nothing to name
 MOST_PIECES = 6  # of one recording, so that a long one does not drown its class
 LOUDNESS = -26.0  # dBFS, RMS of the active frames
@@ -37,7 +36,7 @@ SOFT = 0.125  # peak below which nothing is called clipped
 FLAT = 3  # samples in a row at the peak: a wave that is not cut off touches its peak once
 FLOOR = -40.0  # dB under the loudest frame: the edges that are trimmed
 ACTIVE = -25.0  # dB under the loudest frame: the frames whose loudness is set
-FRAME = RATE // 100
+FRAME = SAMPLE_RATE // 100
 
 
 class Unusable(Exception):
@@ -49,14 +48,14 @@ class Recording:
     """One file of a sound corpus before decoding.
 
     name: unique, kept as clip id. labels: as the corpus has them, the most specific first.
-    take: what the recording was cut from, unique over the corpus. open: returns a path, the
-    bytes of a file, or float samples at 16 kHz; raises `Unusable`. package, licence: for the
-    credits. stamp: changes when the file does. training_only: neither dev nor test may have it.
+    recording_id: the source recording that the file was cut from, unique over the corpus. open:
+    returns a path, the bytes of a file, or float samples at 16 kHz; raises `Unusable`. package,
+    licence: for the credits. stamp: changes when the file does. training_only: neither dev nor test may have it.
     """
 
     name: str
     labels: tuple[str, ...]
-    take: str
+    recording_id: str
     open: Callable[[], Path | bytes | np.ndarray]
     package: str = ""
     licence: str = ""
@@ -96,7 +95,7 @@ def clipped(samples: np.ndarray) -> bool:
         return False
     for wave in (samples, -samples):
         top = wave.max()
-        at = np.concatenate([[0], wave >= top - abs(top) / SCALE, [0]])
+        at = np.concatenate([[0], wave >= top - abs(top) / FULL_SCALE, [0]])
         edges = np.flatnonzero(np.diff(at))
         runs = edges[1::2] - edges[::2]
         if runs[runs >= FLAT].sum() > CLIPPED * len(samples):
@@ -145,8 +144,8 @@ def resample(samples: np.ndarray, rate: int) -> np.ndarray:
     Raises ConfigError for a rate (Hz) of 0 or less.
     """
     check(rate > 0, "sample rate", rate, "hertz above 0")
-    if rate != RATE:
-        samples = soxr.resample(samples, rate, RATE, "HQ")
+    if rate != SAMPLE_RATE:
+        samples = soxr.resample(samples, rate, SAMPLE_RATE, "HQ")
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
@@ -160,12 +159,12 @@ def pieces(samples: np.ndarray, max_seconds: float) -> list[np.ndarray]:
     if np.abs(samples).max(initial=0.0) < SILENCE:
         raise Unusable("silent")
     samples = _trim(_remove_dc(samples))
-    longest = int(max_seconds * RATE)
-    count = max(1, len(samples) // longest + (len(samples) % longest >= RATE))
+    longest = int(max_seconds * SAMPLE_RATE)
+    count = max(1, len(samples) // longest + (len(samples) % longest >= SAMPLE_RATE))
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_PIECES)).round().astype(int))
     parts = [_trim(samples[k * longest : (k + 1) * longest]) for k in chosen]
     loudest = max(_loudness(part) for part in parts)
-    parts = [p for p in parts if _loudness(p) > loudest - 30 and len(p) >= SHORTEST * RATE]
+    parts = [p for p in parts if _loudness(p) > loudest - 30 and len(p) >= SHORTEST * SAMPLE_RATE]
     if not parts:
         raise Unusable(f"shorter than {SHORTEST} s")
     return [_level(_fade(part)) for part in parts]
@@ -173,8 +172,8 @@ def pieces(samples: np.ndarray, max_seconds: float) -> list[np.ndarray]:
 
 def _remove_dc(samples: np.ndarray) -> np.ndarray:
     # Old 8-bit effects carry offsets that drift, which a subtracted mean would leave behind.
-    sections = scipy.signal.butter(2, 30, "highpass", fs=RATE, output="sos")
-    pad = min(len(samples) - 1, RATE // 20)
+    sections = scipy.signal.butter(2, 30, "highpass", fs=SAMPLE_RATE, output="sos")
+    pad = min(len(samples) - 1, SAMPLE_RATE // 20)
     return scipy.signal.sosfiltfilt(sections, samples, padlen=pad).astype(np.float32)
 
 
@@ -203,7 +202,7 @@ def _level(samples: np.ndarray) -> np.ndarray:
 def _fade(samples: np.ndarray) -> np.ndarray:
     """2 ms in and 10 ms out, so that a cut edge does not click."""
     envelope = np.ones(len(samples), np.float32)
-    rise, fall = RATE // 500, RATE // 100
+    rise, fall = SAMPLE_RATE // 500, SAMPLE_RATE // 100
     envelope[:rise] = np.linspace(0, 1, rise, endpoint=False)
     envelope[-fall:] = np.linspace(1, 0, fall)
     return samples * envelope

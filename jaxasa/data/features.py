@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 
-RATE = 16_000
+from jaxasa.core.audio import SAMPLE_RATE
+
 HOP = 160
 WINDOW = 400
 LEAST = 1e-10  # mel power under which Whisper hears nothing
@@ -30,7 +31,7 @@ def _hann(length: int) -> np.ndarray:
 @cache
 def mel_matrix(fft: int, mels: int) -> np.ndarray:
     """Slaney mel filters `[fft / 2 + 1, mels]`, as Whisper's."""
-    return librosa.filters.mel(sr=RATE, n_fft=fft, n_mels=mels).T.astype(np.float32)
+    return librosa.filters.mel(sr=SAMPLE_RATE, n_fft=fft, n_mels=mels).T.astype(np.float32)
 
 
 def stft(audio: jax.Array, fft: int, hop: int, lengths: jax.Array | None = None) -> jax.Array:

@@ -21,6 +21,7 @@ import numpy as np
 from jaxasa.acoustics import binaural, hrtf, pyroom_engine, render
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import dcase, records
 
 FOA = "W Y Z X, ACN, SN3D"
@@ -49,7 +50,7 @@ class Format:
 
 def _shards(facts: dict, rendering: Callable) -> Format:
     return Format(
-        facts | {"rate": render.RATE},
+        facts | {"rate": SAMPLE_RATE},
         ".array_record",
         rendering,
         lambda path, scenes, classes: records.write_shard(path, scenes),

@@ -21,8 +21,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,9 +32,10 @@ from jaxasa import config
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_path
 from jaxasa.core.progress import progress
 from jaxasa.data import dcase, foa_file, questions, records, so_dataset
-from jaxasa.data.decode import RATE
 
 VERSION = 1
 QUESTIONS = "questions.jsonl"
@@ -105,17 +104,12 @@ def convert(
         if records.read_manifest(out).get("key") != key:
             raise ConfigError(f"{out} holds another data set, expected a new folder")
         return records.Records(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_path(out) as temporary:
+        temporary.mkdir(parents=True)
         meta = {"version": VERSION, "format": "records", "layout": layout, "key": key}
         if layout == "dcase":
             meta["classes"] = sorted(set(names) - {NAMELESS})
         _write(items, temporary, order, meta, refused)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return records.Records(out)
 
 
@@ -160,7 +154,7 @@ def _write(
                 about = {
                     "record": k * SHARD + position,
                     "id": item.id,
-                    "seconds": round(len(audio) / RATE, 4),
+                    "seconds": round(len(audio) / SAMPLE_RATE, 4),
                 }
                 for row in item.questions:
                     lines.write(json.dumps(about | row, ensure_ascii=False) + "\n")
@@ -173,7 +167,7 @@ def _write(
         reasons = "; ".join(f"{name}: {why}" for name, why in list(refused.items())[:3])
         raise ConfigError(f"nothing to import: {len(refused)} refused ({reasons or 'no rows'})")
     facts = {
-        "rate": RATE,
+        "rate": SAMPLE_RATE,
         "channels": "W Y Z X, ACN, SN3D",
         "questions": asked,
         "reasons": dict(sorted(Counter(refused.values()).items())),
@@ -183,7 +177,7 @@ def _write(
 
 
 def _scene(item: Item, audio: np.ndarray) -> dict:
-    return {"id": item.id, "seconds": len(audio) / RATE, "sources": list(item.sources)}
+    return {"id": item.id, "seconds": len(audio) / SAMPLE_RATE, "sources": list(item.sources)}
 
 
 def _heard(
@@ -198,8 +192,8 @@ def _heard(
             whole = _read(path, order, refused)
         if whole is None:
             continue
-        start = round(item.start * RATE)
-        end = len(whole) if item.seconds is None else start + round(item.seconds * RATE)
+        start = round(item.start * SAMPLE_RATE)
+        end = len(whole) if item.seconds is None else start + round(item.seconds * SAMPLE_RATE)
         yield item, whole[start:end]
 
 
@@ -246,8 +240,8 @@ def _windows(
             if any(s["class"] == NAMELESS for s in sources):
                 refused[name] = "a sound of a class without a name"
                 continue
-            # What windows of one recording share is its take.
-            sources = [s | {"take": recording.name} for s in sources]
+            # Windows of one file are of one source recording.
+            sources = [s | {"recording_id": recording.name} for s in sources]
             asked = _questions(sources, classes, name)
             yield Item(name, recording.audio, tuple(sources), tuple(asked), start, seconds)
 

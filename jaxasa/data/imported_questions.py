@@ -18,8 +18,8 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import import_scenes, scene_text, tokens
-from jaxasa.data.decode import RATE
 from jaxasa.data.records import Records
 from jaxasa.data.tokens import Text
 
@@ -37,11 +37,11 @@ class Imported:
 
     def __init__(self, folder: Path | str, model: config.Model, text: Text, seconds: float):
         self._records = Records(folder)
-        self._samples = round(seconds * RATE)
+        self._samples = round(seconds * SAMPLE_RATE)
         self.report = {"used": 0, "too long a sound": 0, "too long a text": 0}
         rows: dict[int, list[dict]] = {}
         for line in _lines(self._records.folder / import_scenes.QUESTIONS):
-            if round(line["seconds"] * RATE) > self._samples:
+            if round(line["seconds"] * SAMPLE_RATE) > self._samples:
                 self.report["too long a sound"] += 1
             elif not _fits(line, model, text):
                 self.report["too long a text"] += 1

@@ -1,7 +1,7 @@
 """Fourteen synthesised classes: the bank that needs no file and no network.
 
-A take draws the parameters of its source (pitch, material, rate), its two clips draw how it is
-played (length, timing, strength). Everything is a function of (seed, class, take, clip).
+A recording draws the parameters of its source (pitch, material, rate), its two clips draw how it is
+played (length, timing, strength). Everything is a function of (seed, class, recording, clip).
 Lengths are seconds, frequencies hertz, sampling 16 kHz.
 """
 
@@ -12,44 +12,45 @@ import numpy as np
 import scipy.signal
 
 from jaxasa.core import keys
-from jaxasa.data.decode import RATE, Recording
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.data.decode import Recording
 
-TAKES = 12
+RECORDINGS = 12
 CLIPS = 2
 
 Synth = Callable[[np.random.Generator, np.random.Generator], np.ndarray]
 
 
 def recordings(seed: int) -> list[Recording]:
-    """Lists 14 classes x 12 takes x 2 clips."""
+    """Lists 14 classes x 12 recordings x 2 clips."""
     return [
         Recording(
-            name=f"{label}/{take:02d}-{clip}",
+            name=f"{label}/{recording:02d}-{clip}",
             labels=(label,),
-            take=f"{label}/{take:02d}",
-            open=functools.partial(synthesise, label, take, clip, seed),
+            recording_id=f"{label}/{recording:02d}",
+            open=functools.partial(synthesise, label, recording, clip, seed),
         )
         for label in CLASSES
-        for take in range(TAKES)
+        for recording in range(RECORDINGS)
         for clip in range(CLIPS)
     ]
 
 
-def synthesise(label: str, take: int, clip: int, seed: int) -> np.ndarray:
+def synthesise(label: str, recording: int, clip: int, seed: int) -> np.ndarray:
     """Returns float32 `[n]` at 16 kHz, peak 0.5."""
-    source = keys.rng(seed, "procedural", label, take)
-    playing = keys.rng(seed, "procedural", label, take, clip)
+    source = keys.rng(seed, "procedural", label, recording)
+    playing = keys.rng(seed, "procedural", label, recording, clip)
     samples = CLASSES[label](source, playing)
     return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
 
 
 def _time(seconds: float) -> np.ndarray:
-    return np.arange(int(seconds * RATE)) / RATE
+    return np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
 
 
 def _tone(frequency: np.ndarray, harmonics: np.ndarray) -> np.ndarray:
     """Harmonics of a running frequency `[n]`; those above 7.5 kHz are left out."""
-    turn = np.exp(2j * np.pi * np.cumsum(frequency) / RATE)
+    turn = np.exp(2j * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
     out, harmonic = np.zeros(len(turn)), np.ones(len(turn), complex)
     highest = frequency.max()
     for k, gain in enumerate(harmonics, start=1):
@@ -60,7 +61,7 @@ def _tone(frequency: np.ndarray, harmonics: np.ndarray) -> np.ndarray:
 
 
 def _band(noise: np.ndarray, low: float, high: float, order: int = 2) -> np.ndarray:
-    sections = scipy.signal.butter(order, (low, high), "bandpass", fs=RATE, output="sos")
+    sections = scipy.signal.butter(order, (low, high), "bandpass", fs=SAMPLE_RATE, output="sos")
     return scipy.signal.sosfilt(sections, noise)
 
 
@@ -73,10 +74,10 @@ def _modes(seconds: float, frequencies, decays, gains) -> np.ndarray:
 
 def _place(events: list[tuple[float, np.ndarray]]) -> np.ndarray:
     """Sums (start, samples) pairs."""
-    length = max(int(start * RATE) + len(x) for start, x in events)
+    length = max(int(start * SAMPLE_RATE) + len(x) for start, x in events)
     out = np.zeros(length)
     for start, x in events:
-        at = int(start * RATE)
+        at = int(start * SAMPLE_RATE)
         out[at : at + len(x)] += x
     return out
 
@@ -85,34 +86,34 @@ def _beats(clip: np.random.Generator, count: int, period: float, jitter: float) 
     return np.arange(count) * period + clip.uniform(0, jitter * period, count)
 
 
-def _siren(take, clip):
-    low = take.uniform(350, 900)
-    high = low * take.uniform(1.3, 2.2)
-    rate = take.uniform(0.4, 3.0)
-    wail = take.random() < 0.5
-    harmonics = take.uniform(0.1, 1, 6) / np.arange(1, 7)
+def _siren(source, clip):
+    low = source.uniform(350, 900)
+    high = low * source.uniform(1.3, 2.2)
+    rate = source.uniform(0.4, 3.0)
+    wail = source.random() < 0.5
+    harmonics = source.uniform(0.1, 1, 6) / np.arange(1, 7)
     t = _time(clip.uniform(2.2, 3.6))
     turn = np.sin(2 * np.pi * (rate * t + clip.random()))
     turn = turn if wail else np.tanh(8 * turn)
     return _tone(low + (high - low) * (turn + 1) / 2, harmonics)
 
 
-def _bell(take, clip):
-    pitch = take.uniform(350, 1600)
-    ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.6, 3.1]) * take.uniform(0.97, 1.03, 7)
-    decays = take.uniform(0.3, 1.2) / np.sqrt(ratios)
-    gains = take.uniform(0.2, 1, 7)
+def _bell(source, clip):
+    pitch = source.uniform(350, 1600)
+    ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.6, 3.1]) * source.uniform(0.97, 1.03, 7)
+    decays = source.uniform(0.3, 1.2) / np.sqrt(ratios)
+    gains = source.uniform(0.2, 1, 7)
     strike = clip.uniform(0.6, 1, 7) * gains
-    starts = _beats(clip, clip.integers(1, 4), take.uniform(0.5, 0.9), 0.05)
+    starts = _beats(clip, clip.integers(1, 4), source.uniform(0.5, 0.9), 0.05)
     return _place([(s, _modes(1.8, pitch * ratios, decays, strike)) for s in starts])
 
 
-def _drum(take, clip):
-    pitch, drop = take.uniform(60, 220), take.uniform(1.2, 2.5)
-    decay, snare = take.uniform(0.06, 0.3), take.uniform(0, 0.8)
+def _drum(source, clip):
+    pitch, drop = source.uniform(60, 220), source.uniform(1.2, 2.5)
+    decay, snare = source.uniform(0.06, 0.3), source.uniform(0, 0.8)
     t = _time(0.6)
     frequency = pitch * (1 + (drop - 1) * np.exp(-t / 0.03))
-    starts = _beats(clip, clip.integers(3, 7), take.uniform(0.2, 0.5), 0.1)
+    starts = _beats(clip, clip.integers(3, 7), source.uniform(0.2, 0.5), 0.1)
     events = []
     for start in starts:
         skin = np.exp(-t / decay) * _tone(frequency, np.array([1, 0.4, 0.2]))
@@ -121,22 +122,22 @@ def _drum(take, clip):
     return _place(events)
 
 
-def _rain(take, clip):
-    seconds, density = clip.uniform(2.5, 3.8), take.uniform(60, 600)
-    low = take.uniform(300, 1500)
-    drops = np.zeros(int(seconds * RATE))
+def _rain(source, clip):
+    seconds, density = clip.uniform(2.5, 3.8), source.uniform(60, 600)
+    low = source.uniform(300, 1500)
+    drops = np.zeros(int(seconds * SAMPLE_RATE))
     at = clip.integers(0, len(drops), int(density * seconds))
     np.add.at(drops, at, clip.exponential(1, len(at)) * clip.choice((-1, 1), len(at)))
-    hiss = _band(clip.standard_normal(len(drops)), low, take.uniform(4500, 7500))
-    return _band(drops, low, 7500) * take.uniform(1, 4) + 0.08 * hiss
+    hiss = _band(clip.standard_normal(len(drops)), low, source.uniform(4500, 7500))
+    return _band(drops, low, 7500) * source.uniform(1, 4) + 0.08 * hiss
 
 
-def _bird(take, clip):
-    pitch, sweep = take.uniform(2000, 5000), take.uniform(-0.5, 0.6)
-    trill, depth = take.uniform(8, 45), take.uniform(0, 0.15)
-    length, harmonic = take.uniform(0.06, 0.35), take.uniform(0, 0.4)
+def _bird(source, clip):
+    pitch, sweep = source.uniform(2000, 5000), source.uniform(-0.5, 0.6)
+    trill, depth = source.uniform(8, 45), source.uniform(0, 0.15)
+    length, harmonic = source.uniform(0.06, 0.35), source.uniform(0, 0.4)
     events = []
-    for start in _beats(clip, clip.integers(4, 9), length + take.uniform(0.06, 0.25), 0.3):
+    for start in _beats(clip, clip.integers(4, 9), length + source.uniform(0.06, 0.25), 0.3):
         t = _time(length * clip.uniform(0.8, 1.2))
         x = t / t[-1]
         bend = 1 + sweep * (x - 0.5) + depth * np.sin(2 * np.pi * trill * t)
@@ -145,23 +146,23 @@ def _bird(take, clip):
     return _place(events)
 
 
-def _engine(take, clip):
-    speed, rough = take.uniform(25, 110), take.uniform(0.01, 0.06)
-    harmonics = take.uniform(0.1, 1, 40) * np.arange(1, 41) ** -take.uniform(0.5, 1.3)
-    noise, resonance = take.uniform(0.05, 0.4), take.uniform(200, 1500)
+def _engine(source, clip):
+    speed, rough = source.uniform(25, 110), source.uniform(0.01, 0.06)
+    harmonics = source.uniform(0.1, 1, 40) * np.arange(1, 41) ** -source.uniform(0.5, 1.3)
+    noise, resonance = source.uniform(0.05, 0.4), source.uniform(200, 1500)
     t = _time(clip.uniform(2.5, 3.8))
-    drift = np.cumsum(clip.standard_normal(len(t))) / np.sqrt(RATE)
+    drift = np.cumsum(clip.standard_normal(len(t))) / np.sqrt(SAMPLE_RATE)
     rise = 1 + clip.uniform(-0.3, 0.5) * t / t[-1]
     frequency = np.maximum(speed * rise * (1 + rough * drift), 10)
     hum = _tone(frequency, harmonics)
     hiss = _band(clip.standard_normal(len(t)), resonance * 0.5, resonance * 2)
-    firing = 0.6 + 0.4 * np.sin(2 * np.pi * np.cumsum(frequency) / RATE / 2)
+    firing = 0.6 + 0.4 * np.sin(2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE / 2)
     return firing * (hum + noise * 4 * hiss)
 
 
-def _typing(take, clip):
-    body, decay = take.uniform(900, 3500, 3), take.uniform(0.004, 0.014, 3)
-    rate, click = take.uniform(5, 11), take.uniform(0.3, 1.5)
+def _typing(source, clip):
+    body, decay = source.uniform(900, 3500, 3), source.uniform(0.004, 0.014, 3)
+    rate, click = source.uniform(5, 11), source.uniform(0.3, 1.5)
     events = []
     for start in _beats(clip, clip.integers(8, 20), 1 / rate, 0.7):
         for delay, gain in ((0.0, 1.0), (clip.uniform(0.06, 0.1), 0.4)):
@@ -171,11 +172,11 @@ def _typing(take, clip):
     return _place(events)
 
 
-def _footsteps(take, clip):
-    low, high = take.uniform(60, 250), take.uniform(700, 3500)
-    heel, scrape = take.uniform(0.02, 0.06), take.uniform(0.05, 0.6)
+def _footsteps(source, clip):
+    low, high = source.uniform(60, 250), source.uniform(700, 3500)
+    heel, scrape = source.uniform(0.02, 0.06), source.uniform(0.05, 0.6)
     events = []
-    for start in _beats(clip, clip.integers(4, 7), take.uniform(0.4, 0.65), 0.08):
+    for start in _beats(clip, clip.integers(4, 7), source.uniform(0.4, 0.65), 0.08):
         t = _time(0.3)
         noise = clip.standard_normal(len(t))
         thump = _band(noise, low, low * 3) * np.exp(-t / heel) * 3
@@ -184,11 +185,11 @@ def _footsteps(take, clip):
     return _place(events)
 
 
-def _fire(take, clip):
-    seconds, rate = clip.uniform(2.5, 3.8), take.uniform(8, 50)
-    roar = take.uniform(0.1, 0.6)
-    noise = clip.standard_normal(int(seconds * RATE))
-    bed = roar * _band(noise, 40, take.uniform(200, 700))
+def _fire(source, clip):
+    seconds, rate = clip.uniform(2.5, 3.8), source.uniform(8, 50)
+    roar = source.uniform(0.1, 0.6)
+    noise = clip.standard_normal(int(seconds * SAMPLE_RATE))
+    bed = roar * _band(noise, 40, source.uniform(200, 700))
     events = [(0.0, bed)]
     for start in clip.uniform(0, seconds - 0.1, int(rate * seconds)):
         t = _time(clip.uniform(0.004, 0.03))
@@ -198,29 +199,29 @@ def _fire(take, clip):
     return _place(events)
 
 
-def _strings(take, clip):
+def _strings(source, clip):
     """Karplus-Strong (1983): a delay line of one period fed back through a two-tap average."""
-    open_string = take.uniform(82, 330)
-    damping, pick = take.uniform(0.990, 0.999), take.uniform(1500, 7000)
-    intervals = take.choice((0, 2, 3, 4, 5, 7, 9, 10, 12), 4)
-    low = scipy.signal.butter(1, pick, fs=RATE, output="sos")
+    open_string = source.uniform(82, 330)
+    damping, pick = source.uniform(0.990, 0.999), source.uniform(1500, 7000)
+    intervals = source.choice((0, 2, 3, 4, 5, 7, 9, 10, 12), 4)
+    low = scipy.signal.butter(1, pick, fs=SAMPLE_RATE, output="sos")
     events = []
-    for start in _beats(clip, clip.integers(3, 7), take.uniform(0.2, 0.5), 0.1):
+    for start in _beats(clip, clip.integers(3, 7), source.uniform(0.2, 0.5), 0.1):
         pitch = open_string * 2 ** (clip.choice(intervals) / 12)
-        period = int(RATE / pitch - 0.5)
+        period = int(SAMPLE_RATE / pitch - 0.5)
         feedback = np.zeros(period + 2)
         feedback[0], feedback[period], feedback[period + 1] = 1, -damping / 2, -damping / 2
-        pluck = np.zeros(int(1.4 * RATE))
+        pluck = np.zeros(int(1.4 * SAMPLE_RATE))
         pluck[:period] = scipy.signal.sosfilt(low, clip.uniform(-1, 1, period))
         note = scipy.signal.lfilter((1,), feedback, pluck)
         events.append((start, clip.uniform(0.6, 1) * note))
     return _place(events)
 
 
-def _whistle(take, clip):
-    pitch, vibrato = take.uniform(900, 2400), take.uniform(4, 8)
-    depth, breath = take.uniform(0.002, 0.03), take.uniform(0.02, 0.2)
-    intervals = 2 ** (take.integers(-5, 8, 5) / 12)
+def _whistle(source, clip):
+    pitch, vibrato = source.uniform(900, 2400), source.uniform(4, 8)
+    depth, breath = source.uniform(0.002, 0.03), source.uniform(0.02, 0.2)
+    intervals = 2 ** (source.integers(-5, 8, 5) / 12)
     events, start = [], 0.0
     for _ in range(clip.integers(2, 5)):
         t = _time(clip.uniform(0.35, 0.9))
@@ -233,12 +234,12 @@ def _whistle(take, clip):
     return _place(events)
 
 
-def _dog(take, clip):
-    pitch, length = take.uniform(180, 650), take.uniform(0.12, 0.32)
-    formants = take.uniform((400, 1000, 2200), (900, 1900, 3500))
-    growl = take.uniform(0.1, 0.6)
+def _dog(source, clip):
+    pitch, length = source.uniform(180, 650), source.uniform(0.12, 0.32)
+    formants = source.uniform((400, 1000, 2200), (900, 1900, 3500))
+    growl = source.uniform(0.1, 0.6)
     events = []
-    for start in _beats(clip, clip.integers(2, 6), length + take.uniform(0.15, 0.5), 0.2):
+    for start in _beats(clip, clip.integers(2, 6), length + source.uniform(0.15, 0.5), 0.2):
         t = _time(length * clip.uniform(0.85, 1.15))
         x = t / t[-1]
         bend = clip.uniform(0.9, 1.1) * (0.8 + 0.5 * np.sin(np.pi * x**0.7))
@@ -248,10 +249,10 @@ def _dog(take, clip):
     return _place(events)
 
 
-def _alarm(take, clip):
-    first, ratio = take.uniform(700, 3000), take.choice((1.0, 1.26, 1.5))
-    on, off = take.uniform(0.06, 0.35), take.uniform(0.05, 0.3)
-    harmonics = np.where(np.arange(9) % 2 == 0, take.uniform(0, 1, 9), 0) / np.arange(1, 10)
+def _alarm(source, clip):
+    first, ratio = source.uniform(700, 3000), source.choice((1.0, 1.26, 1.5))
+    on, off = source.uniform(0.06, 0.35), source.uniform(0.05, 0.3)
+    harmonics = np.where(np.arange(9) % 2 == 0, source.uniform(0, 1, 9), 0) / np.arange(1, 10)
     harmonics[0] = 1
     events = []
     for k in range(int(clip.uniform(1.8, 3.2) / (on + off)) + 1):
@@ -262,9 +263,9 @@ def _alarm(take, clip):
     return _place(events)
 
 
-def _blast(take, clip):
-    low, decay = take.uniform(300, 2500), take.uniform(0.1, 0.7)
-    crack, rumble = take.uniform(0.2, 2), take.uniform(0.3, 1.5)
+def _blast(source, clip):
+    low, decay = source.uniform(300, 2500), source.uniform(0.1, 0.7)
+    crack, rumble = source.uniform(0.2, 2), source.uniform(0.3, 1.5)
     t = _time(min(4 * decay + 0.3, 2.5))
     noise = clip.standard_normal(len(t))
     body = _band(noise, 30, low) * np.exp(-t / decay)

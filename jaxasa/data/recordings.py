@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxasa.config import ConfigError
-from jaxasa.data.decode import RATE
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data.records import Damaged, Records
 
 
@@ -28,7 +28,7 @@ class Recordings:
 
     def __init__(self, folder: Path | str, seconds: float, classes: Sequence[str]):
         self._records = Records(folder)
-        self._samples = round(seconds * RATE)
+        self._samples = round(seconds * SAMPLE_RATE)
         layout = self._records.manifest.get("layout")
         if layout != "dcase":
             raise ConfigError(
@@ -43,7 +43,8 @@ class Recordings:
                 continue  # named and counted when it is drawn (pipeline.Readable)
             if len(audio) > self._samples:
                 raise ConfigError(
-                    f"SpatialStage.real_recordings {folder}: a window of {len(audio) / RATE:g} s, "
+                    f"SpatialStage.real_recordings {folder}: a window of "
+                    f"{len(audio) / SAMPLE_RATE:g} s, "
                     f"expected at most {seconds:g} s (`jaxasa import dcase --seconds {seconds:g}`)"
                 )
             named.update(source["class"] for source in scene["sources"])

@@ -29,7 +29,6 @@ import itertools
 import json
 import struct
 import threading
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -37,9 +36,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import FULL_SCALE
+from jaxasa.core.files import atomic_path, atomic_write_text
 
 MAGIC = b"JXA1"
-SCALE = 32767
 MANIFEST = "manifest.json"
 _HEADER = struct.Struct("<4sIII")
 _READ = "readahead_buffer_size:0,max_parallelism:0"
@@ -53,12 +53,12 @@ def to_int16(audio: np.ndarray) -> np.ndarray:
     """Float audio in [-1, 1] as int16, rounded; raises `ValueError` beyond it or for NaN."""
     if not np.abs(audio).max(initial=0.0) <= 1:
         raise ValueError("audio is not finite or passes full scale")
-    return np.rint(audio * SCALE).astype("<i2")
+    return np.rint(audio * FULL_SCALE).astype("<i2")
 
 
 def to_float(audio: np.ndarray) -> np.ndarray:
     """int16 audio of a record as float32 in [-1, 1]."""
-    return audio.astype(np.float32) / SCALE
+    return audio.astype(np.float32) / FULL_SCALE
 
 
 def encode(audio: np.ndarray, meta: dict) -> bytes:
@@ -84,17 +84,14 @@ def decode(record: bytes) -> tuple[np.ndarray, dict]:
 
 def write_shard(path: Path, records: Iterable[tuple[np.ndarray, dict]]) -> dict:
     """Writes (int16 `[N, channels]`, dict) pairs to `path`; returns its manifest entry."""
-    # Unique among hosts too: a cluster may have two workers write one shard at once.
-    target = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    writer = ArrayRecordWriter(str(target), "group_size:1,uncompressed")
-    count = 0
-    for audio, meta in records:
-        writer.write(encode(audio, meta))
-        count += 1
-    writer.close()
-    entry = _entry(target, path.name, count)
-    target.replace(path)
-    return entry
+    with atomic_path(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        count = 0
+        for audio, meta in records:
+            writer.write(encode(audio, meta))
+            count += 1
+        writer.close()
+        return _entry(temporary, path.name, count)
 
 
 def read_entry(path: Path, count: int) -> dict | None:
@@ -121,9 +118,7 @@ def _entry(path: Path, name: str, count: int) -> dict:
 def write_manifest(folder: Path, meta: dict, shards: list[dict]) -> None:
     """Closes a data set: `meta`, the total count, and one entry a shard."""
     manifest = meta | {"count": sum(s["count"] for s in shards), "shards": shards}
-    target = folder / f".{MANIFEST}.{uuid.uuid4().hex[:12]}.tmp"
-    target.write_text(json.dumps(manifest, indent=1, sort_keys=True), "utf-8")
-    target.replace(folder / MANIFEST)
+    atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
 
 
 def read_manifest(folder: Path | str) -> dict:

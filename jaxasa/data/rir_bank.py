@@ -37,6 +37,7 @@ from jaxasa.acoustics import render, rir, scenes
 from jaxasa.acoustics.scenes import Layout
 from jaxasa.config import ConfigError, check
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.progress import progress
 from jaxasa.data import records
 
@@ -151,7 +152,7 @@ def _meta(ranges: config.Scenes, seed: int) -> dict:
         "seed": seed,
         "rooms": ranges.rir_rooms,
         "scenes": {name: getattr(ranges, name) for name in _RANGES} | ranges.walls(),
-        "rate": rir.RATE,
+        "rate": SAMPLE_RATE,
         "channels": "W Y Z X, ACN, SN3D",
     }
     text = json.dumps(meta, sort_keys=True)

@@ -1,11 +1,11 @@
-"""The sound bank: mono clips at 16 kHz with a class and a take, split by take.
+"""The sound bank: mono clips at 16 kHz with a class, split by source recording.
 
 A bank is a folder: audio.i16 (all clips end to end, int16, little-endian, 1/32767 a step),
 bank.json (clips, splits, what was refused and why), credits.csv (packages and licences). The
 JSON file is written last: without it the bank is not complete and is built again.
 
 Clips under half a second (a key stroke, a step) are too short to find and name in a room: each
-is repeated with clips of its own take, with random gaps, to about 1.5 s.
+is repeated with clips of its own recording, with random gaps, to about 1.5 s.
 
     from jaxasa import config
     from jaxasa.data import sounds
@@ -13,14 +13,13 @@ is repeated with clips of its own take, with random gaps, to about 1.5 s.
     bank = sounds.build(config.Sounds("folder:my_sounds"), "runs/mine/sounds", seed=0)
     print(bank.table())
     clip = bank.clips("train")[0]
-    print(clip.label, clip.take, bank.audio(clip.id).shape)
+    print(clip.label, clip.recording_id, bank.audio(clip.id).shape)
 """
 
 import csv
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 import tempfile
 from collections import Counter, defaultdict
@@ -32,16 +31,18 @@ import numpy as np
 from jaxasa.acoustics.scenes import Clip
 from jaxasa.config import ConfigError, Sounds
 from jaxasa.core import keys
+from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
+from jaxasa.core.files import atomic_path, atomic_write_json
 from jaxasa.core.progress import progress
 from jaxasa.data import corpora, debian, dedup, procedural
 from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (what callers of build catch)
-from jaxasa.data.decode import LOUDNESS, RATE, SCALE, Recording, Unusable, pieces, read
+from jaxasa.data.decode import LOUDNESS, Recording, Unusable, pieces, read
 
-FORMAT = 2
+FORMAT = 3
 BEFORE = "bank.before.json"  # the bank that is being built anew
 SHORT, STRUNG = 0.5, 1.5
-# Takes of these banks are read from file names, so copies under other names are looked for.
-GUESSED_TAKES = (*debian.BANKS, "folder")
+# Recording ids of these banks are read from file names, so copies under other names are looked for.
+BANKS_WITH_GUESSED_RECORDINGS = (*debian.BANKS, "folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Piece:
 
     id: str
     label: str
-    take: str
+    recording_id: str
     start: int
     count: int
     recording: Recording
@@ -61,7 +62,7 @@ class Bank:
 
     Attributes: folder, name, classes (sorted tuple), digest (sha256 of audio and splits),
     settings and files (hashes of what it was made of),
-    report (refused clips by reason, takes and seconds per split and class, classes left out).
+    report (refused clips by reason, recordings and seconds per split and class, classes left out).
     """
 
     def __init__(self, folder: Path, meta: dict):
@@ -76,7 +77,7 @@ class Bank:
         self._where: dict[str, tuple[int, int]] = {}
         self._audio: np.ndarray | None = None
         for row in meta["clips"]:
-            clip = Clip(row["id"], row["label"], row["take"], row["count"] / RATE)
+            clip = Clip(row["id"], row["label"], row["recording_id"], row["count"] / SAMPLE_RATE)
             self._clips[row["split"]].append(clip)
             self._where[row["id"]] = (row["start"], row["count"])
 
@@ -105,18 +106,20 @@ class Bank:
         if self._audio is None:
             self._audio = np.memmap(self.folder / "audio.i16", "<i2", mode="r")
         start, count = self._where[clip_id]
-        return self._audio[start : start + count].astype(np.float32) / SCALE
+        return self._audio[start : start + count].astype(np.float32) / FULL_SCALE
 
     def table(self) -> str:
-        """Takes, clips and seconds per class and split, then what was not done, as text."""
-        rows = [f"{'class':<12}" + "".join(f"{s + ' takes':>13}{'s':>6}" for s in dedup.SPLITS)]
+        """Recordings, clips and seconds per class and split, then what was not done, as text."""
+        titles = (f"{split + ' recordings':>18}{'s':>6}" for split in dedup.SPLITS)
+        rows = [f"{'class':<12}" + "".join(titles)]
         for label, splits in self.report["classes"].items():
-            cells = (f"{c['takes']:>13}{c['seconds']:>6.0f}" for c in splits.values())
+            cells = (f"{c['recordings']:>18}{c['seconds']:>6.0f}" for c in splits.values())
             rows.append(f"{label:<12}" + "".join(cells))
         for label, count in self.report["left_out"].items():
-            rows.append(f"left out: {label} ({count} takes)")
+            rows.append(f"left out: {label} ({count} recordings)")
         for label, count in self.report.get("unmerged", {}).items():
-            rows.append(f"copies not looked for: {label} ({count} clips, {dedup.MOST_COMPARED} do)")
+            limit = f"{count} clips, at most {dedup.MAX_COMPARED_CLIPS} are compared"
+            rows.append(f"not searched for duplicates: {label} ({limit})")
         for reason, count in self.report["reasons"].items():
             rows.append(f"refused: {count} x {reason}")
         return "\n".join([f"sound bank: {self.name}", *rows])
@@ -127,7 +130,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
 
     The same: equal settings, and files of equal names, sizes and times. A bank whose own files
     are gone, as on another machine, is opened too, and a line on stderr says so.
-    Where files were added, the takes of before keep their splits (takes.assign).
+    Where files were added, recordings of before keep their splits (dedup.assign).
     What does not decode, is silent, clipped, too short or heard before is refused, named and
     counted. Raises `SoundsUnavailable` when the debian bank cannot be fetched, `ConfigError`
     for a bank that is not there or leaves fewer than two classes.
@@ -149,7 +152,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
             raise
         print(f"{error}; the sound bank in {folder} was made of it, and is kept", file=sys.stderr)
         return before
-    files = _hash([(r.name, r.labels, r.take, r.stamp) for r in recordings])
+    files = _hash([(r.name, r.labels, r.recording_id, r.stamp) for r in recordings])
     if before is not None and before.files == files:
         return before
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,12 +167,12 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         if not found:
             raise ConfigError(f"Sounds.bank {sounds.bank!r}: no usable recording")
         raw = np.memmap(raw_path, "<i2", mode="r")
-        found = _one_class_per_take(found, refused)
+        found = _one_class_per_recording(found, refused)
         unmerged = {}
-        if sounds.bank.partition(":")[0] in GUESSED_TAKES:
+        if sounds.bank.partition(":")[0] in BANKS_WITH_GUESSED_RECORDINGS:
             clips_of = Counter(piece.label for piece in found)
-            unmerged = {c: n for c, n in clips_of.items() if n > dedup.MOST_COMPARED}
-            found = _merge_takes(found, raw, known, refused)
+            unmerged = {c: n for c, n in clips_of.items() if n > dedup.MAX_COMPARED_CLIPS}
+            found = _merge_recordings(found, raw, known, refused)
         found, split, left_out = _split(found, sounds, seed, known)
         clips = _write_audio(found, split, raw, folder, seed, sounds.max_seconds)
         del raw
@@ -191,7 +194,7 @@ def build(sounds: Sounds, folder: Path | str, seed: int) -> Bank:
         },
         "clips": clips,
     }
-    _replace(folder / "bank.json", json.dumps(meta, indent=1).encode())
+    atomic_write_json(folder / "bank.json", meta)
     (folder / BEFORE).unlink(missing_ok=True)
     return Bank.load(folder)
 
@@ -201,14 +204,14 @@ def _hash(value) -> str:
 
 
 def _known_splits(folder: Path, settings: str) -> dict[str, str]:
-    """{take: split} of the bank in `folder` with these settings, or of the one being replaced."""
+    """{recording id: split} of the bank in `folder` with `settings`, or of the one it replaces."""
     for name in ("bank.json", BEFORE):
         try:
             meta = json.loads((folder / name).read_text("utf-8"))
         except (OSError, ValueError):
             continue
         if meta.get("settings") == settings:
-            return {row["take"]: row["split"] for row in meta["clips"]}
+            return {row["recording_id"]: row["split"] for row in meta["clips"]}
     return {}
 
 
@@ -271,7 +274,7 @@ def _decode(
                 if len(names) > 1:
                     raise Unusable("labels of several classes")
                 parts = [
-                    np.rint(part * SCALE).astype("<i2")
+                    np.rint(part * FULL_SCALE).astype("<i2")
                     for part in pieces(read(recording.open()), max_seconds)
                 ]
                 mark = hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
@@ -284,29 +287,31 @@ def _decode(
             (label,) = names
             for k, part in enumerate(parts):
                 name = recording.name if len(parts) == 1 else f"{recording.name}#{k}"
-                found.append(_Piece(name, label, recording.take, at, len(part), recording))
+                found.append(_Piece(name, label, recording.recording_id, at, len(part), recording))
                 raw.write(part.tobytes())
                 at += len(part)
     return found, refused
 
 
-def _one_class_per_take(found: list[_Piece], refused: dict[str, str]) -> list[_Piece]:
-    # Classes are split apart from each other, so a take in two of them could reach two splits.
+def _one_class_per_recording(found: list[_Piece], refused: dict[str, str]) -> list[_Piece]:
+    # Classes are split apart from each other, so a recording in two of them could reach two splits.
     counts: dict[str, Counter] = defaultdict(Counter)
     for piece in found:
-        counts[piece.take][piece.label] += 1
-    home = {take: min(c, key=lambda label: (-c[label], label)) for take, c in counts.items()}
+        counts[piece.recording_id][piece.label] += 1
+    home = {name: min(c, key=lambda label: (-c[label], label)) for name, c in counts.items()}
     for piece in found:
-        if piece.label != home[piece.take]:
-            refused[piece.id] = "its take is in another class"
-    return [piece for piece in found if piece.label == home[piece.take]]
+        if piece.label != home[piece.recording_id]:
+            refused[piece.id] = "its recording is in another class"
+    return [piece for piece in found if piece.label == home[piece.recording_id]]
 
 
 def _training_only(found: list[_Piece]) -> set[str]:
-    return {p.take for p in found} - {p.take for p in found if not p.recording.training_only}
+    return {p.recording_id for p in found} - {
+        p.recording_id for p in found if not p.recording.training_only
+    }
 
 
-def _merge_takes(
+def _merge_recordings(
     found: list[_Piece], raw: np.ndarray, known: dict[str, str], refused: dict[str, str]
 ) -> list[_Piece]:
     only = _training_only(found)
@@ -314,35 +319,35 @@ def _merge_takes(
     for label in sorted({piece.label for piece in found}):
         mine = [piece for piece in found if piece.label == label]
         audio = [raw[p.start : p.start + p.count].astype(np.float32) for p in mine]
-        names = dedup.merge([piece.take for piece in mine], audio, known, only)
+        names = dedup.merge_duplicates([piece.recording_id for piece in mine], audio, known, only)
         for piece, name in zip(mine, names, strict=True):
-            if piece.take in only and name not in only:
-                refused[piece.id] = f"the same recording as take {name}"
+            if piece.recording_id in only and name not in only:
+                refused[piece.id] = f"the same recording as {name}"
             else:
-                merged.append(dataclasses.replace(piece, take=name))
+                merged.append(dataclasses.replace(piece, recording_id=name))
     return merged
 
 
 def _split(
     found: list[_Piece], sounds: Sounds, seed: int, known: dict[str, str]
 ) -> tuple[list[_Piece], dict[str, str], dict[str, int]]:
-    """Returns the pieces kept, {take: split}, and {class: takes} of the classes left out."""
+    """Returns the clips in use, {recording id: split}, {class left out: number of recordings}."""
     only = _training_only(found)
     by_class: dict[str, set[str]] = defaultdict(set)
     for piece in found:
-        if piece.take not in only:
-            by_class[piece.label].add(piece.take)
+        if piece.recording_id not in only:
+            by_class[piece.label].add(piece.recording_id)
     left_out = {c: 0 for c in sounds.classes if c not in by_class}
-    left_out |= {c: len(t) for c, t in by_class.items() if len(t) < sounds.min_takes}
+    left_out |= {c: len(t) for c, t in by_class.items() if len(t) < sounds.min_recordings}
     kept = sorted(set(by_class) - set(left_out))
     if len(kept) < 2:
         raise ConfigError(
-            f"Sounds.bank {sounds.bank!r}: {len(kept)} classes have Sounds.min_takes "
-            f"{sounds.min_takes} takes, expected at least 2 (left out: {left_out})"
+            f"Sounds.bank {sounds.bank!r}: {len(kept)} classes have Sounds.min_recordings "
+            f"{sounds.min_recordings} recordings, expected at least 2 (left out: {left_out})"
         )
     split = dict.fromkeys(only, "train")
     for label in kept:
-        split |= dedup.assign(by_class[label], sounds.splits, label, seed, known)
+        split |= dedup.assign_splits(by_class[label], sounds.splits, label, seed, known)
     pieces_kept = sorted((p for p in found if p.label in kept), key=lambda p: (p.label, p.id))
     return pieces_kept, split, dict(sorted(left_out.items()))
 
@@ -357,46 +362,44 @@ def _write_audio(
 ) -> list[dict]:
     short: dict[str, list[_Piece]] = defaultdict(list)
     for piece in found:
-        if piece.count < SHORT * RATE:
-            short[piece.take].append(piece)
+        if piece.count < SHORT * SAMPLE_RATE:
+            short[piece.recording_id].append(piece)
     rows, at = [], 0
-    target = folder / f".audio.{os.getpid()}.tmp"
-    with open(target, "wb") as out:
+    with atomic_path(folder / "audio.i16") as temporary, open(temporary, "wb") as out:
         for piece in found:
             samples = raw[piece.start : piece.start + piece.count]
-            if piece in short[piece.take]:
-                others = [raw[p.start : p.start + p.count] for p in short[piece.take]]
+            if piece in short[piece.recording_id]:
+                others = [raw[p.start : p.start + p.count] for p in short[piece.recording_id]]
                 samples = string(samples, others, keys.rng(seed, "string", piece.id), max_seconds)
             out.write(samples.tobytes())
             rows.append(
                 {
                     "id": piece.id,
                     "label": piece.label,
-                    "take": piece.take,
-                    "split": split[piece.take],
+                    "recording_id": piece.recording_id,
+                    "split": split[piece.recording_id],
                     "start": at,
                     "count": len(samples),
                 }
             )
             at += len(samples)
-    target.replace(folder / "audio.i16")
     return rows
 
 
 def string(
     first: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator, max_seconds: float
 ) -> np.ndarray:
-    """Repeats a short clip int16 `[n]` with `others` of its take, to about 1.5 s.
+    """Repeats a short clip int16 `[n]` with `others` of its recording, to about 1.5 s.
 
     Gaps are 80 to 300 ms; repetitions are up to 3 dB softer. Never longer than `max_seconds`.
     """
     parts, length = [first], len(first)
-    while length < min(STRUNG, max_seconds) * RATE:
-        gap = np.zeros(int(rng.uniform(0.08, 0.3) * RATE), "<i2")
+    while length < min(STRUNG, max_seconds) * SAMPLE_RATE:
+        gap = np.zeros(int(rng.uniform(0.08, 0.3) * SAMPLE_RATE), "<i2")
         gain = 10 ** (-rng.uniform(0, 3) / 20)
         again = (others[rng.integers(len(others))] * gain).astype("<i2")
         length += len(gap) + len(again)
-        if length > max_seconds * RATE:
+        if length > max_seconds * SAMPLE_RATE:
             break
         parts += [gap, again]
     return np.concatenate(parts)
@@ -409,9 +412,9 @@ def _count(clips: list[dict]) -> dict[str, dict[str, dict]]:
         for split in dedup.SPLITS:
             mine = [row for row in clips if (row["label"], row["split"]) == (label, split)]
             table[label][split] = {
-                "takes": len({row["take"] for row in mine}),
+                "recordings": len({row["recording_id"] for row in mine}),
                 "clips": len(mine),
-                "seconds": round(sum(row["count"] for row in mine) / RATE, 1),
+                "seconds": round(sum(row["count"] for row in mine) / SAMPLE_RATE, 1),
             }
     return table
 
@@ -427,18 +430,13 @@ def _write_credits(found: list[_Piece], folder: Path) -> None:
     credited = {p.recording.name: p for p in found if p.recording.package}
     if not credited:
         return
-    target = folder / f".credits.{os.getpid()}.tmp"
-    with open(target, "w", encoding="utf-8", newline="") as out:
+    with (
+        atomic_path(folder / "credits.csv") as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as out,
+    ):
         writer = csv.writer(out)
         writer.writerow(("package", "licence", "member", "class"))
         for name, piece in credited.items():
             package = piece.recording.package
             member = name.removeprefix(f"{package}:")
             writer.writerow((package, piece.recording.licence, member, piece.label))
-    target.replace(folder / "credits.csv")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    target = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    target.write_bytes(content)
-    target.replace(path)

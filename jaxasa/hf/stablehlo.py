@@ -22,7 +22,8 @@ import numpy as np
 from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
-from jaxasa.data import features, tokens
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.data import tokens
 from jaxasa.hf import card, folder, keymap
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
@@ -42,7 +43,7 @@ def write(
     # Layers in a loop, whatever the machine that trained liked: small files.
     model = dataclasses.replace(config.model_from_dict(meta["model"]), unroll=1)
     asa, text = ASA(model), tokens.Text.load(tokenizer)
-    samples = round(meta["seconds"] * features.RATE)
+    samples = round(meta["seconds"] * SAMPLE_RATE)
     places = asa.audio_tokens(samples)
     length = places + asa.model.prompt_tokens
     (batch,) = jax.export.symbolic_shape("b")

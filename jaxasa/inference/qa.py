@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.acoustics import foa
-from jaxasa.data import features, foa_file, records, scene_text, tokens
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.data import foa_file, records, scene_text, tokens
 from jaxasa.data.questions import LETTERS
 from jaxasa.data.tokens import Text
 from jaxasa.hf import load
@@ -22,8 +23,8 @@ from jaxasa.models import generation, sample
 from jaxasa.models.asa import ASA, Params
 from jaxasa.viz import plot_answer
 
-HEARING = ("full", "mono", "nulled", "none")
-CHOOSING = 16  # rows at a time whose options are weighed
+AUDIO_CONDITIONS = ("full", "mono", "nulled", "none")
+FALLBACK_ROWS = 16  # rows at a time whose options are weighed
 SHORTEST = 0.5  # seconds; what is shorter ends in silence
 GREEDY = config.Sampling()
 
@@ -32,7 +33,7 @@ GREEDY = config.Sampling()
 class Model:
     """Weights, tokenizer and classes. seconds: of the scenes it was trained on.
 
-    digest: changes with the weights, and with `chooses`.
+    digest: changes with the weights, and with `option_fallback`.
     chooses: whether an answer that is none of the options gives way to one of them (`respond`);
         False: it stays as it is, and is wrong.
     """
@@ -43,10 +44,10 @@ class Model:
     classes: Sequence[str]
     seconds: float
     digest: str
-    chooses: bool = True
+    option_fallback: bool = True
 
     @classmethod
-    def load(cls, path: str | Path, chooses: bool = True) -> "Model":
+    def load(cls, path: str | Path, option_fallback: bool = True) -> "Model":
         """Reads an export folder or `checkpoints/<stage>`; ConfigError where it is neither."""
         params, meta, tokenizer = load.load(path)
         model = config.model_from_dict(meta["model"])
@@ -59,8 +60,8 @@ class Model:
             Text.load(tokenizer),
             tuple(meta["classes"]),
             meta["seconds"],
-            digest.hexdigest()[:16] + ("" if chooses else " as said"),
-            chooses,
+            digest.hexdigest()[:16] + ("" if option_fallback else " as said"),
+            option_fallback,
         )
 
     @property
@@ -75,7 +76,7 @@ class Model:
             seconds = [self.seconds]
             while seconds[-1] < most:
                 seconds.append(min(2 * seconds[-1], most))
-        return tuple(round(s * features.RATE) for s in seconds)
+        return tuple(round(s * SAMPLE_RATE) for s in seconds)
 
     def fit(self, audio: np.ndarray) -> tuple[np.ndarray, int]:
         """A clip [N, C] in its bucket, and its length in samples, of which the rest is padding.
@@ -84,7 +85,7 @@ class Model:
         """
         buckets = self.buckets
         spatial = self.asa.model.spatial
-        least = max(round(SHORTEST * features.RATE), spatial.frames_per_step * spatial.hop_length)
+        least = max(round(SHORTEST * SAMPLE_RATE), spatial.frames_per_step * spatial.hop_length)
         length = min(max(len(audio), least), buckets[-1])
         bucket = next(b for b in buckets if b >= length)
         kept = audio[:length]
@@ -95,7 +96,7 @@ class Model:
         audio: np.ndarray,
         questions: Sequence[str],
         options: Sequence[Sequence[str] | None],
-        hearing: str = "full",
+        audio_condition: str = "full",
         lengths: np.ndarray | None = None,
         sampling: config.Sampling = GREEDY,
         seed: int = 0,
@@ -105,13 +106,13 @@ class Model:
         options: four to each question, or None for an open one. An answer that is none of the
             options gives way to the likeliest of them: other thoughts are drawn, and it is the one
             whose probability after them is highest on average, with the thought that is surest of
-            it. Not so where `chooses` is False, or where replies are sampled or end at a string.
+            it. Not so where `option_fallback` is False, or where replies are sampled or end at a string.
         hearing: "full", "mono" (W only; of two ears their mean), "nulled" (the learnt null in place
             of the dense map) or "none" (the question alone).
         lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
         Raises ConfigError for audio of another number of channels than the model hears.
         """
-        config.check(hearing in HEARING, "hearing", hearing, ", ".join(HEARING))
+        config.check(audio_condition in AUDIO_CONDITIONS, "hearing", audio_condition, ", ".join(AUDIO_CONDITIONS))
         spatial = self.asa.model.spatial
         expected = f"{spatial.channels} for a model of {spatial.format} audio"
         config.check(audio.shape[-1] == spatial.channels, "channels", audio.shape[-1], expected)
@@ -119,16 +120,16 @@ class Model:
         rows = [
             tokens.prompt_ids(
                 self.text,
-                0 if hearing == "none" else self.asa.audio_tokens(samples),
+                0 if audio_condition == "none" else self.asa.audio_tokens(samples),
                 tokens.question_text(question, choice),
             )
             for question, choice, samples in zip(questions, options, heard, strict=True)
         ]
         length = self.asa.audio_tokens(audio.shape[1]) + self.asa.model.prompt_tokens
         prompts = tokens.pad_left(rows, length, self.text.pad)
-        if hearing == "mono":
+        if audio_condition == "mono":
             audio = _mono(audio)
-        nulled = np.full(len(audio), hearing == "nulled")
+        nulled = np.full(len(audio), audio_condition == "nulled")
         placed = generation.place(self.asa, self.params, audio, nulled, lengths)
         if sampling != GREEDY:
             return self._sampled(placed, prompts, sampling, seed)
@@ -140,9 +141,9 @@ class Model:
             for i, choice in enumerate(options)
             if choice is not None and _answer(replies[i], choice) not in choice
         ]
-        for start in range(0, len(stray) if self.chooses else 0, CHOOSING):
-            part = stray[start : start + CHOOSING]
-            chosen = self._choose(placed, prompts, options, part)
+        for start in range(0, len(stray) if self.option_fallback else 0, FALLBACK_ROWS):
+            part = stray[start : start + FALLBACK_ROWS]
+            chosen = self._choose_option(placed, prompts, options, part)
             for i, reply in zip(part, chosen, strict=True):
                 replies[i] = reply
         return replies
@@ -161,9 +162,9 @@ class Model:
         stream = generation.begin(self.asa, self.marks, self.params, placed, prompts)
         return sample.texts(stream, advance, self.text.decode, sampling.stop)
 
-    def _choose(self, placed, prompts, options, part: Sequence[int]) -> list[str]:
+    def _choose_option(self, placed, prompts, options, part: Sequence[int]) -> list[str]:
         """Replies of the rows `part`: the likeliest of their options after thoughts drawn anew."""
-        rows = np.array([*part, *[part[-1]] * (CHOOSING - len(part))])
+        rows = np.array([*part, *[part[-1]] * (FALLBACK_ROWS - len(part))])
         about = self.asa, self.marks, self.params, placed[rows], prompts[rows]
         drawn = np.asarray(generation.draw(*about))
         candidates = [
@@ -209,7 +210,7 @@ class Model:
         """
         spatial = self.asa.model.spatial
         frames = int(spatial.steps(len(audio) if length is None else length))
-        step = spatial.hop_length * spatial.frames_per_step / features.RATE
+        step = spatial.hop_length * spatial.frames_per_step / SAMPLE_RATE
         found = []
         for source, (activity, direction) in self._sources(audio, threshold, length):
             azimuth, elevation = foa.direction(direction[:frames])
@@ -250,7 +251,7 @@ class Model:
         presence = 1 / (1 + np.exp(-slots.presence))
         activity = 1 / (1 + np.exp(-slots.activity))
         labels = slots.label[..., : len(self.classes)].argmax(-1)
-        seconds = audio.shape[1] / features.RATE
+        seconds = audio.shape[1] / SAMPLE_RATE
         step = seconds / activity.shape[-1]
         scenes = []
         for b in range(len(audio)):
@@ -302,7 +303,7 @@ class Model:
         config.check(
             tags is not None, "Projector", (kind.kind, kind.drop_experts), "a semantic expert"
         )
-        return 1 / (1 + np.exp(-np.asarray(tags))), audio.shape[1] / features.RATE
+        return 1 / (1 + np.exp(-np.asarray(tags))), audio.shape[1] / SAMPLE_RATE
 
     @partial(jax.jit, static_argnums=0)
     def _slots(self, params: Params, audio: jax.Array, lengths: jax.Array | None = None):
@@ -328,7 +329,7 @@ def ask(
     sampled. picture: a PNG to draw, of what was heard where and when (viz/plot_answer.py).
     """
     if picture is not None:
-        plot_answer.check_name(picture)
+        plot_answer.check_output(picture)
     heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
     if heard == "binaural":
         config.check(order is None, "--order", order, "none, as this model hears two ears")
@@ -357,7 +358,7 @@ def ask(
     }
     if picture is not None:
         tracks = model.tracks(audio, length=length)
-        plot_answer.draw(found | {"options": options}, tracks, audio[:length], picture)
+        plot_answer.plot_answer(found | {"options": options}, tracks, audio[:length], picture)
     return found
 
 
@@ -365,10 +366,10 @@ def _note(model: Model, given: int, heard: int) -> str:
     """What is out of the ordinary about a clip of `given` samples, of which so many are heard."""
     notes = []
     if given > heard:
-        notes.append(f"only the first {heard / features.RATE:g} s are heard")
-    if heard > round(model.seconds * features.RATE):
+        notes.append(f"only the first {heard / SAMPLE_RATE:g} s are heard")
+    if heard > round(model.seconds * SAMPLE_RATE):
         notes.append(
-            f"{heard / features.RATE:.1f} s are beyond what the model was trained on, "
+            f"{heard / SAMPLE_RATE:.1f} s are beyond what the model was trained on, "
             f"scenes of {model.seconds:g} s"
         )
     return "; ".join(notes)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxasa import config
+from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
 from jaxasa.data import features
 from jaxasa.models.decoder import Cache, Decoder, by_rows
 from jaxasa.models.layers import over_bands, resample_time
@@ -22,7 +23,6 @@ from jaxasa.models.semantic import Semantic
 from jaxasa.models.spatial import Heard, Spatial, statements, statements_width
 
 Params = dict
-SCALE = 1.0 / 32767.0
 
 
 class Audio(NamedTuple):
@@ -85,7 +85,7 @@ class ASA:
 
         In whole numbers, so that it is the same for an array of lengths on the device.
         """
-        each = round(features.RATE / self.model.projector.token_rate)
+        each = round(SAMPLE_RATE / self.model.projector.token_rate)
         count = (samples + each // 2) // each
         return count + (count < 1)
 
@@ -100,7 +100,7 @@ class ASA:
         """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
         keys = jax.random.split(key, 5)
         m = self.model
-        audio = jnp.zeros((1, int(seconds * features.RATE), m.spatial.channels))
+        audio = jnp.zeros((1, int(seconds * SAMPLE_RATE), m.spatial.channels))
         mels = features.log_mel(audio[..., 0], m.semantic.n_mels)
         semantic = jnp.zeros((1, 1, m.semantic.width))
         dense = jnp.zeros((1, 1, m.spatial.width))
@@ -132,7 +132,7 @@ class ASA:
         the others have no place in a prompt.
         """
         if audio.dtype == jnp.int16:
-            audio = audio.astype(jnp.float32) * SCALE
+            audio = audio.astype(jnp.float32) * (1 / FULL_SCALE)
         mels = features.log_mel(self.mono(audio), self.model.semantic.n_mels, lengths)
         colour = None
         if disguise is not None:
@@ -144,7 +144,7 @@ class ASA:
         heard = self.spatial.apply({"params": params["spatial"]}, audio, colour, lengths)
         count = self.map_tokens(audio.shape[1])
         s = self.model.spatial
-        said = statements(heard.slots, heard.room, s.hop_length * s.frames_per_step / features.RATE)
+        said = statements(heard.slots, heard.room, s.hop_length * s.frames_per_step / SAMPLE_RATE)
         if lengths is None:
             dense = resample_time(heard.dense, count)
             return Audio(resample_time(semantic, count), dense, said, heard)

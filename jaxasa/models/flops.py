@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from jaxasa import config
 from jaxasa.core import trees
-from jaxasa.data import features
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.models.asa import ASA
 from jaxasa.models.semantic import FRAMES_PER_SECOND
 
@@ -33,10 +33,8 @@ def positions(run: config.Run, what: str) -> dict[str, int]:
     name = "grpo" if what == "rollout" else what
     stage, model = getattr(run, name), run.model
     scenes, seconds = stage.batch_size, run.scenes.seconds
-    tokens = ASA(model).audio_tokens(round(seconds * features.RATE))
-    steps = (
-        round(seconds * features.RATE / model.spatial.hop_length) // model.spatial.frames_per_step
-    )
+    tokens = ASA(model).audio_tokens(round(seconds * SAMPLE_RATE))
+    steps = round(seconds * SAMPLE_RATE / model.spatial.hop_length) // model.spatial.frames_per_step
     counts = {
         "semantic": scenes * round(seconds * FRAMES_PER_SECOND),
         "spatial": scenes * steps,

@@ -24,6 +24,7 @@ from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.workdir import scenes_of
 from jaxasa.data import records
 from jaxasa.data.sounds import Bank
@@ -101,7 +102,7 @@ def _write_scenes(run: config.Run, folder: Path, split: str) -> None:
     out.mkdir(parents=True)
     clips = Bank.load(folder / "sounds").clips(split)
     count = min(getattr(run.scenes, split), 2 * common.EVAL_SCENES)
-    samples, channels = round(run.scenes.seconds * 16_000), run.model.spatial.channels
+    samples, channels = round(run.scenes.seconds * SAMPLE_RATE), run.model.spatial.channels
 
     def scene(index: int) -> tuple[np.ndarray, dict]:
         rng = keys.rng(run.seed, "rehearsal", split, index)

@@ -1,6 +1,5 @@
 """`jaxasa listen`: anything with a sound field as two channels for headphones."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +8,19 @@ import soundfile
 from jaxasa.acoustics import binaural, foa_decoder, hrtf, render
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import ConfigError, check
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_path
 from jaxasa.data import foa_file, records, specs
 from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
 
 
-def listen(
+def binauralize(
     source: Path,
     out: Path,
     index: int | None = None,
-    head: str | None = None,
-    order: str | None = None,
+    hrtf_name: str | None = None,
+    convention: str | None = None,
     sounds: Path | None = None,
 ) -> dict:
     """Writes `out`, a stereo WAV file at 16 kHz, and returns what it was made of and how.
@@ -32,18 +33,13 @@ def listen(
     """
     check(out.suffix.lower() == ".wav", "output", str(out), "a name that ends in .wav")
     check(out.parent.is_dir(), "output", str(out), "a file in a folder that exists")
-    ears, how = _ears(source, index, head, order, sounds)
+    ears, how = _ears(source, index, hrtf_name, convention, sounds)
     peak = float(np.abs(ears).max(initial=0.0))
     gain = min(1.0, render.PEAK / peak) if peak > 0 else 1.0
-    # A name of our own, so that what has the final name is whole.
-    target = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        soundfile.write(target, ears * gain, render.RATE, subtype="PCM_16", format="WAV")
-        target.replace(out)
-    finally:
-        target.unlink(missing_ok=True)
-    seconds = len(ears) / render.RATE
-    name = None if how == "stored" else hrtf.load(head or "sphere").name
+    with atomic_path(out) as temporary:
+        soundfile.write(temporary, ears * gain, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    seconds = len(ears) / SAMPLE_RATE
+    name = None if how == "stored" else hrtf.load(hrtf_name or "sphere").name
     return {"file": str(out), "seconds": seconds, "from": how, "hrtf": name, "gain": gain}
 
 

@@ -5,7 +5,6 @@ a dot for each slot that holds a source, the larger the nearer; and over time th
 (or of the mean of two ears), each slot's azimuth while it is active, and its activity.
 """
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxasa.config import check
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_path
 from jaxasa.data.questions import LETTERS
 from jaxasa.viz import style
 
@@ -28,19 +29,19 @@ _STYLE = {
 _BEARINGS = {180: "back", 90: "left", 0: "front", -90: "right", -180: "back"}
 
 
-def check_name(out: Path) -> None:
+def check_output(out: Path) -> None:
     """Raises ConfigError for a name that is not a PNG's, or whose folder is not there."""
     check(out.suffix.lower() == ".png", "--plot", str(out), "a name that ends in .png")
     check(out.parent.is_dir(), "--plot", str(out), "a file in a folder that exists")
 
 
-def draw(found: Mapping, tracks: Sequence[Mapping], audio: np.ndarray, out: Path) -> None:
-    """Writes the picture as PNG. Raises ConfigError as `check_name` does.
+def plot_answer(found: Mapping, tracks: Sequence[Mapping], audio: np.ndarray, out: Path) -> None:
+    """Writes the picture as PNG. Raises ConfigError as `check_output` does.
 
     found: question, answer, options (four or None) and thought, as `ask.ask` returns them.
     tracks: as of ask.Model.tracks. audio: int16 [N, C] at 16 kHz, as it was heard.
     """
-    check_name(out)
+    check_output(out)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(12, 7), layout="constrained")
         halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15))
@@ -51,14 +52,9 @@ def draw(found: Mapping, tracks: Sequence[Mapping], audio: np.ndarray, out: Path
         _text(text, found)
         _spectrum(spectrum, audio)
         _in_time(bearing, activity, tracks)
-        activity.set_xlim(0, len(audio) / style.RATE)
-        # A name of our own, so that what has the final name is whole.
-        target = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(target, format="png", dpi=110)
-            target.replace(out)
-        finally:
-            target.unlink(missing_ok=True)
+        activity.set_xlim(0, len(audio) / SAMPLE_RATE)
+        with atomic_path(out) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
 
 
 def _map(axes, tracks: Sequence[Mapping]) -> None:
@@ -107,8 +103,8 @@ def _text(axes, found: Mapping) -> None:
 def _spectrum(axes, audio: np.ndarray) -> None:
     is_foa = audio.shape[1] == 4
     level = style.spectrogram(audio[:, 0] if is_foa else audio.mean(1))
-    extent = (0, len(audio) / style.RATE, 0, style.RATE / 2000)
-    shades = {"cmap": "magma", "vmin": style.FLOOR, "vmax": 0}
+    extent = (0, len(audio) / SAMPLE_RATE, 0, SAMPLE_RATE / 2000)
+    shades = {"cmap": "magma", "vmin": style.FLOOR_DB, "vmax": 0}
     axes.imshow(level, origin="lower", aspect="auto", extent=extent, **shades)
     axes.set_ylabel("kHz")
     axes.set_title("When: spectrogram of W" if is_foa else "When: spectrogram of the mean of ears")

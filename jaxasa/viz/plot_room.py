@@ -16,7 +16,6 @@ places by geometry) and the diffuse field after them are seen on one scale.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 
 import matplotlib
@@ -26,10 +25,12 @@ import scipy.signal
 from matplotlib.figure import Figure
 
 from jaxasa.acoustics import foa, rir, rooms
-from jaxasa.acoustics.rir import LEAD, RATE
+from jaxasa.acoustics.rir import LEAD
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_path
 
 _COLOURS = ("#3b8ed0", "#e69f00", "#1fa187", "#cc79a7", "#d55e00", "#7a6fd0", "#56b4e9", "#8a8a8a")
 _FLOOR = -60.0  # dB
@@ -37,7 +38,7 @@ _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
+class RoomView:
     """What is drawn: sources are (name, position); yaw in degrees, all else as in SceneSpec."""
 
     room: tuple[float, float, float]
@@ -59,14 +60,14 @@ class View:
             check(near >= 0.05, name, point, "0.05 m from the listener")
 
 
-def of_scene(spec: SceneSpec) -> View:
+def view_of_scene(spec: SceneSpec) -> RoomView:
     """Returns the view of a scene."""
     sources = tuple((s.label, s.position) for s in spec.sources)
-    return View(spec.room, spec.absorption, spec.listener, spec.yaw, sources, spec.scattering)
+    return RoomView(spec.room, spec.absorption, spec.listener, spec.yaw, sources, spec.scattering)
 
 
 # The room that is drawn where nothing is said of it: arguments of of_room.
-ROOM = {
+DEFAULT_ROOM = {
     "room": (6.0, 5.0, 3.0),
     "rt60": 0.5,
     "listener": (4.0, 2.0, 1.5),
@@ -75,7 +76,7 @@ ROOM = {
 }
 
 
-def of_room(room, rt60: float, listener, sources, yaw: float = 0.0) -> View:
+def view_of_shoebox(room, rt60: float, listener, sources, yaw: float = 0.0) -> RoomView:
     """Returns the view of a room with this RT60 (s) in all bands, as far as air allows it."""
     # As where scenes are drawn: air alone ends the longest decays of the highest bands.
     ceiling = 0.9 * 6 * np.log(10) / (rooms.SPEED * rooms.AIR)
@@ -84,10 +85,10 @@ def of_room(room, rt60: float, listener, sources, yaw: float = 0.0) -> View:
     flat = tuple(float(v) for v in room)
     check(min(flat) > 0, "room", flat, "length, width and height above 0 metres")
     walls = rooms.absorption(flat, np.minimum(rt60, ceiling))
-    return View(flat, tuple(walls.tolist()), tuple(listener), yaw, named)
+    return RoomView(flat, tuple(walls.tolist()), tuple(listener), yaw, named)
 
 
-def draw(view: View, source: int, out: Path | str) -> dict:
+def plot_room(view: RoomView, source: int, out: Path | str) -> dict:
     """Writes the picture of the view, with the response of source number `source`, as PNG.
 
     Returns {"rt60", "drr", "bands": {Hz: T20 in s}} of that response. Raises ConfigError.
@@ -119,17 +120,12 @@ def draw(view: View, source: int, out: Path | str) -> dict:
             f"{size} m, {rooms.volume(view.room):.0f} m³: {view.sources[source][0]} at "
             f"{distance:.1f} m, RT60 {found['rt60']:.2f} s, DRR {found['drr']:.1f} dB"
         )
-        # A name of our own, so that what has the final name is whole.
-        target = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(target, format="png", dpi=110)
-            target.replace(out)
-        finally:
-            target.unlink(missing_ok=True)
+        with atomic_path(out) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
     return found
 
 
-def _plan(axes, view: View, chosen: int) -> None:
+def _plan(axes, view: RoomView, chosen: int) -> None:
     length, width, height = view.room
     axes.add_patch(matplotlib.patches.Rectangle((0, 0), length, width, fill=False, linewidth=2))
     x, y, z = view.listener
@@ -167,12 +163,12 @@ def _plan(axes, view: View, chosen: int) -> None:
     axes.set_title("Plan; azimuth is the listener's, left positive")
 
 
-def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
+def _response(axes, view: RoomView, response: np.ndarray, distance: float) -> None:
     # The loudest sample of each half millisecond: a picture has no room for more.
-    step = RATE // 2000
+    step = SAMPLE_RATE // 2000
     w = np.abs(response[0, LEAD:])
     w = w[: len(w) // step * step].reshape(-1, step).max(axis=1)
-    time = np.arange(len(w)) * step / RATE * 1000
+    time = np.arange(len(w)) * step / SAMPLE_RATE * 1000
     level = 20 * np.log10(np.maximum(w / w.max(), 10 ** (_FLOOR / 20)))
     axes.fill_between(time, _FLOOR, level, step="post", color=_COLOURS[0], linewidth=0)
     arrival = distance / rooms.SPEED * 1000
@@ -189,14 +185,16 @@ def _response(axes, view: View, response: np.ndarray, distance: float) -> None:
 
 def _decay(signal: np.ndarray, band: float) -> tuple[np.ndarray, float]:
     """Returns the energy decay curve (dB) of an octave band, and its T20 (s), or NaN."""
-    top = min(band * 2**0.5, 0.499 * RATE)
-    sections = scipy.signal.butter(3, (band / 2**0.5, top), "bandpass", fs=RATE, output="sos")
+    top = min(band * 2**0.5, 0.499 * SAMPLE_RATE)
+    sections = scipy.signal.butter(
+        3, (band / 2**0.5, top), "bandpass", fs=SAMPLE_RATE, output="sos"
+    )
     energy = np.cumsum(scipy.signal.sosfiltfilt(sections, signal)[::-1] ** 2)[::-1]
     level = 10 * np.log10(np.maximum(energy / energy[0], 1e-12))
     use = np.flatnonzero((level <= -5) & (level >= -25))
-    if len(use) < RATE // 200:
+    if len(use) < SAMPLE_RATE // 200:
         return level, float("nan")
-    slope = np.polyfit(use / RATE, level[use], 1)[0]
+    slope = np.polyfit(use / SAMPLE_RATE, level[use], 1)[0]
     return level, float(-60 / slope)
 
 
@@ -204,9 +202,9 @@ def _decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(decays)))
     for colour, (band, (level, seconds)) in zip(colours, decays.items(), strict=True):
         shown = f"{band:.0f} Hz: {seconds:.2f} s" if np.isfinite(seconds) else f"{band:.0f} Hz"
-        axes.plot(np.arange(len(level)) / RATE * 1000, level, color=colour, label=shown)
+        axes.plot(np.arange(len(level)) / SAMPLE_RATE * 1000, level, color=colour, label=shown)
     longest = max(len(level) for level, _ in decays.values())
-    axes.set_xlim(0, longest / RATE * 1000)
+    axes.set_xlim(0, longest / SAMPLE_RATE * 1000)
     axes.set_ylim(_FLOOR, 1)
     axes.set_xlabel("time after emission (ms)")
     axes.set_ylabel("energy still to come (dB)")
@@ -215,14 +213,14 @@ def _decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
     axes.grid(alpha=0.2)
 
 
-def _directions(figure, axes, view: View, position, response: np.ndarray, rt60: float) -> None:
-    step = RATE // 1000
+def _directions(figure, axes, view: RoomView, position, response: np.ndarray, rt60: float) -> None:
+    step = SAMPLE_RATE // 1000
     signal = foa.rotate(response[:, LEAD:].T, -view.yaw)
     usable = len(signal) // step * step
     azimuth = np.arange(-180, 181, 5)
     gains = foa.encode(azimuth, np.zeros(len(azimuth))) * [0.25, 0.75, 0.75, 0.75]
     energy = ((signal[:usable] @ gains.T).reshape(-1, step, len(azimuth)) ** 2).sum(axis=1)
-    time = np.arange(len(energy) + 1) * step / RATE
+    time = np.arange(len(energy) + 1) * step / SAMPLE_RATE
     if np.isfinite(rt60):
         energy *= 10 ** (6 * time[:-1, None] / rt60)
     first = _first_order(view, position)
@@ -243,7 +241,7 @@ def _directions(figure, axes, view: View, position, response: np.ndarray, rt60: 
     axes.set_title("Energy by azimuth over time; circles: direct and first reflections")
 
 
-def _first_order(view: View, position) -> np.ndarray:
+def _first_order(view: RoomView, position) -> np.ndarray:
     """Returns the offsets [7, 3] of the source and of its mirror images in the six walls."""
     places = [np.array(position, float)]
     for axis in range(3):

@@ -10,12 +10,12 @@ from jaxasa.acoustics import bands as octaves
 from jaxasa.acoustics import binaural, binaural_rir, hrtf, images, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16_000
 HEAD = hrtf.Sphere()
 ANECHOIC = np.ones(7)
 SIZE = 8192
-FREQUENCY = np.fft.rfftfreq(SIZE, 1 / RATE)
+FREQUENCY = np.fft.rfftfreq(SIZE, 1 / SAMPLE_RATE)
 COMB = np.arange(77, 3584, 8)  # bins from 150 to 7000 Hz at which the series is summed
 BANDS = ((150, 300), (300, 600), (600, 1200), (1200, 2400), (2400, 4800), (4800, 7000))
 ROOM = (6.0, 5.0, 3.0)
@@ -35,7 +35,7 @@ def _exact(offset) -> np.ndarray:
     theta = np.arccos(np.clip(ears @ offset / distance, -1, 1))
     mu = 2 * np.pi * FREQUENCY[COMB] * hrtf.RADIUS / rooms.SPEED
     found = hrtf.sphere_response(distance / hrtf.RADIUS, mu, theta)
-    delay = distance / rooms.SPEED + rir.LEAD / RATE
+    delay = distance / rooms.SPEED + rir.LEAD / SAMPLE_RATE
     high_pass = np.fft.rfft(rir.high_pass(np.eye(1, SIZE)[0]))[COMB]
     return found * high_pass * np.exp(-2j * np.pi * FREQUENCY[COMB] * delay) / distance
 
@@ -85,13 +85,13 @@ def test_every_image_comes_through_its_own_direction(no_air):
     absorption = np.full(7, 0.995)
     where = (room, absorption, source, listener, HEAD, yaw)
     found = binaural_rir.response(*where, keys.rng(0), full=True)
-    box = pra.ShoeBox(room, fs=RATE, materials=pra.Material(0.995), max_order=2)
+    box = pra.ShoeBox(room, fs=SAMPLE_RATE, materials=pra.Material(0.995), max_order=2)
     box.add_source(source)
     box.add_microphone(listener)
     box.image_source_model()
     offsets = box.sources[0].images.T - listener
     damping = np.ravel(box.sources[0].damping)
-    reach = (found.shape[1] - rir.LEAD) / RATE * rooms.SPEED
+    reach = (found.shape[1] - rir.LEAD) / SAMPLE_RATE * rooms.SPEED
     near = np.linalg.norm(offsets, axis=1) < reach - 1
     assert near.sum() > 6
     expected = sum(
@@ -138,7 +138,7 @@ def test_the_tail_s_covariance_is_the_images():
     offset, gain = images.near(room, absorption, (1.2, 2.8, 0.9), (3.1, 1.3, 1.6), 70.0)
     late = np.linalg.norm(offset, axis=1) > 25.0
     offset, gain = offset[late], gain[late]
-    frequency = np.fft.rfftfreq(binaural_rir._FRAME, 1 / RATE)
+    frequency = np.fft.rfftfreq(binaural_rir._FRAME, 1 / SAMPLE_RATE)
     bands = octaves.weights(frequency)
     summed = np.zeros((3, len(frequency)), complex)
     for low in range(0, len(offset), 4096):
@@ -180,7 +180,10 @@ def test_the_tail_of_a_cube_is_a_diffuse_field():
     ]
     spectrum = np.fft.rfft(np.stack(tails), SIZE)
     diffuse = hrtf.diffuse_field(HEAD, SIZE)
-    w = rooms.tail_energy(room, absorption, np.arange(8000) / RATE)[:, 0].sum(axis=1) / RATE
+    w = (
+        rooms.tail_energy(room, absorption, np.arange(8000) / SAMPLE_RATE)[:, 0].sum(axis=1)
+        / SAMPLE_RATE
+    )
     for low, high in BANDS:
         use = (low <= FREQUENCY) & (high > FREQUENCY)
         cross = np.einsum("kef,kgf->eg", spectrum[..., use], spectrum[..., use].conj()).real
@@ -213,11 +216,11 @@ def test_the_tail_turns_with_the_listener():
 
 
 CONFIG = Scenes(train=1, dev=1, benchmark=1, seconds=3.0)
-CLIPS = [scenes.Clip(str(i), f"class{i}", f"take{i}", 1.0) for i in range(4)]
+CLIPS = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 1.0) for i in range(4)]
 
 
 def _clip(clip: str) -> np.ndarray:
-    return (0.1 * np.random.default_rng(int(clip)).standard_normal(RATE)).astype(np.float32)
+    return (0.1 * np.random.default_rng(int(clip)).standard_normal(SAMPLE_RATE)).astype(np.float32)
 
 
 def test_a_scene_keeps_its_labels():
@@ -241,18 +244,18 @@ def test_side_and_onset_are_in_the_audio():
         spec = dataclasses.replace(scenes.draw(one, CLIPS, 2, "train", i), absorption=(1.0,) * 7)
         ears, scene = binaural.render(spec, _clip, HEAD)
         (source,) = scene["sources"]
-        start = int(source["onset"] * RATE)
+        start = int(source["onset"] * SAMPLE_RATE)
         before = np.abs(ears[: max(start - 16, 1)]).max()
         heard = ears[start : start + 8000]
         assert before < 0.1 * np.abs(heard).max()
         first = np.argmax(np.abs(ears).max(axis=1) > 0.2 * np.abs(heard).max())
-        assert abs(first / RATE - source["onset"]) < 0.003
+        assert abs(first / SAMPLE_RATE - source["onset"]) < 0.003
         left, right = heard.T
         lag = np.argmax(np.correlate(left, right, "full")) - (len(left) - 1)
         side = np.sin(np.radians(source["azimuth"])) * np.cos(np.radians(source["elevation"]))
         # Left ahead is a negative lag; a front or back source may fall on either side.
         assert abs(side) < 0.2 or np.sign(-lag) == np.sign(side)
-        assert abs(-lag / RATE - 2.2 * hrtf.RADIUS / rooms.SPEED * side) < 1.3e-4
+        assert abs(-lag / SAMPLE_RATE - 2.2 * hrtf.RADIUS / rooms.SPEED * side) < 1.3e-4
 
 
 def test_ambient_noise_is_as_loud_as_in_foa_and_diffuse():
@@ -268,9 +271,9 @@ def test_ambient_noise_is_as_loud_as_in_foa_and_diffuse():
         noise[kind] = (loud / louder["gain"] - quiet / quieter["gain"]).T
     w = np.abs(np.fft.rfft(noise["foa"][0])) ** 2
     ears = np.fft.rfft(noise["ears"])
-    frequency = np.fft.rfftfreq(noise["ears"].shape[1], 1 / RATE)
+    frequency = np.fft.rfftfreq(noise["ears"].shape[1], 1 / SAMPLE_RATE)
     diffuse = hrtf.diffuse_field(HEAD, 512)
-    grid = np.fft.rfftfreq(512, 1 / RATE)
+    grid = np.fft.rfftfreq(512, 1 / SAMPLE_RATE)
     for low, high in BANDS:
         use = (low <= frequency) & (high > frequency)
         part = diffuse[..., (low <= grid) & (high > grid)].mean(axis=-1).real
@@ -308,7 +311,7 @@ def test_what_moves_is_heard_to_move():
         **{"absorption": (1.0,) * 7, "rt60": 0.2, "listener": (3.0, 2.5, 1.5), "yaw": 0.0},
         "snr": 80.0,
     }
-    walk = {"label": "bell", "clip": "1", "take": "t", "onset": 0.2, "seconds": 1.0} | {
+    walk = {"label": "bell", "clip": "1", "recording_id": "t", "onset": 0.2, "seconds": 1.0} | {
         **{"speed": 1.0, "gain": 0.0, "position": (3.5, 4.0, 1.5)}
     }
     walking = Walking(**walk, trajectory=((1.2, 3.5, 1.0, 1.5),))
@@ -323,13 +326,16 @@ def test_what_moves_is_heard_to_move():
     # Sensors hiss apart from each other, where a diffuse field has both ears in step.
     spec = Turning(**scene, sources=(still,), sensor_snr=0.0)
     ears, _ = binaural.render(spec, _clip, HEAD)
-    after = _coherence(ears[int(1.8 * RATE) :].T.astype(float))
-    assert np.abs(after).max() < 0.2 and np.abs(ears[int(1.8 * RATE) :]).std() > 0.01 * ears.std()
+    after = _coherence(ears[int(1.8 * SAMPLE_RATE) :].T.astype(float))
+    assert (
+        np.abs(after).max() < 0.2
+        and np.abs(ears[int(1.8 * SAMPLE_RATE) :]).std() > 0.01 * ears.std()
+    )
 
 
 def test_silence_renders_to_silence():
     spec = scenes.draw(CONFIG, CLIPS, 1, "train", 0)
-    ears, scene = binaural.render(spec, lambda _: np.zeros(RATE, np.float32), HEAD)
+    ears, scene = binaural.render(spec, lambda _: np.zeros(SAMPLE_RATE, np.float32), HEAD)
     assert not ears.any() and scene["gain"] == render.LEVEL
 
 
@@ -357,7 +363,7 @@ def test_ears_hear_the_walls_and_scattering_of_the_spec():
     spec = scenes.draw(ranges, clips, 0, "train", 0)
     spec = dataclasses.replace(spec, absorption=walls, scattering=1.0)
     found, scene = binaural.render(spec, _clip)
-    source, start = spec.sources[0], round(spec.sources[0].onset * rir.RATE)
+    source, start = spec.sources[0], round(spec.sources[0].onset * SAMPLE_RATE)
     where = (spec.room, np.array(walls), source.position, spec.listener, hrtf.load("sphere"))
     rng = keys.rng(0, "binaural tail", "train", 0, 0)
     ears = binaural_rir.response(*where, spec.yaw, rng, scattering=1.0)

@@ -6,8 +6,8 @@ import scipy.signal
 
 from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, rir, rooms
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16_000
 HEAD = hrtf.Sphere()
 ROOM, LISTENER = (6.0, 5.0, 3.0), np.array([3.0, 2.0, 1.5])
 ANECHOIC = np.ones(7)
@@ -15,7 +15,7 @@ ANECHOIC = np.ones(7)
 
 def _noise(samples: int) -> np.ndarray:
     """Noise from 150 Hz to 7 kHz that begins and ends softly."""
-    sections = scipy.signal.butter(8, (150, 7000), "bandpass", fs=RATE, output="sos")
+    sections = scipy.signal.butter(8, (150, 7000), "bandpass", fs=SAMPLE_RATE, output="sos")
     noise = scipy.signal.sosfilt(sections, keys.rng(0).standard_normal(samples))
     return (noise * np.sin(np.pi * np.arange(samples) / samples)).astype(np.float32)
 
@@ -57,9 +57,9 @@ def _fine_steps(dry, start: int, place, yaw, length: int, step: int = 8) -> np.n
         if len(samples) == 0:
             continue
         part = dry[samples] * (1 - np.abs(samples - k) / step)
-        source = place(np.array([(start + k) / RATE]))[0]
+        source = place(np.array([(start + k) / SAMPLE_RATE]))[0]
         flight = np.linalg.norm(source - LISTENER) / rooms.SPEED
-        turned = float(yaw(np.array([(start + k) / RATE + flight]))[0])
+        turned = float(yaw(np.array([(start + k) / SAMPLE_RATE + flight]))[0])
         found = binaural_rir.response(ROOM, ANECHOIC, source, LISTENER, HEAD, turned, _rng())
         found = found[:, :400]
         for ear in (0, 1):
@@ -103,7 +103,7 @@ def test_at_rest_it_is_the_response():
 
 def test_pitch_rises_on_the_way_here_and_falls_on_the_way_back():
     """A tone from a source at 8 m/s, 3 m along the line of sight: f / (1 -+ v / c)."""
-    tone = np.sin(2 * np.pi * 2000 * np.arange(4000) / RATE).astype(np.float32)
+    tone = np.sin(2 * np.pi * 2000 * np.arange(4000) / SAMPLE_RATE).astype(np.float32)
     for speed in (8.0, -8.0):
         start = 0.6 if speed > 0 else 2.6
 
@@ -113,7 +113,7 @@ def test_pitch_rises_on_the_way_here_and_falls_on_the_way_back():
 
         ears = _moving(tone, 0, place, _ahead, ANECHOIC, 4500)[0, 500:4000]
         spectrum = np.abs(np.fft.rfft(ears * np.hanning(len(ears)), 1 << 18))
-        hertz = np.argmax(spectrum) * RATE / (1 << 18)
+        hertz = np.argmax(spectrum) * SAMPLE_RATE / (1 << 18)
         assert hertz == pytest.approx(2000 / (1 - speed / rooms.SPEED), abs=2)
 
 
@@ -124,7 +124,7 @@ def test_reflections_move_too_and_do_not_click():
     late = (found - direct) ** 2
     assert late.sum() > 0.3 * (direct**2).sum()
     # Soft noise stays soft: nothing in 8 kHz's last band stands out of its neighbours.
-    sections = scipy.signal.butter(8, 7400, "highpass", fs=RATE, output="sos")
+    sections = scipy.signal.butter(8, 7400, "highpass", fs=SAMPLE_RATE, output="sos")
     clicks = np.abs(scipy.signal.sosfilt(sections, found)).max()
     assert clicks < 0.02 * np.abs(found).max()
 

@@ -7,16 +7,16 @@ import pytest
 
 from jaxasa.acoustics import binaural, foa, foa_decoder, hrtf, render, scenes
 from jaxasa.config import ConfigError, Scenes
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16_000
 HEAD = hrtf.Sphere()
 LOW = ((100, 200), (200, 400), (400, 600))
 HIGH = ((600, 1200), (1200, 2400), (2400, 4800), (4800, 7000))
-FREQUENCY = np.fft.rfftfreq(2048, 1 / RATE)
+FREQUENCY = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)
 
 
 def _noise(index: int, seconds: float = 1.0) -> np.ndarray:
-    return np.random.default_rng(index).standard_normal(int(seconds * RATE))
+    return np.random.default_rng(index).standard_normal(int(seconds * SAMPLE_RATE))
 
 
 def _covariance(ears: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_a_plane_wave_is_the_hrtf_s(azimuth, elevation):
     """Below 600 Hz and above: within 0.5 dB and 20 microseconds of the HRTF."""
     signal = _noise(0)
     ears = foa_decoder.decode(signal[:, None] * foa.encode(azimuth, elevation), HEAD)
-    assert ears.shape == (RATE, 2) and ears.dtype == np.float32
+    assert ears.shape == (SAMPLE_RATE, 2) and ears.dtype == np.float32
     wanted = _through(signal, azimuth, elevation)
     for band in LOW + HIGH:
         level, lag, own = _errors(ears, wanted, band)
@@ -65,7 +65,7 @@ def test_a_plane_wave_is_the_hrtf_s(azimuth, elevation):
 def test_the_linear_decoder_alone_agrees_at_low_frequencies_only():
     """What first order can hold: 2 dB and 30 microseconds up to 200 Hz, nothing near 2 kHz."""
     decoder = foa_decoder.linear_decoder(HEAD, 1024)
-    frequency = np.fft.rfftfreq(1024, 1 / RATE)
+    frequency = np.fft.rfftfreq(1024, 1 / SAMPLE_RATE)
     error = {}
     for azimuth, elevation in DIRECTIONS:
         heard = decoder @ foa.encode(azimuth, elevation)
@@ -110,7 +110,9 @@ def test_two_sources_at_once_below_600_hz():
 
 def test_a_diffuse_field_is_the_hrtf_s():
     offset, weight = hrtf.sphere_nodes(4)
-    noise = np.random.default_rng(4).standard_normal((2 * RATE, len(weight))) * np.sqrt(weight)
+    noise = np.random.default_rng(4).standard_normal((2 * SAMPLE_RATE, len(weight))) * np.sqrt(
+        weight
+    )
     gains = np.concatenate([np.ones((len(weight), 1)), offset[:, [1, 2, 0]] / 100], axis=1)
     field = noise @ gains
     ears = foa_decoder.decode(field, HEAD)
@@ -128,7 +130,7 @@ def test_a_diffuse_field_is_the_hrtf_s():
 def test_a_recorded_scene_is_the_scene_below_600_hz():
     """The FOA render decoded, against the same scene image by image."""
     config = Scenes(train=1, dev=1, benchmark=1, seconds=3.0, sources=(1, 1), snr=(60.0, 60.0))
-    clips = [scenes.Clip(str(i), f"class{i}", f"take{i}", 2.0) for i in range(3)]
+    clips = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 2.0) for i in range(3)]
     error = []
     for i in range(6):
         spec = scenes.draw(config, clips, 9, "train", i)

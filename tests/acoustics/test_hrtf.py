@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from jaxasa.acoustics import hrtf, rooms
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
 
 A, C = hrtf.RADIUS, rooms.SPEED
 EARS = np.radians(hrtf.EARS)
@@ -106,7 +107,7 @@ def test_filters_and_delays_are_the_sphere_s(distance, azimuth, elevation):
     taps, delay = hrtf.Sphere().at([offset])
     assert taps.dtype == np.float32 and np.all((delay > -6) & (delay < 8))
     n = np.arange(taps.shape[-1]) - hrtf.LEAD
-    turn = np.exp(-2j * np.pi / hrtf.RATE * FREQUENCY * (n[:, None] + delay[0][:, None, None]))
+    turn = np.exp(-2j * np.pi / SAMPLE_RATE * FREQUENCY * (n[:, None] + delay[0][:, None, None]))
     found = np.einsum("en,enf->ef", taps[0], turn)
     ratio = found / _exact(offset)
     assert np.abs(20 * np.log10(np.abs(ratio))).max() < 0.15
@@ -115,7 +116,7 @@ def test_filters_and_delays_are_the_sphere_s(distance, azimuth, elevation):
 
 def test_response_puts_the_delay_back():
     offset = _offset(2.0, 70, 10)
-    frequency = np.fft.rfftfreq(2048, 1 / hrtf.RATE)
+    frequency = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)
     found = hrtf.response(hrtf.Sphere(), [offset], 2048)[0]
     for ear in (0, 1):
         at = np.interp(FREQUENCY, frequency, np.unwrap(np.angle(found[ear])))
@@ -149,7 +150,7 @@ def test_near_sources_differ_more_between_the_ears():
 
 def test_diffuse_field_is_the_addition_theorem_s():
     """sum_m |A_m|^2 P_m(cos of the angle between the ears) / (2m + 1), for H = sum A_m P_m."""
-    frequency = np.fft.rfftfreq(512, 1 / hrtf.RATE)[4:224]
+    frequency = np.fft.rfftfreq(512, 1 / SAMPLE_RATE)[4:224]
     mu = 2 * np.pi * frequency * A / C
     m = np.arange(60)[:, None]
     slope = scipy.special.spherical_jn(m, mu, True) + 1j * scipy.special.spherical_yn(m, mu, True)

@@ -4,6 +4,7 @@ import pytest
 from jaxasa.acoustics import bands as octaves
 from jaxasa.acoustics import foa, images, rir, rooms
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 ROOM = (4.2, 3.6, 2.7)
 SOURCE, LISTENER = np.array([1.1, 2.9, 0.8]), np.array([2.7, 1.2, 1.5])
@@ -58,10 +59,10 @@ def test_the_list_sums_up_to_the_foa_response():
     """The response that `rir` adds up image by image is the list's, encoded."""
     absorption = np.full(7, 0.6)
     response = rir.shoebox_rir(ROOM, absorption, SOURCE, LISTENER, keys.rng(0), full=True)
-    radius = (response.shape[1] - rir.LEAD) / rir.RATE * rooms.SPEED
+    radius = (response.shape[1] - rir.LEAD) / SAMPLE_RATE * rooms.SPEED
     offset, gain = images.near(ROOM, absorption, SOURCE, LISTENER, radius)
-    time = np.linalg.norm(offset, axis=1) / rooms.SPEED + rir.LEAD / rir.RATE
-    frequency = np.fft.rfftfreq(8192, 1 / rir.RATE)
+    time = np.linalg.norm(offset, axis=1) / rooms.SPEED + rir.LEAD / SAMPLE_RATE
+    frequency = np.fft.rfftfreq(8192, 1 / SAMPLE_RATE)
     use = np.flatnonzero((frequency > 500) & (frequency < 6000))
     bands = octaves.weights(frequency[use])
     waves = (gain @ bands) * np.exp(-2j * np.pi * time[:, None] * frequency[use])

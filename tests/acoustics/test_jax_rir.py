@@ -5,6 +5,7 @@ import pytest
 from jaxasa.acoustics import jax_rir, measure, rir, rooms
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 SIZES = np.array([[4.2, 3.6, 2.6], [5.0, 4.0, 2.8]])
 LISTENERS = 0.45 * SIZES
@@ -30,7 +31,7 @@ def _numba(r, s, seed=0, **options):
 def test_early_images_are_those_of_the_compiled_path(made):
     for r in range(2):
         # Before the cross-fade of the room; the octave filters ring a little further.
-        early = rir.LEAD + int(rooms.mixing_time(SIZES[r]) * rir.FADE * rir.RATE) - 200
+        early = rir.LEAD + int(rooms.mixing_time(SIZES[r]) * rir.FADE * SAMPLE_RATE) - 200
         for s in range(3):
             ours, theirs = made[1][0, r, s, :, :early], _numba(r, s)[:, :early]
             error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
@@ -39,7 +40,7 @@ def test_early_images_are_those_of_the_compiled_path(made):
 
 def test_tails_have_the_energy_and_decay_of_the_compiled_path(made):
     for r in range(2):
-        start = rir.LEAD + int(rooms.mixing_time(SIZES[r]) * rir.RATE)
+        start = rir.LEAD + int(rooms.mixing_time(SIZES[r]) * SAMPLE_RATE)
         for s in range(3):
             theirs = np.stack([_numba(r, s, seed) for seed in range(4)])
             n = theirs.shape[-1]
@@ -95,7 +96,7 @@ def test_a_room_is_the_same_alone_and_in_a_batch(made):
 
 def test_scattering_reaches_the_tail(made):
     shape, draws = made
-    start = rir.LEAD + int(rooms.mixing_time(SIZES[1]) * rir.RATE)
+    start = rir.LEAD + int(rooms.mixing_time(SIZES[1]) * SAMPLE_RATE)
     each = np.array([0.0, 1.0])  # of each room its own
     scattered = np.asarray(jax_rir.responses(*BATCH, jax.random.key(0), shape, each))
     np.testing.assert_allclose(scattered[0], draws[0, 0], atol=2e-5)

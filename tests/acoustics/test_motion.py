@@ -7,8 +7,8 @@ import pytest
 import scipy.signal
 
 from jaxasa.acoustics import motion, paths, rir, rooms
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16000
 ROOM, LISTENER = (5.0, 4.0, 3.0), (2.2, 1.7, 1.5)
 ALMOST_ONE = (1 - 1e-12,) * 7  # anechoic; its decay time is a number
 
@@ -30,14 +30,14 @@ class Tones:
         return np.sin(seconds[..., None] * self.rate + self.phase).sum(-1)
 
     def dry(self, length):
-        return self(np.arange(length) / RATE).astype(np.float32)
+        return self(np.arange(length) / SAMPLE_RATE).astype(np.float32)
 
 
 def _heard(signal, path, mirror, shift, length):
     """Returns an image [4, length] in closed form, and its distance at each moment of arrival."""
     moved = path.copy()
     moved[:, 1:] = mirror * path[:, 1:] + shift
-    now = np.arange(length) / RATE
+    now = np.arange(length) / SAMPLE_RATE
     emitted = now.copy()
     for _ in range(6):
         emitted = now - np.linalg.norm(paths.at(moved, emitted) - LISTENER, axis=1) / 343.0
@@ -61,7 +61,7 @@ def _error(found, expected, skip=1500):
 @pytest.mark.parametrize("speed, mean, worst", [(2.0, -65, -55), (10.0, -45, -40)])
 def test_free_field_is_the_retarded_solution(no_air, speed, mean, worst):
     path = np.array([[0.0, 0.5, 2.4, 1.2], [4.0 / speed, 4.5, 2.4, 1.2]])
-    signal, length = Tones(40), int(RATE * min(4.0 / speed, 1.0))
+    signal, length = Tones(40), int(SAMPLE_RATE * min(4.0 / speed, 1.0))
     dry = signal.dry(length)
     found = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, length)
     expected = rir.high_pass(_heard(signal, path, 1, 0, length)[0])
@@ -100,7 +100,7 @@ def test_a_source_at_rest_has_the_response_of_its_place():
     response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, np.random.default_rng(0))
     dry = np.random.default_rng(1).standard_normal(160).astype(np.float32)
     expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
-    until = int(rooms.mixing_time(ROOM) * 2 / 3 * RATE)
+    until = int(rooms.mixing_time(ROOM) * 2 / 3 * SAMPLE_RATE)
     path = np.array([[0.0, *place]])
     found = motion.early(dry, 100, path, ROOM, absorption, LISTENER, 4000)
     off, expected = found[:, 100 : 100 + until] - expected[:, :until], expected[:, :until]
@@ -125,10 +125,10 @@ def test_all_images_of_a_source_at_rest_are_the_full_response(by_wall):
 
 def test_an_approaching_tone_is_heard_higher():
     path = np.array([[0.0, 4.5, 1.7, 1.5], [1.0, 2.7, 1.7, 1.5]])  # 1.8 m/s, head-on
-    dry = np.sin(2 * np.pi * 2000 * np.arange(RATE) / RATE).astype(np.float32)
-    w = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, RATE)[0, 2000:14000]
+    dry = np.sin(2 * np.pi * 2000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
+    w = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, SAMPLE_RATE)[0, 2000:14000]
     spectrum = np.abs(np.fft.rfft(w * np.hanning(len(w)), 2**18))
-    found = spectrum.argmax() * RATE / 2**18
+    found = spectrum.argmax() * SAMPLE_RATE / 2**18
     assert found == pytest.approx(2000 / (1 - 1.8 / 343), abs=0.2)
 
 
@@ -137,8 +137,8 @@ def test_nothing_clicks():
     path = np.array(
         [[0.0, 1.0, 3.0, 1.2], [0.5, 2.0, 3.0, 1.2], [1.0, 1.0, 2.9, 1.2], [1.5, 1.2, 1.2, 2.2]]
     )
-    length = 2 * RATE
-    dry = np.sin(2 * np.pi * 1000 * np.arange(length) / RATE).astype(np.float32)
+    length = 2 * SAMPLE_RATE
+    dry = np.sin(2 * np.pi * 1000 * np.arange(length) / SAMPLE_RATE).astype(np.float32)
     absorption = rooms.absorption(ROOM, 0.4)
     heard = motion.early(dry, 0, path, ROOM, absorption, LISTENER, length)
     rng = np.random.default_rng(0)
@@ -149,13 +149,13 @@ def test_nothing_clicks():
     for c in range(4):
         frames = np.lib.stride_tricks.sliding_window_view(heard[c, 2000:-500], 512)[::128]
         power = np.abs(np.fft.rfft(frames * window)) ** 2
-        above = power[:, 3000 * 512 // RATE :].sum(axis=1).max()
+        above = power[:, 3000 * 512 // SAMPLE_RATE :].sum(axis=1).max()
         assert 10 * np.log10(above / np.median(power.sum(axis=1))) < -50
 
 
 def test_parts_of_the_dry_signal_keep_its_power():
     path = np.array([[0.1, 1.0, 3.0, 1.2], [1.0, 3.9, 3.0, 1.2]])
-    dry = np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    dry = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
     absorption = rooms.absorption(ROOM, 0.3)
     rng = np.random.default_rng(1)
     parts, tails = zip(*motion.tails(dry, 800, path, ROOM, absorption, LISTENER, rng), strict=True)
@@ -200,9 +200,9 @@ def test_where_walls_are_uneven_late_images_follow_the_path():
     walls = np.repeat([[0.8], [0.1], [0.2], [0.4], [0.2], [0.2]], 7, axis=1)
     path = np.array([[0.0, 3.0, 1.2, 1.6], [0.7, 3.6, 1.5, 1.6]])
     rng = np.random.default_rng(4)
-    dry = rng.standard_normal(int(0.7 * RATE)).astype(np.float32)
+    dry = rng.standard_normal(int(0.7 * SAMPLE_RATE)).astype(np.float32)
     where = (path, room, walls, listener)
-    length = len(dry) + RATE // 2
+    length = len(dry) + SAMPLE_RATE // 2
     expected = motion.early(dry, 0, *where, length, full=True)
     found = motion.early(dry, 0, *where, length)
     for part, tail in motion.tails(dry, 0, *where, rng):

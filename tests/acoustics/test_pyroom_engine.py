@@ -8,13 +8,14 @@ import pytest
 
 from jaxasa.acoustics import foa, pyroom_engine, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
+from jaxasa.core.audio import SAMPLE_RATE
 
 pytest.importorskip("pyroomacoustics")
 RANGES = Scenes(
     train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 2), snr=(60.0, 60.0), rt60=(0.15, 0.2),
     length=(3.0, 4.0), width=(3.0, 4.0), overlap=(0.0, 0.0), engine="pyroomacoustics",
 )  # fmt: skip
-CLIPS = [scenes.Clip(str(i), f"class{i}", f"take{i}", 0.5) for i in range(4)]
+CLIPS = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 0.5) for i in range(4)]
 
 
 def noise(clip):
@@ -35,7 +36,7 @@ def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
         for source, mine in zip(scene["sources"], described["sources"], strict=True):
             for name in ("class", "azimuth", "elevation", "distance", "onset", "offset"):
                 assert source[name] == mine[name]
-            start = round(source["onset"] * render.RATE)
+            start = round(source["onset"] * SAMPLE_RATE)
             part = slice(start, start + 7600)
             azimuth, elevation = foa.direction(foa.intensity(theirs[part]))
             assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5

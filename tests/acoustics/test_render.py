@@ -7,15 +7,15 @@ import pytest
 from jaxasa.acoustics import convolve, foa, materials, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
-RATE = 16000
 CONFIG = Scenes(train=1, dev=1, benchmark=1)
-CLIPS = [scenes.Clip(str(i), f"class{i}", f"take{i}", 1.0) for i in range(4)]
+CLIPS = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 1.0) for i in range(4)]
 
 
 def _noise_clip(clip: str, seconds: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(int(clip))
-    return (0.1 * rng.standard_normal(int(seconds * RATE))).astype(np.float32)
+    return (0.1 * rng.standard_normal(int(seconds * SAMPLE_RATE))).astype(np.float32)
 
 
 def _source(**changes) -> scenes.Source:
@@ -71,8 +71,8 @@ def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
         runs = _runs(level > 0.05 * level.max(), gap // 2)
         assert len(runs) == len(scene["sources"])
         for (start, end), source in zip(runs, scene["sources"], strict=True):
-            assert abs(start / RATE - source["onset"]) < 0.005
-            assert abs(end / RATE - (source["offset"] - gap / RATE)) < 0.005
+            assert abs(start / SAMPLE_RATE - source["onset"]) < 0.005
+            assert abs(end / SAMPLE_RATE - (source["offset"] - gap / SAMPLE_RATE)) < 0.005
             azimuth, elevation = foa.direction(foa.intensity(signal[start:end]))
             assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5
             assert abs(elevation - source["elevation"]) < 0.5
@@ -103,7 +103,7 @@ def test_moving_and_turning_are_in_the_audio_as_they_are_described():
             level = np.sqrt(np.mean(frame[:, 0] ** 2)) / (scene["gain"] * 0.1)
             level /= 10 ** (source["level"] / 20)
             assert level * distance == pytest.approx(1, abs=0.15)
-        end = int(source["offset"] * RATE)
+        end = int(source["offset"] * SAMPLE_RATE)
         assert np.abs(signal[end + 400 :, 0]).max(initial=0) < 0.02 * np.abs(signal[:, 0]).max()
     assert 4 < turned < 16
 
@@ -132,7 +132,7 @@ GOLDEN = {
 def test_scenes_at_rest_sound_as_they_always_did(index):
     ranges = dataclasses.replace(CONFIG, seconds=2.0, speed_perturbation=(0.9, 1.1))
     clips = [
-        scenes.Clip(f"clip{i}", f"class{i % 5}", f"take{i // 2}", 0.3 + (i % 7) * 0.6)
+        scenes.Clip(f"clip{i}", f"class{i % 5}", f"recording{i // 2}", 0.3 + (i % 7) * 0.6)
         for i in range(60)
     ]
     lengths = {clip.id: clip.seconds for clip in clips}
@@ -148,7 +148,7 @@ def test_a_listener_who_turns_hears_the_field_rotated_at_each_sample():
     turning = ((0.5, 0.0), (2.0, 400.0))
     still, _ = render.render(_spec(snr=20.0), _noise_clip)
     found, scene = render.render(_spec(snr=20.0, turning=turning), _noise_clip)
-    yaw = np.radians(np.interp(np.arange(3 * RATE) / RATE, [0.5, 2.0], [0.0, 400.0]))
+    yaw = np.radians(np.interp(np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE, [0.5, 2.0], [0.0, 400.0]))
     w, y, z, x = still.T
     expected = np.stack(
         [w, y * np.cos(yaw) - x * np.sin(yaw), z, x * np.cos(yaw) + y * np.sin(yaw)], 1
@@ -162,7 +162,7 @@ def test_sensor_noise_is_white_and_independent_at_its_snr():
     noisy, scene = render.render(_spec(snr=100.0, sensor_snr=15.0), _noise_clip)
     noise = (noisy - quiet)[:, :]
     source = scene["sources"][0]
-    window = slice(int(source["onset"] * RATE), int(source["offset"] * RATE))
+    window = slice(int(source["onset"] * SAMPLE_RATE), int(source["offset"] * SAMPLE_RATE))
     snr = 10 * np.log10((quiet[window, 0] ** 2).mean() / (noise[:, 0] ** 2).mean())
     assert snr == pytest.approx(15, abs=0.1)
     covariance = noise.T @ noise / (noise[:, 0] @ noise[:, 0])
@@ -229,7 +229,7 @@ def test_the_hybrid_has_the_energy_of_all_images_of_a_moving_source():
     energy = [10 * np.log10((s[:, 0] ** 2).sum()) for s in (hybrid, full)]
     assert abs(energy[0] - energy[1]) < 0.5
     # Direct sound and early images are the same samples.
-    start = int((0.5 + 1.5 / 343) * RATE)
+    start = int((0.5 + 1.5 / 343) * SAMPLE_RATE)
     off = hybrid[start : start + 400] - full[start : start + 400]
     assert np.linalg.norm(off) < 0.01 * np.linalg.norm(full[start : start + 400])
 
@@ -274,7 +274,7 @@ def test_snr_and_covariance_of_the_noise():
     noisy, scene = render.render(_spec(snr=10.0), _noise_clip)
     noise = (noisy - sounding)[:, :]
     source = scene["sources"][0]
-    window = slice(int(source["onset"] * RATE), int(source["offset"] * RATE))
+    window = slice(int(source["onset"] * SAMPLE_RATE), int(source["offset"] * SAMPLE_RATE))
     snr = 10 * np.log10((sounding[window, 0] ** 2).mean() / (noise[:, 0] ** 2).mean())
     assert snr == pytest.approx(10, abs=0.3)
     covariance = noise.T @ noise / (noise[:, 0] @ noise[:, 0])
@@ -335,14 +335,14 @@ def test_expected_drr_is_near_the_measured():
 
 
 def test_clip_is_cut_with_a_fade_and_resampled():
-    tone = np.sin(2 * np.pi * 500 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    tone = np.sin(2 * np.pi * 500 * np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
     cut = render.dry(_source(seconds=0.5), tone)
     assert len(cut) == 8000 and cut[-1] == 0
     np.testing.assert_array_equal(cut[:7840], tone[:7840])
     whole = render.dry(_source(seconds=2.0), tone)
     np.testing.assert_array_equal(whole, tone)
     fast = render.dry(_source(seconds=1.0, speed=2.0), tone)
-    assert len(fast) == RATE
+    assert len(fast) == SAMPLE_RATE
     assert int(np.abs(np.fft.rfft(fast)).argmax()) == 1000
     assert tone[0] == 0 and np.abs(tone).max() > 0.99
 
@@ -362,6 +362,6 @@ def test_bad_clip_is_named(clip, words):
 
 
 def test_silence_renders_to_silence():
-    signal, scene = render.render(_spec(), lambda _: np.zeros(RATE, np.float32))
+    signal, scene = render.render(_spec(), lambda _: np.zeros(SAMPLE_RATE, np.float32))
     assert not signal.any()
     assert scene["gain"] == render.LEVEL

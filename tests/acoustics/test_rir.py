@@ -8,6 +8,7 @@ import scipy.signal
 from jaxasa.acoustics import foa, materials, measure, rir, rooms
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 ROOM = (6.0, 5.0, 3.0)
 LISTENER = np.array([3.1, 2.4, 1.5])
@@ -39,7 +40,7 @@ def _pyroomacoustics(room, walls, source, listener, seconds: float) -> np.ndarra
             n: pra.Material({"description": n, "coeffs": list(a), **octaves})
             for n, a in zip(names, walls, strict=True)
         }
-    box = pra.ShoeBox(room, fs=rir.RATE, materials=materials, max_order=order)
+    box = pra.ShoeBox(room, fs=SAMPLE_RATE, materials=materials, max_order=order)
     box.add_source(source)
     ears = [pra.directivities.Omnidirectional()]
     ears += [pra.directivities.FigureEight(axis) for axis in ([0, 1, 0], [0, 0, 1], [1, 0, 0])]
@@ -65,7 +66,7 @@ def yardstick():
         absorption = np.repeat(walls[:, None], 7, axis=1)
         where = (room, absorption, source, listener)
         ours = rir.shoebox_rir(*where, keys.rng(0), full=True, air=False)
-        theirs = _pyroomacoustics(room, walls, source, listener, ours.shape[1] / rir.RATE)
+        theirs = _pyroomacoustics(room, walls, source, listener, ours.shape[1] / SAMPLE_RATE)
         cases.append((room, source, listener, ours, theirs[:, : ours.shape[1]]))
     return cases
 
@@ -79,7 +80,7 @@ def test_full_mode_measures_as_pyroomacoustics(yardstick):
     """Onset, early energy a channel, RT60 a band, DRR, direction of the direct sound."""
     for room, source, listener, ours, theirs in yardstick:
         distance = float(np.linalg.norm(source - listener))
-        arrival = rir.LEAD + round(distance / rooms.SPEED * rir.RATE)
+        arrival = rir.LEAD + round(distance / rooms.SPEED * SAMPLE_RATE)
         onsets = [int(np.argmax(np.abs(r[0, : arrival + 20]))) for r in (ours, theirs)]
         assert abs(onsets[0] - onsets[1]) <= 1 and abs(onsets[0] - arrival) <= 1
         energy = [(r[:, : arrival + 800] ** 2).sum(axis=1) for r in (ours, theirs)]
@@ -105,7 +106,7 @@ def test_octave_bands_decay_as_pyroomacoustics():
     absorption = np.array([0.4, 0.42, 0.45, 0.5, 0.55, 0.6, 0.6])
     where = (room, absorption, source, listener)
     ours = rir.shoebox_rir(*where, keys.rng(0), full=True, air=False)
-    seconds = ours.shape[1] / rir.RATE
+    seconds = ours.shape[1] / SAMPLE_RATE
     theirs = _pyroomacoustics(room, np.tile(absorption, (6, 1)), source, listener, seconds)
     found, expected = (measure.octave_rt60(r, rooms.BANDS[1:6]) for r in (ours, theirs))
     assert np.all(np.abs(found - expected) <= np.maximum(0.05 * expected, 0.02))
@@ -160,7 +161,7 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
     """
     absorption, rng = rooms.absorption(room, rt60), np.random.default_rng(0)
     decays, ratios, covariances = [], [], np.zeros((2, 4, 4))
-    above = scipy.signal.butter(8, 450, "highpass", fs=rir.RATE, output="sos")
+    above = scipy.signal.butter(8, 450, "highpass", fs=SAMPLE_RATE, output="sos")
     for i in range(50):
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
         where, distance = (room, absorption, source, listener), math.dist(source, listener)
@@ -168,7 +169,7 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
         decays.append([measure.octave_rt60(r, rooms.BANDS[:6]) for r in both])
         ratios.append([rir.drr(r, distance) for r in both])
         for k, response in enumerate(both):
-            start = rir.LEAD + int(rir.EARLY * rir.mixing_time(room, distance) * rir.RATE)
+            start = rir.LEAD + int(rir.EARLY * rir.mixing_time(room, distance) * SAMPLE_RATE)
             late = scipy.signal.sosfilt(above, response, axis=1)[:, start:]
             covariances[k] += late @ late.T
     found, expected = np.mean(decays, axis=0)
@@ -216,7 +217,7 @@ def test_noise_follows_where_uneven_walls_hold_too_many_images(monkeypatch):
     assert rir.coarse_end(size, walls, 0.5) == 0.75 and rir.coarse_end(size, walls[0], 0.5) == 0
     monkeypatch.setattr(rir, "MOST_COARSE", 200_000)
     fewer = [rir.shoebox_rir(room, walls, *places, keys.rng(k)) for k in (1, 2)]
-    fade = rir.LEAD + int(float(rir.coarse_end(size, walls, 9.0)) * rir.FADE * rir.RATE) - 200
+    fade = rir.LEAD + int(float(rir.coarse_end(size, walls, 9.0)) * rir.FADE * SAMPLE_RATE) - 200
     np.testing.assert_allclose(fewer[0][:, :fade], whole[:, :fade], atol=2e-4)
     assert np.abs(fewer[0] - fewer[1])[:, fade:].max() > 1e-4
     energy = [(r[:, fade:] ** 2).sum() for r in (*fewer, whole)]

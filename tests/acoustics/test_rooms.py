@@ -4,6 +4,7 @@ import pytest
 from jaxasa.acoustics import bands, image_source, materials, rir, rooms
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 ROOM = (6.0, 5.0, 3.0)
 
@@ -61,7 +62,7 @@ def test_tail_energy_is_the_sum_over_random_images():
 def _band_energy(responses: np.ndarray, step: int) -> np.ndarray:
     """Energy [7, windows] of W responses [n] in the octave bands, without phase."""
     size = 2 * len(responses)
-    f = np.fft.rfftfreq(size, 1 / bands.RATE)
+    f = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     gains = bands.weights(f) / np.sqrt(1 + (rooms.HIGH_PASS / np.maximum(f, 1)) ** 8)
     heard = np.fft.irfft(np.fft.rfft(responses, size) * gains, size)[:, : len(responses)]
     white = (gains**2).mean(axis=1)[:, None]
@@ -75,16 +76,16 @@ def test_modes_and_positions_of_the_tail(margin, walls):
     The oblique modes alone would be 2 to 6 dB short of the 250 Hz octave at the end.
     """
     rng, length, absorption = np.random.default_rng(0), 4800, np.full(7, walls)
-    times = (np.arange(length)[::16] + 8) / bands.RATE
+    times = (np.arange(length)[::16] + 8) / SAMPLE_RATE
     found, expected = 0.0, 0.0
     for _ in range(80):
         source, listener = rng.uniform(margin, 1 - margin, (2, 3)) * ROOM
         where = (ROOM, absorption, source, listener)
-        radius = length / bands.RATE * rooms.SPEED
+        radius = length / SAMPLE_RATE * rooms.SPEED
         images = image_source.images(*where, radius, air=False)[0, bands.LEAD :][:length]
         found = found + _band_energy(images, 1200)
         energy = rooms.tail_energy(ROOM, absorption, times, source, listener, air=False)
-        expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / bands.RATE
+        expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / SAMPLE_RATE
     error = 10 * np.log10(expected / found)[1:, 1:]
     assert np.abs(error[0]).max() < 1.5  # 250 Hz
     assert np.abs(error[1:]).max() < 1.0
@@ -105,15 +106,15 @@ def test_layers_between_walls_that_absorb_much(sides, floor, ceiling):
     """Against all images over 24 places: modes of walls that reflect would be 3 to 6 dB off."""
     room, walls = (4.2, 3.4, 2.6), materials.walls(sides, floor, ceiling)
     rng, length, found, expected = np.random.default_rng(0), 4800, 0.0, 0.0
-    times = (np.arange(length)[::16] + 8) / bands.RATE
-    radius = length / bands.RATE * rooms.SPEED
+    times = (np.arange(length)[::16] + 8) / SAMPLE_RATE
+    radius = length / SAMPLE_RATE * rooms.SPEED
     for _ in range(24):
         source, listener = rng.uniform(0.1, 0.9, (2, 3)) * room
         where = (room, walls, source, listener)
         images = image_source.coarse(*where, 0.0, radius, _heard, air=False)
         found = found + _band_energy(images[0, bands.LEAD :][:length], 1200)
         energy = rooms.tail_energy(*where[:2], times, source, listener, air=False)
-        expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / bands.RATE
+        expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / SAMPLE_RATE
     error = 10 * np.log10(expected / found)[2:, 2:]  # 500 Hz and up, from 150 ms on
     assert np.abs(error).max() < 1.5
 

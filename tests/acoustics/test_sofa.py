@@ -5,6 +5,7 @@ import pytest
 
 from jaxasa.acoustics import hrtf, rooms
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
 
 sofar = pytest.importorskip("sofar")
 
@@ -69,7 +70,7 @@ def _errors(head, directions, bands=BANDS):
     """Worst errors of level difference (dB) and interaural delay (s) over directions and bands."""
     unit = _unit(directions)
     size = 1024
-    frequency = np.fft.rfftfreq(size, 1 / hrtf.RATE)
+    frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     found = hrtf.response(head, unit, size)
     level, delay = 0.0, 0.0
     for low, high in bands:

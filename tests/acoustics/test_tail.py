@@ -1,7 +1,8 @@
 import numpy as np
 
-from jaxasa.acoustics import bands, rooms, tail
+from jaxasa.acoustics import rooms, tail
 from jaxasa.core import keys
+from jaxasa.core.audio import SAMPLE_RATE
 
 ROOM = (6.0, 5.0, 3.0)
 # Shares of the octave bands, cut midway between their centres, of the spectrum to 8 kHz.
@@ -12,9 +13,9 @@ def test_tail_has_the_closed_forms_energy_and_covariance():
     absorption = rooms.absorption(ROOM, 0.5)
     length = 6400
     tails = [tail.tail(ROOM, absorption, length, keys.rng(i)).astype(float) for i in range(30)]
-    times = (np.arange(length) + 0.5) / bands.RATE
+    times = (np.arange(length) + 0.5) / SAMPLE_RATE
     expected = np.tensordot(SHARES, rooms.tail_energy(ROOM, absorption, times), 1)
-    expected = expected.reshape(4, 4, -1).mean(axis=2) / bands.RATE
+    expected = expected.reshape(4, 4, -1).mean(axis=2) / SAMPLE_RATE
     blocks = np.stack(tails).reshape(30, 4, 4, -1)
     energy = (blocks**2).mean(axis=(0, 3))
     np.testing.assert_allclose(10 * np.log10(energy / expected), 0, atol=0.2)

@@ -15,6 +15,7 @@ from jaxasa import config
 from jaxasa.acoustics import foa, render, rir, scenes
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
+from jaxasa.core.audio import FULL_SCALE
 from jaxasa.data import pipeline, procedural, records, rir_bank, sounds
 from jaxasa.data.dynamic_mixing import Mixed
 from jaxasa.stages import runner
@@ -78,7 +79,7 @@ def test_a_bank_holds_the_responses_of_its_rooms(whole):
             where = (layout.room, layout.absorption, position, layout.listener)
             expected = rir.shoebox_rir(*where, rng)
             off = np.abs(response.signal - expected).max()
-            assert off <= 0.51 * np.abs(expected).max() / records.SCALE
+            assert off <= 0.51 * np.abs(expected).max() / FULL_SCALE
             distance = math.dist(position, layout.listener)
             assert 0.6 <= distance <= 4.0
             assert response.drr == rir.drr(expected, distance)
@@ -108,7 +109,7 @@ def test_a_bank_keeps_the_walls_of_its_rooms(bank, whole, tmp_path):
     rng = keys.rng(3, "bank response", 1, 2)
     expected = rir.shoebox_rir(*where, rng, scattering=layout.scattering)
     off = np.abs(heard[0].signal - expected).max()
-    assert off <= 0.51 * np.abs(expected).max() / records.SCALE
+    assert off <= 0.51 * np.abs(expected).max() / FULL_SCALE
     spec, _ = Mixed(made, bank.folder, found.folder, 7).draw(0)
     assert spec.scattering > 0 and np.shape(spec.absorption) == (6, 7)
 

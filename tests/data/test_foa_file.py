@@ -3,12 +3,11 @@ import pytest
 import soundfile
 
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import foa_file
 
-RATE = 16_000
 
-
-def wave(rate=RATE):
+def wave(rate=SAMPLE_RATE):
     """A source at azimuth 90 degrees, elevation 0: W, Y, Z, X gains 1, 1, 0, 0."""
     x = 0.3 * np.sin(2 * np.pi * 300 * np.arange(rate) / rate)
     return x, np.stack([x, x, 0 * x, 0 * x], 1)
@@ -17,7 +16,7 @@ def wave(rate=RATE):
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
 def test_ambix_is_read_as_it_is(tmp_path, name):
     _, foa = wave()
-    soundfile.write(tmp_path / name, foa, RATE, subtype="PCM_24")
+    soundfile.write(tmp_path / name, foa, SAMPLE_RATE, subtype="PCM_24")
     got = foa_file.read(tmp_path / name)
     assert got.dtype == np.float32 and np.abs(got - foa).max() < 1e-6
 
@@ -25,7 +24,7 @@ def test_ambix_is_read_as_it_is(tmp_path, name):
 def test_other_rates_are_resampled(tmp_path):
     soundfile.write(tmp_path / "a.wav", wave(48_000)[1], 48_000, subtype="FLOAT")
     got = foa_file.read(tmp_path / "a.wav")
-    assert got.shape == (RATE, 4) and np.abs(got - wave()[1])[100:-100].max() < 1e-3
+    assert got.shape == (SAMPLE_RATE, 4) and np.abs(got - wave()[1])[100:-100].max() < 1e-3
 
 
 def test_fuma_and_n3d_become_ambix(tmp_path):
@@ -33,7 +32,7 @@ def test_fuma_and_n3d_become_ambix(tmp_path):
     fuma = np.stack([x / 2**0.5, 0 * x, x, 0 * x], 1)  # W, X, Y, Z
     n3d = foa * [1, 3**0.5, 3**0.5, 3**0.5]
     for order, samples in (("fuma", fuma), ("n3d", n3d)):
-        soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+        soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
         assert np.abs(foa_file.read(tmp_path / "a.wav", order) - foa).max() < 1e-6
     with pytest.raises(ConfigError, match="acn"):
         foa_file.read(tmp_path / "a.wav", "acn")
@@ -50,7 +49,7 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
         (np.full((100, 4), np.nan), "take 1.wav: not finite"),
     ]
     for samples, message in cases:
-        soundfile.write(path, samples, RATE, subtype="FLOAT")
+        soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
         with pytest.raises(ConfigError, match=message):
             foa_file.read(path)
     path.write_bytes(b"RIFFjunk")

@@ -1,37 +1,38 @@
 import numpy as np
 import pytest
 
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import procedural
-from jaxasa.data.decode import RATE, pieces
+from jaxasa.data.decode import pieces
 
 
 @pytest.fixture(scope="module")
 def bank():
-    """{(label, take, clip): samples} of six takes of each class."""
+    """{(label, recording, clip): samples} of six recordings of each class."""
     return {
-        (label, take, clip): procedural.synthesise(label, take, clip, 0)
+        (label, recording, clip): procedural.synthesise(label, recording, clip, 0)
         for label in procedural.CLASSES
-        for take in range(6)
+        for recording in range(6)
         for clip in range(2)
     }
 
 
-def test_twelve_takes_of_at_least_twelve_classes():
+def test_twelve_recordings_of_at_least_twelve_classes():
     listed = procedural.recordings(0)
-    takes = {label: set() for label in procedural.CLASSES}
+    recordings = {label: set() for label in procedural.CLASSES}
     for recording in listed:
-        takes[recording.labels[0]].add(recording.take)
-    assert len(takes) >= 12 and all(len(t) == 12 for t in takes.values())
+        recordings[recording.labels[0]].add(recording.recording_id)
+    assert len(recordings) >= 12 and all(len(t) == 12 for t in recordings.values())
     assert len({r.name for r in listed}) == len(listed)
-    assert len(set.union(*takes.values())) == 12 * len(takes)
+    assert len(set.union(*recordings.values())) == 12 * len(recordings)
 
 
 def test_every_clip_is_sound(bank):
     for samples in bank.values():
         assert samples.dtype == np.float32 and np.isfinite(samples).all()
         assert np.abs(samples).max() == pytest.approx(0.5)
-        assert 0.4 < len(samples) / RATE < 6
-        assert all(len(p) > 0.3 * RATE for p in pieces(samples, 4.0))
+        assert 0.4 < len(samples) / SAMPLE_RATE < 6
+        assert all(len(p) > 0.3 * SAMPLE_RATE for p in pieces(samples, 4.0))
 
 
 def test_a_clip_is_a_function_of_seed_take_and_clip(bank):
@@ -50,18 +51,18 @@ def _features(samples):
     return np.concatenate([bands.mean(0) - bands.mean(), bands.std(0)])
 
 
-def test_classes_can_be_told_apart_on_takes_never_heard(bank):
+def test_classes_can_be_told_apart_on_recordings_never_heard(bank):
     known = [(k[0], _features(v)) for k, v in bank.items() if k[1] < 4]
     right = []
-    for (label, take, _), samples in bank.items():
-        if take >= 4:
+    for (label, recording, _), samples in bank.items():
+        if recording >= 4:
             x = _features(samples)
             right.append(min(known, key=lambda item: np.abs(item[1] - x).sum())[0] == label)
     assert np.mean(right) > 0.7  # chance is 0.07
-    assert np.mean(right) < 1.0 or len(right) < 100  # takes do differ
+    assert np.mean(right) < 1.0 or len(right) < 100  # recordings do differ
 
 
-def test_takes_vary_more_than_clips(bank):
+def test_recordings_vary_more_than_clips(bank):
     features = {key: _features(samples) for key, samples in bank.items()}
     for label in procedural.CLASSES:
         within = [np.abs(features[label, t, 0] - features[label, t, 1]).mean() for t in range(6)]

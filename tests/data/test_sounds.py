@@ -10,45 +10,48 @@ import soundfile
 
 from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import debian, sounds
-from jaxasa.data.decode import RATE, Recording
+from jaxasa.data.decode import Recording
 from jaxasa.data.sounds import Bank, SoundsUnavailable, build
 
-TAKES = 8
+RECORDINGS = 8
 
 
 def noise(seconds, *key):
-    return 0.1 * np.random.default_rng(key).standard_normal(int(seconds * RATE))
+    return 0.1 * np.random.default_rng(key).standard_normal(int(seconds * SAMPLE_RATE))
 
 
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / "corpus"
     for c, label in enumerate(("dog", "key", "rain")):
-        for take in range(TAKES):
-            path = root / label / str(take)
+        for recording in range(RECORDINGS):
+            path = root / label / str(recording)
             path.mkdir(parents=True)
             for clip in range(2):
                 seconds = 0.3 if label == "key" else 0.7
-                soundfile.write(path / f"{clip}.wav", noise(seconds, c, take, clip), RATE)
+                soundfile.write(
+                    path / f"{clip}.wav", noise(seconds, c, recording, clip), SAMPLE_RATE
+                )
     return root
 
 
 def settings(root, **changes):
-    return config.Sounds(**({"bank": f"folder:{root}", "min_takes": 6} | changes))
+    return config.Sounds(**({"bank": f"folder:{root}", "min_recordings": 6} | changes))
 
 
-def takes_of(bank):
-    return {s: {(c.label, c.take) for c in bank.clips(s)} for s in ("train", "dev", "test")}
+def recordings_of(bank):
+    return {s: {(c.label, c.recording_id) for c in bank.clips(s)} for s in ("train", "dev", "test")}
 
 
 def test_no_take_in_two_splits_and_every_class_in_each(folder, tmp_path):
     bank = build(settings(folder), tmp_path / "bank", 0)
-    takes = takes_of(bank)
+    recordings = recordings_of(bank)
     assert bank.classes == ("dog", "key", "rain")
-    assert {s: len(t) for s, t in takes.items()} == {"train": 15, "dev": 3, "test": 6}
-    assert len(set.union(*takes.values())) == 24
-    assert all({label for label, _ in t} == set(bank.classes) for t in takes.values())
+    assert {s: len(t) for s, t in recordings.items()} == {"train": 15, "dev": 3, "test": 6}
+    assert len(set.union(*recordings.values())) == 24
+    assert all({label for label, _ in t} == set(bank.classes) for t in recordings.values())
 
 
 def test_audio_is_the_recording_and_ids_are_unique(folder, tmp_path):
@@ -57,23 +60,25 @@ def test_audio_is_the_recording_and_ids_are_unique(folder, tmp_path):
     assert len({c.id for c in clips}) == len(clips) == 48
     for clip in clips:
         got = bank.audio(clip.id)
-        assert got.dtype == np.float32 and len(got) == round(clip.seconds * RATE)
+        assert got.dtype == np.float32 and len(got) == round(clip.seconds * SAMPLE_RATE)
         want, _ = soundfile.read(folder / clip.id)
         length = min(len(got), len(want), 4800)
         assert np.corrcoef(got[:length], want[:length])[0, 1] > 0.95
 
 
 def test_short_clips_repeat_their_own_take_only(folder, tmp_path):
-    bank = build(settings(folder, min_takes=3), tmp_path / "bank", 0)
+    bank = build(settings(folder, min_recordings=3), tmp_path / "bank", 0)
     for clip in bank.clips("test"):
         if clip.label != "key":
             assert clip.seconds == pytest.approx(0.7, abs=0.03)
             continue
         assert 1.5 <= clip.seconds < 2.2
         got = bank.audio(clip.id)
-        own = [soundfile.read(p)[0] for p in (folder / clip.take).iterdir()]
+        own = [soundfile.read(p)[0] for p in (folder / clip.recording_id).iterdir()]
         other = [
-            soundfile.read(p)[0] for p in folder.glob("key/*/*") if p.parent.name not in clip.take
+            soundfile.read(p)[0]
+            for p in folder.glob("key/*/*")
+            if p.parent.name not in clip.recording_id
         ]
 
         gaps = re.findall(rb"\x01{1200,}", (got == 0).astype(np.uint8).tobytes())
@@ -93,10 +98,12 @@ def test_strung_clips_stay_under_max_seconds(folder, tmp_path):
 
 def test_bad_files_are_named_and_counted(folder, tmp_path):
     (folder / "dog/0/bad.wav").write_bytes(b"RIFF no")
-    soundfile.write(folder / "dog/0/silent.wav", np.zeros(RATE), RATE)
-    soundfile.write(folder / "dog/1/short.wav", noise(0.1, 9), RATE)
+    soundfile.write(folder / "dog/0/silent.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    soundfile.write(folder / "dog/1/short.wav", noise(0.1, 9), SAMPLE_RATE)
     soundfile.write(
-        folder / "dog/2/loud.wav", np.clip(np.sin(np.arange(RATE) / 9), -0.7, 0.7), RATE
+        folder / "dog/2/loud.wav",
+        np.clip(np.sin(np.arange(SAMPLE_RATE) / 9), -0.7, 0.7),
+        SAMPLE_RATE,
     )
     (folder / "rain/6/copy.wav").write_bytes((folder / "rain/5/0.wav").read_bytes())
     bank = build(settings(folder), tmp_path / "bank", 0)
@@ -115,8 +122,8 @@ def test_a_filtered_copy_under_another_take_joins_it(folder, tmp_path):
     samples, rate = soundfile.read(folder / "rain/5/0.wav")
     soundfile.write(folder / "rain/6/again.wav", 0.5 * samples[200:], rate)
     bank = build(settings(folder), tmp_path / "bank", 0)
-    takes = {c.id: c.take for s in ("train", "dev", "test") for c in bank.clips(s)}
-    assert takes["rain/6/0.wav"] == takes["rain/5/0.wav"] == takes["rain/6/again.wav"]
+    ids = {c.id: c.recording_id for s in ("train", "dev", "test") for c in bank.clips(s)}
+    assert ids["rain/6/0.wav"] == ids["rain/5/0.wav"] == ids["rain/6/again.wav"]
 
 
 def test_classes_too_large_to_look_for_copies_are_named(folder, tmp_path, monkeypatch):
@@ -125,25 +132,25 @@ def test_classes_too_large_to_look_for_copies_are_named(folder, tmp_path, monkey
     monkeypatch.setattr("jaxasa.data.dedup.MOST_COMPARED", 16)
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert bank.report["unmerged"] == {"rain": 17}
-    assert "copies not looked for: rain (17 clips, 16 do)" in bank.table()
+    assert "not searched for duplicates: rain (17 clips, at most 16 are compared)" in bank.table()
 
 
-def test_classes_with_few_takes_are_left_out_and_named(folder, tmp_path):
-    soundfile.write(folder / "dog/0/x.wav", noise(1, 3), RATE)
+def test_classes_with_few_recordings_are_left_out_and_named(folder, tmp_path):
+    soundfile.write(folder / "dog/0/x.wav", noise(1, 3), SAMPLE_RATE)
     (folder / "bell").mkdir()
-    soundfile.write(folder / "bell/x.wav", noise(1, 4), RATE)
+    soundfile.write(folder / "bell/x.wav", noise(1, 4), SAMPLE_RATE)
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert bank.report["left_out"] == {"bell": 1} and "bell" not in bank.classes
-    assert "left out: bell (1 takes)" in bank.table()
-    with pytest.raises(ConfigError, match="min_takes"):
-        build(settings(folder, min_takes=9), tmp_path / "other", 0)
+    assert "left out: bell (1 recordings)" in bank.table()
+    with pytest.raises(ConfigError, match="min_recordings"):
+        build(settings(folder, min_recordings=9), tmp_path / "other", 0)
 
 
 def test_labels_gather_in_classes(folder, tmp_path):
     classes = {"water": ("rain", "dog"), "typing": ("key",)}
     bank = build(settings(folder, classes=classes), tmp_path / "bank", 0)
     assert bank.classes == ("typing", "water")
-    assert bank.report["classes"]["water"]["test"]["takes"] == 4
+    assert bank.report["classes"]["water"]["test"]["recordings"] == 4
     with pytest.raises(ConfigError, match="'kay'"):
         build(settings(folder, classes={"a": ("kay",)}), tmp_path / "bank", 0)
     with pytest.raises(ConfigError, match="'key'"):
@@ -151,21 +158,23 @@ def test_labels_gather_in_classes(folder, tmp_path):
 
 
 def test_a_take_in_two_classes_stays_in_one(tmp_path):
-    lines = ["path,class,take"]
+    lines = ["path,class,recording_id"]
     for k in range(8):
         for label in ("dog", "cat"):
             name = f"{label}{k}.wav"
-            soundfile.write(tmp_path / name, noise(0.6, k, len(lines)), RATE)
+            soundfile.write(tmp_path / name, noise(0.6, k, len(lines)), SAMPLE_RATE)
             lines.append(f"{name},{label},{label}{k if k else ''}")
-    soundfile.write(tmp_path / "both.wav", noise(0.6, 77), RATE)
+    soundfile.write(tmp_path / "both.wav", noise(0.6, 77), SAMPLE_RATE)
     lines.append("both.wav,cat,dog3")
     (tmp_path / "list.csv").write_text("\n".join(lines))
     bank = build(
-        config.Sounds(f"manifest:{tmp_path / 'list.csv'}", min_takes=4), tmp_path / "bank", 0
+        config.Sounds(f"manifest:{tmp_path / 'list.csv'}", min_recordings=4), tmp_path / "bank", 0
     )
-    everything = [(s, c.label, c.take) for s in ("train", "dev", "test") for c in bank.clips(s)]
-    assert {label for _, label, take in everything if take == "dog3"} in ({"cat"}, {"dog"})
-    assert "its take is in another class" in bank.report["reasons"]
+    everything = [
+        (s, c.label, c.recording_id) for s in ("train", "dev", "test") for c in bank.clips(s)
+    ]
+    assert {label for _, label, name in everything if name == "dog3"} in ({"cat"}, {"dog"})
+    assert "its recording is in another class" in bank.report["reasons"]
 
 
 def test_same_settings_reuse_others_rebuild(folder, tmp_path, monkeypatch):
@@ -178,36 +187,38 @@ def test_same_settings_reuse_others_rebuild(folder, tmp_path, monkeypatch):
     assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == ["audio.i16", "bank.json"]
 
 
-def test_more_files_of_a_known_take_move_nothing(folder, tmp_path):
-    before = takes_of(build(settings(folder), tmp_path / "bank", 0))
-    soundfile.write(folder / "dog/0/more.wav", noise(1, 5), RATE)
-    assert takes_of(build(settings(folder), tmp_path / "new", 0)) == before
+def test_more_files_of_an_old_recording_move_nothing(folder, tmp_path):
+    before = recordings_of(build(settings(folder), tmp_path / "bank", 0))
+    soundfile.write(folder / "dog/0/more.wav", noise(1, 5), SAMPLE_RATE)
+    assert recordings_of(build(settings(folder), tmp_path / "new", 0)) == before
 
 
-def test_changed_files_are_heard_and_their_takes_stay(folder, tmp_path):
+def test_changed_files_are_heard_and_their_recordings_stay(folder, tmp_path):
     """The bank was reused when only settings were compared."""
     first = build(settings(folder), tmp_path / "bank", 0)
     for k in range(12):
-        soundfile.write(folder / f"dog/new{k}.wav", noise(1, 5, k), RATE)
-    soundfile.write(folder / "rain/0/0.wav", noise(0.9, 6), RATE)
-    before = {(label, take): s for s, mine in takes_of(first).items() for label, take in mine}
+        soundfile.write(folder / f"dog/new{k}.wav", noise(1, 5, k), SAMPLE_RATE)
+    soundfile.write(folder / "rain/0/0.wav", noise(0.9, 6), SAMPLE_RATE)
+    before = {key: s for s, mine in recordings_of(first).items() for key in mine}
     more = build(settings(folder), tmp_path / "bank", 0)
-    after = {(label, take): s for s, mine in takes_of(more).items() for label, take in mine}
+    after = {key: s for s, mine in recordings_of(more).items() for key in mine}
     assert more.digest != first.digest and len(after) == 24 + 12
     assert {key: after[key] for key in before} == before
-    counts = [c["takes"] for c in more.report["classes"]["dog"].values()]
+    counts = [c["recordings"] for c in more.report["classes"]["dog"].values()]
     assert counts == [12, 3, 5]
-    assert len(more.audio("rain/0/0.wav")) == pytest.approx(0.9 * RATE, abs=RATE // 50)
+    assert len(more.audio("rain/0/0.wav")) == pytest.approx(
+        0.9 * SAMPLE_RATE, abs=SAMPLE_RATE // 50
+    )
 
 
 def test_an_interrupted_rebuild_still_knows_the_splits(folder, tmp_path, monkeypatch):
-    first = takes_of(build(settings(folder), tmp_path / "bank", 0))
-    soundfile.write(folder / "dog/new.wav", noise(1, 5), RATE)
+    first = recordings_of(build(settings(folder), tmp_path / "bank", 0))
+    soundfile.write(folder / "dog/new.wav", noise(1, 5), SAMPLE_RATE)
     with monkeypatch.context() as patch:
         patch.setattr(sounds, "_write_credits", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build(settings(folder), tmp_path / "bank", 0)
-    again = takes_of(build(settings(folder), tmp_path / "bank", 0))
+    again = recordings_of(build(settings(folder), tmp_path / "bank", 0))
     assert all(first[s] <= again[s] for s in first)
     assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == ["audio.i16", "bank.json"]
 
@@ -241,12 +252,12 @@ def test_incomplete_and_damaged_banks_are_refused_and_rebuilt(folder, tmp_path):
     assert build(settings(folder), tmp_path / "bank", 0).digest == digest
 
 
-def test_long_recordings_give_several_clips_of_one_take(folder, tmp_path):
-    soundfile.write(folder / "dog/3/long.wav", noise(40, 8), RATE)
+def test_long_recordings_give_several_clips_of_one_recording(folder, tmp_path):
+    soundfile.write(folder / "dog/3/long.wav", noise(40, 8), SAMPLE_RATE)
     bank = build(settings(folder, max_seconds=2.0), tmp_path / "bank", 0)
     mine = [c for s in ("train", "dev", "test") for c in bank.clips(s) if "long" in c.id]
     assert [c.id for c in mine] == [f"dog/3/long.wav#{k}" for k in range(6)]
-    assert {c.take for c in mine} == {"dog/3"}
+    assert {c.recording_id for c in mine} == {"dog/3"}
 
 
 def test_debian_credits_and_failure(tmp_path, monkeypatch):
@@ -296,7 +307,7 @@ def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypat
     classes = {"door": ("door",), "drum": ("drum",)}
     wanted = config.Sounds("debian", classes=classes)
     monkeypatch.setattr(debian, "recordings", lambda labels, folder, more: own)
-    before = takes_of(build(wanted, tmp_path / "before", 0))
+    before = recordings_of(build(wanted, tmp_path / "before", 0))
     (_, copied), *_ = sorted(before["test"])
     k = int(copied[4:])
     others = [recording(f"drum-{n}", noise(0.6, 9, n), True) for n in range(30)]
@@ -307,11 +318,11 @@ def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypat
     )
     bank = build(dataclasses.replace(wanted, bank="debian_more"), tmp_path / "after", 0)
     assert bank.name == "debian recordings"
-    after = takes_of(bank)
+    after = recordings_of(bank)
     assert after["dev"] == before["dev"] and after["test"] == before["test"]
     added = {("drum", f"drum-{n}") for n in range(30)}
     assert after["train"] == before["train"] | added
-    assert bank.report["refused"] == {f"{copied[:4]}-again": f"the same recording as take {copied}"}
+    assert bank.report["refused"] == {f"{copied[:4]}-again": f"the same recording as {copied}"}
 
 
 @pytest.mark.parametrize("bank", ["debain", "debian:here", "folder", "folder:", "esc50"])

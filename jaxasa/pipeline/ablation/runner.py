@@ -34,6 +34,7 @@ from jaxasa.bench import ablation, controls, score, suite
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.core import files, workdir
+from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.inference import qa
 from jaxasa.models.asa import ASA
 from jaxasa.pipeline import steps
@@ -61,11 +62,11 @@ def ablate(load: Load, folder: str | Path, dry_run: bool = False) -> dict:
     for part in (".", "ablation"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        with files.locked(folder / "ablation", wait=True):
-            with files.locked(folder) as first:
+        with files.try_lock(folder / "ablation", wait=True):
+            with files.try_lock(folder) as first:
                 if first:
                     workdir.claim(folder, plan.base, plan.text, (*workdir.SHARED, "name"))
-            held.enter_context(files.alone(folder, shared=True))
+            held.enter_context(files.lock(folder, shared=True))
             if (folder / "config.gin").read_text("utf-8") != plan.text:
                 raise ConfigError(
                     f"{folder}: another `jaxasa bench ablate` is at work in it with other "
@@ -104,7 +105,7 @@ class _Work:
         finally:
             result = self._write()
         if result:
-            ablation.show(result, self.console)
+            ablation.print_table(result, self.console)
         for name, why in result.get("failed", {}).items():
             print(f"failed: {name}: {why}", file=sys.stderr)
         return result
@@ -126,7 +127,7 @@ class _Work:
             return False
         place = job.place(self.folder)
         place.mkdir(exist_ok=True)
-        with files.locked(place) as free:
+        with files.try_lock(place) as free:
             if free and not self.log.is_done(job):
                 self._attempt(job)
                 gc.collect()
@@ -163,9 +164,9 @@ class _Work:
             if self.log.is_done(job):  # if not here, then by another process
                 own = suite.load(self.plan.suite(name).suite(self.folder))
                 items = suite.load(place) if items is None else items
-                ablation.check_same(own, items, name)
-                said = score.read(job.place(self.folder) / "predictions" / "answers.jsonl", own)
-                right.setdefault(name, {})[seed] = score.correct(own, said)
+                ablation.check_same_items(own, items, name)
+                said = score.read_predictions(job.place(self.folder) / "predictions" / "answers.jsonl", own)
+                right.setdefault(name, {})[seed] = score.correctness(own, said)
             elif job.name in self.failed:
                 reasons.setdefault(name, f"seed {seed}: {self.failed[job.name]}")
         if not right and not reasons:
@@ -180,12 +181,12 @@ class _Work:
             result["variants"] = {
                 n: a | about(self.plan.runs[n], self.plan) for n, a in compared.items()
             }
-            result["matched"] = ablation.matched(result["variants"])
+            result["matched"] = ablation.compare_projectors(result["variants"])
         spent: dict[str, float] = {}
         for job in self.plan.jobs.values():
             spent[job.kind] = round(spent.get(job.kind, 0.0) + self.log.seconds(job), 1)
         result |= {"seconds": spent | {"total": round(sum(spent.values()), 1)}, "failed": reasons}
-        files.write_text(self.folder / ablation.FILE, json.dumps(result, indent=1) + "\n")
+        files.atomic_write_json(self.folder / ablation.FILE, result)
         return result
 
 
@@ -206,7 +207,7 @@ def _do(job: Job, load: Load, folder: Path) -> None:
         _forget_another(place, run)
         if job.before is not None:
             shutil.copyfile(job.before.place(folder) / "tokenizer.json", place / "tokenizer.json")
-        files.write_text(place / "config.gin", text)
+        files.atomic_write_text(place / "config.gin", text)
         steps.train(run, place, job.stage, text)
 
 
@@ -239,7 +240,7 @@ def _answer(job: Job, folder: Path) -> None:
     system = controls.System(job.before.stage, "mono" if job.hears == "mono" else "full")
     systems, marks = {"answers": system}, {system.stage: model.digest}
     responders = {system.stage: model}
-    bench_run.run(systems, responders, where, job.place(folder), job.run.bench, marks)
+    bench_run.evaluate(systems, responders, where, job.place(folder), job.run.bench, marks)
 
 
 def about(run: config.Run, plan: Plan) -> dict:
@@ -254,7 +255,7 @@ def about(run: config.Run, plan: Plan) -> dict:
         "without": list(run.model.projector.drop_experts),
         "stages": list(run.stages),
         "parameters": {"projector": sizes["projector"], "all": sum(sizes.values())},
-        "tokens": ASA(run.model).audio_tokens(round(run.scenes.seconds * 16_000)),
+        "tokens": ASA(run.model).audio_tokens(round(run.scenes.seconds * SAMPLE_RATE)),
         "scenes": heard,
     }
 
@@ -319,7 +320,7 @@ def _foretell(plan: Plan, log: Log) -> dict:
         "unknown": [row["kind"] for row in found if row["seconds"] is None],
         "variants": {name: about(run, plan) for name, run in plan.runs.items()},
     }
-    result["matched"] = ablation.matched(result["variants"])
+    result["matched"] = ablation.compare_projectors(result["variants"])
     _show_plan(result, list(plan.runs), Console())
     return result
 
@@ -348,7 +349,7 @@ def _show_plan(result: dict, names: list[str], console: Console) -> None:
     more = f", and what {', '.join(result['unknown'])} take" if result["unknown"] else ""
     said = f"{result['jobs']} jobs, {result['jobs_unshared']} if nothing were shared; "
     said += f"{duration(result['seconds'])}{more} left; *: by Ablation.seconds, not measured yet"
-    for line in filter(None, (said, ablation.said_of(result["matched"]))):
+    for line in filter(None, (said, ablation.describe_matching(result["matched"]))):
         console.print(line, soft_wrap=True, highlight=False)
 
 
