@@ -12,7 +12,7 @@ which no draw of named materials has an RT60 in the range are passed over).
 
     >>> from jaxasa.acoustics import scenes
     >>> from jaxasa.config import Scenes
-    >>> clips = [scenes.Clip("bell-1", "bell", "take-1", 1.5)]
+    >>> clips = [scenes.Clip("bell-1", "bell", "bell-1", 1.5)]
     >>> ranges = Scenes(train=1, dev=1, benchmark=1, sources=(1, 1), moving_source_prob=1.0)
     >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=3)
     >>> description = scenes.describe(spec)
@@ -59,7 +59,7 @@ class Layout:
 
 
 def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: int) -> SceneSpec:
-    """Draws scene `index` of `split`: classes, then takes, then clips uniformly; no audio.
+    """Draws scene `index` of `split`: classes, then source recordings, then clips uniformly; no audio.
 
     Azimuths in the listener's frame are uniform, whatever the room and the class, because the
     yaw is. Raises ConfigError where the ranges leave no room for the sources.
@@ -110,7 +110,7 @@ def compose(
         Source(
             label=clip.label,
             clip=clip.id,
-            take=clip.take,
+            recording_id=clip.recording_id,
             onset=arrival - delay,
             seconds=min(length, scenes.seconds - arrival),
             speed=speed,
@@ -190,7 +190,7 @@ _grouped: tuple[list[Clip], list[list[list[Clip]]]] = ([], [])
 
 
 def _group(clips: Sequence[Clip]) -> list[list[list[Clip]]]:
-    """Returns the clips by class, then take, both in the order of their names.
+    """Returns the clips by class, then source recording, both in the order of their names.
 
     The last result is kept: comparing 700 clips by identity takes 1 % of grouping them.
     """
@@ -201,8 +201,8 @@ def _group(clips: Sequence[Clip]) -> list[list[list[Clip]]]:
     if known[0] != clips:
         tree: dict[str, dict[str, list[Clip]]] = {}
         for clip in clips:
-            tree.setdefault(clip.label, {}).setdefault(clip.take, []).append(clip)
-        known = clips, [[takes[t] for t in sorted(takes)] for _, takes in sorted(tree.items())]
+            tree.setdefault(clip.label, {}).setdefault(clip.recording_id, []).append(clip)
+        known = clips, [[recordings[t] for t in sorted(recordings)] for _, recordings in sorted(tree.items())]
         _grouped = known
     return known[1]
 
@@ -213,8 +213,8 @@ def _choose_clips(clips, count: int, scenes: Scenes, rng) -> list[Clip]:
     check(count <= len(classes), "Scenes.sources", scenes.sources, expected)
     chosen = []
     for i in rng.permutation(len(classes))[:count]:
-        take = classes[i][rng.integers(len(classes[i]))]
-        chosen.append(take[rng.integers(len(take))])
+        recording = classes[i][rng.integers(len(classes[i]))]
+        chosen.append(recording[rng.integers(len(recording))])
     return chosen
 
 
@@ -359,7 +359,7 @@ def describe(spec: SceneSpec) -> dict:
         yaw = float(spec.yaw_at(onset)) if spec.turning else spec.yaw
         entry = {
             "class": source.label,
-            "take": source.take,
+            "recording_id": source.recording_id,
             "clip": source.clip,
             "azimuth": foa.wrap(azimuth - yaw),
             "elevation": float(elevation),

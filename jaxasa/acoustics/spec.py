@@ -5,7 +5,7 @@ with a `trajectory` moves while it sounds; a listener with a `listener_turn_prob
 not written: the JSON of a scene at rest holds neither.
 
     >>> from jaxasa.acoustics import spec
-    >>> bell = spec.Source("bell", "bell-1", "take-1", onset=0.5, seconds=1.0, speed=1.0,
+    >>> bell = spec.Source("bell", "bell-1", "bell-1", onset=0.5, seconds=1.0, speed=1.0,
     ...                    gain=0.0, position=(2.0, 4.0, 1.5), trajectory=((1.5, 3.0, 4.0, 1.5),))
     >>> scene = spec.SceneSpec(seed=0, split="train", index=0, seconds=3.0, room=(6.0, 5.0, 3.0),
     ...                        absorption=(0.3,) * 7, rt60=0.4, listener=(3.0, 2.0, 1.5),
@@ -33,11 +33,11 @@ _UNUSED = {"turning": (), "sensor_snr": None, "trajectory": (), "scattering": 0.
 
 @dataclass(frozen=True)
 class Clip:
-    """A mono recording: its id in the bank, class name, take and length in seconds."""
+    """A mono recording: its id in the bank, class name, source recording and length (s)."""
 
     id: str
     label: str
-    take: str
+    recording_id: str
     seconds: float
 
 
@@ -51,7 +51,7 @@ class Source:
 
     label: str
     clip: str
-    take: str
+    recording_id: str
     onset: float
     seconds: float
     speed: float
@@ -187,7 +187,7 @@ def _check_times(field: str, rows, width: int, first: float, what: str) -> None:
 
 def _validate_source(spec: SceneSpec, source: Source, where: str) -> None:
     check(isinstance(source, Source), where, source, "a Source")
-    for name in ("label", "clip", "take"):
+    for name in ("label", "clip", "recording_id"):
         value = getattr(source, name)
         check(isinstance(value, str), f"{where}.{name}", value, "a name")
     _check_inside(f"{where}.position", source.position, spec.room)

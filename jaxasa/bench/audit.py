@@ -1,14 +1,14 @@
-"""What can be known of a suite without hearing it: leaks, the oracle, takes that splits share.
+"""What can be known of a suite without hearing it: leaks, the oracle, recordings in two splits.
 
 `audit.json`, beside the suite's metadata:
-    {"drawn": N, "chance": 0.25, "levels": {L: SCORES}, "tasks": {task: SCORES}, "takes": {...}}
+    {"drawn": N, "chance": 0.25, "levels": {L: SCORES}, "tasks": {task: SCORES},
+     "recordings": {...}}
     SCORES: "items", "text_only", "options_only", "position_only" (accuracy of the classifiers of
         bench/shortcut_probe.py, which learnt from N items drawn without audio, on N others), "oracle"
         (which reads metadata), and of each system in results.json, such as "mono", its own.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from jaxasa.acoustics import scenes
 from jaxasa.bench import select_items, shortcut_probe, suite
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
-from jaxasa.core.files import write_text
+from jaxasa.core.files import atomic_write_json
 from jaxasa.core.progress import progress
 from jaxasa.data import questions
 
@@ -35,7 +35,7 @@ def oracle(items: Sequence, classes: Sequence[str]) -> np.ndarray:
 
 def key(item, scene: dict, classes: Sequence[str]) -> str | None:
     """The answer that `scene` gives to an item's question (its `task` and `about`), or None."""
-    found = questions.again(item.task, item.about, scene, classes, keys.rng(0, "key"), lenient=True)
+    found = questions.reinstantiate(item.task, item.about, scene, classes, keys.rng(0, "key"), lenient=True)
     return None if found is None else found.answer_text
 
 
@@ -69,7 +69,7 @@ def audit(run: config.Run, bank, items: Sequence) -> dict:
     hits: dict[str, np.ndarray] = {}
     tested: list = []
     if run.bench.probe_items and bank.clips("test"):
-        own = questions.chosen(run.questions.tasks)
+        own = questions.task_weights(run.questions.tasks)
         tasks = {i.task: own[i.task] for i in items}
         train, tested = (
             drawn(run, bank, tasks, run.bench.probe_items, p) for p in ("train", "test")
@@ -88,7 +88,7 @@ def audit(run: config.Run, bank, items: Sequence) -> dict:
         "chance": 0.25,
         "levels": {level: scores("level", level) for level in config.LEVELS},
         "tasks": {task: scores("task", task) for task in dict.fromkeys(i.task for i in items)},
-        "takes": takes(bank),
+        "recordings": split_contents(bank),
     }
 
 
@@ -96,20 +96,20 @@ def _mean(hits: np.ndarray) -> float | None:
     return round(float(hits.mean()), 4) if len(hits) else None
 
 
-def takes(bank) -> dict:
-    """{split: {"takes", "clips", "sha256"}, "shared": [...]}: what each split can play.
+def split_contents(bank) -> dict:
+    """{split: {"recordings", "clips", "sha256"}, "shared": [...]}: what each split can play.
 
-    sha256: of the sorted hashes of its clips' samples. shared: classes with takes, and clips
-    with samples, that are in two splits; there are none in a sound bank as it should be.
+    sha256: of the sorted hashes of its clips' samples. shared: source recordings (with their
+    class), and hashes of clips, that are in two splits; a sound bank should have none.
     """
     found: dict = {}
     owners: dict[str, set[str]] = {}
     for split in ("train", "dev", "test"):
         clips = bank.clips(split)
         hashes = sorted(mark(bank, c.id) for c in clips)
-        names = {f"{c.label}: {c.take}" for c in clips}
+        names = {f"{c.label}: {c.recording_id}" for c in clips}
         digest = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-        found[split] = {"takes": len(names), "clips": len(clips), "sha256": digest}
+        found[split] = {"recordings": len(names), "clips": len(clips), "sha256": digest}
         for name in names | set(hashes):
             owners.setdefault(name, set()).add(split)
     return found | {"shared": sorted(name for name, splits in owners.items() if len(splits) > 1)}
@@ -148,5 +148,5 @@ def add_scores(folder: str | Path, results: Mapping) -> dict:
             scores[name] = system[level]["accuracy"]
         for task, scores in found["tasks"].items():
             scores[name] = system["tasks"][task]["accuracy"]
-    write_text(path, json.dumps(found, indent=1) + "\n")
+    atomic_write_json(path, found)
     return found

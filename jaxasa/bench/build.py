@@ -129,8 +129,8 @@ def _stamp(run: config.Run, records_folder: Path, split: str, count: int) -> str
     path = records_folder / "manifest.json"
     return _digest(
         {
-            "counts": [run.bench.l1, run.bench.l2, run.bench.l3, run.bench.probe_items],
-            "questions": [run.questions.tasks, run.questions.margin],
+            "bench": config.settings(run.bench, "data"),
+            "questions": config.settings(run.questions, "data"),
             "seed": run.seed,
             "split": split,
             "scenes": count,
@@ -206,5 +206,5 @@ def _line(item: Item) -> dict:
 def _open(q: questions.Question) -> dict | None:
     """How an answer without options is scored; see bench/open_ended.py."""
     return (
-        None if q.open is None else {"kind": q.open[0], "value": q.open[1], "text": q.answer_text}
+        None if q.open_answer is None else {"kind": q.open_answer[0], "value": q.open_answer[1], "text": q.answer_text}
     )

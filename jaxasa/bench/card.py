@@ -8,7 +8,7 @@ from jaxasa.data import scene_text
 from jaxasa.data.questions import context, reasoning, relations
 
 # What the scenes of a suite are, and what that leaves open.
-MADE_BY = {
+SCENE_SOURCES = {
     "jaxasa": ("simulated scenes", "Simulated shoebox rooms."),
     "pyroomacoustics": (
         "scenes simulated with pyroomacoustics",
@@ -57,7 +57,7 @@ def _ranges(items: Sequence) -> str:
 
 
 def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
-    """Markdown from the items, the manifest's facts (counts, takes) and the audit's scores."""
+    """Markdown from the items, the manifest's facts (counts, recordings) and the audit's scores."""
     by_task = collections.defaultdict(list)
     for item in items:
         by_task[item.level, item.task].append(item)
@@ -80,8 +80,8 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
         )
         for level, count in facts["levels"].items()
     ]
-    takes = [
-        (name, *(facts["takes"][split].get(name, 0) for split in ("train", "dev", "test")))
+    recordings = [
+        (name, *(facts["recordings"][split].get(name, 0) for split in ("train", "dev", "test")))
         for name in facts["classes"]
     ]
     level_head = ("level", "items", "direction matters", "text only", "options only", "oracle")
@@ -90,13 +90,13 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
     left_out = ", ".join(facts["left_out"]) or "none"
     margin = facts["margin"]
     steps = ", ".join(scene_text.metres(s) for s in scene_text.STEPS)
-    low, high = context.AUDIBLE_DRR
+    low, high = context.AUDIBLE_DRR_DB
     heard = (
         "first-order ambisonics in the order W, Y, Z, X (ACN) with SN3D\n  gains"
         if facts["channels"] == 4
         else "two channels, the left and the right ear"
     )
-    what, limits = MADE_BY[facts["made_by"]]
+    what, limits = SCENE_SOURCES[facts["scene_source"]]
     return f"""# Audio scene analysis: {facts["split"]} suite
 
 {facts["items"]} four-option questions over {facts["scenes"]} {what} of
@@ -114,7 +114,7 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
 ## Bins and what is not asked
 - Bearings: eight sectors of 45 degrees around front, front-left, left, ...; those asked about
   keep {margin:g} degrees from the boundary that decides, a third of that in elevation.
-- Left and right: sources within {context.MARGIN:g} degrees of the median plane are not counted.
+- Left and right: sources within {context.MARGIN_DEG:g} degrees of the median plane are not counted.
 - Near is below {scene_text.NEAR:g} m. Distances by name: {steps}, whichever is
   nearest by ratio and within {100 * 0.132:.0f} %; only with a DRR of {low:g} to {high:g} dB.
 - Elevation: {_between(scene_text.ELEVATION_EDGES, scene_text.ELEVATIONS, "degrees")}.
@@ -123,8 +123,8 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
   to {reasoning.DRY_LIVE[0]:g} s, live from {reasoning.DRY_LIVE[1]:g}.
 - Of two sources: alike up to {relations.NEARER_EDGES[0]:g} times the distance, much nearer or
   farther from {relations.NEARER_EDGES[1]:g} times; 15 % around both is not asked.
-- Compared in time: {context.TIME:g} s apart at least; in distance, a factor of {context.RATIO:g}; in
-  level at the listener, {context.LEVEL:g} dB; in elevation, {context.HEIGHT:g} degrees.
+- Compared in time: {context.MIN_TIME_GAP_S:g} s apart at least; in distance, a factor of {context.MIN_DISTANCE_RATIO:g}; in
+  level at the listener, {context.MIN_LEVEL_GAP_DB:g} dB; in elevation, {context.MIN_ELEVATION_GAP_DEG:g} degrees.
 - A walk is asked about only where 25 % more or less of each distance leads to the same sector.
 - Where something moves, only what does not depend on where things are is asked, and motion.
 
@@ -150,13 +150,13 @@ The question without its options. An answer is right within {open_ended.TOLERANC
 of azimuth, {open_ended.TOLERANCES["elevation"]:g} of elevation, {open_ended.TOLERANCES["distance"]:g} of the
 distance, {open_ended.TOLERANCES["time"]:g} s; counts and names must be equal. Chance is not a quarter.
 
-## Takes
+## Source recordings
 Recordings per class in each split; only those of this suite's split are heard in it.
 
-{_table(("class", "train", "dev", "test"), takes)}
+{_table(("class", "train", "dev", "test"), recordings)}
 
 ## Limits
 {limits} Items on one scene, and
 scenes that share a recording, are not independent: compare systems by the clustered bootstrap
-of `jaxasa.bench.score.paired`.
+of `jaxasa.bench.score.paired_difference`.
 """

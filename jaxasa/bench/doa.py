@@ -1,6 +1,6 @@
 """Where sounds come from: the spatial encoder's slots beside classical estimators, by RT60.
 
-For each RT60 and number of sources, scenes of test takes are rendered anew with a reverberation
+For each RT60 and number of sources, scenes of test recordings are rendered anew with a reverberation
 near that RT60, and every method is told how many sources there are. Errors are those of the best
 assignment of directions to sources, in degrees. Intervals and differences come from a bootstrap
 over scenes.
@@ -26,7 +26,7 @@ SAMPLES = 2000
 Estimator = Callable[[np.ndarray, int], np.ndarray]
 
 
-def errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+def angular_errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Degrees [S] between unit vectors [S, 3] in the assignment with the least sum of angles."""
     angles = np.degrees(np.arccos(np.clip(found @ true.T, -1, 1)))
     orders = list(itertools.permutations(range(len(true))))
@@ -34,7 +34,7 @@ def errors(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     return angles[list(best), range(len(true))]
 
 
-def run(
+def compare(
     ours: Callable[[np.ndarray, int], np.ndarray],
     ranges: config.Scenes,
     bank,
@@ -45,7 +45,7 @@ def run(
     """Rows for each cell of `rt60` x SOURCES: medians in degrees, as design.md names them.
 
     ours(audio int16 [B, N, 4], count) -> unit vectors [B, count, 3]. ranges: of the scenes, save
-    for RT60 and the number of sources. bank: the sound bank, whose test takes sound. count: scenes
+    for RT60 and the number of sources. bank: the sound bank, whose test recordings sound. count: scenes
     a cell. Beside each median its 95 % interval ("ours_low", ...), the share above 20 degrees
     ("ours_over_20"), and "difference", "low" and "high" of ours less the best classical median.
     """
@@ -66,9 +66,9 @@ def run(
                 slots = ours(padded, sources)
                 for i, (sound, scene) in enumerate(made):
                     true = _directions(scene)
-                    found["ours"].append(errors(slots[i], true))
-                    found["histogram"].append(errors(classical.histogram(sound, sources), true))
-                    found["music"].append(errors(classical.music(sound, sources), true))
+                    found["ours"].append(angular_errors(slots[i], true))
+                    found["histogram"].append(angular_errors(classical.histogram_peaks(sound, sources), true))
+                    found["music"].append(angular_errors(classical.music_peaks(sound, sources), true))
                 advance(len(part))
             rows.append({"rt60": decay, "sources": sources, "scenes": count} | _row(found, name))
     return rows

@@ -73,11 +73,13 @@ def usable(source: Records) -> list[int]:
     return found
 
 
-def takes(scenes: Sequence[dict], classes: Sequence[str]) -> dict[str, dict[str, set[str]]]:
-    """Split -> class -> recordings, as build.bank_takes has it: all are for the test."""
+def recordings_by_split(
+    scenes: Sequence[dict], classes: Sequence[str]
+) -> dict[str, dict[str, set[str]]]:
+    """Split -> class -> recordings, as build.bank_recordings has it: all are for the test."""
     heard: dict[str, set[str]] = defaultdict(set)
     for scene in scenes:
         for source in scene["sources"]:
-            heard[source["class"]].add(source["take"])
+            heard[source["class"]].add(source["recording_id"])
     test = {name: heard[name] for name in classes}
     return {"train": {c: set() for c in classes}, "dev": {c: set() for c in classes}, "test": test}

@@ -11,12 +11,13 @@ import numpy as np
 from jaxasa import config
 from jaxasa.bench import controls, perturbations, score, suite
 from jaxasa.config import ConfigError
-from jaxasa.core.files import write_text
+from jaxasa.core.files import atomic_write_json, atomic_write_text
 from jaxasa.core.progress import progress
+from jaxasa.core.workdir import WorkFolder
 
 
-class Responder(Protocol):
-    """What answers: `hearing` is one of ask.HEARING; audio is int16 [B, N, C]."""
+class AnswerModel(Protocol):
+    """What answers: `audio_condition` is one of ask.HEARING; audio is int16 [B, N, C]."""
 
     def respond(
         self, audio: np.ndarray, questions: list[str], options: list[tuple], hearing: str
@@ -24,17 +25,17 @@ class Responder(Protocol):
 
 
 # A baseline: items -> {id: answer}, a letter or free text.
-Reader = Callable[[Sequence[suite.Item]], Mapping[str, str]]
+Baseline = Callable[[Sequence[suite.Item]], Mapping[str, str]]
 
 
-def run(
+def evaluate(
     systems: Mapping[str, controls.System],
-    responders: Mapping[str, Responder],
+    responders: Mapping[str, AnswerModel],
     benchmark_folder: str | Path,
     out_folder: str | Path,
     bench: config.Bench,
     marks: Mapping[str, str] | None = None,
-    readers: Mapping[str, Reader] | None = None,
+    readers: Mapping[str, Baseline] | None = None,
 ) -> dict:
     """Answers, scores and compares; returns what results.json then holds.
 
@@ -44,52 +45,52 @@ def run(
     results.json that are not of the benchmark are kept, and so are other systems' scores on the
     same suite where `marks` are those of before.
     """
-    items, out = suite.load(benchmark_folder), Path(out_folder)
+    items, out = suite.load(benchmark_folder), WorkFolder(out_folder)
     facts = suite.manifest(benchmark_folder)
-    answered: dict[str, Answered] = {}
+    answered: dict[str, Answers] = {}
     for name, system in systems.items():
-        path = out / "predictions" / f"{name}.jsonl"
+        path = out.predictions / f"{name}.jsonl"
         mark = f"{facts['sha256']} {(marks or {}).get(system.stage, '')}"
-        changed = system.change(items, facts["classes"])
+        changed = system.perturb(items, facts["classes"])
         if not changed.items:
             raise ConfigError(f"{benchmark_folder}: no item is left for {name}, expected some")
         if not _complete(path, mark):
             responder = responders[system.stage]
-            answers = answer(responder, changed, system.hearing, bench.batch_size, name)
+            answers = answer_items(responder, changed, system.audio_condition, bench.batch_size, name)
             _write(path, answers, mark)
-        answered[name] = Answered(changed, score.read(path, changed.items))
+        answered[name] = Answers(changed, score.read_predictions(path, changed.items))
     for name, reader in (readers or {}).items():
         found = reader(items)
-        path = out / "predictions" / f"{name}.jsonl"
+        path = out.predictions / f"{name}.jsonl"
         _write(path, [{"id": i.id, "answer": found[i.id]} for i in items], facts["sha256"])
-        answered[name] = Answered(perturbations.none(items, ()), score.read(path, items))
-    found = results(items, facts, answered, systems, bench.bootstrap_samples)
+        answered[name] = Answers(perturbations.identity(items, ()), score.read_predictions(path, items))
+    found = score_systems(items, facts, answered, systems, bench.bootstrap_samples)
     found["benchmark"]["choose"] = bench.option_fallback
-    return _merge(out / "results.json", found | {"models": dict(marks or {})})
+    return _merge(out.results, found | {"models": dict(marks or {})})
 
 
-class Answered(NamedTuple):
+class Answers(NamedTuple):
     """What a system was asked, and its answers by id."""
 
-    changed: perturbations.Changed
+    changed: perturbations.PerturbedSuite
     predictions: Mapping[str, str]
 
     @property
     def right(self) -> dict[str, bool]:
         """id -> whether the answer is right."""
         items = self.changed.items
-        hits = score.correct(items, self.predictions)
+        hits = score.correctness(items, self.predictions)
         return {item.id: bool(hit) for item, hit in zip(items, hits, strict=True)}
 
 
 def _write(path: Path, answers: Sequence[dict], mark: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(a) + "\n" for a in answers))
-    write_text(_seal(path), _digest(path, mark))
+    atomic_write_text(path, "".join(json.dumps(a) + "\n" for a in answers))
+    atomic_write_text(_seal(path), _digest(path, mark))
 
 
-def answer(
-    responder: Responder, changed: perturbations.Changed, hearing: str, batch: int, title: str
+def answer_items(
+    responder: AnswerModel, changed: perturbations.PerturbedSuite, hearing: str, batch: int, title: str
 ) -> list[dict]:
     """Answers of all items, {"id", "answer"}, in the suite's order.
 
@@ -118,15 +119,15 @@ def answer(
     return [{"id": i.id, "answer": texts[i.id]} for i in items]
 
 
-def results(
+def score_systems(
     items: Sequence[suite.Item],
     facts: dict,
-    answered: Mapping[str, Answered],
+    answered: Mapping[str, Answers],
     systems: Mapping[str, controls.System],
     bootstrap: int,
 ) -> dict:
     """The benchmark's part of results.json: suite, systems, paired differences."""
-    names = ("items", "levels", "seed", "sounds", "split", "scenes", "classes", "takes", "sha256")
+    names = ("items", "levels", "seed", "sounds", "split", "scenes", "classes", "recordings", "sha256")
     scores = {name: score.score(a.changed.items, a.predictions) for name, a in answered.items()}
     for name, found in scores.items():
         whole = answered.get(systems[name].stage) if name in systems else None
@@ -136,22 +137,22 @@ def results(
     paired: dict = {}
     for system, control, name in controls.pairs(answered):
         found = {"against": name}
-        for group, mask in score.groups(items).items():
+        for group, mask in score.group_masks(items).items():
             part = [i for i, keep in zip(items, mask, strict=True) if keep]
             if part and not group.startswith("task/"):
                 a, b = answered[system].predictions, answered[name].predictions
-                found[group] = score.paired(part, a, b, samples=bootstrap)
+                found[group] = score.paired_difference(part, a, b, samples=bootstrap)
         paired.setdefault(system, {})[control] = found
     return {
         "benchmark": {name: facts[name] for name in names}
         # Suites from before there were others do not say.
-        | {"made_by": facts.get("made_by", "jaxasa"), "leak": facts["leak"]},
-        "systems": scores | {"chance": score.chance(items)},
+        | {"scene_source": facts["scene_source"], "leak": facts["leak"]},
+        "systems": scores | {"chance": score.chance_scores(items)},
         "paired": paired,
     }
 
 
-def _beside(control: Answered, whole: Answered) -> dict:
+def _beside(control: Answers, whole: Answers) -> dict:
     """What a turned control's accuracy is to be read beside, on items tagged `direction`.
 
     "still": A of the system on the same items unturned; "now": A of the control; "before": A of
@@ -162,7 +163,7 @@ def _beside(control: Answered, whole: Answered) -> dict:
     now, still = control.right, whole.right
     of = lambda hits: score.accuracy(np.array(list(hits), bool))  # noqa: E731
     moved = [item for item in items if item.id in control.changed.before]
-    said = {i.id: score.parse(control.predictions[i.id], i.options)[0] for i in moved}
+    said = {i.id: score.parse_answer(control.predictions[i.id], i.options)[0] for i in moved}
     return {
         "still": of(still[i.id] for i in items),
         "now": of(now[i.id] for i in items),
@@ -173,7 +174,7 @@ def _beside(control: Answered, whole: Answered) -> dict:
 
 def _four_yaws(
     items: Sequence[suite.Item],
-    answered: Mapping[str, Answered],
+    answered: Mapping[str, Answers],
     systems: Mapping[str, controls.System],
 ) -> dict:
     """{"four_yaws": scores} of items that are right at 0, 90, 180 and 270 degrees, if all ran."""
@@ -186,7 +187,7 @@ def _four_yaws(
     rights = [answered[name].right for name in (stage, *turned)]
     kept = [i for i in items if all(i.id in right for right in rights)]
     every = np.array([all(right[i.id] for right in rights) for i in kept], bool)
-    return {"four_yaws": score.by_groups(kept, every)}
+    return {"four_yaws": score.accuracy_by_group(kept, every)}
 
 
 def _merge(path: Path, new: dict) -> dict:
@@ -203,7 +204,7 @@ def _merge(path: Path, new: dict) -> dict:
         for part in ("systems", "paired"):
             new[part] = old.get(part, {}) | new[part]
     merged = old | new
-    write_text(path, json.dumps(merged, indent=1) + "\n")
+    atomic_write_json(path, merged)
     return merged
 
 

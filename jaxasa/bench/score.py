@@ -28,9 +28,9 @@ _HEADING = re.compile(r"[(\[]?([A-D])[)\].:]+\s+(.+)", re.DOTALL)
 _SAID = re.compile(r"\b(?:answer|option)(?:\s+is)?\s*:?\s*[(\[]?([A-D])\b", re.IGNORECASE)
 
 
-def parse(text: str, options: Sequence[str]) -> tuple[str | None, str]:
+def parse_answer(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     """Reads the answer: (letter or None, one of KINDS)."""
-    outside, blocks = _THINK.sub(" ", text), stretches(text)
+    outside, blocks = _THINK.sub(" ", text), answer_spans(text)
     closed = "<answer>" in outside and "</answer>" in outside
     if len(blocks) == 1 and blocks[0] in tuple(LETTERS) and closed:
         return blocks[0], "strict"
@@ -38,13 +38,13 @@ def parse(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     return found.pop() if len(found) == 1 else (None, "none")
 
 
-def thought(text: str) -> str:
+def reasoning_of(text: str) -> str:
     """The reasoning in a reply, up to where it ends or an answer begins; "" where there is none."""
     found = _THOUGHT.search(text)
     return found[1].strip() if found else ""
 
 
-def stretches(text: str) -> list[str]:
+def answer_spans(text: str) -> list[str]:
     """Where an answer stands: what is in `<answer>` tags, or else all but the reasoning."""
     outside = _THINK.sub(" ", text)
     return [b.strip() for b in _ANSWER.findall(outside)] or [outside.strip()]
@@ -55,7 +55,7 @@ def _read(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     alone = _ALONE.fullmatch(text)
     if alone:
         return alone[1].upper(), "lenient"
-    option = only_named(text, options)
+    option = single_option_match(text, options)
     named = None if option is None else LETTERS[options.index(option)]
     heading = _HEADING.fullmatch(text)
     said = {m.upper() for m in _SAID.findall(text) if m.isupper()}
@@ -67,7 +67,7 @@ def _read(text: str, options: Sequence[str]) -> tuple[str | None, str]:
     return (named, "text") if named and not letters else (None, "none")
 
 
-def only_named(text: str, options: Sequence[str]) -> str | None:
+def single_option_match(text: str, options: Sequence[str]) -> str | None:
     """The one option whose text stands in `text` as whole words, else None."""
     rest, found = text.lower(), set()
     # Longest first, each cut out when found: "front-left" does not also name "left".
@@ -79,7 +79,7 @@ def only_named(text: str, options: Sequence[str]) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def wilson(right, items) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(right, items) -> tuple[np.ndarray, np.ndarray]:
     """Wilson's 95 % interval of a share (1927, eq. 4): low and high, shaped as the inputs."""
     right, items = np.asarray(right, float), np.asarray(items, float)
     share, z2 = right / items, _Z**2 / items
@@ -95,7 +95,7 @@ def accuracy(correct: np.ndarray) -> dict:
     n = len(correct)
     if n == 0:
         return {"accuracy": None, "low": None, "high": None, "items": 0}
-    low, high = wilson(correct.sum(), n)
+    low, high = wilson_interval(correct.sum(), n)
     return {
         "accuracy": float(correct.mean()),
         "low": float(low),
@@ -104,7 +104,7 @@ def accuracy(correct: np.ndarray) -> dict:
     }
 
 
-def groups(items: Sequence[suite.Item]) -> dict[str, np.ndarray]:
+def group_masks(items: Sequence[suite.Item]) -> dict[str, np.ndarray]:
     """Masks [items] by name: "overall", each level, "task/…", "direction/yes" and "/no"."""
     level = np.array([i.level for i in items])
     task = np.array([i.task for i in items])
@@ -115,16 +115,16 @@ def groups(items: Sequence[suite.Item]) -> dict[str, np.ndarray]:
     return masks | {"direction/yes": direction, "direction/no": ~direction}
 
 
-def correct(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> np.ndarray:
+def correctness(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> np.ndarray:
     """bool [items]: whether each item's prediction reads as its answer."""
-    return np.array([parse(predictions[i.id], i.options)[0] == i.answer for i in items], bool)
+    return np.array([parse_answer(predictions[i.id], i.options)[0] == i.answer for i in items], bool)
 
 
-def by_groups(items: Sequence[suite.Item], right: np.ndarray) -> dict:
+def accuracy_by_group(items: Sequence[suite.Item], right: np.ndarray) -> dict:
     """{"overall": A, "L1": A, ..., "tasks": {task: A}, "direction": {"yes": A, "no": A}} with
     A = {"accuracy", "low", "high", "items"}, of what is `right`, bool [items]."""
     result: dict = {"tasks": {}, "direction": {}}
-    for name, mask in groups(items).items():
+    for name, mask in group_masks(items).items():
         kind, _, rest = name.partition("/")
         target = {"task": result["tasks"], "direction": result["direction"]}.get(kind, result)
         target[rest or name] = accuracy(right[mask])
@@ -132,31 +132,31 @@ def by_groups(items: Sequence[suite.Item], right: np.ndarray) -> dict:
 
 
 def score(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> dict:
-    """`by_groups` of predictions by id, and how they were read.
+    """`accuracy_by_group` of predictions by id, and how they were read.
 
     "parsing": {kind: share}. "read": {kind: A} overall, where only answers that read so or more
     strictly count: letters in their tags, then letters anywhere, then options' texts too.
     """
-    read = [parse(predictions[i.id], i.options) for i in items]
+    read = [parse_answer(predictions[i.id], i.options) for i in items]
     right = np.array([a == i.answer for (a, _), i in zip(read, items, strict=True)], bool)
     kinds = np.array([KINDS.index(kind) for _, kind in read])
     parsing = {kind: float((kinds == k).mean()) for k, kind in enumerate(KINDS)}
     by_kind = {kind: accuracy(right & (kinds <= k)) for k, kind in enumerate(KINDS[:-1])}
-    return by_groups(items, right) | {"parsing": parsing, "read": by_kind}
+    return accuracy_by_group(items, right) | {"parsing": parsing, "read": by_kind}
 
 
-def chance(items: Sequence[suite.Item]) -> dict:
+def chance_scores(items: Sequence[suite.Item]) -> dict:
     """What `score` expects of random letters: 0.25 everywhere, without an interval."""
     fixed = {"accuracy": CHANCE, "low": CHANCE, "high": CHANCE}
     result: dict = {"tasks": {}, "direction": {}}
-    for name, mask in groups(items).items():
+    for name, mask in group_masks(items).items():
         kind, _, rest = name.partition("/")
         target = {"task": result["tasks"], "direction": result["direction"]}.get(kind, result)
         target[rest or name] = fixed | {"items": int(mask.sum())}
     return result
 
 
-def paired(
+def paired_difference(
     items: Sequence[suite.Item],
     a: Mapping[str, str],
     b: Mapping[str, str],
@@ -166,30 +166,30 @@ def paired(
 ) -> dict:
     """Difference in accuracy of predictions `a` over `b` on the same items.
 
-    Returns {"difference", "low", "high", "items"}, shares, 95 %. Scenes and takes are both
+    Returns {"difference", "low", "high", "items"}, shares, 95 %. Scenes and recordings are both
     resampled (pigeonhole bootstrap, Owen 2007): an item weighs the product of its scene's
-    multiplicity and its sources' takes', so that neither crowded scenes nor one easy recording
+    multiplicity and its sources' recordings', so that neither crowded scenes nor one easy recording
     pass for evidence. It errs on the wide side.
     """
-    difference = correct(items, a).astype(float) - correct(items, b)
+    difference = correctness(items, a).astype(float) - correctness(items, b)
     scene_ids = {s: n for n, s in enumerate(dict.fromkeys(i.scene["id"] for i in items))}
     scene = np.array([scene_ids[i.scene["id"]] for i in items])
     # Items enter by their scene alone, so sums per scene suffice.
     total = np.bincount(scene, difference, len(scene_ids))
     count = np.bincount(scene, minlength=len(scene_ids)).astype(float)
-    by_scene = {i.scene["id"]: sorted(set(i.takes)) for i in items}
-    takes = {t: n for n, t in enumerate(sorted({t for ts in by_scene.values() for t in ts}))}
+    by_scene = {i.scene["id"]: sorted(set(i.recordings)) for i in items}
+    recordings = {t: n for n, t in enumerate(sorted({t for ts in by_scene.values() for t in ts}))}
     most = max(len(ts) for ts in by_scene.values())
-    member = np.full((len(scene_ids), most), len(takes))  # last: a take of multiplicity one
+    member = np.full((len(scene_ids), most), len(recordings))  # last: multiplicity 1
     for row, name in enumerate(scene_ids):
-        member[row, : len(by_scene[name])] = [takes[t] for t in by_scene[name]]
+        member[row, : len(by_scene[name])] = [recordings[t] for t in by_scene[name]]
 
     rng = keys.rng(seed, "paired")
     estimates = []
     for start in range(0, samples, 250):
         r = min(250, samples - start)
         weight = rng.multinomial(len(count), np.full(len(count), 1 / len(count)), r)
-        drawn = rng.multinomial(len(takes), np.full(len(takes), 1 / len(takes)), r)
+        drawn = rng.multinomial(len(recordings), np.full(len(recordings), 1 / len(recordings)), r)
         drawn = np.concatenate([drawn, np.ones((r, 1), drawn.dtype)], axis=1)
         weight = weight * drawn[:, member].prod(axis=2)
         items_drawn = weight @ count
@@ -203,7 +203,7 @@ def paired(
     }
 
 
-def read(path: str | Path, items: Sequence[suite.Item]) -> dict[str, str]:
+def read_predictions(path: str | Path, items: Sequence[suite.Item]) -> dict[str, str]:
     """Reads predictions.jsonl ({"id", "answer"} a line) and checks it against `items`.
 
     Raises ConfigError naming the first unknown, repeated or missing id.
@@ -230,4 +230,4 @@ def read(path: str | Path, items: Sequence[suite.Item]) -> dict[str, str]:
 def score_file(predictions: str | Path, benchmark_folder: str | Path) -> dict:
     """`score` of any system's predictions.jsonl on a suite."""
     items = suite.load(benchmark_folder)
-    return score(items, read(predictions, items))
+    return score(items, read_predictions(predictions, items))

@@ -2,8 +2,8 @@
 
 A suite is a folder that bench/build.py writes: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, or
 2 ears; 16 bit, 16 kHz), `metadata.jsonl` (one item a line), `card.md` (what it holds, for people),
-`manifest.json` (counts, classes, recordings, SHA-256 of every file) and `audit.json` (what readers of
-texts and of metadata score on it). It appears under its name only when whole.
+`manifest.json` (counts, classes, recordings, SHA-256 of every file) and `audit.json` (what readers
+of texts and of metadata score on it). It appears under its name only when whole.
 """
 
 import collections

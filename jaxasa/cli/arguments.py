@@ -21,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(
         verbs,
         "sounds",
-        "Builds the sound bank: recordings with a class and a take, split by take.",
+        "Builds the sound bank: clips with a class, split by source recording.",
         "Reads Debian packages (fetched), or the folder or corpus that Sounds.bank names.",
         "DIR/sounds",
         "jaxasa sounds --workdir runs/mine \"--gin.Sounds.bank='folder:my_sounds'\" "
@@ -434,5 +434,5 @@ def _add_split(verb: argparse.ArgumentParser) -> None:
         "--split",
         choices=SUITES,
         default="benchmark",
-        help="dev: the suite for tuning, with takes of its own",
+        help="dev: the suite for tuning, with recordings of its own",
     )

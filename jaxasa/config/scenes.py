@@ -1,35 +1,37 @@
 """Options of sounds and scenes. Units: metres, seconds, degrees, dB."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
+from jaxasa.config.changes import RESULT, SPEED
 from jaxasa.config.checks import check, check_at_least, check_range, check_share
 from jaxasa.config.materials import TABLE
 
-# What walls are made of. Data sets whose scenes set none of these do not mention them.
 MATERIALS = ("wall_materials", "floor_materials", "ceiling_materials")
-WALLS = (*MATERIALS, "scattering")
+WALL_OPTIONS = (*MATERIALS, "scattering")
 
 ENGINES = ("jaxasa", "pyroomacoustics")
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """The sound bank: mono recordings with a class and a take.
+    """The sound bank: mono clips with a class and a source recording each.
 
     bank: "debian" (recordings in Debian packages), "debian_more" (more packages beside, for
         training alone), "procedural" (synthesised, nothing to download), "folder:PATH" (a folder
         per class), "esc50:PATH", "fsd50k:PATH" or "manifest:PATH" (a CSV file with the columns
-        path, class, take).
+        path, class, recording_id).
     classes: class name -> labels of the source that it gathers; empty takes every label.
-    min_takes: a class with fewer takes is left out, and named.
+    min_recordings: a class with fewer source recordings is left out, and named.
     max_seconds: longer clips are cut.
-    splits: shares of the takes of each class given to train, dev and test.
+    splits: shares of the source recordings of each class given to train, dev and test.
     """
 
+    CHANGES: ClassVar[str] = "data"
+
     bank: str
-    classes: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    min_takes: int = 8
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    min_recordings: int = 8
     max_seconds: float = 4.0
     splits: tuple[float, float, float] = (0.6, 0.15, 0.25)
 
@@ -40,7 +42,7 @@ class Sounds:
         ok = self.bank in alone or (kind in of_files and path)
         expected = ", ".join([*alone, *(f"{name}:PATH" for name in of_files)])
         check(ok, "Sounds.bank", self.bank, f"one of {expected}")
-        check_at_least(self, 3, "min_takes")
+        check_at_least(self, 3, "min_recordings")
         check_at_least(self, 0.1, "max_seconds")
         ok = len(self.splits) == 3 and all(s > 0 for s in self.splits)
         ok = ok and abs(sum(self.splits) - 1) < 1e-6
@@ -75,9 +77,11 @@ class Scenes:
         training, and none are stored; places: source positions in each. 0 stores scenes.
     """
 
-    train: int
-    dev: int
-    benchmark: int
+    CHANGES: ClassVar[str] = "data"
+
+    train: int = field(metadata=RESULT)
+    dev: int = field(metadata=RESULT)
+    benchmark: int = field(metadata=RESULT)
     seconds: float = 5.0
     sources: tuple[int, int] = (1, 3)
     length: tuple[float, float] = (4.0, 9.0)
@@ -100,10 +104,10 @@ class Scenes:
     scattering: tuple[float, ...] = ()
     sensor_snr: tuple[float, ...] = ()
     engine: str = "jaxasa"
-    rir_rooms: int = 0
-    rir_positions_per_room: int = 6
+    rir_rooms: int = field(default=0, metadata=RESULT)
+    rir_positions_per_room: int = field(default=6, metadata=RESULT)
     scenes_per_shard: int = 100
-    workers: int = 2
+    workers: int = field(default=2, metadata=SPEED)
 
     def __post_init__(self):
         check_at_least(self, 1, "train", "dev", "benchmark", "scenes_per_shard", "workers")
@@ -135,7 +139,7 @@ class Scenes:
                 expected,
             )
             check(self.rir_rooms == 0, "Scenes.rir_rooms", self.rir_rooms, expected)
-            for name in WALLS:
+            for name in WALL_OPTIONS:
                 value, expected = getattr(self, name), f"() for Scenes.engine is {self.engine!r}"
                 check(value == (), f"Scenes.{name}", value, expected)
         check(
@@ -160,10 +164,6 @@ class Scenes:
                 expected,
             )
         check(self.sources[1] <= 8, "Scenes.sources", self.sources, "at most 8 sources")
-
-    def walls(self) -> dict:
-        """Returns the fields of WALLS that are set."""
-        return {name: value for name in WALLS if (value := getattr(self, name))}
 
     def _check_walls(self):
         for name in MATERIALS:

@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def index() -> list[dict[str, str]]:
-    """The rows of debian_sounds.csv: package, container, member, label, take, licence, ...
+    """The rows of debian_sounds.csv: package, container, member, label, recording_id, licence, ...
 
     Those that are only trained on come last, so that of two copies the other one stays.
     """
@@ -71,7 +71,7 @@ def recordings(labels: Collection[str], folder: Path, more: bool = False) -> lis
         Recording(
             name=f"{row['package']}:{row['member']}",
             labels=(row["label"],),
-            take=f"{row['package']}/{row['take']}",
+            recording_id=f"{row['package']}/{row['recording_id']}",
             open=functools.partial(_open, row, folder / "debian", failed),
             package=row["package"],
             licence=row["licence"],

@@ -50,7 +50,8 @@ class Recording:
     name: unique, kept as clip id. labels: as the corpus has them, the most specific first.
     recording_id: the source recording that the file was cut from, unique over the corpus. open:
     returns a path, the bytes of a file, or float samples at 16 kHz; raises `Unusable`. package,
-    licence: for the credits. stamp: changes when the file does. training_only: neither dev nor test may have it.
+    licence: for the credits. stamp: changes when the file does. training_only: neither dev nor test
+    may have it.
     """
 
     name: str

@@ -30,7 +30,7 @@ ENDLESS = 2**31 - 1  # scenes: what grain's shuffle can count, 270 years of 4 s
 class Mixed:
     """A random-access sequence of scenes for grain, like records.Records.
 
-    sounds, responses: folders of a sound bank and of a response bank. split: of takes, "train",
+    sounds, responses: folders of a sound bank and of a response bank. split: of source recordings, "train",
     "dev" or "test". Files are opened when first read, threads may share it, and it pickles as
     its arguments. Raises ConfigError for banks that are not there, for sources that move, and
     for more sources than a room of the bank has places.

@@ -254,8 +254,8 @@ def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> li
     scene = {"sources": list(sources)}
     rng = keys.rng(0, "import", name)
     # Annotations err, too: no bearing near a boundary.
-    which = config.Questions(training_margin=questions.MARGIN)
-    drawn = questions.Asking(classes, which)(scene, rng, 2 * PER_WINDOW)
+    which = config.Questions(training_margin=questions.MARGIN_DEG)
+    drawn = questions.QuestionSampler(classes, which)(scene, rng, 2 * PER_WINDOW)
     distinct = {q.trace + q.task: q for q in drawn}
     return [
         {

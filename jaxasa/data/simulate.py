@@ -43,7 +43,7 @@ from jaxasa.data.formats import Format, Rendered
 from jaxasa.data.sounds import Bank
 
 VERSION = 2
-CLIPS = {"train": "train", "dev": "dev", "benchmark": "test"}  # split of scenes -> of takes
+CLIPS = {"train": "train", "dev": "dev", "benchmark": "test"}  # split of scenes -> of sounds
 BATCH = 1  # scenes rendered at once: fixed, so that no neighbour can change a scene's bytes
 SAMPLE, SAMPLE_SECONDS = 40, 4.0  # an estimate renders so many scenes, or for so long
 
@@ -195,28 +195,13 @@ def _plan(scenes, bank_folder, split: str, folder, seed: int, count: int, format
 
 
 def _meta(scenes: config.Scenes, bank: Bank, split: str, seed: int, count: int, format: str):
-    settings = dataclasses.asdict(scenes)
-    unset = [name for name in config.WALLS if not settings[name]]
-    # These do not touch a scene.
-    for name in (
-        "train",
-        "dev",
-        "benchmark",
-        "workers",
-        "rir_rooms",
-        "rir_positions_per_room",
-        *unset,
-    ):
-        del settings[name]
-    if scenes.engine == "jaxasa":  # said below; sets from before there was a choice keep their key
-        del settings["engine"]
     meta = {
         "version": VERSION,
         "format": format,
         "split": split,
         "seed": seed,
         "count": count,
-        "scenes": settings,
+        "scenes": config.settings(scenes, "data"),
         "bank": bank.name,
         "bank_digest": bank.digest,
         "classes": list(bank.classes),

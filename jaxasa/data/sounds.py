@@ -389,7 +389,7 @@ def _write_audio(
 def string(
     first: np.ndarray, others: Sequence[np.ndarray], rng: np.random.Generator, max_seconds: float
 ) -> np.ndarray:
-    """Repeats a short clip int16 `[n]` with `others` of its recording, to about 1.5 s.
+    """Repeats a short clip int16 `[n]` with `distractors` of its recording, to about 1.5 s.
 
     Gaps are 80 to 300 ms; repetitions are up to 3 dB softer. Never longer than `max_seconds`.
     """

@@ -45,7 +45,7 @@ def context(run: config.Run, name: str, mesh: Mesh) -> common.Context:
         clips=clips,
         train=[(audio, scenes.describe(spec)) for spec in drawn],
         dev=None,
-        asking=questions.Asking(CLASSES, run.questions),
+        asking=questions.QuestionSampler(CLASSES, run.questions),
     )
 
 

@@ -11,7 +11,7 @@ from jaxasa.config import ConfigError, Scenes
 
 CONFIG = Scenes(train=1, dev=1, benchmark=1)
 CLIPS = [
-    scenes.Clip(f"clip{i}", f"class{i % 5}", f"take{i // 2}", 0.3 + (i % 7) * 0.6)
+    scenes.Clip(f"clip{i}", f"class{i % 5}", f"recording{i // 2}", 0.3 + (i % 7) * 0.6)
     for i in range(60)
 ]
 
@@ -44,7 +44,7 @@ def test_draw_respects_ranges(drawn):
         assert len({s.label for s in spec.sources}) == len(spec.sources)
         for source in spec.sources:
             clip = by_id[source.clip]
-            assert (clip.label, clip.take) == (source.label, source.take)
+            assert (clip.label, clip.recording_id) == (source.label, source.recording_id)
             assert np.all(np.minimum(source.position, room - source.position) >= 0.3 - 1e-9)
             distance = math.dist(source.position, spec.listener)
             assert CONFIG.distance[0] - 1e-9 <= distance <= CONFIG.distance[1] + 1e-9
@@ -127,7 +127,7 @@ def _rounded(value):
 
 
 def test_scenes_at_rest_are_what_they_always_were():
-    """The digest is of 400 scenes of the version before anything could move.
+    """The digest is of 400 scenes of the version before anything could move, but for names of keys.
 
     Absorption is left out: it follows from the room and its RT60, as rooms.py calibrates it.
     """
@@ -139,7 +139,7 @@ def test_scenes_at_rest_are_what_they_always_were():
                 raw = json.loads(scenes.to_json(scenes.draw(ranges, CLIPS, 5, split, i)))
                 del raw["absorption"]
                 digest.update(json.dumps(_rounded(raw)).encode())
-    assert digest.hexdigest() == "8b9dbd04bd85b7c21a70ebadc856ca2361e354e1d8a1f5e1c769020f37d8eb49"
+    assert digest.hexdigest() == "1be906cac514a3fae02b2980ea4a7df1dc327b63a1240621d284f13193b5fa01"
 
 
 def test_impossible_ranges_are_refused():
@@ -245,7 +245,7 @@ def test_moving_sources_and_turning_listeners_keep_to_their_ranges():
 
 def test_eight_sources_fit():
     many = dataclasses.replace(CONFIG, sources=(8, 8), seconds=8.0)
-    clips = [scenes.Clip(f"clip{i}", f"class{i}", f"take{i}", 1.0) for i in range(9)]
+    clips = [scenes.Clip(f"clip{i}", f"class{i}", f"recording{i}", 1.0) for i in range(9)]
     for i in range(30):
         spec = scenes.draw(many, clips, 7, "train", i)
         scenes.validate(spec)

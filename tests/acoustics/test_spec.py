@@ -31,7 +31,7 @@ def a_source(draw, room, listener, seconds):
     source = spec.Source(
         label=draw(st.text()),
         clip=draw(st.text()),
-        take=draw(st.text()),
+        recording_id=draw(st.text()),
         onset=onset,
         seconds=draw(st.floats(1e-3, 30)),
         speed=draw(st.floats(0.25, 4)),
@@ -100,7 +100,8 @@ def test_bad_json_is_one_line(text):
 def test_a_field_made_nonsense_is_refused_in_one_line(scene, data):
     raw = json.loads(spec.to_json(scene))
     part = data.draw(st.sampled_from([raw, raw["sources"][0]]))
-    name = data.draw(st.sampled_from(sorted(set(part) - {"label", "clip", "take", "split"})))
+    texts = {"label", "clip", "recording_id", "split"}
+    name = data.draw(st.sampled_from(sorted(set(part) - texts)))
     part[name] = data.draw(st.sampled_from(["x", {}, [[]], float("nan"), float("inf"), -1e9, True]))
     assume(not (name in ("gain", "snr", "yaw", "sensor_snr") and part[name] == -1e9))
     with pytest.raises(ConfigError) as error:

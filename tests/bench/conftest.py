@@ -18,7 +18,7 @@ CLASSES = tuple(f"sound{n:02d}" for n in range(16))
 
 
 class Bank:
-    """A bank with four takes of each class in each split."""
+    """A bank with four recordings of each class in each split."""
 
     name, classes, folder, digest = "made-up sounds", CLASSES, "bank", "none"
 
@@ -137,7 +137,7 @@ def whole(small, tmp_path_factory):
     both = dict.fromkeys(("sft", "grpo"), Oracle(small.items, wrong))
     for name in ("rotated", "mirrored"):
         systems[name] = dataclasses.replace(systems[name], change=kept)
-    run.run(
+    run.evaluate(
         systems,
         both,
         folder / "benchmark",
@@ -153,7 +153,7 @@ def whole(small, tmp_path_factory):
     (folder / "results.json").write_text(json.dumps(results))
     said = {suite.name_of(i.file): heard(i.scene) for i in small.items}
     rows = [{"file_name": name, "scene": scene} for name, scene in said.items()]
-    write_lines(folder / slots.FILE, rows)
+    write_lines(folder / "predictions" / slots.FILE, rows)
     rows = [{"step": s, "loss": 3.0 / s, "steps_per_s": 4.0} for s in (10, 20, 30)]
     rows += [{"step": s, "eval/loss": 3.2 / s, "eval/accuracy": 0.3} for s in (15, 30)]
     write_lines(folder / "logs" / "sft" / "metrics.jsonl", rows)
@@ -173,7 +173,7 @@ def written(whole, tmp_path_factory):
 def kept(items, classes):
     """A change that turns nothing, and says that each answer was another one before."""
     before = {i.id: "ABCD"["ABCD".index(i.answer) - 1] for i in items}
-    return perturbations.Changed(items, suite.Item.audio, before)
+    return perturbations.PerturbedSuite(items, suite.Item.audio, before)
 
 
 def write_lines(path, rows):

@@ -81,13 +81,13 @@ def test_the_audit_says_what_texts_and_metadata_tell(rendered):
     for scores in (*found["levels"].values(), *found["tasks"].values()):
         assert scores["oracle"] == 1.0
         assert 0 <= scores["text_only"] <= 1 and 0 <= scores["options_only"] <= 1
-    assert found["takes"]["shared"] == []
-    assert len({found["takes"][s]["sha256"] for s in ("train", "dev", "test")}) == 3
+    assert found["recordings"]["shared"] == []
+    assert len({found["recordings"][s]["sha256"] for s in ("train", "dev", "test")}) == 3
     card = (rendered.folders[0] / "card.md").read_text()
     assert "not measured" not in card and "100.0 %" in card
 
 
-def test_the_oracle_reads_what_is_there_and_shared_takes_are_named(rendered):
+def test_the_oracle_reads_what_is_there_and_shared_recordings_are_named(rendered):
     items = build.load(rendered.folders[0])
     assert audit.oracle(items, rendered.bank.classes).all()
     turned = [
@@ -104,9 +104,9 @@ def test_the_oracle_reads_what_is_there_and_shared_takes_are_named(rendered):
         def clips(self, split):
             return rendered.bank.clips("train" if split == "dev" else split)
 
-    shared = audit.takes(Leaky())["shared"]
+    shared = audit.split_contents(Leaky())["shared"]
     assert any(name.startswith("drum: ") for name in shared)
-    assert audit.takes(rendered.bank)["shared"] == []
+    assert audit.split_contents(rendered.bank)["shared"] == []
 
 
 def i_text(item):

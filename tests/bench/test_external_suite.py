@@ -127,9 +127,10 @@ def test_answers_follow_from_the_csv_files(built):
 
 def test_the_suite_says_whose_scenes_it_has(built):
     facts = suite.manifest(built.suite)
-    assert facts["made_by"] == "dcase" and facts["sounds"] == "dcase recordings"
+    assert facts["scene_source"] == "dcase" and facts["sounds"] == "dcase recordings"
     assert facts["classes"] == sorted(CLASSES) and facts["seconds"] == SECONDS
-    assert not any(facts["takes"]["train"].values()) and all(facts["takes"]["test"].values())
+    assert not any(facts["recordings"]["train"].values())
+    assert all(facts["recordings"]["test"].values())
     card = (built.suite / "card.md").read_text()
     assert "windows of recordings in DCASE's layout" in card and "shoebox" not in card
     assert ("| distance, m |" in card) == built.far and "| RT60, s |" not in card
@@ -150,13 +151,13 @@ def test_the_report_is_written_of_them(built, tmp_path, monkeypatch):
         return  # what is not known is what could stop it
     monkeypatch.setattr(scene_viewer, "MOST", 0)  # bytes of sound in the page: none, which is quick
     readers = {"oracle": baselines.oracle(CLASSES)}
-    made = run.run(
+    made = run.evaluate(
         {}, {}, built.suite, tmp_path, config.Bench(bootstrap_samples=50), readers=readers
     )
     assert made["systems"]["oracle"]["overall"]["accuracy"] == 1
-    assert made["benchmark"]["made_by"] == "dcase"
+    assert made["benchmark"]["scene_source"] == "dcase"
     heard = [{"file_name": suite.name_of(i.file), "scene": _heard(i.scene)} for i in built.items]
-    (tmp_path / slots.FILE).write_text("".join(json.dumps(row) + "\n" for row in heard))
+    (tmp_path / "predictions" / slots.FILE).write_text("".join(json.dumps(row) + "\n" for row in heard))
     page = report.write(tmp_path, benchmark=built.suite).read_text()
     assert "windows of recordings in DCASE" in page and "nan" not in page.lower().split()
     assert "median factor between found and true distance" not in page

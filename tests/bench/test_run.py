@@ -25,7 +25,7 @@ def chance_without_audio(item, hearing):
 def done(small, oracle, tmp_path):
     responder = oracle(small.items, chance_without_audio)
     both = dict.fromkeys(("sft", "grpo"), responder)
-    results = run.run(SYSTEMS, both, small.folder, tmp_path, BENCH)
+    results = run.evaluate(SYSTEMS, both, small.folder, tmp_path, BENCH)
     return results, responder, tmp_path
 
 
@@ -47,7 +47,7 @@ def test_results_hold_systems_and_paired_differences(done, small):
     facts = results["benchmark"]
     assert facts["choose"] is BENCH.option_fallback is True
     assert facts["items"] == 44 and facts["levels"] == {"L1": 20, "L2": 12, "L3": 12}
-    assert facts["sounds"] == "made-up sounds" and facts["takes"]["test"]["sound15"] == 4
+    assert facts["sounds"] == "made-up sounds" and facts["recordings"]["test"]["sound15"] == 4
 
 
 def test_what_each_system_hears(done, small, oracle):
@@ -68,8 +68,8 @@ def test_audio_meets_its_own_question(small):
                 assert np.array_equal(one, by_key[q, tuple(four)])
             return ["A"] * len(questions)
 
-    changed = perturbations.none(small.items, ())
-    answers = run.answer(Checks(), changed, "full", 10, "checks")
+    changed = perturbations.identity(small.items, ())
+    answers = run.answer_items(Checks(), changed, "full", 10, "checks")
     assert [a["id"] for a in answers] == [i.id for i in small.items]
 
 
@@ -80,7 +80,7 @@ def test_answers_are_kept_until_weights_or_suite_change(done, small, oracle):
         responder = oracle(small.items)
         both = dict.fromkeys(("sft", "grpo"), responder)
         part = {name: SYSTEMS[name] for name in ("sft", "mono")}
-        run.run(part, both, small.folder, out, BENCH, marks)
+        run.evaluate(part, both, small.folder, out, BENCH, marks)
         return [hearing for _, _, hearing, _ in responder.calls]
 
     assert calls() == []
@@ -95,17 +95,17 @@ def test_results_keep_what_others_wrote(done, small, oracle):
     results, _, out = done
     path = out / "results.json"
     path.write_text(json.dumps(results | {"seconds": {"sft": 3.0}, "peak_memory_gb": 2.5}))
-    found = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
+    found = run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
     assert found["seconds"] == {"sft": 3.0} and found["peak_memory_gb"] == 2.5
     assert set(found["systems"]) == {*NAMES, "chance"} and "grpo" in found["paired"]
     # Those of other models beside it are not this one's controls, and go.
-    other = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH, {"sft": "new"})
+    other = run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH, {"sft": "new"})
     assert set(other["systems"]) == {"sft", "chance"} and other["seconds"] == {"sft": 3.0}
     # Scores on another suite are not comparable, and go.
     changed = json.loads(path.read_text())
     changed["benchmark"]["sha256"] = "another"
     path.write_text(json.dumps(changed))
-    found = run.run(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
+    found = run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
     assert set(found["systems"]) == {"sft", "chance"} and found["seconds"] == {"sft": 3.0}
 
 
@@ -115,16 +115,16 @@ def test_an_interrupted_system_leaves_nothing_half_written(small, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.run(SFT, {"sft": Breaks()}, small.folder, tmp_path, BENCH)
+        run.evaluate(SFT, {"sft": Breaks()}, small.folder, tmp_path, BENCH)
     assert list(tmp_path.rglob("*.jsonl")) == []
 
 
 def test_refusals(small, oracle, tmp_path):
     with pytest.raises(ConfigError, match="metadata.jsonl: cannot be read"):
-        run.run({}, {}, tmp_path, tmp_path, BENCH)
+        run.evaluate({}, {}, tmp_path, tmp_path, BENCH)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ConfigError, match="results.json: is not JSON"):
-        run.run(SFT, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
+        run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
 
 
 def test_all_right_or_constant_answers(small, tmp_path):
@@ -132,7 +132,7 @@ def test_all_right_or_constant_answers(small, tmp_path):
         def respond(self, audio, questions, options, hearing):
             return ["<answer>C</answer>"] * len(questions)
 
-    found = run.run(SFT, {"sft": Constant()}, small.folder, tmp_path, BENCH)["systems"]["sft"]
+    found = run.evaluate(SFT, {"sft": Constant()}, small.folder, tmp_path, BENCH)["systems"]["sft"]
     # 44 items and balanced letters: exactly a quarter.
     assert found["overall"]["accuracy"] == 0.25 and found["parsing"]["strict"] == 1.0
     assert len(suite.load(small.folder)) == found["overall"]["items"]

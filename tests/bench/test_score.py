@@ -40,7 +40,7 @@ OPTIONS = ("left", "front-left", "dog", "a cat")
     ],
 )
 def test_parse(text, letter, kind):
-    assert score.parse(text, OPTIONS) == (letter, kind)
+    assert score.parse_answer(text, OPTIONS) == (letter, kind)
 
 
 @pytest.mark.parametrize(
@@ -54,22 +54,22 @@ def test_parse(text, letter, kind):
     ],
 )
 def test_wilson_against_published_values(right, items, low, high):
-    found = score.wilson(right, items)
+    found = score.wilson_interval(right, items)
     assert np.allclose(found, (low, high), atol=5e-5)
 
 
 def test_wilson_is_where_the_score_test_is_borderline():
     # The definition: |p - share| = z sqrt(p (1 - p) / n) at both ends.
     right, items = np.array([3, 50, 249]), np.array([40, 100, 250])
-    for end in score.wilson(right, items):
+    for end in score.wilson_interval(right, items):
         z = np.abs(end - right / items) / np.sqrt(end * (1 - end) / items)
         assert np.allclose(z, 1.959964, atol=1e-5)
 
 
-def make_items(takes, per_scene=2, level="L1"):
-    """Items over scenes whose sources are of the given takes."""
+def make_items(recordings, per_scene=2, level="L1"):
+    """Items over scenes whose sources are of the given recordings."""
     items = []
-    for n, names in enumerate(takes):
+    for n, names in enumerate(recordings):
         scene = {"id": f"benchmark/{n:06d}"}
         for k in range(per_scene):
             items.append(
@@ -81,7 +81,7 @@ def make_items(takes, per_scene=2, level="L1"):
                     options=("a1", "a2", "a3", "a4"),
                     answer="ABCD"[n % 4],
                     scene=scene,
-                    takes=tuple(("c", t) for t in names),
+                    recordings=tuple(("c", t) for t in names),
                 )
             )
     return items
@@ -101,12 +101,12 @@ def test_score_counts_by_group():
     assert found["tasks"]["heard"]["accuracy"] == 5 / 6
     assert found["direction"]["yes"]["accuracy"] == 1 / 6
     assert found["parsing"] == {"strict": 0, "lenient": 1, "text": 0, "none": 0}
-    low, high = score.wilson(4, 8)
+    low, high = score.wilson_interval(4, 8)
     assert (found["L1"]["low"], found["L1"]["high"]) == (float(low), float(high))
 
 
 def test_chance_is_a_quarter_without_an_interval():
-    found = score.chance(make_items([["a"]] * 4))
+    found = score.chance_scores(make_items([["a"]] * 4))
     assert found["overall"] == {"accuracy": 0.25, "low": 0.25, "high": 0.25, "items": 8}
     assert found["direction"]["no"]["items"] == 4
 
@@ -115,10 +115,10 @@ def test_paired_difference_and_its_sign():
     items = make_items([[f"t{n}", f"u{n}"] for n in range(60)])
     everything, nothing = say(items, [True] * 120), say(items, [False] * 120)
     for a, b, expected in ((everything, nothing, 1.0), (nothing, everything, -1.0)):
-        found = score.paired(items, a, b, samples=200)
+        found = score.paired_difference(items, a, b, samples=200)
         assert found == {"difference": expected, "low": expected, "high": expected, "items": 120}
     half = say(items, [True, False] * 60)
-    found = score.paired(items, half, nothing, samples=200)
+    found = score.paired_difference(items, half, nothing, samples=200)
     assert found["difference"] == 0.5 and found["low"] == found["high"] == 0.5
 
 
@@ -126,10 +126,10 @@ def test_paired_interval_covers_a_true_lead_and_is_repeatable():
     rng = np.random.default_rng(0)
     items = make_items([[f"t{n % 50}"] for n in range(500)])
     a, b = (say(items, rng.random(1000) < p) for p in (0.6, 0.4))
-    found = score.paired(items, a, b, samples=1000)
+    found = score.paired_difference(items, a, b, samples=1000)
     assert 0.05 < found["low"] < 0.2 < found["high"] < 0.35
-    assert found == score.paired(items, a, b, samples=1000)
-    mirrored = score.paired(items, b, a, samples=1000)
+    assert found == score.paired_difference(items, a, b, samples=1000)
+    mirrored = score.paired_difference(items, b, a, samples=1000)
     assert mirrored["low"] == pytest.approx(-found["high"], abs=1e-12)
 
 
@@ -142,7 +142,7 @@ def test_paired_knows_that_one_take_is_one_piece_of_evidence():
     coin = rng.random(300) < 0.25
     width = {}
     for name, items in (("own", own), ("shared", shared)):
-        found = score.paired(
+        found = score.paired_difference(
             items, say(items, coin | lucky), say(items, coin & ~lucky), samples=800
         )
         width[name] = found["high"] - found["low"], found["low"]
@@ -151,11 +151,11 @@ def test_paired_knows_that_one_take_is_one_piece_of_evidence():
 
 
 def test_paired_width_matches_the_pigeonhole_variance():
-    """With a take of its own for each scene, weights are products of two multiplicities."""
+    """With a recording of its own for each scene, weights are products of two multiplicities."""
     rng = np.random.default_rng(2)
     items = make_items([[f"t{n}"] for n in range(400)], per_scene=1)
     right = rng.random(400) < 0.5
-    found = score.paired(items, say(items, right), say(items, ~right), samples=4000)
+    found = score.paired_difference(items, say(items, right), say(items, ~right), samples=4000)
     # Var of a weighted mean: sum of (E w^2 = 4) times squared deviations, less the mean's, / n.
     expected = 2 * 1.96 * np.sqrt(3 / 400)
     assert found["high"] - found["low"] == pytest.approx(expected, rel=0.1)
@@ -167,7 +167,7 @@ def test_paired_groups_items_of_one_scene():
     together = make_items([[f"t{n}"] for n in range(100)], per_scene=4)
     apart = make_items([[f"t{n}"] for n in range(400)], per_scene=1)
     wide, narrow = (
-        score.paired(i, say(i, right), say(i, ~right), samples=1000) for i in (together, apart)
+        score.paired_difference(i, say(i, right), say(i, ~right), samples=1000) for i in (together, apart)
     )
     ratio = (wide["high"] - wide["low"]) / (narrow["high"] - narrow["low"])
     assert ratio == pytest.approx(2.0, rel=0.15)

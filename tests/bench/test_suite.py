@@ -104,7 +104,7 @@ def test_build_writes_lossless_audio_metadata_and_checksums(small):
     for name, digest in facts["files"].items():
         assert hashlib.sha256((small.folder / name).read_bytes()).hexdigest() == digest
     assert facts["levels"] == {"L1": 20, "L2": 12, "L3": 12} and facts["sounds"] == "made-up sounds"
-    assert facts["takes"]["train"]["sound00"] == 4
+    assert facts["recordings"]["train"]["sound00"] == 4
     assert sorted(p.name for p in small.root.iterdir()) == ["benchmark", "records"]
     card = (small.folder / "card.md").read_text()
     assert "W, Y, Z, X" in card and "| L1 | side_count | " in card and "Chance is 25 %" in card
@@ -118,7 +118,7 @@ def test_load_gives_back_what_was_built(small):
     assert suite.load(small.folder) == small.items
     assert small.items[0].audio().shape == (800, 4)
     source = small.items[0].scene["sources"][0]
-    assert small.items[0].takes[0] == (source["class"], source["take"])
+    assert small.items[0].recordings[0] == (source["class"], source["recording_id"])
 
 
 def test_build_keeps_a_finished_suite_and_replaces_another(small, run_config, make, monkeypatch):
@@ -139,7 +139,9 @@ def test_build_keeps_a_finished_suite_and_replaces_another(small, run_config, ma
 def test_build_refuses_recordings_of_another_split(tmp_path, make, run_config, monkeypatch):
     monkeypatch.setattr(sounds.Bank, "load", staticmethod(lambda folder: make.Bank()))
     make.write_records(tmp_path / "records", make.describe(60, clips="train"))
-    with pytest.raises(ConfigError, match="is in the train split .* expected only takes of test"):
+    with pytest.raises(
+        ConfigError, match="is in the train split .* expected only recordings of test"
+    ):
         build.build(run_config, "", tmp_path / "records", tmp_path / "benchmark")
     assert not (tmp_path / "benchmark").exists()
 

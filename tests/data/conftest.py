@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def bank(tmp_path_factory):
-    """A procedural sound bank of four classes, one clip a take."""
+    """A procedural sound bank of four classes, one clip a recording."""
     from jaxasa import config
     from jaxasa.data import procedural, sounds
 

@@ -137,7 +137,7 @@ def test_index_lists_the_clips_of_nine_packages_then_those_for_training_alone():
     assert [row["split"] for row in rows] == [""] * 951 + ["train"] * (len(rows) - 951)
     own, more = ({row["package"] for row in part} for part in (rows[:951], rows[951:]))
     assert len(own) == 9 and own.isdisjoint(more)
-    assert all(row["take"] and row["licence"] for row in rows)
+    assert all(row["recording_id"] and row["licence"] for row in rows)
     assert {row["container"] for row in rows} == {"plain", "zip", "rcc", "cat"}
 
 
@@ -215,10 +215,10 @@ def test_recordings_fetch_only_the_packages_of_their_labels(tools, tmp_path):
         debian.recordings(["Dor"], tmp_path)
 
 
-def test_takes_of_two_packages_are_told_apart(tools, tmp_path):
+def test_recordings_of_two_packages_are_told_apart(tools, tmp_path):
     listed = debian.recordings([], tmp_path, more=True)
-    assert {r.take for r in listed if r.labels == ("Typing",)}.isdisjoint(
-        {r.take for r in listed if r.package == "openttd-opensfx"}
+    assert {r.recording_id for r in listed if r.labels == ("Typing",)}.isdisjoint(
+        {r.recording_id for r in listed if r.package == "openttd-opensfx"}
     )
     assert len({r.name for r in listed}) == len(listed) == len(debian.index())
     own = debian.recordings([], tmp_path)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxasa.data.dedup import SPLITS, assign, merge
+from jaxasa.data.dedup import SPLITS, assign_splits, merge_duplicates
 
 SHARES = (0.6, 0.15, 0.25)
 names = st.sets(st.text(min_size=1, max_size=6), min_size=3, max_size=60)
@@ -14,11 +14,11 @@ def sizes(split):
 
 
 @given(names, st.integers(0, 5))
-def test_each_split_gets_its_share(takes, seed):
-    split = assign(takes, SHARES, "dog", seed)
+def test_each_split_gets_its_share(recordings, seed):
+    split = assign_splits(recordings, SHARES, "dog", seed)
     train, dev, test = sizes(split)
-    n = len(takes)
-    assert set(split) == takes and train + dev + test == n
+    n = len(recordings)
+    assert set(split) == recordings and train + dev + test == n
     assert test == max(1, int(0.25 * n + 0.5)) and dev == max(1, int(0.15 * n + 0.5))
     assert train >= 1
 
@@ -26,74 +26,84 @@ def test_each_split_gets_its_share(takes, seed):
 @pytest.mark.parametrize("shares", [(0.02, 0.49, 0.49), (0.98, 0.01, 0.01), (0.01, 0.98, 0.01)])
 @pytest.mark.parametrize("n", [3, 4, 8, 50])
 def test_no_split_is_empty_under_extreme_shares(shares, n):
-    assert min(sizes(assign({str(k) for k in range(n)}, shares, "a", 0))) >= 1
+    assert min(sizes(assign_splits({str(k) for k in range(n)}, shares, "a", 0))) >= 1
 
 
 @given(names, st.text(min_size=7, max_size=9), st.randoms())
-def test_order_does_not_matter_and_a_new_take_moves_at_most_three(takes, extra, random):
-    before = assign(takes, SHARES, "dog", 0)
-    shuffled = sorted(takes)
+def test_order_does_not_matter_and_a_new_recording_moves_at_most_three(recordings, extra, random):
+    before = assign_splits(recordings, SHARES, "dog", 0)
+    shuffled = sorted(recordings)
     random.shuffle(shuffled)
-    assert assign(shuffled, SHARES, "dog", 0) == before
-    after = assign(takes | {extra}, SHARES, "dog", 0)
-    assert sum(after[t] != before[t] for t in takes) <= 3
+    assert assign_splits(shuffled, SHARES, "dog", 0) == before
+    after = assign_splits(recordings | {extra}, SHARES, "dog", 0)
+    assert sum(after[t] != before[t] for t in recordings) <= 3
 
 
 @given(names, st.sets(st.text(min_size=7, max_size=9), max_size=40))
-def test_known_takes_stay_when_others_come(takes, others):
-    before = assign(takes, SHARES, "dog", 0)
-    after = assign(takes | others, SHARES, "dog", 0, known=before)
-    assert {take: after[take] for take in takes} == before and set(after) == takes | others
-    wanted = sizes(assign(takes | others, SHARES, "dog", 0))
+def test_known_recordings_stay_when_others_come(recordings, others):
+    before = assign_splits(recordings, SHARES, "dog", 0)
+    after = assign_splits(recordings | others, SHARES, "dog", 0, previous=before)
+    assert {name: after[name] for name in recordings} == before and set(
+        after
+    ) == recordings | others
+    wanted = sizes(assign_splits(recordings | others, SHARES, "dog", 0))
     assert sum(abs(a - b) for a, b in zip(sizes(after), wanted, strict=True)) <= 2
 
 
-def test_a_split_that_lost_its_takes_gets_one():
+def test_a_split_that_lost_its_recordings_gets_one():
     known = {str(k): "train" for k in range(9)}
-    after = assign(known, SHARES, "dog", 0, known=known)
+    after = assign_splits(known, SHARES, "dog", 0, previous=known)
     assert sizes(after) == [7, 1, 1]
 
 
 def test_seed_and_class_enter():
-    takes = {str(k) for k in range(40)}
-    first = assign(takes, SHARES, "dog", 0)
-    assert first != assign(takes, SHARES, "dog", 1)
-    assert first != assign(takes, SHARES, "cat", 0)
+    recordings = {str(k) for k in range(40)}
+    first = assign_splits(recordings, SHARES, "dog", 0)
+    assert first != assign_splits(recordings, SHARES, "dog", 1)
+    assert first != assign_splits(recordings, SHARES, "cat", 0)
 
 
-def test_copies_under_other_names_are_one_take():
+def test_copies_under_other_names_are_one_recording():
     rng = np.random.default_rng(0)
     clips = [rng.standard_normal(n).astype(np.float32) for n in (4000, 6000, 5000, 3000)]
     softer = 0.3 * np.concatenate([np.zeros(700), clips[1]]) + 0.1 * rng.standard_normal(6700)
     upside_down = -clips[0][300:]
     all_clips = [*clips, softer.astype(np.float32), upside_down]
-    got = merge(["a", "b", "c", "a", "d", "e"], all_clips)
+    got = merge_duplicates(["a", "b", "c", "a", "d", "e"], all_clips)
     assert got == ["a", "b", "c", "a", "b", "a"]
 
 
 def test_a_copy_stays_in_the_split_of_what_it_copies():
-    """By names alone the copy, which sorts first, would be new, and the test take with it."""
+    """By names alone the copy, which sorts first, would be new, and the test recording with it."""
     clips = list(np.random.default_rng(0).standard_normal((3, 4000)).astype(np.float32))
     heard = ["a", "m", "z", "b"]
-    assert merge(heard, [clips[0], clips[1], clips[2], clips[2]], {"z": "test"})[2:] == ["z", "z"]
+    assert merge_duplicates(heard, [clips[0], clips[1], clips[2], clips[2]], {"z": "test"})[2:] == [
+        "z",
+        "z",
+    ]
     both = {"a": "train", "b": "dev", "z": "test"}
-    assert merge(heard, [clips[2], clips[1], clips[2], clips[2]], both) == ["z", "m", "z", "z"]
+    assert merge_duplicates(heard, [clips[2], clips[1], clips[2], clips[2]], both) == [
+        "z",
+        "m",
+        "z",
+        "z",
+    ]
 
 
 def test_a_recording_for_training_alone_gives_way_and_joins_no_others():
     rng = np.random.default_rng(4)
     one, two, own = rng.standard_normal((3, 4000)).astype(np.float32)
     both = np.concatenate([one, two])  # correlates with each at 0.707
-    assert merge(["z", "a"], [one, one], training_only={"a"}) == ["z", "z"]
-    assert merge(["z", "a"], [one, one]) == ["a", "a"]
+    assert merge_duplicates(["z", "a"], [one, one], training_only={"a"}) == ["z", "z"]
+    assert merge_duplicates(["z", "a"], [one, one]) == ["a", "a"]
     three = [np.pad(one, (0, 4000)), np.pad(two, (4000, 0)), both]
-    assert merge(["p", "q", "a"], three, training_only={"a"}) == ["p", "q", "p"]
-    assert merge(["p", "q", "a"], three) == ["a", "a", "a"]
-    assert merge(["b", "a"], [own, own], training_only={"a", "b"}) == ["a", "a"]
+    assert merge_duplicates(["p", "q", "a"], three, training_only={"a"}) == ["p", "q", "p"]
+    assert merge_duplicates(["p", "q", "a"], three) == ["a", "a", "a"]
+    assert merge_duplicates(["b", "a"], [own, own], training_only={"a", "b"}) == ["a", "a"]
 
 
 def test_sounds_of_one_spectrum_are_not_copies():
     rng = np.random.default_rng(1)
     shape = np.hanning(4000)
     clips = [(shape * rng.standard_normal(4000)).astype(np.float32) for _ in range(5)]
-    assert merge(list("abcde"), clips) == list("abcde")
+    assert merge_duplicates(list("abcde"), clips) == list("abcde")

@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-MODULES = ("dcase", "decode", "formats", "records", "so_dataset", "takes")
+MODULES = ("dcase", "decode", "formats", "records", "so_dataset", "dedup")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -118,12 +118,12 @@ def _group_lives(group):
     return False
 
 
-def test_the_benchmark_hears_test_takes_only(bank, whole, tmp_path):
+def test_the_benchmark_holds_test_recordings_only(bank, whole, tmp_path):
     data = simulate(ONE_WORKER, bank.folder, "benchmark", tmp_path, 7, 6)
-    heard = {s["take"] for k in range(6) for s in data[k][1]["sources"]}
-    assert heard <= {c.take for c in bank.clips("test")}
-    trained = {s["take"] for k in range(COUNT) for s in whole[k][1]["sources"]}
-    assert trained <= {c.take for c in bank.clips("train")}
+    heard = {s["recording_id"] for k in range(6) for s in data[k][1]["sources"]}
+    assert heard <= {c.recording_id for c in bank.clips("test")}
+    trained = {s["recording_id"] for k in range(COUNT) for s in whole[k][1]["sources"]}
+    assert trained <= {c.recording_id for c in bank.clips("train")}
 
 
 def test_the_manifest_says_what_rendered(whole):
@@ -131,8 +131,7 @@ def test_the_manifest_says_what_rendered(whole):
     assert backend["renderer"] == "numba on cpu" and backend["batch"] == 1
     assert backend["numpy"] == np.__version__
     assert whole.manifest["engine"] == "jaxasa"
-    # Data sets from before there was a choice keep their key.
-    assert "engine" not in whole.manifest["scenes"]
+    assert "workers" not in whole.manifest["scenes"] and "train" not in whole.manifest["scenes"]
 
 
 def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):

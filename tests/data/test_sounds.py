@@ -129,7 +129,7 @@ def test_a_filtered_copy_under_another_take_joins_it(folder, tmp_path):
 def test_classes_too_large_to_look_for_copies_are_named(folder, tmp_path, monkeypatch):
     samples, rate = soundfile.read(folder / "rain/5/0.wav")
     soundfile.write(folder / "rain/6/again.wav", 0.5 * samples[200:], rate)
-    monkeypatch.setattr("jaxasa.data.dedup.MOST_COMPARED", 16)
+    monkeypatch.setattr("jaxasa.data.dedup.MAX_COMPARED_CLIPS", 16)
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert bank.report["unmerged"] == {"rain": 17}
     assert "not searched for duplicates: rain (17 clips, at most 16 are compared)" in bank.table()

@@ -82,15 +82,15 @@ def varied(params):
 def scene(tiny):
     """`scene(index, seconds, render)`: int16 audio [N, C] of procedural sounds, a description."""
     clips = [
-        scenes.Clip(f"{label}/{take}/0", label, f"{label}/{take}", 2.0)
+        scenes.Clip(f"{label}/{recording}/0", label, f"{label}/{recording}", 2.0)
         for label in tiny.classes
         if label in procedural.CLASSES
-        for take in range(4)
+        for recording in range(4)
     ]
 
     def sound(name):
-        label, take, clip = name.split("/")
-        return procedural.synthesise(label, int(take), int(clip), 0)
+        label, recording, clip = name.split("/")
+        return procedural.synthesise(label, int(recording), int(clip), 0)
 
     def make(index, seconds=3, render=render.render):
         ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=float(seconds))

@@ -14,8 +14,8 @@ ROOM, LISTENER, SOURCE = (6.0, 5.0, 3.0), (4.0, 2.0, 1.5), (1.5, 3.5, 1.2)
 
 
 def test_numbers_of_the_picture_are_the_response_s(tmp_path):
-    view = plot_room.of_room(ROOM, 0.5, LISTENER, (SOURCE, (5.0, 4.0, 1.0)))
-    found = plot_room.draw(view, 0, tmp_path / "room.png")
+    view = plot_room.view_of_shoebox(ROOM, 0.5, LISTENER, (SOURCE, (5.0, 4.0, 1.0)))
+    found = plot_room.plot_room(view, 0, tmp_path / "room.png")
     response = rir.shoebox_rir(ROOM, view.absorption, SOURCE, LISTENER, keys.rng(0, "draw"))
     assert found["rt60"] == rir.rt60(response)
     assert found["drr"] == rir.drr(response, math.dist(SOURCE, LISTENER))
@@ -43,7 +43,7 @@ def test_decay_of_a_known_signal():
 
 
 def test_first_reflections_are_mirror_images():
-    view = plot_room.of_room(ROOM, 0.5, LISTENER, (SOURCE,))
+    view = plot_room.view_of_shoebox(ROOM, 0.5, LISTENER, (SOURCE,))
     found = plot_room._first_order(view, SOURCE) + np.array(LISTENER)
     assert {tuple(np.round(p, 6)) for p in found} == {
         SOURCE,
@@ -57,14 +57,14 @@ def test_first_reflections_are_mirror_images():
 
 
 def test_scene_in_json(tmp_path, capsys):
-    clips = [scenes.Clip(str(i), f"class{i}", f"take{i}", 1.0) for i in range(3)]
+    clips = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 1.0) for i in range(3)]
     spec = scenes.draw(Scenes(train=1, dev=1, benchmark=1), clips, 0, "dev", 4)
     path, out = tmp_path / "scene.json", tmp_path / "scene.png"
     path.write_text(scenes.to_json(spec))
     last = len(spec.sources) - 1
     assert main.main(["draw", str(out), "--scene", str(path), "--which", str(last)]) == 0
     assert "RT60" in capsys.readouterr().out and out.stat().st_size > 10_000
-    view = plot_room.of_scene(spec)
+    view = plot_room.view_of_scene(spec)
     assert view.sources[last] == (spec.sources[last].label, spec.sources[last].position)
 
 
