@@ -25,7 +25,7 @@ class Chip:
     hbm_rate: float
     link_rate: float
     devices: int
-    ring: int
+    torus_wraparound: int
 
 
 GIB = 2.0**30

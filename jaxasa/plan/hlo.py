@@ -1,11 +1,12 @@
-"""Reads XLA's text of a compiled program: loops, products, memory traffic, collectives.
+"""Parser of XLA's HLO text: trip counts, FLOPs, bytes accessed and collectives of a program.
 
 XLA's own cost analysis counts the body of a loop once. Here each computation is counted as often
-as it runs: a loop's turns are read from what the compiler notes, or from its condition, in which
-a counter that starts at 0 meets a constant. It grows by 1 in loops of `jax.lax.scan`, and by as
-many parts as one turn works off in those with which the compiler hides a collective.
+as it runs. The trip count of a loop is the compiler's `known_trip_count`, or is derived from the
+condition (counter < constant, counter starting at 0) and from the increment of the counter. The
+increment is 1 in loops of `jax.lax.scan`, and more in loops that XLA unrolls to overlap a
+collective with matmuls.
 
-The text is that of one device after partitioning, so all sizes are a device's own.
+The text is the program of one device after SPMD partitioning, so all sizes are per device.
 """
 
 import functools
@@ -14,9 +15,9 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from jaxasa.plan.groups import groups_of
+from jaxasa.plan.replica_groups import parse_replica_groups
 
-Shape = tuple[str, tuple[int, ...], bool]  # dtype, dimensions, whether in the chip's own memory
+Shape = tuple[str, tuple[int, ...], bool]  # dtype, dimensions, True if in on-chip memory (VMEM)
 
 COLLECTIVES = (
     "all-gather",
@@ -32,8 +33,8 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations)=")
-# What moves nothing between memory and the units that compute.
-_FREE = {
+# Opcodes that move nothing between HBM and the compute units by themselves.
+_NO_TRAFFIC = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"),
     *("async-start", "async-update", "async-done"),
     *("after-all", "copy-done", "slice-done", "partition-id", "call", "custom-call", "iota"),
@@ -42,7 +43,11 @@ _FREE = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: `shapes` of what it makes, names of what it takes, attributes as text."""
+    """An HLO instruction.
+
+    shapes: of its result (several if it is a tuple). operands: names of instructions of the same
+    computation. attributes: text after the operands; for a constant or parameter, its value.
+    """
 
     name: str
     opcode: str
@@ -52,33 +57,37 @@ class Instruction:
     is_root: bool
 
     def attribute(self, name: str) -> str:
-        """Text of a simple attribute, "" where it has none."""
-        found = re.search(rf"\b{name}=([^\s,]+(?:,[^\s=]+(?=[,}}]|$))*)", self.attributes)
-        return found[1] if found else ""
+        """Text of the attribute `name`, "" if there is none."""
+        match = re.search(rf"\b{name}=([^\s,]+(?:,[^\s=]+(?=[,}}]|$))*)", self.attributes)
+        return match[1] if match else ""
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that run with it, loops and reductions apart."""
+        """Names of the computations that run once with it: fusions, calls and branches.
+
+        Bodies of loops (see Program.trip_count) and the scalar functions of reductions are not
+        among them.
+        """
         if self.opcode in ("while", "reduce", "reduce-window", "sort", "scatter", "map"):
             return ()
         if self.opcode in ("async-update", "async-done"):
-            return ()  # Later moments of what their async-start has begun.
+            return ()  # Counted with the async-start that they belong to.
         if self.opcode.removesuffix("-start") in COLLECTIVES:
             return ()
-        found: list[str] = []
+        names: list[str] = []
         for match in _CALLED.finditer(self.attributes):
             rest = self.attributes[match.end() :]
             text = rest[: rest.index("}")] if rest.startswith("{") else rest.split(",")[0]
-            found += _NAME.findall(text)
-        return tuple(found)
+            names += _NAME.findall(text)
+        return tuple(names)
 
 
 @dataclass(frozen=True)
 class Collective:
-    """What one device puts into a collective, how often, and among whom.
+    """A collective operation of one device.
 
-    bytes: of the whole array that is gathered, or of the device's part that is reduced or sent.
-    groups: device numbers of the groups; is_async: products go on while it runs.
+    bytes: of the gathered array for an all-gather, of the device's operand otherwise.
+    groups: device numbers of the groups. is_async: it overlaps with compute.
     """
 
     kind: str
@@ -88,7 +97,7 @@ class Collective:
 
 
 class Program:
-    """The computations of a module's text, and what each of them costs."""
+    """The computations of an HLO module, and the cost of each."""
 
     def __init__(self, text: str, devices: int):
         self.devices = devices
@@ -101,28 +110,31 @@ class Program:
                 current = self.computations[head[2]] = {}
                 self.entry = head[2] if head[1] else self.entry
                 continue
-            started = _LINE.match(line)
-            if started:
-                made = _instruction(line[started.end() :], started[2], bool(started[1]))
-                current[made.name] = made
+            match = _LINE.match(line)
+            if match:
+                op = _parse_instruction(line[match.end() :], match[2], bool(match[1]))
+                current[op.name] = op
 
-        self._started = {
-            inner for made in self._all() if made.opcode == "async-start" for inner in made.called
+        self._async_computations = {
+            inner for op in self._all() if op.opcode == "async-start" for inner in op.called
         }
 
     def _all(self) -> Iterator[Instruction]:
-        for inside in self.computations.values():
-            yield from inside.values()
+        for computation in self.computations.values():
+            yield from computation.values()
 
-    def runs(self, unknown: int = 1) -> dict[str, int]:
-        """How often each computation runs; loops without a known end make `unknown` turns."""
+    def execution_counts(self, dynamic_trip_count: int = 1) -> dict[str, int]:
+        """Number of executions of each computation, by name.
+
+        Loops whose trip count depends on data run `dynamic_trip_count` times.
+        """
         order: list[str] = []
         seen: set[str] = set()
 
         def visit(name: str) -> None:
             if name not in seen:
                 seen.add(name)
-                for inner, _ in self._inner(name, unknown):
+                for inner, _ in self._callees(name, dynamic_trip_count):
                     visit(inner)
                 order.append(name)
 
@@ -130,247 +142,256 @@ class Program:
         counts = dict.fromkeys(order, 0)
         counts[self.entry] = 1
         for name in reversed(order):
-            for inner, times in self._inner(name, unknown):
+            for inner, times in self._callees(name, dynamic_trip_count):
                 counts[inner] += counts[name] * times
         return counts
 
-    def _inner(self, name: str, unknown: int) -> Iterator[tuple[str, int]]:
-        for made in self.computations[name].values():
-            if made.opcode == "while":
-                yield made.attribute("body").lstrip("%"), self.turns(made) or unknown
-            for inner in made.called:
+    def _callees(self, name: str, dynamic_trip_count: int) -> Iterator[tuple[str, int]]:
+        """Computations that `name` runs, and how many times per execution of `name`."""
+        for op in self.computations[name].values():
+            if op.opcode == "while":
+                yield op.attribute("body").lstrip("%"), self.trip_count(op) or dynamic_trip_count
+            for inner in op.called:
                 yield inner, 1
 
-    def turns(self, loop: Instruction) -> int | None:
-        """Turns of a `while`, None where they depend on data."""
-        noted = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-        if noted:
-            return int(noted[1])
-        limits = set(self._limits(loop.attribute("condition").lstrip("%")))
-        return -(-max(limits) // self._stride(loop)) if limits else None
+    def trip_count(self, loop: Instruction) -> int | None:
+        """Trip count of a `while` instruction, None if it depends on data."""
+        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+        if known:
+            return int(known[1])
+        bounds = set(self._loop_bounds(loop.attribute("condition").lstrip("%")))
+        return -(-max(bounds) // self._induction_step(loop)) if bounds else None
 
-    def _stride(self, loop: Instruction) -> int:
-        """By how much the counter of a loop grows in a turn; 1 where that cannot be read."""
+    def _induction_step(self, loop: Instruction) -> int:
+        """Increment of a loop's counter per iteration; 1 if it cannot be determined."""
         condition = self.computations[loop.attribute("condition").lstrip("%")]
         body = self.computations[loop.attribute("body").lstrip("%")]
         counters = {
-            int(made.attribute("index"))
-            for made in condition.values()
-            if made.opcode == "get-tuple-element" and _is_counter(made)
+            int(op.attribute("index"))
+            for op in condition.values()
+            if op.opcode == "get-tuple-element" and _is_counter(op)
         }
-        roots = [made for made in body.values() if made.is_root and made.opcode == "tuple"]
-        grown = [
-            self._growth(body, root.operands[index], index)
+        roots = [op for op in body.values() if op.is_root and op.opcode == "tuple"]
+        increments = [
+            self._increment(body, root.operands[index], index)
             for root in roots
             for index in counters
             if index < len(root.operands)
         ]
-        return max((n for n in grown if n), default=1)
+        return max((n for n in increments if n), default=1)
 
-    def _growth(self, inside: Mapping[str, Instruction], name: str, index: int) -> int | None:
-        """What is added to element `index` of a loop's state to make `name`, None if it is more."""
-        made = inside.get(name)
-        if made is None:
+    def _increment(
+        self, computation: Mapping[str, Instruction], name: str, index: int
+    ) -> int | None:
+        """Constant that `name` adds to element `index` of the loop state, None if not constant."""
+        op = computation.get(name)
+        if op is None:
             return None
-        if made.opcode == "get-tuple-element":
-            return 0 if made.attribute("index") == str(index) else None
-        if made.opcode in ("copy", "bitcast"):
-            return self._growth(inside, made.operands[0], index)
-        if made.opcode == "add":
-            parts = [_constant(inside.get(operand)) for operand in made.operands]
-            for number, other in zip(parts, reversed(made.operands), strict=True):
-                before = None if number is None else self._growth(inside, other, index)
-                if before is not None and number is not None:
-                    return before + number
-        if made.opcode == "fusion" and len(made.operands) <= 2:
-            # A fused addition takes the counter, and at most a constant, from outside.
-            passed = [_constant(inside.get(operand)) for operand in made.operands]
-            given = [n for n in passed if n is not None]
-            grown = [self._growth(inside, o, index) for o in made.operands]
-            start = next((n for n in grown if n is not None), None)
-            fused = self.computations[made.called[0]] if made.called else {}
-            own = [n for i in fused.values() if (n := _constant(i)) is not None]
+        if op.opcode == "get-tuple-element":
+            return 0 if op.attribute("index") == str(index) else None
+        if op.opcode in ("copy", "bitcast"):
+            return self._increment(computation, op.operands[0], index)
+        if op.opcode == "add":
+            constants = [_constant(computation.get(operand)) for operand in op.operands]
+            for constant, other in zip(constants, reversed(op.operands), strict=True):
+                before = None if constant is None else self._increment(computation, other, index)
+                if before is not None and constant is not None:
+                    return before + constant
+        if op.opcode == "fusion" and len(op.operands) <= 2:
+            # The operands of a fused addition are the counter and at most one constant.
+            operands = [_constant(computation.get(operand)) for operand in op.operands]
+            outer = [n for n in operands if n is not None]
+            increments = [self._increment(computation, o, index) for o in op.operands]
+            start = next((n for n in increments if n is not None), None)
+            fused = self.computations[op.called[0]] if op.called else {}
+            inner = [n for i in fused.values() if (n := _constant(i)) is not None]
             adds = sum(i.opcode == "add" for i in fused.values())
-            if start is not None and adds and len(own) + len(given) == 1:
-                return start + adds * (own + given)[0]
+            if start is not None and adds and len(inner) + len(outer) == 1:
+                return start + adds * (inner + outer)[0]
         return None
 
-    def _limits(self, name: str) -> Iterator[int]:
-        """Constants that a counter of a condition must stay below."""
-        inside = self.computations[name]
+    def _loop_bounds(self, name: str) -> Iterator[int]:
+        """Constants that the condition `name` compares a counter with (counter < constant)."""
+        computation = self.computations[name]
         constants = {
-            made.name: int(found[1])
-            for made in inside.values()
-            if made.opcode == "constant" and (found := re.match(r"(-?\d+)$", made.attributes))
+            op.name: value for op in computation.values() if (value := _constant(op)) is not None
         }
-        for made in inside.values():
-            if made.opcode == "compare" and "direction=LT" in made.attributes:
-                yield from (constants[n] for n in made.operands[1:] if n in constants)
-            for called in made.called:
-                # A fused comparison takes its constant from outside.
-                passed = [constants[n] for n in made.operands if n in constants]
+        for op in computation.values():
+            if op.opcode == "compare" and "direction=LT" in op.attributes:
+                yield from (constants[n] for n in op.operands[1:] if n in constants)
+            for called in op.called:
+                # The constant of a fused comparison is an operand of the fusion.
+                operands = [constants[n] for n in op.operands if n in constants]
                 compares = any(
                     "direction=LT" in i.attributes for i in self.computations[called].values()
                 )
-                yield from passed if compares and len(passed) == 1 else self._limits(called)
+                yield from (
+                    operands if compares and len(operands) == 1 else self._loop_bounds(called)
+                )
 
     def flops(self, name: str) -> int:
-        """Of the products (dot, convolution) that stand in a computation itself."""
-        return sum(self.instruction_flops(name, made) for made in self.computations[name].values())
+        """FLOPs of the dots and convolutions of a computation, without those of its callees."""
+        return sum(self.instruction_flops(name, op) for op in self.computations[name].values())
 
-    def instruction_flops(self, name: str, made: Instruction) -> int:
-        """Of one instruction, 0 where it is no product."""
-        if made.opcode not in ("dot", "convolution"):
+    def instruction_flops(self, name: str, op: Instruction) -> int:
+        """FLOPs of one instruction; 0 for anything but a dot or a convolution."""
+        if op.opcode not in ("dot", "convolution"):
             return 0
-        inside = self.computations[name]
-        left, right = (inside[operand].shapes[0][1] for operand in made.operands[:2])
-        out = made.shapes[0][1]
-        if made.opcode == "dot":
-            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", made.attributes)
+        computation = self.computations[name]
+        left, right = (computation[operand].shapes[0][1] for operand in op.operands[:2])
+        out = op.shapes[0][1]
+        if op.opcode == "dot":
+            axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", op.attributes)
             contracted = [left[int(axis)] for axis in axes[1].split(",") if axis] if axes else []
             return 2 * math.prod(out) * math.prod(contracted)
-        return _convolution_flops(made, left, right, out)
+        return _convolution_flops(op, left, right, out)
 
-    def traffic(self, name: str) -> int:
-        """Bytes that a computation's own instructions read from and write to the chip's memory."""
-        return sum(self.moved(name, made) for made in self.computations[name].values())
-
-    def moved(self, name: str, made: Instruction) -> int:
-        """Bytes that one instruction reads and writes; of slices only what they touch."""
-        inside = self.computations[name]
+    def bytes_accessed(self, name: str, op: Instruction) -> int:
+        """Bytes of HBM that one instruction reads and writes; only the slice of sliced arrays."""
+        computation = self.computations[name]
         if (
-            made.opcode in _FREE
-            or made.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
+            op.opcode in _NO_TRAFFIC
+            or op.opcode.removesuffix("-start").removesuffix("-done") in COLLECTIVES
         ):
             return 0
-        taken = [inside[operand].shapes for operand in made.operands if operand in inside]
-        out = _bytes(made.shapes)
-        if made.opcode in ("copy-start", "slice-start"):
-            return sum(_bytes(shapes) for shapes in taken[:1])
-        if made.opcode in ("dynamic-slice", "gather", "slice"):
+        operands = [
+            computation[operand].shapes for operand in op.operands if operand in computation
+        ]
+        out = _num_bytes(op.shapes)
+        if op.opcode in ("copy-start", "slice-start"):
+            return sum(_num_bytes(shapes) for shapes in operands[:1])
+        if op.opcode in ("dynamic-slice", "gather", "slice"):
             return 2 * out
-        if made.opcode == "dynamic-update-slice":
-            return 2 * _bytes(taken[1])
-        if made.opcode != "fusion" or not made.called:
-            return out + sum(map(_bytes, taken))
-        read, written = self._touched(made.called[0])
-        kept: set[int] = set()
-        left: set[int] = set()
-        if _is_spread(self.computations[made.called[0]]):
-            # Arrays of the collective that it helps along are the collective's to move.
-            pairs = re.findall(r"\{(\d*)\}: \((\d+),", made.attributes)
-            kept = {int(index) for _, index in pairs}
-            left = {int(place or 0) for place, _ in pairs}
+        if op.opcode == "dynamic-update-slice":
+            return 2 * _num_bytes(operands[1])
+        if op.opcode != "fusion" or not op.called:
+            return out + sum(map(_num_bytes, operands))
+        read, written = self._sliced_accesses(op.called[0])
+        aliased_operands: set[int] = set()
+        aliased_results: set[int] = set()
+        if _has_collective_part(self.computations[op.called[0]]):
+            # Buffers of the collective are aliased through the fusion; the collective moves them.
+            pairs = re.findall(r"\{(\d*)\}: \((\d+),", op.attributes)
+            aliased_operands = {int(index) for _, index in pairs}
+            aliased_results = {int(index or 0) for index, _ in pairs}
         writes = sum(
-            min(_bytes((shape,)), written.get(place, math.inf))
-            for place, shape in enumerate(made.shapes)
-            if place not in left
+            min(_num_bytes((shape,)), written.get(index, math.inf))
+            for index, shape in enumerate(op.shapes)
+            if index not in aliased_results
         )
         reads = sum(
-            min(_bytes(shapes), read.get(index, math.inf))
-            for index, shapes in enumerate(taken)
-            if index not in kept
+            min(_num_bytes(shapes), read.get(index, math.inf))
+            for index, shapes in enumerate(operands)
+            if index not in aliased_operands
         )
         return int(reads + writes)
 
     @functools.cache  # noqa: B019
-    def _touched(self, name: str) -> tuple[Mapping[int, float], Mapping[int, float]]:
-        """Bytes that a fusion touches of arguments it only slices, and of results it updates."""
-        inside = self.computations[name]
+    def _sliced_accesses(self, name: str) -> tuple[Mapping[int, float], Mapping[int, float]]:
+        """Bytes that a fusion accesses of operands it slices and of results it updates in place.
+
+        Returns ({operand index: bytes read}, {result index: bytes written}).
+        """
+        computation = self.computations[name]
         users: dict[str, list[Instruction]] = {}
-        for made in inside.values():
-            for operand in made.operands:
-                users.setdefault(operand, []).append(made)
+        for op in computation.values():
+            for operand in op.operands:
+                users.setdefault(operand, []).append(op)
         read: dict[int, float] = {}
-        for made in inside.values():
-            if made.opcode != "parameter":
+        for op in computation.values():
+            if op.opcode != "parameter":
                 continue
-            sizes = [self._part(inside, made.name, user) for user in _past_bitcasts(made, users)]
+            sizes = [
+                self._sliced_bytes(computation, op.name, user)
+                for user in _users_through_bitcasts(op, users)
+            ]
             if sizes and all(size is not None for size in sizes):
-                read[int(made.attributes.split(")")[0] or 0)] = sum(filter(None, sizes))
-        root = next(made for made in inside.values() if made.is_root)
-        results = [inside[n] for n in root.operands] if root.opcode == "tuple" else [root]
+                read[int(op.attributes.split(")")[0] or 0)] = sum(filter(None, sizes))
+        root = next(op for op in computation.values() if op.is_root)
+        results = [computation[n] for n in root.operands] if root.opcode == "tuple" else [root]
         written: dict[int, float] = {}
-        for place, result in enumerate(results):
+        for index, result in enumerate(results):
             while result.opcode == "bitcast":
-                result = inside[result.operands[0]]
+                result = computation[result.operands[0]]
             if result.opcode == "dynamic-update-slice":
-                written[place] = _bytes(inside[result.operands[1]].shapes)
+                written[index] = _num_bytes(computation[result.operands[1]].shapes)
         return read, written
 
-    def _part(self, inside: Mapping, name: str, user: Instruction) -> int | None:
+    def _sliced_bytes(self, computation: Mapping, name: str, user: Instruction) -> int | None:
         if user.opcode in ("dynamic-slice", "slice", "gather"):
-            return _bytes(user.shapes)
+            return _num_bytes(user.shapes)
         if user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             return 0
         if user.opcode == "fusion" and user.operands.count(name) == 1:
-            part = self._touched(user.called[0])[0].get(user.operands.index(name))
-            return None if part is None else round(part)
+            size = self._sliced_accesses(user.called[0])[0].get(user.operands.index(name))
+            return None if size is None else round(size)
         return None
 
     def collectives(self, name: str) -> list[Collective]:
-        """Those that begin in a computation, in loops and fusions of which they are counted there.
+        """Collectives that start in a computation, without those of its callees.
 
-        One that the compiler spreads over several fusions counts in the first of them.
+        A collective that XLA spreads over several fusions counts in the first of them.
         """
-        found = []
-        inside = self.computations[name]
-        is_start = name in self._started or any(
-            "AsyncCollectiveStart" in made.attributes for made in inside.values()
+        collectives = []
+        computation = self.computations[name]
+        is_start = name in self._async_computations or any(
+            "AsyncCollectiveStart" in op.attributes for op in computation.values()
         )
         scatters = name.startswith("all-reduce-scatter")
-        for made in inside.values():
-            kind = made.opcode.removesuffix("-start")
-            if kind not in COLLECTIVES or (_is_spread(inside) and not is_start):
+        for op in computation.values():
+            kind = op.opcode.removesuffix("-start")
+            if kind not in COLLECTIVES or (_has_collective_part(computation) and not is_start):
                 continue
-            size = sum(_bytes(inside[o].shapes, everywhere=True) for o in made.operands)
-            groups = groups_of(made.attributes, self.devices)
+            size = sum(_num_bytes(computation[o].shapes, any_memory=True) for o in op.operands)
+            groups = parse_replica_groups(op.attributes, self.devices)
             if kind == "all-gather":
                 size *= len(groups[0])
             kind = "reduce-scatter" if scatters and kind == "all-reduce" else kind
-            found.append(Collective(kind, size, groups, is_start or made.opcode != kind))
-        return found
+            collectives.append(Collective(kind, size, groups, is_start or op.opcode != kind))
+        return collectives
 
 
-def _is_spread(inside: Mapping[str, Instruction]) -> bool:
-    """Whether a fusion holds a piece of a collective that runs beside products."""
+def _has_collective_part(computation: Mapping[str, Instruction]) -> bool:
+    """True if a fusion holds a part of an asynchronous collective, overlapped with matmuls."""
     return any(
-        "AsyncCollective" in made.attributes
-        or (made.opcode in COLLECTIVES and "chain_id=" in made.attributes)
-        for made in inside.values()
+        "AsyncCollective" in op.attributes
+        or (op.opcode in COLLECTIVES and "chain_id=" in op.attributes)
+        for op in computation.values()
     )
 
 
-def _past_bitcasts(made: Instruction, users: Mapping[str, list[Instruction]]) -> list[Instruction]:
-    found = []
-    for user in users.get(made.name, []):
-        found += _past_bitcasts(user, users) if user.opcode == "bitcast" else [user]
-    return found
+def _users_through_bitcasts(
+    op: Instruction, users: Mapping[str, list[Instruction]]
+) -> list[Instruction]:
+    consumers = []
+    for user in users.get(op.name, []):
+        consumers += _users_through_bitcasts(user, users) if user.opcode == "bitcast" else [user]
+    return consumers
 
 
-def _constant(made: Instruction | None) -> int | None:
-    """The whole number that an instruction is, None for others."""
-    if made is None or made.opcode != "constant":
+def _constant(op: Instruction | None) -> int | None:
+    """Value of an integer constant, None for any other instruction."""
+    if op is None or op.opcode != "constant":
         return None
-    found = re.match(r"(-?\d+)$", made.attributes)
-    return int(found[1]) if found else None
+    match = re.match(r"(-?\d+)$", op.attributes)
+    return int(match[1]) if match else None
 
 
-def _is_counter(made: Instruction) -> bool:
-    return [(dtype, dims) for dtype, dims, _ in made.shapes] in ([("s32", ())], [("u32", ())])
+def _is_counter(op: Instruction) -> bool:
+    return [(dtype, dims) for dtype, dims, _ in op.shapes] in ([("s32", ())], [("u32", ())])
 
 
-def _instruction(text: str, name: str, is_root: bool) -> Instruction:
-    """`TYPE opcode(operands), attributes`; a constant's or parameter's value leads the latter."""
+def _parse_instruction(text: str, name: str, is_root: bool) -> Instruction:
+    """Parses `TYPE opcode(operands), attributes`, or `TYPE opcode(value)` of a constant."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     opens = text.index("(", end)
     closes = _closing(text, opens)
-    opcode, inside = text[end:opens].strip(), text[opens + 1 : closes]
+    opcode, arguments = text[end:opens].strip(), text[opens + 1 : closes]
     rest = text[closes + 1 :].lstrip(", ")
     if opcode in ("constant", "parameter"):
-        return Instruction(name, opcode, _shapes(text[:end]), (), inside, is_root)
-    operands = tuple(_NAME.findall(inside))
-    return Instruction(name, opcode, _shapes(text[:end]), operands, rest, is_root)
+        return Instruction(name, opcode, _parse_shapes(text[:end]), (), arguments, is_root)
+    operands = tuple(_NAME.findall(arguments))
+    return Instruction(name, opcode, _parse_shapes(text[:end]), operands, rest, is_root)
 
 
 def _closing(text: str, start: int) -> int:
@@ -382,58 +403,70 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"HLO: no closing parenthesis in {text[:80]!r}")
 
 
-def _shapes(text: str) -> tuple[Shape, ...]:
+def _parse_shapes(text: str) -> tuple[Shape, ...]:
     return tuple(
         (kind, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), "S(1)" in (layout or ""))
         for kind, dims, layout in _SHAPE.findall(text)
     )
 
 
-def _bytes(shapes: tuple[Shape, ...], everywhere: bool = False) -> int:
-    """Bytes in the chip's main memory, or `everywhere`."""
+def _num_bytes(shapes: tuple[Shape, ...], any_memory: bool = False) -> int:
+    """Bytes in HBM, or in HBM and on-chip memory if `any_memory`."""
     total = 0.0
-    for kind, dims, is_near in shapes:
-        if everywhere or not is_near:
+    for kind, dims, on_chip in shapes:
+        if any_memory or not on_chip:
             digits = re.search(r"\d+", kind)
             bits = _BITS.get(kind, int(digits[0]) if digits else 32)
             total += math.prod(dims) * bits / 8
     return round(total)
 
 
-def _convolution_flops(made: Instruction, left, right, out) -> int:
-    """Products that fall on an input that is there: XLA writes a batched dot as a convolution
-    whose window is as long as its batch, dilated so that each place meets one input."""
-    window = made.attributes.partition("window={")[2].partition("}")[0]
+def _convolution_flops(op: Instruction, left, right, out) -> int:
+    """FLOPs of a convolution, without multiplications by padding.
+
+    XLA writes a batched dot as a convolution whose window spans the batch, dilated so that each
+    output position sees one input.
+    """
+    window = op.attributes.partition("window={")[2].partition("}")[0]
     fields = dict(part.split("=") for part in window.split()) if window else {}
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", made.attributes)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", op.attributes)
     if labels is None:
-        raise ValueError(f"HLO: convolution {made.name} has no dim_labels")
-    of_left, of_right, of_out = labels.groups()
+        raise ValueError(f"HLO: convolution {op.name} has no dim_labels")
+    left_dims, right_dims, out_dims = labels.groups()
     sizes = [int(n) for n in fields.get("size", "").split("x") if n]
-    places = [d for d in range(len(sizes))]
 
     def values(name: str, default: int) -> list[int]:
         text = fields.get(name)
         return [int(n) for n in text.split("x")] if text else [default] * len(sizes)
 
     pads = fields.get("pad", "x".join(["0_0"] * len(sizes))).split("x")
-    stride, spread = values("stride", 1), values("lhs_dilate", 1)
-    kernel_spread = values("rhs_dilate", 1)
+    stride, dilation = values("stride", 1), values("lhs_dilate", 1)
+    kernel_dilation = values("rhs_dilate", 1)
     pairs = 1
-    for d in places:
-        here, there = left[of_left.index(str(d))], out[of_out.index(str(d))]
-        low = int(pads[d].split("_")[0])
-        pairs *= _valid(here, there, sizes[d], stride[d], low, spread[d], kernel_spread[d])
-    features = right[of_right.index("i")] * out[of_out.index("f")] * out[of_out.index("b")]
+    for d in range(len(sizes)):
+        inputs, outputs = left[left_dims.index(str(d))], out[out_dims.index(str(d))]
+        pad = int(pads[d].split("_")[0])
+        pairs *= _valid_pairs(
+            inputs, outputs, sizes[d], stride[d], pad, dilation[d], kernel_dilation[d]
+        )
+    features = right[right_dims.index("i")] * out[out_dims.index("f")] * out[out_dims.index("b")]
     return 2 * features * pairs
 
 
 @functools.cache
-def _valid(here: int, there: int, size: int, stride: int, low: int, spread: int, taps: int) -> int:
-    """Pairs of an output place and a kernel tap that meet an input, along one dimension."""
+def _valid_pairs(
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int,
+    pad: int,
+    dilation: int,
+    kernel_dilation: int,
+) -> int:
+    """Number of (output position, kernel tap) pairs along one dimension that read an input."""
     count = 0
-    for place in range(there):
+    for output in range(outputs):
         for tap in range(size):
-            at = place * stride + tap * taps - low
-            count += at >= 0 and at % spread == 0 and at // spread < here
+            position = output * stride + tap * kernel_dilation - pad
+            count += position >= 0 and position % dilation == 0 and position // dilation < inputs
     return count

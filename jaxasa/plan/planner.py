@@ -1,10 +1,10 @@
-"""`jaxasa plan`: what a stage's step needs of a pod, before there is one.
+"""`jaxasa plan`: memory, FLOPs, collectives and expected time of a step on a TPU topology.
 
-The real step is compiled for the topology ahead of time, by TPU's own compiler where libtpu is
-installed (extra `plan`). Its memory is the compiler's figure and the verdict rests on it; FLOPs,
-traffic and collectives are read from the compiled program (hlo.py), and the time is expected by a
-roofline (roofline.py). Without libtpu the step is compiled for as many emulated CPU devices:
-then what XLA's TPU compiler would do is not known, and neither is whether the step fits.
+The real training step is compiled ahead of time for the topology, with the TPU compiler if libtpu
+is installed (extra `plan`); no TPU is needed. The verdict "fits" rests on the compiler's memory
+analysis. FLOPs, bytes accessed and collectives are read from the compiled program (hlo.py); the
+step time is a roofline estimate (roofline.py). Without libtpu the step is compiled for emulated
+CPU devices, and whether it fits stays unknown.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
 from jaxasa import config
 from jaxasa.config import ConfigError
@@ -31,15 +32,15 @@ from jaxasa.parallel.chips import GIB, Topology, topology
 from jaxasa.plan import aot, roofline
 from jaxasa.plan.hlo import Program
 
-WHAT = ("text", "spatial", "align", "sft", "grpo", aot.ROLLOUT)
-_MOST_EMULATED = 1024
+STEPS = ("text", "spatial", "align", "sft", "grpo", aot.ROLLOUT)
+_MAX_EMULATED_DEVICES = 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Of one device: bytes that the step's arguments and temporaries take, and its program.
+    """A compiled step: bytes of its arguments and temporaries on one device, and its program.
 
-    program: None where the compiler gave up for want of memory; `needed` then is what it said.
+    program: None if compilation ran out of memory; `temporaries` is then the need that XLA reports.
     """
 
     arguments: int
@@ -47,40 +48,42 @@ class Compiled:
     program: Program | None
 
 
-def plan(run: config.Run, name: str, what: str | None = None) -> dict:
-    """The plan of `what` (a stage or "rollout"; None: the last of Run.stages) on topology `name`.
+def plan(run: config.Run, name: str, step: str | None = None) -> dict:
+    """Plans one step on the topology `name`, such as "v5e:16x16".
 
+    step: a stage or "rollout" (None: the last of Run.stages). Returns the JSON object that
+    `jaxasa plan --json` writes; bytes are per chip, FLOPs and throughput of the whole slice.
     Raises ConfigError for an unknown topology, and for a mesh, model or batch that does not
     divide over it.
     """
-    pod = topology(name)
-    what = what or run.stages[-1]
-    config.check(what in WHAT, "--stage", what, "one of " + ", ".join(WHAT))
+    slice_ = topology(name)
+    step = step or run.stages[-1]
+    config.check(step in STEPS, "--stage", step, "one of " + ", ".join(STEPS))
     is_tpu = importlib.util.find_spec("libtpu") is not None
-    devices = _tpu(name) if is_tpu else _emulated(pod)
-    config.check(len(devices) == pod.devices, "--topology", name, f"{pod.devices} devices")
-    over = mesh.make(run.mesh, devices)
-    with _progress(f"compiling {what} for {name}{'' if is_tpu else ' (emulated CPU devices)'}"):
-        lowered, given = aot.lower(run, what, over)
-        arguments = sum(map(_own_bytes, jax.tree.leaves(given)))
-        found = _compile(lowered, arguments, pod.devices, is_tpu)
+    devices = _tpu_devices(name) if is_tpu else _emulated_devices(slice_)
+    config.check(len(devices) == slice_.devices, "--topology", name, f"{slice_.devices} devices")
+    device_mesh = mesh.make(run.mesh, devices)
+    with _progress(f"compiling {step} for {name}{'' if is_tpu else ' (emulated CPU devices)'}"):
+        lowered, inputs = aot.lower(run, step, device_mesh)
+        arguments = sum(map(_bytes_per_device, jax.tree.leaves(inputs)))
+        compiled = _compile(lowered, arguments, slice_.devices, is_tpu)
     shapes = aot.params_shapes(run)
     result = {
         "topology": name,
-        "chips": pod.chips,
-        "stage": what,
-        "mesh": dict(over.shape),
+        "chips": slice_.chips,
+        "stage": step,
+        "mesh": dict(device_mesh.shape),
         "compiler": "libtpu" if is_tpu else "emulated CPU devices",
         "parameters": sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)),
-        "trainable_parameters": _trainable(run, what, shapes),
+        "trainable_parameters": _num_trainable(run, step, shapes),
         "fits": None,
         "hbm_bytes": {
-            "arguments": found.arguments * pod.chip.devices,
-            "temporaries": found.temporaries * pod.chip.devices,
-            "capacity": int(pod.chip.hbm),
+            "arguments": compiled.arguments * slice_.chip.devices,
+            "temporaries": compiled.temporaries * slice_.chip.devices,
+            "capacity": int(slice_.chip.hbm),
         },
         "flops_per_step": None,
-        "model_flops_per_step": flops.model_flops(run, what, shapes),
+        "model_flops_per_step": flops.model_flops(run, step, shapes),
         "collective_bytes": None,
         "expected_step_seconds": None,
         "expected_mfu": None,
@@ -91,86 +94,100 @@ def plan(run: config.Run, name: str, what: str | None = None) -> dict:
     }
     used = result["hbm_bytes"]["arguments"] + result["hbm_bytes"]["temporaries"]
     if is_tpu:
-        result["fits"] = found.program is not None and used <= pod.chip.hbm
-    if found.program is not None:
-        result |= _expected(run, what, pod, over, found.program, result["model_flops_per_step"])
-    result["advice"] = _advice(run, what, over, found) if result["fits"] is False else []
+        result["fits"] = compiled.program is not None and used <= slice_.chip.hbm
+    if compiled.program is not None:
+        result |= _roofline_estimates(
+            run, step, slice_, device_mesh, compiled.program, result["model_flops_per_step"]
+        )
+    result["advice"] = _advice(run, step, device_mesh, compiled) if result["fits"] is False else []
     return result
 
 
-def _expected(run, what: str, pod: Topology, over, program: Program, model_flops: float) -> dict:
-    """What the roofline makes of a program."""
-    coords = [_place(device) for device in over.devices.flat]
-    known = coords if all(len(c) == len(pod.dims) for c in coords) else None
-    unknown = run.model.reply_tokens if what == aot.ROLLOUT else 1
-    cost = roofline.cost(program, dict(over.shape), pod, known, unknown)
-    stage = getattr(run, "grpo" if what == aot.ROLLOUT else what)
-    counts = flops.positions(run, what)
-    tokens = counts["head"] if what == aot.ROLLOUT else counts["decoder"]
+def _roofline_estimates(
+    run: config.Run,
+    step: str,
+    slice_: Topology,
+    device_mesh: Mesh,
+    program: Program,
+    model_flops: float,
+) -> dict:
+    """Fields of the plan that the roofline estimates."""
+    coords = [_coordinates(device) for device in device_mesh.devices.flat]
+    cost = roofline.step_cost(
+        program,
+        dict(device_mesh.shape),
+        slice_,
+        coords if all(len(c) == len(slice_.dims) for c in coords) else None,
+        run.model.reply_tokens if step == aot.ROLLOUT else 1,
+    )
+    stage = getattr(run, "grpo" if step == aot.ROLLOUT else step)
+    counts = flops.positions(run, step)
+    tokens = counts["head"] if step == aot.ROLLOUT else counts["decoder"]
     return {
-        "flops_per_step": cost.flops * pod.devices,
+        "flops_per_step": cost.flops * slice_.devices,
         "collective_bytes": cost.collective_bytes,
         "expected_step_seconds": cost.total,
-        "expected_mfu": model_flops / (cost.total * pod.chips * pod.chip.flops),
+        "expected_mfu": model_flops / (cost.total * slice_.chips * slice_.chip.flops),
         "seconds_by_bound": cost.seconds,
         "tokens_per_second": tokens / cost.total,
         "clips_per_second": stage.batch_size / cost.total,
     }
 
 
-def _place(device) -> tuple[int, ...]:
+def _coordinates(device) -> tuple[int, ...]:
+    """Position of a device in its slice, () if it has none."""
     coords = tuple(getattr(device, "coords", ()))
     # Two-dimensional slices have a third coordinate, which is always 0.
     return coords[:2] if "lite" in getattr(device, "device_kind", "") else coords
 
 
-def _trainable(run: config.Run, what: str, shapes) -> int:
-    if what == aot.ROLLOUT:
+def _num_trainable(run: config.Run, step: str, shapes) -> int:
+    if step == aot.ROLLOUT:
         return 0
-    learns, _ = trees.split(shapes, getattr(run, what).trainable)
-    return sum(math.prod(s.shape) for s in learns.values())
+    trainable, _ = trees.split(shapes, getattr(run, step).trainable)
+    return sum(math.prod(s.shape) for s in trainable.values())
 
 
-def _tpu(name: str) -> Sequence:
-    """Devices of a slice that is not there."""
+def _tpu_devices(name: str) -> Sequence:
+    """Devices of a slice as libtpu describes it, without the hardware."""
     from jax.experimental import topologies
 
-    # Asked of the machine's metadata otherwise, which only a TPU's host has.
+    # Otherwise libtpu queries the metadata server, which only a TPU host has.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-256")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # Its lock keeps processes apart that share a TPU; two plans share nothing.
+    # libtpu's lock is for processes that share a TPU; two plans share nothing.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"--topology {name}: libtpu knows none such: {reason}") from None
+        raise ConfigError(f"--topology {name}: libtpu does not know it: {reason}") from None
 
 
-def _emulated(pod: Topology) -> Sequence:
-    expected = f"at most {_MOST_EMULATED} devices where libtpu is not installed"
-    config.check(pod.devices <= _MOST_EMULATED, "--topology", pod.name, expected)
+def _emulated_devices(slice_: Topology) -> Sequence:
+    expected = f"at most {_MAX_EMULATED_DEVICES} devices if libtpu is not installed"
+    config.check(slice_.devices <= _MAX_EMULATED_DEVICES, "--topology", slice_.name, expected)
     try:
-        jax.config.update("jax_num_cpu_devices", pod.devices)
+        jax.config.update("jax_num_cpu_devices", slice_.devices)
     except RuntimeError:
-        pass  # Started already: the devices that are there must do.
+        pass  # JAX has started: its number of devices is fixed.
     devices = jax.devices("cpu")
     expected = f"a topology of at most {len(devices)} devices in this process"
-    config.check(len(devices) >= pod.devices, "--topology", pod.name, expected)
-    return devices[: pod.devices]
+    config.check(len(devices) >= slice_.devices, "--topology", slice_.name, expected)
+    return devices[: slice_.devices]
 
 
-def _own_bytes(shape: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array that lie on one device."""
-    own = shape.sharding.shard_shape(shape.shape)
+def _bytes_per_device(shape: jax.ShapeDtypeStruct) -> int:
+    """Bytes of one device's shard of an array."""
+    shard = shape.sharding.shard_shape(shape.shape)
     is_key = jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key)
-    return math.prod(own) * (8 if is_key else shape.dtype.itemsize)
+    return math.prod(shard) * (8 if is_key else shape.dtype.itemsize)
 
 
 def _compile(lowered: jax.stages.Lowered, arguments: int, devices: int, is_tpu: bool) -> Compiled:
     with tempfile.TemporaryDirectory(prefix="jaxasa-plan-") as folder:
-        # Written by the compiler too: as_text() cannot read all that it makes for v5p.
+        # as_text() fails on some programs for v5p, so the compiler also dumps the text.
         dumps = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True} if is_tpu else {}
         try:
             compiled = lowered.compile(compiler_options=dumps)
@@ -188,44 +205,44 @@ def _compile(lowered: jax.stages.Lowered, arguments: int, devices: int, is_tpu: 
         except jax.errors.JaxRuntimeError:
             text = next(Path(folder).glob("*.after_optimizations.txt")).read_text()
     memory = compiled.memory_analysis()
-    # What is given back in the place of an argument takes no room of its own.
-    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    temporaries = memory.temp_size_in_bytes + made + memory.generated_code_size_in_bytes
+    # Outputs that are aliased with arguments take no memory of their own.
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporaries = memory.temp_size_in_bytes + outputs + memory.generated_code_size_in_bytes
     return Compiled(memory.argument_size_in_bytes, temporaries, Program(text, devices))
 
 
-def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
-    """What to change where a step does not fit, the likeliest first."""
+def _advice(run: config.Run, step: str, device_mesh: Mesh, compiled: Compiled) -> list[str]:
+    """Changes that reduce the memory of a step that does not fit, most promising first."""
     lines = []
-    stage = "GrpoStage" if what == aot.ROLLOUT else f"{what.capitalize()}Stage"
-    data, fsdp, tensor = (over.shape[axis] for axis in mesh.AXES)
+    stage = "GrpoStage" if step == aot.ROLLOUT else f"{step.capitalize()}Stage"
+    data, fsdp, tensor = (device_mesh.shape[axis] for axis in mesh.AXES)
     decoder = run.model.decoder
     if data > 1 and decoder.width % (data * fsdp) == 0:
         lines.append(
             f"more fsdp: --gin.Mesh.data=1 --gin.Mesh.fsdp={data * fsdp} "
-            "splits parameters over all of it"
+            "shards parameters over all devices"
         )
-    if found.arguments > found.temporaries:
+    if compiled.arguments > compiled.temporaries:
         if data % 2 == 0 and decoder.kv_heads % (2 * tensor) == 0:
             sizes = f"data={data // 2} --gin.Mesh.fsdp={fsdp} --gin.Mesh.tensor={2 * tensor}"
             lines.append(f"more tensor: --gin.Mesh.{sizes}, or a larger slice")
         else:
-            lines.append("a larger slice: parameters and optimizer take most of the room")
-    options = getattr(run, "grpo" if what == aot.ROLLOUT else what)
-    if what not in ("spatial", aot.ROLLOUT) and run.model.remat != "full":
-        lines.append("remat: --gin.Model.remat=\"'full'\" keeps only the input of each layer")
+            lines.append("a larger slice: parameters and optimizer state take most of the memory")
+    options = getattr(run, "grpo" if step == aot.ROLLOUT else step)
+    if step not in ("spatial", aot.ROLLOUT) and run.model.remat != "full":
+        lines.append("remat: --gin.Model.remat=\"'full'\" stores only the input of each layer")
     halved = options.batch_size % (2 * data * fsdp * options.grad_accum_steps) == 0
-    if halved and what != aot.ROLLOUT:
-        parts = 2 * options.grad_accum_steps
+    if halved and step != aot.ROLLOUT:
+        microbatches = 2 * options.grad_accum_steps
         lines.append(
-            f"in parts: --gin.{stage}.grad_accum_steps={parts} takes the batch part by part"
+            f"microbatches: --gin.{stage}.grad_accum_steps={microbatches} accumulates gradients"
         )
     if halved:
         lines.append(f"smaller batch: --gin.{stage}.batch_size={options.batch_size // 2}")
-    questions = getattr(options, "questions", 1)
+    questions = getattr(options, "questions_per_scene", 1)
     if questions > 1:
-        lines.append(f"smaller batch: --gin.{stage}.questions={questions // 2}")
-    if what in ("grpo", aot.ROLLOUT) and run.grpo.num_generations > 2:
+        lines.append(f"smaller batch: --gin.{stage}.questions_per_scene={questions // 2}")
+    if step in ("grpo", aot.ROLLOUT) and run.grpo.num_generations > 2:
         lines.append(
             f"smaller batch: --gin.GrpoStage.num_generations={run.grpo.num_generations // 2}"
         )
@@ -233,16 +250,16 @@ def _advice(run: config.Run, what: str, over, found: Compiled) -> list[str]:
 
 
 @contextlib.contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Says on stderr every ten seconds that it is still at work."""
-    began, done = time.monotonic(), threading.Event()
+def _progress(message: str) -> Iterator[None]:
+    """Prints `message` to stderr, and the elapsed seconds every ten seconds."""
+    start, done = time.monotonic(), threading.Event()
 
-    def say() -> None:
+    def report() -> None:
         while not done.wait(10.0):
-            print(f"{what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            print(f"{message}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
 
-    print(what, file=sys.stderr, flush=True)
-    thread = threading.Thread(target=say, daemon=True)
+    print(message, file=sys.stderr, flush=True)
+    thread = threading.Thread(target=report, daemon=True)
     thread.start()
     try:
         yield
@@ -251,20 +268,23 @@ def _progress(what: str) -> Iterator[None]:
         thread.join()
 
 
-def table(result: dict) -> str:
-    """The plan in lines for reading."""
+def format_table(result: dict) -> str:
+    """Formats a plan for the terminal."""
     hbm = result["hbm_bytes"]
     used = hbm["arguments"] + hbm["temporaries"]
-    over = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
+    mesh_text = " x ".join(f"{axis} {size}" for axis, size in result["mesh"].items())
     rows = [
-        ("step", f"{result['stage']} on {result['topology']}: {result['chips']} chips, {over}"),
+        (
+            "step",
+            f"{result['stage']} on {result['topology']}: {result['chips']} chips, {mesh_text}",
+        ),
         ("compiled by", result["compiler"]),
         (
             "parameters",
-            f"{result['parameters']:,}, of which learn {result['trainable_parameters']:,}",
+            f"{result['parameters']:,}, {result['trainable_parameters']:,} trainable",
         ),
         (
-            "HBM a chip",
+            "HBM per chip",
             f"arguments {hbm['arguments'] / GIB:.2f} + temporaries {hbm['temporaries'] / GIB:.2f}"
             f" = {used / GIB:.2f} of {hbm['capacity'] / GIB:.0f} GiB",
         ),
@@ -273,14 +293,14 @@ def table(result: dict) -> str:
         model = result["model_flops_per_step"]
         rows += [
             (
-                "FLOPs a step",
-                f"{result['flops_per_step']:.3e} of products; the model's own {model:.3e}",
+                "FLOPs/step",
+                f"{result['flops_per_step']:.3e} in matmuls; model FLOPs {model:.3e}",
             ),
             *(
                 (f"over {axes}", ", ".join(f"{k} {v / 1e9:.2f} GB" for k, v in kinds.items()))
                 for axes, kinds in result["collective_bytes"].items()
             ),
-            ("step time", _times(result)),
+            ("step time", _step_time_text(result)),
             (
                 "throughput",
                 f"{result['tokens_per_second']:,.0f} tokens/s, "
@@ -290,11 +310,11 @@ def table(result: dict) -> str:
         ]
     verdict = {True: "fits", False: "does not fit", None: "unknown (needs libtpu: jaxasa[plan])"}
     rows.append(("verdict", verdict[result["fits"]]))
-    rows += [("change", line) for line in result["advice"]]
+    rows += [("to reduce", line) for line in result["advice"]]
     return "\n".join(f"{name:<13} {text}" for name, text in rows)
 
 
-def _times(result: dict) -> str:
+def _step_time_text(result: dict) -> str:
     parts = ", ".join(f"{name} {s:.3g}" for name, s in result["seconds_by_bound"].items())
-    shares = ", ".join(f"{n} {100 * e:.0f} %" for n, e in result["efficiencies"].items())
-    return f"{result['expected_step_seconds']:.3g} s (waits: {parts}; assumed of peak: {shares})"
+    fractions = ", ".join(f"{n} {100 * e:.0f} %" for n, e in result["efficiencies"].items())
+    return f"{result['expected_step_seconds']:.3g} s ({parts}; assumed efficiency: {fractions})"

@@ -1,18 +1,20 @@
-"""Expected time of a step: each instruction as slow as its products or its memory traffic.
+"""Roofline estimate of a step's time: matmul FLOP/s, HBM bandwidth, ICI bandwidth.
 
-The efficiencies are assumptions, printed with each plan, and not measurements: what share of
-a chip's peak good kernels reach. Published training runs of dense models on these chips reach 60
-to 68 % of peak overall (MaxText's tables for v5e and v5p), overheads included.
+Each instruction takes the longer of its matmul time and its HBM time.
 
-Copies into the cores' own memory that the compiler starts early take place while products leave
-the chip's memory idle; what is longer than that waits.
+EFFICIENCY holds the assumed fraction of each peak that good kernels reach. These are
+assumptions, printed with each plan, not measurements. Published training runs of dense models on
+these chips reach 60 to 68 % of peak overall (MaxText's tables for v5e and v5p), overheads included.
 
-A collective over some axes of the mesh moves by as many dimensions of the slice as its groups
-extend in. Those that the compiler starts early overlap the products of their own loop, and what
-is longer than these waits; the others stop everything.
+Asynchronous copies from HBM to on-chip memory overlap with matmuls that leave HBM idle; time
+beyond that counts as HBM time.
 
-The latency of kernels and links is not in it, nor is the wait for data: what takes microseconds a
-turn, as the rollouts of small models, will take longer than expected here.
+A collective over some mesh axes uses the links of as many torus dimensions as its groups extend
+in. Asynchronous collectives overlap with the compute of their own loop, and time beyond that
+counts as ICI time; synchronous ones overlap with nothing.
+
+Not modelled: latency of kernels and links, and waiting for input data. Loops whose iterations
+take microseconds, as rollouts of small models, take longer than estimated here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,21 +23,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from jaxasa.parallel.chips import Topology
-from jaxasa.plan.hlo import Collective, Program
+from jaxasa.plan.hlo import Collective, Instruction, Program
 
-EFFICIENCY = {"products": 0.8, "memory": 0.8, "links": 0.7}
+EFFICIENCY = {"matmul": 0.8, "hbm": 0.8, "ici": 0.7}
 
 
 @dataclass
-class Cost:
-    """Of one device and step: FLOPs of products, seconds by what they wait for, collectives.
+class StepCost:
+    """Cost of one step on one device: matmul FLOPs, seconds by bound, collectives.
 
-    collective_bytes: {axes, "+" between them: {kind: bytes}}; a gathered array counts whole.
+    collective_bytes: {mesh axes joined by "+": {kind: bytes}}; an all-gather counts its result.
     """
 
     flops: float = 0.0
     seconds: dict[str, float] = field(
-        default_factory=lambda: {"products": 0.0, "memory": 0.0, "links": 0.0}
+        default_factory=lambda: {"matmul": 0.0, "hbm": 0.0, "ici": 0.0}
     )
     collective_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -44,104 +46,106 @@ class Cost:
         return sum(self.seconds.values())
 
 
-def cost(
+def step_cost(
     program: Program,
-    axes: Mapping[str, int],
-    slice_: Topology,
+    mesh_axes: Mapping[str, int],
+    topology: Topology,
     coords: Sequence[tuple[int, ...]] | None = None,
-    unknown: int = 1,
-) -> Cost:
-    """What one device does in a step of `program`.
+    dynamic_trip_count: int = 1,
+) -> StepCost:
+    """Estimates the cost of one execution of `program` on one device.
 
-    axes: sizes of the mesh's axes, in the order in which devices are numbered. coords: where each
-    device lies in the slice (None: in the order of its dimensions). unknown: turns of loops whose
-    end depends on data.
+    mesh_axes: sizes of the mesh's axes, in the order in which devices are numbered. coords:
+    position of each device in the slice (None: row-major). dynamic_trip_count: trip count of loops
+    for which it depends on data.
     """
-    chip, shares = slice_.chip, slice_.chip.devices
-    peak = chip.flops / shares * EFFICIENCY["products"]
-    rate = chip.hbm_rate / shares * EFFICIENCY["memory"]
-    found = Cost()
+    chip, per_chip = topology.chip, topology.chip.devices
+    flops_per_s = chip.flops / per_chip * EFFICIENCY["matmul"]
+    hbm_per_s = chip.hbm_rate / per_chip * EFFICIENCY["hbm"]
+    cost = StepCost()
     coords = coords or [
-        tuple(np.unravel_index(n // shares, slice_.dims)) for n in range(slice_.devices)
+        tuple(np.unravel_index(n // per_chip, topology.dims)) for n in range(topology.devices)
     ]
-    counts = program.runs(unknown)
+    counts = program.execution_counts(dynamic_trip_count)
     fused = {
         inner
         for name in counts
-        for made in program.computations[name].values()
-        for inner in made.called
+        for op in program.computations[name].values()
+        for inner in op.called
     }
     for name, times in counts.items():
         if name in fused:
             continue
-        busy, idle, early, hidden = 0.0, 0.0, 0.0, 0.0
-        for made in program.computations[name].values():
-            within = _below(program, made)
-            flops = program.instruction_flops(name, made) + sum(map(program.flops, within))
-            products, memory = flops / peak, program.moved(name, made) / rate
-            if made.opcode in ("copy-start", "slice-start"):
-                early += memory
+        compute_s, hbm_idle_s, prefetch_s, async_ici_s = 0.0, 0.0, 0.0, 0.0
+        for op in program.computations[name].values():
+            nested = _nested_computations(program, op)
+            flops = program.instruction_flops(name, op) + sum(map(program.flops, nested))
+            matmul_s, hbm_s = flops / flops_per_s, program.bytes_accessed(name, op) / hbm_per_s
+            if op.opcode in ("copy-start", "slice-start"):
+                prefetch_s += hbm_s
                 continue
-            bound = "products" if products >= memory else "memory"
-            found.seconds[bound] += times * max(products, memory)
-            found.flops += times * flops
-            busy += max(products, memory)
-            idle += max(0.0, products - memory)
-        late = max(0.0, early - idle)
-        found.seconds["memory"] += times * late
-        busy += late
-        for inner in [name, *_all_below(program, name)]:
+            bound = "matmul" if matmul_s >= hbm_s else "hbm"
+            cost.seconds[bound] += times * max(matmul_s, hbm_s)
+            cost.flops += times * flops
+            compute_s += max(matmul_s, hbm_s)
+            hbm_idle_s += max(0.0, matmul_s - hbm_s)
+        exposed_s = max(0.0, prefetch_s - hbm_idle_s)
+        cost.seconds["hbm"] += times * exposed_s
+        compute_s += exposed_s
+        for inner in [name, *_all_nested_computations(program, name)]:
             for collective in program.collectives(inner):
-                seconds = link_seconds(collective, slice_, coords)
+                seconds = ici_seconds(collective, topology, coords)
                 if collective.is_async:
-                    hidden += seconds
+                    async_ici_s += seconds
                 else:
-                    found.seconds["links"] += times * seconds
-                over = over_axes(collective, axes)
-                kinds = found.collective_bytes.setdefault(over, {})
+                    cost.seconds["ici"] += times * seconds
+                axes = mesh_axes_of(collective, mesh_axes)
+                kinds = cost.collective_bytes.setdefault(axes, {})
                 kinds[collective.kind] = kinds.get(collective.kind, 0) + times * collective.bytes
-        found.seconds["links"] += times * max(0.0, hidden - busy)
-    return found
+        cost.seconds["ici"] += times * max(0.0, async_ici_s - compute_s)
+    return cost
 
 
-def _below(program: Program, made) -> list[str]:
+def _nested_computations(program: Program, op: Instruction) -> list[str]:
     """Computations that run with an instruction, at any depth."""
-    names = list(made.called)
+    names = list(op.called)
     for name in names:
         for inner in program.computations[name].values():
             names += [n for n in inner.called if n not in names]
     return names
 
 
-def _all_below(program: Program, name: str) -> list[str]:
-    return [n for made in program.computations[name].values() for n in _below(program, made)]
+def _all_nested_computations(program: Program, name: str) -> list[str]:
+    return [
+        n for op in program.computations[name].values() for n in _nested_computations(program, op)
+    ]
 
 
-def over_axes(collective: Collective, axes: Mapping[str, int]) -> str:
+def mesh_axes_of(collective: Collective, axes: Mapping[str, int]) -> str:
     """Names of the mesh axes along which the groups of a collective extend, "+" between them."""
-    varies = set()
+    varying: set[int] = set()
     for group in collective.groups:
-        places = np.stack(np.unravel_index(np.array(group), tuple(axes.values())), 1)
-        varies |= set(np.flatnonzero((places != places[0]).any(0)).tolist())
-    return "+".join(name for i, name in enumerate(axes) if i in varies) or "none"
+        indices = np.stack(np.unravel_index(np.array(group), tuple(axes.values())), 1)
+        varying |= set(np.flatnonzero((indices != indices[0]).any(0)).tolist())
+    return "+".join(name for i, name in enumerate(axes) if i in varying) or "none"
 
 
-def link_seconds(collective: Collective, slice_: Topology, coords: Sequence) -> float:
-    """Time that a collective needs alone: rings over the dimensions that its groups extend in."""
+def ici_seconds(collective: Collective, topology: Topology, coords: Sequence) -> float:
+    """Seconds of a collective without overlap: rings over the dimensions its groups extend in."""
     size = max(map(len, collective.groups))
     group = collective.groups[0] if collective.kind != "collective-permute" else None
     members = [coords[n] for n in (group or {n for g in collective.groups for n in g})]
-    extends = [len({m[d] for m in members}) for d in range(len(slice_.dims))]
+    extends = [len({m[d] for m in members}) for d in range(len(topology.dims))]
     rate = 0.0
-    for length, whole in zip(extends, slice_.dims, strict=True):
+    for length, full in zip(extends, topology.dims, strict=True):
         if length > 1:
-            closes = length == whole and whole % slice_.chip.ring == 0
-            rate += slice_.chip.link_rate / len(slice_.dims) * (1.0 if closes else 0.5)
-    rate = (rate or slice_.chip.link_rate) / slice_.chip.devices * EFFICIENCY["links"]
+            wraps = length == full and full % topology.chip.torus_wraparound == 0
+            rate += topology.chip.link_rate / len(topology.dims) * (1.0 if wraps else 0.5)
+    rate = (rate or topology.chip.link_rate) / topology.chip.devices * EFFICIENCY["ici"]
     others = (size - 1) / size
-    share = {
+    factor = {
         "all-reduce": 2 * others,
-        "all-to-all": others * max(extends) / 4,  # most of it crosses several links
+        "all-to-all": others * max(extends) / 4,  # most of the data crosses several links
         "collective-permute": 1.0,
     }.get(collective.kind, others)
-    return collective.bytes * share / rate
+    return collective.bytes * factor / rate

@@ -1,4 +1,4 @@
-"""The run files of every size and stage: they load, their patterns match, their models shard."""
+"""Run files of every size and stage: they load, their patterns match, their models shard."""
 
 import functools
 import math
@@ -37,12 +37,12 @@ def shapes(size: str) -> dict:
 
 
 @pytest.mark.parametrize("size, stage", FILES)
-def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
+def test_trainable_parameters_of_each_stage_and_size(size, stage):
     run = load(size, stage)
     assert run.stages[-1] == stage
     options = getattr(run, stage)
-    learns, frozen = trees.split(shapes(size), options.trainable)
-    tops = {path.partition("/")[0] for path in learns}
+    trainable, frozen = trees.split(shapes(size), options.trainable)
+    tops = {path.partition("/")[0] for path in trainable}
     expected = {
         "text": {"decoder"},
         "spatial": {"spatial", "projector"} | ({"semantic"} if size == "tiny" else set()),
@@ -53,16 +53,16 @@ def test_each_stage_of_each_size_knows_what_learns_and_fits_a_pod(size, stage):
     assert tops == expected[stage] and frozen
     if size != "tiny":
         assert options.batch_size % 256 == 0
-        kept = jax.eval_shape(
+        stored = jax.eval_shape(
             lambda params: state.stored(params, options, run.model.frozen_dtype), shapes(size)
         )
-        kinds = {path: leaf.dtype.name for path, leaf in trees.flatten(kept).items()}
-        assert {kinds[path] for path in learns} == {"float32"}
-        assert {kinds[path] for path in frozen} == {"bfloat16"}
+        dtypes = {path: leaf.dtype.name for path, leaf in trees.flatten(stored).items()}
+        assert {dtypes[path] for path in trainable} == {"float32"}
+        assert {dtypes[path] for path in frozen} == {"bfloat16"}
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])
-def test_the_stages_of_a_size_follow_one_another_in_one_folder(size, tmp_path):
+def test_stages_of_a_size_share_a_work_folder(size, tmp_path):
     for stage in STAGES:
         run, text = gin_files.load([str(RUNS / f"{size}_{stage}.gin")])
         workdir.claim(tmp_path, run, text)
@@ -71,12 +71,13 @@ def test_the_stages_of_a_size_follow_one_another_in_one_folder(size, tmp_path):
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large", "qwen3_0_6b", "qwen3_8b"])
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_every_model_shards_on_every_mesh(size, sizes):
-    over = mesh.make(config.Mesh(*sizes))
-    lies = trees.flatten(sharding.params_sharding(shapes(size), over))
+    shardings = trees.flatten(
+        sharding.params_sharding(shapes(size), mesh.make(config.Mesh(*sizes)))
+    )
     flat = trees.flatten(shapes(size))
-    own, whole = 0, 0
+    per_device, total = 0, 0
     for path, shape in flat.items():
         if re.match(r"decoder/(layers/.*/kernel|embedding|head)", path):
-            own += math.prod(lies[path].shard_shape(shape.shape))
-            whole += math.prod(shape.shape)
-    assert own == pytest.approx(whole / (sizes[1] * sizes[2]))
+            per_device += math.prod(shardings[path].shard_shape(shape.shape))
+            total += math.prod(shape.shape)
+    assert per_device == pytest.approx(total / (sizes[1] * sizes[2]))
