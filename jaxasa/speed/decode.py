@@ -1,7 +1,7 @@
-"""Generation against transformers: the same random Qwen2 of 100M weights, greedy, float32.
+"""Greedy generation compared with transformers: a random Qwen2 of 100 M parameters, float32.
 
-Both sides prefill a prompt and say the same number of tokens; that they say the same tokens is
-checked before time is taken.
+Both prefill the same prompts and decode the same number of tokens. The tokens are compared before
+timing.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxasa.core import trees
 from jaxasa.hf import keymap, remote
 from jaxasa.models import decoding, sample
 from jaxasa.models.asa import ASA
-from jaxasa.speed import interleaved
+from jaxasa.speed import timing
 
 DECODER = config.Decoder(
     vocab_size=32_000,
@@ -26,11 +26,11 @@ DECODER = config.Decoder(
     intermediate_size=2048,
     layers=12,
 )
-PROMPT, NEW, BATCHES, ROUNDS = 32, 64, (1, 8), 5
+PROMPT, NEW_TOKENS, BATCHES, ROUNDS = 32, 64, (1, 8), 5
 
 
-def model(decoder: config.Decoder) -> ASA:
-    """A model of which only the decoder is used; its layers are compiled side by side."""
+def jax_model(decoder: config.Decoder) -> ASA:
+    """A minimal model around `decoder`, the only part that is used; its layers are unrolled."""
     return ASA(
         config.Model(
             semantic=config.Semantic(n_mels=8, width=8, heads=1, layers=1),
@@ -43,17 +43,17 @@ def model(decoder: config.Decoder) -> ASA:
     )
 
 
-def twin(decoder: config.Decoder, transformers, **more):
-    """The decoder as transformers has it, with random weights."""
-    fields = remote.text_config(dataclasses.asdict(decoder)) | more
+def torch_decoder(decoder: config.Decoder, transformers, **overrides):
+    """The transformers model of a decoder config, with random weights."""
+    fields = remote.text_config(dataclasses.asdict(decoder)) | overrides
     del fields["model_type"]
-    made = transformers.Qwen2Config(**fields, attn_implementation="sdpa")
-    return transformers.Qwen2ForCausalLM(made)
+    qwen_config = transformers.Qwen2Config(**fields, attn_implementation="sdpa")
+    return transformers.Qwen2ForCausalLM(qwen_config)
 
 
-def ours_of(theirs) -> dict:
-    """Our parameters {"decoder"} with the weights of transformers' model."""
-    tensors = {name: t.detach().numpy() for name, t in theirs.state_dict().items()}
+def jax_params(torch_model) -> dict:
+    """Parameters {"decoder": ...} of jaxasa with the weights of a transformers model."""
+    tensors = {name: t.detach().numpy() for name, t in torch_model.state_dict().items()}
     tensors.pop("lm_head.weight")
     return trees.merge({}, keymap.from_file(tensors))
 
@@ -62,16 +62,19 @@ def run(
     decoder: config.Decoder = DECODER,
     batches=BATCHES,
     prompt: int = PROMPT,
-    new: int = NEW,
+    new_tokens: int = NEW_TOKENS,
     rounds: int = ROUNDS,
 ) -> dict:
-    """{"rows": [...]}: tokens a second at each batch size."""
-    torch, transformers = interleaved.peers("torch", "transformers")
+    """Returns {"rows": [...]}, tokens per second at each batch size.
+
+    prompt: tokens per prompt. new_tokens: decoded per prompt. rounds: timed calls of each side.
+    """
+    torch, transformers = timing.import_baselines("torch", "transformers")
     torch.manual_seed(0)
-    theirs = twin(decoder, transformers).eval()
-    theirs.generation_config.eos_token_id = None
-    asa = model(decoder)
-    params = jax.tree.map(jax.numpy.asarray, ours_of(theirs))
+    torch_model = torch_decoder(decoder, transformers).eval()
+    torch_model.generation_config.eos_token_id = None
+    asa = jax_model(decoder)
+    params = jax.tree.map(jax.numpy.asarray, jax_params(torch_model))
     prepared = jax.jit(lambda p: decoding.prepare(asa, p, False))(params)
 
     @jax.jit
@@ -82,7 +85,7 @@ def run(
             ids,
             None,
             jax.random.key(0),
-            max_new=new,
+            max_new=new_tokens,
             pad=0,
             eos=-1,
             audio_id=-1,
@@ -95,27 +98,27 @@ def run(
         ids = np.random.default_rng(batch).integers(
             1, decoder.vocab_size, (batch, prompt), np.int32
         )
-        given = torch.from_numpy(ids).long()
+        torch_ids = torch.from_numpy(ids).long()
 
-        def say(ids=ids) -> np.ndarray:
+        def decode_jax(ids=ids) -> np.ndarray:
             return np.asarray(generate(params, prepared, ids))
 
-        def say_too(given=given) -> np.ndarray:
+        def decode_torch(ids=torch_ids) -> np.ndarray:
             with torch.inference_mode():
-                made = theirs.generate(
-                    given,
-                    attention_mask=torch.ones_like(given),
-                    max_new_tokens=new,
+                output = torch_model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=new_tokens,
                     do_sample=False,
                     pad_token_id=0,
                 )
-            return made[:, prompt:].numpy()
+            return output[:, prompt:].numpy()
 
-        if not (say() == say_too()).all():
-            # Greedy: where two tokens are all but equally likely, rounding may choose.
-            print("decode: the two sides part at a near tie", file=sys.stderr)
-        what = f"decode, tokens, batch {batch}"
+        if not (decode_jax() == decode_torch()).all():
+            # Greedy decoding: rounding decides between two tokens of nearly equal logits.
+            print("decode: outputs differ after a near tie", file=sys.stderr)
+        name = f"decode, tokens, batch {batch}"
         peer = f"transformers {transformers.__version__} generate, torch {torch.__version__}"
-        seconds = interleaved.in_turn(what, say, say_too, rounds)
-        rows.append(interleaved.row(what, seconds, peer, batch * new))
+        seconds = timing.time_interleaved(name, decode_jax, decode_torch, rounds)
+        rows.append(timing.result_row(name, seconds, peer, batch * new_tokens))
     return {"rows": rows}

@@ -1,7 +1,7 @@
-"""A step of policy optimisation against TRL's GRPOTrainer: rollout, reward, update.
+"""GRPO step compared with TRL's GRPOTrainer: rollout, reward, update.
 
-The same weights, prompts, group size, length of completions, reward and loss (Dr. GRPO, no KL).
-TRL's step is what its trainer does between on_step_begin and on_step_end; a step of ours is timed
+Same weights, prompts, group size, completion length, reward and loss (Dr. GRPO, no KL). TRL's
+step is timed between on_step_begin and on_step_end of its trainer; one step of jaxasa is timed
 after each.
 """
 
@@ -14,74 +14,84 @@ import numpy as np
 from jaxasa import config
 from jaxasa.models import lm, sample
 from jaxasa.models.asa import ASA
-from jaxasa.speed import interleaved
-from jaxasa.speed.decode import model, twin
-from jaxasa.speed.sft import DECODER, FIRST_WORD, MARKS, adapters, start
+from jaxasa.speed import timing
+from jaxasa.speed.decode import jax_model, torch_decoder
+from jaxasa.speed.sft import DECODER, FIRST_WORD, SPECIAL_TOKENS, initial_state, peft_config
 from jaxasa.stages import common, policy
-from jaxasa.stages.sft import flat
+from jaxasa.stages.sft import merge_leading_dims
 
 PROMPTS, GROUP, PROMPT, REPLY, ROUNDS = 16, 8, 50, 30, 8
 
 
-def reward(text: str) -> float:
-    """Share of the words of a completion that are no repetition: it differs within a group."""
+def unique_word_fraction(text: str) -> float:
+    """Fraction of distinct words in a completion: a reward that varies within a group."""
     words = text.split()
     return len(set(words)) / max(len(words), 1)
 
 
 def _words(vocab: int) -> list[str]:
-    marks = ["<pad>", "<eos>", "<audio>", "<think>", "</think>", "<answer>"]
-    return [*marks, *(f"w{n}" for n in range(FIRST_WORD, vocab))]
+    special = ["<pad>", "<eos>", "<audio>", "<think>", "</think>", "<answer>"]
+    return [*special, *(f"w{n}" for n in range(FIRST_WORD, vocab))]
 
 
 def _tokenizer(transformers, vocab: int):
-    """A word a token, so that prompts have as many tokens as words."""
+    """A word-level tokenizer: prompts have as many tokens as words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     table = {word: n for n, word in enumerate(_words(vocab))}
-    made = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
     )
 
 
-def stepper(asa: ASA, theirs, stage: config.GrpoStage, prompts: np.ndarray, decode, reply: int):
-    """() -> mean reward: a step of ours on `prompts` [P, S]."""
-    context, ours = start(asa, theirs, stage)
-    marks = dict(pad=MARKS.pad, audio_id=MARKS.audio)
+def make_jax_step(
+    asa: ASA, torch_model, stage: config.GrpoStage, prompts: np.ndarray, decode, reply: int
+):
+    """Returns a function that trains on `prompts` int32 [B, P] and returns the mean reward."""
+    context, train_state = initial_state(asa, torch_model, stage)
+    special = dict(pad=SPECIAL_TOKENS.pad, audio_id=SPECIAL_TOKENS.audio)
 
     @jax.jit
     def rollout(params, prompts, key) -> sample.Completions:
         options = dict(group=stage.num_generations, max_new=reply, temperature=stage.temperature)
-        return sample.generate(asa, params, prompts, None, key, eos=MARKS.eos, **options, **marks)
+        return sample.generate(
+            asa, params, prompts, None, key, eos=SPECIAL_TOKENS.eos, **options, **special
+        )
 
     def loss(params, batch, key):
-        ids, behaviour, mask = (flat(batch[name]) for name in ("ids", "logps", "mask"))
-        asked_for, said = (asa.embed(params, x, None, MARKS.audio) for x in (batch["prompt"], ids))
-        valid = batch["prompt"] != MARKS.pad
-        hidden = asa.complete(params, asked_for, valid, said, mask > 0)
+        ids, old_logps, mask = (merge_leading_dims(batch[name]) for name in ("ids", "logps", "mask"))
+        prompt_embeds, completion_embeds = (
+            asa.embed(params, x, None, SPECIAL_TOKENS.audio) for x in (batch["prompt"], ids)
+        )
+        valid = batch["prompt"] != SPECIAL_TOKENS.pad
+        hidden = asa.complete(params, prompt_embeds, valid, completion_embeds, mask > 0)
         logps, _ = lm.token_logps(hidden, asa.table(params), ids, stage.temperature)
-        return policy.dr_grpo(logps, behaviour, flat(batch["advantages"]), mask), {}
+        return policy.dr_grpo(logps, old_logps, merge_leading_dims(batch["advantages"]), mask), {}
 
     update = common.gradient_step(context, loss)
     keys = iter(jax.random.split(jax.random.key(0), 1000))
 
     def step() -> float:
-        nonlocal ours
+        nonlocal train_state
         with jax.set_mesh(context.mesh):
-            made = jax.device_get(rollout(ours.params, prompts, next(keys)))
-            earned = np.array([[reward(decode(row)) for row in group] for group in made.ids])
+            completions = jax.device_get(rollout(train_state.params, prompts, next(keys)))
+            rewards = np.array(
+                [[unique_word_fraction(decode(row)) for row in group] for group in completions.ids]
+            )
             rows = {
                 "prompt": prompts,
-                "ids": made.ids,
-                "logps": made.logps,
-                "mask": made.mask.astype(np.float32),
-                "advantages": policy.advantages(earned, False).astype(np.float32),
+                "ids": completions.ids,
+                "logps": completions.logps,
+                "mask": completions.mask.astype(np.float32),
+                "advantages": policy.advantages(rewards, False).astype(np.float32),
             }
-            ours, metrics = update(ours, rows, jax.device_put(next(keys), ours.step.sharding))
+            train_state, metrics = update(
+                train_state, rows, jax.device_put(next(keys), train_state.step.sharding)
+            )
             jax.block_until_ready(metrics)
-        return float(earned.mean())
+        return float(rewards.mean())
 
     return step
 
@@ -94,12 +104,17 @@ def run(
     reply: int = REPLY,
     rounds: int = ROUNDS,
 ) -> dict:
-    """{"rows": [...]}: steps a second."""
-    torch, transformers, peft, trl, datasets = interleaved.peers(
+    """Returns {"rows": [...]}, steps per second.
+
+    prompt, reply: tokens per prompt and completion. rounds: timed steps of each side.
+    """
+    torch, transformers, peft, trl, datasets = timing.import_baselines(
         "torch", "transformers", "peft", "trl", "datasets"
     )
     torch.manual_seed(0)
-    theirs = twin(decoder, transformers, pad_token_id=MARKS.pad, eos_token_id=MARKS.eos)
+    torch_model = torch_decoder(
+        decoder, transformers, pad_token_id=SPECIAL_TOKENS.pad, eos_token_id=SPECIAL_TOKENS.eos
+    )
     stage = config.GrpoStage(
         steps=1000,
         batch_size=prompts,
@@ -115,22 +130,22 @@ def run(
     def decode(row) -> str:
         return tokenizer.decode(row, skip_special_tokens=True)
 
-    step = stepper(model(decoder), theirs, stage, ids, decode, reply)
+    step = make_jax_step(jax_model(decoder), torch_model, stage, ids, decode, reply)
     seconds: tuple[list[float], list[float]] = ([], [])
-    what = f"grpo, steps of {prompts} x {group} completions of {reply} tokens"
+    name = f"grpo, steps of {prompts} x {group} completions of {reply} tokens"
 
-    class Turns(transformers.TrainerCallback):  # type: ignore[name-defined]
-        """Takes the time of each of the trainer's steps, and of one of ours after it."""
+    class StepTimer(transformers.TrainerCallback):  # type: ignore[name-defined]
+        """Times each step of the trainer, and one step of jaxasa after it."""
 
         def on_step_begin(self, *_, **__):
-            self.began = time.perf_counter()
+            self.start = time.perf_counter()
 
-        def on_step_end(self, args, at, control, **_):
-            spent = time.perf_counter() - self.began
-            ours = interleaved.timed(step)
-            if at.global_step > 1:
+        def on_step_end(self, args, trainer_state, control, **_):
+            baseline = time.perf_counter() - self.start
+            ours = timing.time_call(step)
+            if trainer_state.global_step > 1:
                 seconds[0].append(ours)
-                seconds[1].append(spent)
+                seconds[1].append(baseline)
 
     with tempfile.TemporaryDirectory() as folder:
         options = trl.GRPOConfig(
@@ -152,18 +167,18 @@ def run(
             report_to="none",
             disable_tqdm=True,
         )
-        said = datasets.Dataset.from_list(
+        dataset = datasets.Dataset.from_list(
             [{"prompt": " ".join(words[i] for i in row)} for row in ids]
         )
         trainer = trl.GRPOTrainer(
-            theirs,
-            lambda completions, **_: [reward(text) for text in completions],
+            torch_model,
+            lambda completions, **_: [unique_word_fraction(text) for text in completions],
             options,
-            said,
+            dataset,
             processing_class=tokenizer,
-            callbacks=[Turns()],
-            peft_config=adapters(peft),
+            callbacks=[StepTimer()],
+            peft_config=peft_config(peft),
         )
         trainer.train()
     peer = f"trl {trl.__version__} GRPOTrainer, transformers {transformers.__version__}"
-    return {"rows": [interleaved.row(what, seconds, f"{peer}, torch {torch.__version__}")]}
+    return {"rows": [timing.result_row(name, seconds, f"{peer}, torch {torch.__version__}")]}

@@ -1,18 +1,18 @@
-"""`jaxasa draw`: a room and what it does to sound, in one picture.
+"""Figure of a room and its acoustics (`jaxasa draw`).
 
-Four panels: the plan with listener and sources; the response on W, with the time after which
-noise stands for the images (`rir.EARLY` mixing times); the decay of each octave band
-by Schroeder's backward integration, with its T20; and where the energy comes from over time.
+Four panels: floor plan with listener and sources; the room impulse response (RIR) on W, with the
+time after which a noise tail replaces image sources (`rir.EARLY` mixing times); energy decay of
+each octave band by Schroeder's backward integration, with its T20; energy by azimuth over time.
 
-Directions are seen through the sharpest first-order beam, the hypercardioid
-(W + 3 (cos a X + sin a Y)) / 4, turned by 5 degrees at a time. The panel shows its energy in each
-millisecond with the room's mean decay taken out, so that the first reflections (circles: their
-places by geometry) and the diffuse field after them are seen on one scale.
+The last panel steers the sharpest first-order beam, the hypercardioid
+(W + 3 (cos a X + sin a Y)) / 4, in steps of 5 degrees. It shows the energy of each millisecond
+with the mean decay of the room removed, so that the first reflections (circles: their positions
+by geometry) and the diffuse field after them appear on one scale.
 
-    from jaxasa import draw
-    view = draw.View(room=(6, 5, 3), absorption=(0.3,) * 7, listener=(4, 2, 1.5), yaw=0,
+    from jaxasa.viz import plot_room
+    view = plot_room.View(room=(6, 5, 3), absorption=(0.3,) * 7, listener=(4, 2, 1.5), yaw=0,
                      sources=(("dog", (1.5, 3.5, 1.2)),))
-    draw.draw(view, 0, "room.png")
+    plot_room.plot_room(view, 0, "room.png")
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ import scipy.signal
 from matplotlib.figure import Figure
 
 from jaxasa.acoustics import foa, rir, rooms
-from jaxasa.acoustics.rir import LEAD
+from jaxasa.acoustics.rir import PRE_SAMPLES
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.core import keys
@@ -39,7 +39,7 @@ _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 @dataclasses.dataclass(frozen=True)
 class RoomView:
-    """What is drawn: sources are (name, position); yaw in degrees, all else as in SceneSpec."""
+    """A room to plot: sources are (name, position); yaw in degrees; otherwise as in SceneSpec."""
 
     room: tuple[float, float, float]
     absorption: tuple[float, ...] | tuple[tuple[float, ...], ...]
@@ -61,12 +61,12 @@ class RoomView:
 
 
 def view_of_scene(spec: SceneSpec) -> RoomView:
-    """Returns the view of a scene."""
+    """Returns the room of a scene."""
     sources = tuple((s.label, s.position) for s in spec.sources)
     return RoomView(spec.room, spec.absorption, spec.listener, spec.yaw, sources, spec.scattering)
 
 
-# The room that is drawn where nothing is said of it: arguments of of_room.
+# Default arguments of view_of_shoebox.
 DEFAULT_ROOM = {
     "room": (6.0, 5.0, 3.0),
     "rt60": 0.5,
@@ -77,9 +77,12 @@ DEFAULT_ROOM = {
 
 
 def view_of_shoebox(room, rt60: float, listener, sources, yaw: float = 0.0) -> RoomView:
-    """Returns the view of a room with this RT60 (s) in all bands, as far as air allows it."""
-    # As where scenes are drawn: air alone ends the longest decays of the highest bands.
-    ceiling = 0.9 * 6 * np.log(10) / (rooms.SPEED * rooms.AIR)
+    """Returns a shoebox room with the given RT60 (s) in all octave bands.
+
+    Air absorption limits the RT60 of the highest bands. Raises ConfigError.
+    """
+    # As for sampled scenes: at most 0.9 of the decay time that air absorption alone allows.
+    ceiling = 0.9 * 6 * np.log(10) / (rooms.SPEED_OF_SOUND * rooms.AIR_ABSORPTION)
     check(0 < rt60 < 30, "rt60", rt60, "seconds, up to 30")
     named = tuple((f"source {i + 1}", tuple(p)) for i, p in enumerate(sources))
     flat = tuple(float(v) for v in room)
@@ -88,22 +91,27 @@ def view_of_shoebox(room, rt60: float, listener, sources, yaw: float = 0.0) -> R
     return RoomView(flat, tuple(walls.tolist()), tuple(listener), yaw, named)
 
 
-def plot_room(view: RoomView, source: int, out: Path | str) -> dict:
-    """Writes the picture of the view, with the response of source number `source`, as PNG.
+def plot_room(view: RoomView, source_index: int, out: Path | str) -> dict:
+    """Writes the figure to `out`, a PNG file, with the RIR of source number `source_index`.
 
-    Returns {"rt60", "drr", "bands": {Hz: T20 in s}} of that response. Raises ConfigError.
+    Returns {"rt60", "drr", "bands": {Hz: T20 in s}} of that RIR. Raises ConfigError.
     """
     out = Path(out)
     check(out.suffix.lower() == ".png", "output", str(out), "a name that ends in .png")
     check(out.parent.is_dir(), "output", str(out), "a file in a folder that exists")
-    check(0 <= source < len(view.sources), "source", source, f"0 to {len(view.sources) - 1}")
-    position = view.sources[source][1]
+    check(
+        0 <= source_index < len(view.sources),
+        "source",
+        source_index,
+        f"0 to {len(view.sources) - 1}",
+    )
+    position = view.sources[source_index][1]
     rng = keys.rng(0, "draw")
-    where = (view.room, view.absorption, position, view.listener)
-    response = rir.shoebox_rir(*where, rng, scattering=view.scattering)
+    geometry = (view.room, view.absorption, position, view.listener)
+    response = rir.shoebox_rir(*geometry, rng, scattering=view.scattering)
     distance = float(np.linalg.norm(np.subtract(position, view.listener)))
-    decays = {band: _decay(response[0, LEAD:], band) for band in rooms.BANDS}
-    found = {
+    decays = {band: _energy_decay(response[0, PRE_SAMPLES:], band) for band in rooms.BANDS}
+    result = {
         "rt60": rir.rt60(response),
         "drr": rir.drr(response, distance),
         "bands": {int(band): seconds for band, (_, seconds) in decays.items()},
@@ -111,21 +119,21 @@ def plot_room(view: RoomView, source: int, out: Path | str) -> dict:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(12, 8.4), layout="constrained")
         panels = figure.subplots(2, 2, width_ratios=(1, 1.25))
-        _plan(panels[0, 0], view, source)
-        _response(panels[0, 1], view, response, distance)
-        _decays(panels[1, 0], decays)
-        _directions(figure, panels[1, 1], view, position, response, found["rt60"])
+        _draw_floor_plan(panels[0, 0], view, source_index)
+        _draw_impulse_response(panels[0, 1], view, response, distance)
+        _draw_decays(panels[1, 0], decays)
+        _draw_directions(figure, panels[1, 1], view, position, response, result["rt60"])
         size = " x ".join(f"{v:.1f}" for v in view.room)
         figure.suptitle(
-            f"{size} m, {rooms.volume(view.room):.0f} m³: {view.sources[source][0]} at "
-            f"{distance:.1f} m, RT60 {found['rt60']:.2f} s, DRR {found['drr']:.1f} dB"
+            f"{size} m, {rooms.volume(view.room):.0f} m³: {view.sources[source_index][0]} at "
+            f"{distance:.1f} m, RT60 {result['rt60']:.2f} s, DRR {result['drr']:.1f} dB"
         )
         with atomic_path(out) as temporary:
             figure.savefig(temporary, format="png", dpi=110)
-    return found
+    return result
 
 
-def _plan(axes, view: RoomView, chosen: int) -> None:
+def _draw_floor_plan(axes, view: RoomView, source_index: int) -> None:
     length, width, height = view.room
     axes.add_patch(matplotlib.patches.Rectangle((0, 0), length, width, fill=False, linewidth=2))
     x, y, z = view.listener
@@ -142,9 +150,9 @@ def _plan(axes, view: RoomView, chosen: int) -> None:
         colour = _COLOURS[i % len(_COLOURS)]
         azimuth = foa.wrap(foa.direction(np.subtract(point, view.listener))[0] - view.yaw)
         axes.plot([x, point[0]], [y, point[1]], ":", color=colour, linewidth=1)
-        marker = "*" if i == chosen else "o"
-        axes.plot(*point[:2], marker, color=colour, markersize=14 if i == chosen else 8)
-        # On the inner side of the room, so that no label leaves the picture, and off the line.
+        marker = "*" if i == source_index else "o"
+        axes.plot(*point[:2], marker, color=colour, markersize=14 if i == source_index else 8)
+        # Labels point inwards, so that none leaves the figure, and away from the line of sight.
         right, above = point[0] > length / 2, point[1] >= y
         axes.annotate(
             f"{name}\n{azimuth:+.0f}°, {point[2]:.1f} m up",
@@ -160,31 +168,33 @@ def _plan(axes, view: RoomView, chosen: int) -> None:
     axes.set_aspect("equal")
     axes.set_xlabel("x (m)")
     axes.set_ylabel("y (m)")
-    axes.set_title("Plan; azimuth is the listener's, left positive")
+    axes.set_title("Floor plan; azimuth relative to the listener, left positive")
 
 
-def _response(axes, view: RoomView, response: np.ndarray, distance: float) -> None:
-    # The loudest sample of each half millisecond: a picture has no room for more.
+def _draw_impulse_response(axes, view: RoomView, response: np.ndarray, distance: float) -> None:
+    # Peak of each half millisecond: the figure cannot resolve more.
     step = SAMPLE_RATE // 2000
-    w = np.abs(response[0, LEAD:])
+    w = np.abs(response[0, PRE_SAMPLES:])
     w = w[: len(w) // step * step].reshape(-1, step).max(axis=1)
     time = np.arange(len(w)) * step / SAMPLE_RATE * 1000
     level = 20 * np.log10(np.maximum(w / w.max(), 10 ** (_FLOOR / 20)))
     axes.fill_between(time, _FLOOR, level, step="post", color=_COLOURS[0], linewidth=0)
-    arrival = distance / rooms.SPEED * 1000
+    arrival = distance / rooms.SPEED_OF_SOUND * 1000
     axes.plot(arrival, 0, "v", color=_COLOURS[4], label=f"direct sound, {arrival:.1f} ms")
-    mixing = 1000 * rir.EARLY * float(rir.mixing_time(view.room, distance))
-    axes.axvline(mixing, color="black", linestyle="--", label=f"images end, {mixing:.0f} ms")
+    mixing = 1000 * rir.EARLY_MIXING_TIMES * float(rir.mixing_time_at(view.room, distance))
+    axes.axvline(
+        mixing, color="black", linestyle="--", label=f"end of image sources, {mixing:.0f} ms"
+    )
     axes.set_xlim(0, time[-1])
     axes.set_ylim(_FLOOR, 5)
     axes.set_xlabel("time after emission (ms)")
-    axes.set_ylabel("dB under the loudest")
-    axes.set_title("Response on W")
+    axes.set_ylabel("dB below peak")
+    axes.set_title("Room impulse response on W")
     axes.legend(loc="upper right")
 
 
-def _decay(signal: np.ndarray, band: float) -> tuple[np.ndarray, float]:
-    """Returns the energy decay curve (dB) of an octave band, and its T20 (s), or NaN."""
+def _energy_decay(signal: np.ndarray, band: float) -> tuple[np.ndarray, float]:
+    """Energy decay curve (dB) of an octave band, and its T20 (s), NaN if too short."""
     top = min(band * 2**0.5, 0.499 * SAMPLE_RATE)
     sections = scipy.signal.butter(
         3, (band / 2**0.5, top), "bandpass", fs=SAMPLE_RATE, output="sos"
@@ -198,7 +208,7 @@ def _decay(signal: np.ndarray, band: float) -> tuple[np.ndarray, float]:
     return level, float(-60 / slope)
 
 
-def _decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
+def _draw_decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(decays)))
     for colour, (band, (level, seconds)) in zip(colours, decays.items(), strict=True):
         shown = f"{band:.0f} Hz: {seconds:.2f} s" if np.isfinite(seconds) else f"{band:.0f} Hz"
@@ -207,15 +217,17 @@ def _decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
     axes.set_xlim(0, longest / SAMPLE_RATE * 1000)
     axes.set_ylim(_FLOOR, 1)
     axes.set_xlabel("time after emission (ms)")
-    axes.set_ylabel("energy still to come (dB)")
+    axes.set_ylabel("remaining energy (dB)")
     axes.set_title("Decay per octave band, with T20")
     axes.legend(loc="upper right", fontsize=9)
     axes.grid(alpha=0.2)
 
 
-def _directions(figure, axes, view: RoomView, position, response: np.ndarray, rt60: float) -> None:
+def _draw_directions(
+    figure, axes, view: RoomView, position, response: np.ndarray, rt60: float
+) -> None:
     step = SAMPLE_RATE // 1000
-    signal = foa.rotate(response[:, LEAD:].T, -view.yaw)
+    signal = foa.rotate(response[:, PRE_SAMPLES:].T, -view.yaw)
     usable = len(signal) // step * step
     azimuth = np.arange(-180, 181, 5)
     gains = foa.encode(azimuth, np.zeros(len(azimuth))) * [0.25, 0.75, 0.75, 0.75]
@@ -223,26 +235,26 @@ def _directions(figure, axes, view: RoomView, position, response: np.ndarray, rt
     time = np.arange(len(energy) + 1) * step / SAMPLE_RATE
     if np.isfinite(rt60):
         energy *= 10 ** (6 * time[:-1, None] / rt60)
-    first = _first_order(view, position)
-    arrival = np.linalg.norm(first, axis=1) / rooms.SPEED
+    first = _first_order_offsets(view, position)
+    arrival = np.linalg.norm(first, axis=1) / rooms.SPEED_OF_SOUND
     end = min(time[-1], 1.25 * max(rooms.mixing_time(view.room), float(arrival.max())))
     loudest = energy[time[:-1] < end].max()
     level = 10 * np.log10(np.maximum(energy / loudest, 10 ** (_FLOOR / 10)))
     edges = np.append(azimuth - 2.5, 182.5)
     mesh = axes.pcolormesh(time * 1000, edges, level.T, cmap="magma", vmin=-18, vmax=0)
-    figure.colorbar(mesh, ax=axes, label="dB under the loudest, without decay")
-    # The direct sound and the six first reflections.
+    figure.colorbar(mesh, ax=axes, label="dB below peak, decay removed")
+    # Direct sound and the six first-order reflections.
     bearing = foa.wrap(foa.direction(first)[0] - view.yaw)
     axes.plot(arrival * 1000, bearing, "o", markerfacecolor="none", color="#7fffd4", markersize=9)
     axes.set_xlim(0, end * 1000)
     axes.set_ylim(-180, 180)
     axes.set_yticks(range(-180, 181, 90), ("back", "right", "front", "left", "back"))
     axes.set_xlabel("time after emission (ms)")
-    axes.set_title("Energy by azimuth over time; circles: direct and first reflections")
+    axes.set_title("Energy by azimuth over time; circles: direct sound, first reflections")
 
 
-def _first_order(view: RoomView, position) -> np.ndarray:
-    """Returns the offsets [7, 3] of the source and of its mirror images in the six walls."""
+def _first_order_offsets(view: RoomView, position) -> np.ndarray:
+    """Offsets [7, 3] (m) from the listener of the source and its images in the six walls."""
     places = [np.array(position, float)]
     for axis in range(3):
         for wall in (0.0, view.room[axis]):

@@ -35,109 +35,109 @@ def workdir(tmp_path_factory):
     return folder
 
 
-def heard(path: Path) -> np.ndarray:
+def read_stereo(path: Path) -> np.ndarray:
     samples, rate = soundfile.read(path, dtype="float32")
     assert rate == 16_000 and samples.ndim == 2 and samples.shape[1] == 2
     assert [p.name for p in path.parent.iterdir() if p.suffix == ".tmp"] == []
     return samples
 
 
-def test_a_binaural_data_set_has_the_scenes_and_labels_of_the_foa_one(workdir):
-    around = records.Records(workdir / "scenes" / "train")
-    ears = records.Records(workdir / "binaural" / "train")
-    assert len(ears) == len(around) == 3
+def test_binaural_and_foa_data_sets_share_scenes_and_labels(workdir):
+    foa_records = records.Records(workdir / "scenes" / "train")
+    binaural_records = records.Records(workdir / "binaural" / "train")
+    assert len(binaural_records) == len(foa_records) == 3
     bank = sounds.Bank.load(workdir / "sounds")
     for index in range(3):
-        sound, labels = ears[index]
+        sound, labels = binaural_records[index]
         assert sound.shape == (24_000, 2)
-        assert {**labels, "gain": 0} == {**around[index][1], "gain": 0}
+        assert {**labels, "gain": 0} == {**foa_records[index][1], "gain": 0}
         spec = scenes.draw(SCENES, bank.clips("train"), 7, "train", index)
         expected, scene = binaural.render(spec, bank.audio, HEAD)
         assert scene == labels
         assert np.abs(records.to_float(sound) - expected).max() < 2e-4
-    assert ears.manifest["channels"] == "left, right ear"
-    assert ears.manifest["hrtf"] == HEAD.name
-    assert ears.manifest["key"] != around.manifest["key"]
+    assert binaural_records.manifest["channels"] == "left, right ear"
+    assert binaural_records.manifest["hrtf"] == HEAD.name
+    assert binaural_records.manifest["key"] != foa_records.manifest["key"]
     with pytest.raises(ConfigError, match="other settings"):
-        simulate(SCENES, bank.folder, "train", ears.folder, 7, 3)
+        simulate(SCENES, bank.folder, "train", binaural_records.folder, 7, 3)
 
 
-def test_scene_of_a_folder_is_rendered_image_by_image(workdir, tmp_path):
+def test_stored_scene_is_rendered_by_image_sources(workdir, tmp_path):
     out = tmp_path / "scene.wav"
-    found = binauralize.listen(workdir / "scenes" / "train", out, index=1)
-    assert found["from"] == "images" and found["hrtf"] == HEAD.name and found["gain"] == 1
+    result = binauralize.binauralize(workdir / "scenes" / "train", out, index=1)
+    assert result["method"] == "images" and result["hrtf"] == HEAD.name and result["gain"] == 1
     expected = records.to_float(records.Records(workdir / "binaural" / "train")[1][0])
-    assert np.abs(heard(out) - expected).max() < 2e-4
-    stored = binauralize.listen(workdir / "binaural" / "train", out, index=1)
-    assert stored["from"] == "stored" and stored["hrtf"] is None
-    assert np.abs(heard(out) - expected).max() < 1e-4
+    assert np.abs(read_stereo(out) - expected).max() < 2e-4
+    stored = binauralize.binauralize(workdir / "binaural" / "train", out, index=1)
+    assert stored["method"] == "stored" and stored["hrtf"] is None
+    assert np.abs(read_stereo(out) - expected).max() < 1e-4
 
 
-def test_scene_in_json(workdir, tmp_path):
+def test_scene_in_json_needs_its_sound_bank(workdir, tmp_path):
     bank = sounds.Bank.load(workdir / "sounds")
     spec = specs.of_record(records.Records(workdir / "scenes" / "train"), 2, bank)
     path, out = tmp_path / "scene.json", tmp_path / "scene.wav"
     path.write_text(scenes.to_json(spec))
     assert specs.find(path, None, None) == spec
-    assert binauralize.listen(path, out, sounds=bank.folder)["from"] == "images"
+    assert binauralize.binauralize(path, out, sounds=bank.folder)["method"] == "images"
     expected, _ = binaural.render(spec, bank.audio, HEAD)
-    assert np.abs(heard(out) - expected).max() < 1e-4
+    assert np.abs(read_stereo(out) - expected).max() < 1e-4
     with pytest.raises(ConfigError, match="--sounds"):
-        binauralize.listen(path, out)
+        binauralize.binauralize(path, out)
     source = dataclasses.replace(spec.sources[0], clip="none")
     path.write_text(scenes.to_json(dataclasses.replace(spec, sources=(source,))))
     with pytest.raises(ConfigError, match=r"clip 'none'.*bank"):
-        binauralize.listen(path, out, sounds=bank.folder)
+        binauralize.binauralize(path, out, sounds=bank.folder)
 
 
-def test_without_its_bank_a_stored_scene_is_decoded(workdir, tmp_path):
-    """A folder that was moved, and one whose scenes are drawn otherwise today."""
+def test_stored_scene_without_its_bank_is_decoded_from_foa(workdir, tmp_path):
+    """A moved folder, and one whose scenes are sampled differently by this version."""
     moved = tmp_path / "moved" / "train"
     moved.mkdir(parents=True)
     for file in (workdir / "scenes" / "train").iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
     out = tmp_path / "scene.wav"
-    assert binauralize.listen(moved, out)["from"] == "foa"
+    assert binauralize.binauralize(moved, out)["method"] == "foa"
     stored = records.to_float(records.Records(moved)[0][0])
     expected = foa_decoder.decode(stored, HEAD)
     scale = min(1, 0.9 / np.abs(expected).max())
-    assert np.abs(heard(out) - scale * expected).max() < 1e-4
+    assert np.abs(read_stereo(out) - scale * expected).max() < 1e-4
     manifest = json.loads((moved / "manifest.json").read_text())
     manifest["seed"] = 8
     (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="another version"):
-        binauralize.listen(moved, out, sounds=workdir / "sounds")
+        binauralize.binauralize(moved, out, sounds=workdir / "sounds")
 
 
-@pytest.mark.parametrize("order", ["ambix", "n3d", "fuma"])
-def test_a_recording_at_48_khz(tmp_path, order):
+@pytest.mark.parametrize("convention", ["ambix", "n3d", "fuma"])
+def test_foa_file_in_each_convention_at_48_khz(tmp_path, convention):
     noise = 0.2 * keys.rng(0).standard_normal(48_000)
     field = noise[:, None] * foa.encode(90, 0)
     stored = {
         "ambix": field,
         "n3d": field * [1, 3**0.5, 3**0.5, 3**0.5],
         "fuma": field[:, [0, 3, 1, 2]] * [0.5**0.5, 1, 1, 1],
-    }[order]
+    }[convention]
     path, out = tmp_path / "a.wav", tmp_path / "out.wav"
     soundfile.write(path, stored, 48_000, subtype="FLOAT")
-    found = binauralize.listen(path, out, order=order)
-    assert found["from"] == "foa" and found["seconds"] == 1.0
-    left, right = heard(out).T
+    result = binauralize.binauralize(path, out, convention=convention)
+    assert result["method"] == "foa" and result["seconds"] == 1.0
+    left, right = read_stereo(out).T
     level = 10 * np.log10((left**2).sum() / (right**2).sum())
     assert level > 6
     lag = np.argmax(np.correlate(left, right, "full")) - (len(left) - 1)
     assert -14 < lag < -8
 
 
-def test_a_loud_recording_does_not_clip(tmp_path):
+def test_loud_recording_is_scaled_below_clipping(tmp_path):
     path, out = tmp_path / "a.wav", tmp_path / "out.wav"
     soundfile.write(path, keys.rng(0).standard_normal((8000, 4)), 16_000, subtype="FLOAT")
-    found = binauralize.listen(path, out)
-    assert found["gain"] < 1
-    assert np.abs(heard(out)).max() == pytest.approx(render.PEAK, abs=1e-3)
+    result = binauralize.binauralize(path, out)
+    assert result["gain"] < 1
+    assert np.abs(read_stereo(out)).max() == pytest.approx(render.PEAK, abs=1e-3)
 
 
-def test_bad_input_is_named(workdir, tmp_path):
+def test_invalid_arguments_are_named(workdir, tmp_path):
     out, train = tmp_path / "out.wav", workdir / "scenes" / "train"
     for arguments, words in (
         ((train, tmp_path / "out.mp3"), r"out\.mp3"),
@@ -151,25 +151,25 @@ def test_bad_input_is_named(workdir, tmp_path):
         ((train, out, 0, "sphere", None, tmp_path), "sound bank"),
     ):
         with pytest.raises(ConfigError, match=words):
-            binauralize.listen(*arguments)
+            binauralize.binauralize(*arguments)
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"bad\.json.*SceneSpec"):
-        binauralize.listen(tmp_path / "bad.json", out)
+        binauralize.binauralize(tmp_path / "bad.json", out)
     assert not out.exists()
 
 
-def test_a_full_disk_leaves_no_half_file(workdir, tmp_path, monkeypatch):
+def test_full_disk_leaves_no_partial_file(workdir, tmp_path, monkeypatch):
     def full(file, *_, **__):
         Path(file).write_bytes(b"RIFF")
         raise OSError(28, "No space left on device", str(file))
 
     monkeypatch.setattr(soundfile, "write", full)
     with pytest.raises(OSError, match="No space"):
-        binauralize.listen(workdir / "scenes" / "train", tmp_path / "out.wav")
+        binauralize.binauralize(workdir / "scenes" / "train", tmp_path / "out.wav")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_that_a_source_has_no_use_for_are_refused(workdir, tmp_path):
+def test_inapplicable_options_are_refused(workdir, tmp_path):
     out, bank, sound = tmp_path / "out.wav", workdir / "sounds", tmp_path / "a.wav"
     soundfile.write(sound, np.zeros((160, 4)), 16_000)
     scene, stored = workdir / "scenes" / "train", workdir / "binaural" / "train"
@@ -178,14 +178,14 @@ def test_options_that_a_source_has_no_use_for_are_refused(workdir, tmp_path):
     for source, options, word in (
         (sound, {"index": 0}, "--index 0"),
         (sound, {"sounds": bank}, "--sounds"),
-        (scene, {"order": "ambix"}, "--order ambix"),
-        (stored, {"head": "sphere"}, "--hrtf sphere"),
+        (scene, {"convention": "ambix"}, "--convention ambix"),
+        (stored, {"hrtf_name": "sphere"}, "--hrtf sphere"),
         (stored, {"sounds": bank}, "--sounds"),
-        (data, {"order": "fuma", "sounds": bank}, "--order fuma"),
+        (data, {"convention": "fuma", "sounds": bank}, "--convention fuma"),
         (data, {"index": 1, "sounds": bank}, "--index 1"),
     ):
         with pytest.raises(ConfigError, match=f"{word}.*expected none with it"):
-            binauralize.listen(source, out, **options)
+            binauralize.binauralize(source, out, **options)
     with pytest.raises(ConfigError, match="--sounds .*scene in JSON"):
         specs.find(data, None, bank)
     assert not out.exists()

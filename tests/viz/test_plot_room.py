@@ -13,20 +13,20 @@ from jaxasa.viz import plot_room
 ROOM, LISTENER, SOURCE = (6.0, 5.0, 3.0), (4.0, 2.0, 1.5), (1.5, 3.5, 1.2)
 
 
-def test_numbers_of_the_picture_are_the_response_s(tmp_path):
+def test_returned_acoustics_are_those_of_the_rir(tmp_path):
     view = plot_room.view_of_shoebox(ROOM, 0.5, LISTENER, (SOURCE, (5.0, 4.0, 1.0)))
-    found = plot_room.plot_room(view, 0, tmp_path / "room.png")
+    result = plot_room.plot_room(view, 0, tmp_path / "room.png")
     response = rir.shoebox_rir(ROOM, view.absorption, SOURCE, LISTENER, keys.rng(0, "draw"))
-    assert found["rt60"] == rir.rt60(response)
-    assert found["drr"] == rir.drr(response, math.dist(SOURCE, LISTENER))
-    assert set(found["bands"]) == {int(band) for band in rooms.BANDS}
-    # Nominal, as one response of a hybrid may stray by some percent a band.
-    middle = [found["bands"][band] for band in (500, 1000, 2000, 4000)]
+    assert result["rt60"] == rir.rt60(response)
+    assert result["drr"] == rir.drr(response, math.dist(SOURCE, LISTENER))
+    assert set(result["bands"]) == {int(band) for band in rooms.BANDS}
+    # Roughly nominal: T20 of one hybrid RIR varies by some percent per band.
+    middle = [result["bands"][band] for band in (500, 1000, 2000, 4000)]
     assert np.mean(middle) == pytest.approx(0.5, rel=0.15)
     image = matplotlib.image.imread(tmp_path / "room.png")
     assert image.shape[0] > 800 and image.shape[1] > 1200
     assert [p.name for p in tmp_path.iterdir()] == ["room.png"]
-    # Every quarter of the picture has something in it.
+    # No panel is empty.
     rows, columns = (n // 2 for n in image.shape[:2])
     for part in (image[:rows, :columns], image[:rows, columns:], image[rows:, :columns]):
         assert part[..., :3].std() > 0.02
@@ -36,16 +36,16 @@ def test_decay_of_a_known_signal():
     noise = np.random.default_rng(0).standard_normal(16_000)
     signal = noise * 10 ** (-3 * np.arange(16_000) / 16_000 / 0.4)
     for band in rooms.BANDS[2:]:
-        level, seconds = plot_room._decay(signal, band)
+        level, seconds = plot_room._energy_decay(signal, band)
         assert level[0] == 0 and np.all(np.diff(level) <= 1e-9)
         assert seconds == pytest.approx(0.4, rel=0.15)
-    assert math.isnan(plot_room._decay(np.eye(1, 4000)[0], 8000.0)[1])
+    assert math.isnan(plot_room._energy_decay(np.eye(1, 4000)[0], 8000.0)[1])
 
 
 def test_first_reflections_are_mirror_images():
     view = plot_room.view_of_shoebox(ROOM, 0.5, LISTENER, (SOURCE,))
-    found = plot_room._first_order(view, SOURCE) + np.array(LISTENER)
-    assert {tuple(np.round(p, 6)) for p in found} == {
+    result = plot_room._first_order_offsets(view, SOURCE) + np.array(LISTENER)
+    assert {tuple(np.round(p, 6)) for p in result} == {
         SOURCE,
         (-1.5, 3.5, 1.2),
         (10.5, 3.5, 1.2),
@@ -68,7 +68,7 @@ def test_scene_in_json(tmp_path, capsys):
     assert view.sources[last] == (spec.sources[last].label, spec.sources[last].position)
 
 
-def test_without_arguments_a_default_room_is_drawn(tmp_path):
+def test_default_room_is_plotted_without_arguments(tmp_path):
     assert main.main(["draw", str(tmp_path / "room.png")]) == 0
     assert (tmp_path / "room.png").stat().st_size > 10_000
 
@@ -89,7 +89,7 @@ def test_without_arguments_a_default_room_is_drawn(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else "_".join(value[1:3]),
 )
-def test_bad_input_is_named(tmp_path, monkeypatch, capsys, arguments, words):
+def test_invalid_arguments_are_named(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     assert main.main(["draw", *arguments]) == 2
     err = capsys.readouterr().err
