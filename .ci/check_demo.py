@@ -1,4 +1,4 @@
-"""Looks at what `jaxasa demo` left in a folder; exits with 1 and a line at the first fault."""
+"""Checks the outputs of `jaxasa demo` in a work folder; exits with 1 at the first fault."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 from jaxasa.bench import controls
 from jaxasa.hf import load
 
-# The report of even a small run holds figures; an empty page would be shorter.
+# Even the report of a small run holds figures; an empty page would be shorter.
 REPORT_BYTES = 20_000
 SYSTEMS = ("sft", "grpo", "question_only", "mono", "chance")
 LEVELS = ("L1", "L2", "L3")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A run on a GKE cluster of TPUs, through xpk (pip install xpk), which starts it and returns:
+# Starts a training job on a GKE cluster of TPUs through xpk (pip install xpk), and returns:
 #   bash launch/gke.sh --cluster C --workload sft-1 --tpu v5p-256 --image IMAGE \
 #     -- train sft --workdir /mnt/shared/run
 # IMAGE holds jaxasa with jax[tpu] (`jaxasa` on its PATH). Options: --slices N (1); --project P;
-# --zone Z; --restarts N (5), done by the cluster for exit code 75, and by xpk's default for
-# those of lost machines (127 and more); --dry_run.
+# --zone Z; --restarts N (5), by the cluster, for exit code 75 and xpk's defaults (127 and above:
+# lost machines); --dry_run.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
 

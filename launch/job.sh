@@ -1,16 +1,16 @@
-# Sourced by tpu_vm.sh, gke.sh and slurm.sh: options, what `jaxasa` gets, printing, starting again.
-# Each of these scripts is called as SCRIPT [OPTIONS] -- JAXASA_ARGUMENTS, which are those of
-# `train STAGE`: the processes of other verbs would each do the whole of the work. E.g.
+# Sourced by tpu_vm.sh, gke.sh and slurm.sh: option parsing, quoting, restarts.
+# Each of these scripts is called as SCRIPT [OPTIONS] -- JAXASA_ARGUMENTS, for `train STAGE` only:
+# other commands are not distributed, so every process would do all of the work. Example:
 #   bash launch/slurm.sh --nodes 2 -- train sft --workdir /shared/run --gin.SftStage.steps=1000
-# and with --dry_run prints the command, quoted for a shell, and runs nothing.
+# With --dry_run a script prints its command, quoted for a shell, and runs nothing.
 #
 # shellcheck disable=SC2034,SC2154  # variables go to and come from the script that sources this
 #
 # Every process must see the same --workdir (NFS, Filestore, Cloud Storage FUSE, Lustre).
 
-# Exit codes after which the same command goes on: 75 (saved, unfinished), and those of processes
-# that a signal ended (128 and more: a machine is gone; JAX aborts those that miss another).
-may_go_on() { (($1 == 75 || ($1 >= 128 && $1 != 130))); }
+# Exit codes after which the same command resumes: 75 (preempted, checkpoint saved), and 128 and
+# above except 130 (killed by a signal: a host was lost, and JAX aborts the processes that wait for it).
+is_resumable() { (($1 == 75 || ($1 >= 128 && $1 != 130))); }
 
 stop() {
     echo "${0##*/}: $1" >&2
@@ -18,7 +18,7 @@ stop() {
 }
 
 # parse_options USAGE NAME... -- ARGUMENTS: sets a variable for each --NAME VALUE, dry_run, and
-# the array `jaxasa`, which holds what follows the second "--".
+# the array `jaxasa` of the arguments after the second "--".
 parse_options() {
     local usage=$1 name known=" "
     shift
@@ -53,24 +53,24 @@ need() {
     done
 }
 
-# The arguments as one line that a shell reads back as they are.
+# Prints the arguments as one line, quoted so that a shell reads them back unchanged.
 quoted() {
     local line
     printf -v line '%q ' "$@"
     printf '%s' "${line% }"
 }
 
-# Runs a command, at most $restarts times again while its exit code says that it may go on.
-run_again() {
+# Runs a command, and restarts it up to $restarts times while its exit code is resumable.
+run_with_restarts() {
     local try code
     for ((try = 0; ; try++)); do
         code=0
         "$@" || code=$?
-        if ! may_go_on "$code"; then
+        if ! is_resumable "$code"; then
             ((code == 0)) || echo "${0##*/}: ended with exit code $code" >&2
             exit "$code"
         elif ((try == restarts)); then
-            echo "${0##*/}: exit code $code after $restarts restarts; start it again to go on" >&2
+            echo "${0##*/}: exit code $code after $restarts restarts; run the same command to resume" >&2
             exit "$code"
         fi
         echo "${0##*/}: exit code $code, restart $((try + 1)) of $restarts in $pause s" >&2

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The main job on this machine: makes .venv, installs jaxasa, fetches recordings, trains, scores.
+# The demo pipeline on this machine: creates .venv, installs jaxasa, downloads sound recordings,
+# simulates scenes, trains, evaluates and writes a report.
 #   bash launch/local.sh                                     15 to 35 minutes on two cores
-#   bash launch/local.sh --gin_file gin/run/smoke.gin --workdir runs/smoke        small and quick
-# All arguments go to `jaxasa demo`. Run it again after an interruption: finished work is kept.
+#   bash launch/local.sh --gin_file gin/run/smoke.gin --workdir runs/smoke        small and fast
+# All arguments go to `jaxasa demo`. After an interruption run it again: finished steps are kept.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 

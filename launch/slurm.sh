@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# A run on GPUs under SLURM, a process a GPU; .venv of this repository holds jaxasa and jax[cuda13]:
+# Submits a training job on GPUs to SLURM, one process per GPU. The .venv of this repository must
+# hold jaxasa and jax[cuda13]:
 #   bash launch/slurm.sh --nodes 4 --gpus 8 -- train sft --workdir /shared/run
-# Options: --nodes N (1); --gpus N a node (8); --cpus N a process (8); --time, --partition,
-# --account of sbatch; --name of the job; --restarts N (5): the job goes back to the queue for exit
-# code 75 (SLURM says so 120 s before the time is over, and all is saved); --dry_run.
+# Options: --nodes N (1); --gpus N per node (8); --cpus N per process (8); --time, --partition,
+# --account of sbatch; --name of the job; --restarts N (5): requeues the job after exit code 75
+# (SLURM sends SIGTERM 120 s before the time limit, and jaxasa saves a checkpoint); --dry_run.
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 source "$here/job.sh"
@@ -11,14 +12,14 @@ source "$here/job.sh"
 usage="usage: slurm.sh [--nodes N] [--gpus N] [--cpus N] [--time T] [--partition P] [--account A] \
 [--name NAME] [--restarts N] [--dry_run] -- JAXASA_ARGUMENTS"
 
-# Within the allocation: one step of the job, which goes back to the queue where it may go on.
+# Inside the allocation: runs the job step, and requeues the job if the exit code is resumable.
 if [[ ${1:-} == --inside ]]; then
     restarts=$2
     shift 2
     code=0
     export JAXASA_COORDINATOR=auto JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
     srun --label --kill-on-bad-exit=1 "$here/../.venv/bin/jaxasa" "$@" || code=$?
-    if may_go_on "$code" && ((${SLURM_RESTART_COUNT:-0} < restarts)); then
+    if is_resumable "$code" && ((${SLURM_RESTART_COUNT:-0} < restarts)); then
         echo "slurm.sh: exit code $code, restart $((${SLURM_RESTART_COUNT:-0} + 1)) of $restarts" >&2
         exec scontrol requeue "$SLURM_JOB_ID"
     fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: makes .venv if needed, then lint, format, types, pytest.
+# The checks: creates .venv if needed, then runs lint, format, types and pytest.
 #   bash launch/test.sh                     everything
 #   bash launch/test.sh tests/hf -k merge   arguments go to pytest
 set -euo pipefail

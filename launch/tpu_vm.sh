@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A run on all workers of a Cloud TPU VM, which must be there, with jaxasa on each worker:
+# Runs a training job on all workers of an existing Cloud TPU VM. Install jaxasa on each worker:
 #   gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command='git clone URL jaxasa &&
 #     cd jaxasa && python3 -m venv .venv && .venv/bin/pip install -e . "jax[tpu]"'
 #   bash launch/tpu_vm.sh --tpu NAME --zone ZONE -- train sft --workdir /mnt/shared/run
-# Options: --project P; --folder DIR of jaxasa on the workers (jaxasa, below the home folder);
+# Options: --project P; --folder DIR of jaxasa on the workers (default jaxasa in the home folder);
 # --restarts N (5) and --pause SECONDS (30) for exit code 75; --dry_run.
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/job.sh"
@@ -19,4 +19,4 @@ remote="cd $(quoted "$folder") && JAXASA_COORDINATOR=auto JAX_PLATFORMS=tpu,cpu 
 command=(gcloud compute tpus tpu-vm ssh "$tpu" "--zone=$zone" ${project:+"--project=$project"}
     --worker=all "--command=$remote")
 quoted "${command[@]}" && echo
-[[ -n $dry_run ]] || run_again "${command[@]}"
+[[ -n $dry_run ]] || run_with_restarts "${command[@]}"

@@ -1,4 +1,4 @@
-"""The launch scripts: syntax, and what they say on machines that lack something."""
+"""The launch scripts: syntax, missing prerequisites, restarts, and the commands they build."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci/run"])
-# What the scripts themselves need; Python is left out on purpose.
+# Programs that the scripts need; Python is left out on purpose.
 TOOLS = ("bash", "dirname", "cksum", "cat", "rm", "env")
 
 
@@ -44,7 +44,7 @@ def old_python(tools: Path, version: str = "3.9.2") -> None:
 
 
 def new_python(tools: Path, ensurepip: bool = True, pip_status: int = 0) -> None:
-    """A Python that is new enough; `-m venv` makes one whose pip logs its arguments."""
+    """A fake Python of a supported version; its venv has a pip that logs its arguments."""
     (tools / "mkdir").symlink_to(shutil.which("mkdir"))
     (tools / "cp").symlink_to(shutil.which("cp"))
     script(
@@ -70,7 +70,7 @@ def new_python(tools: Path, ensurepip: bool = True, pip_status: int = 0) -> None
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
-def test_syntax(path):
+def test_scripts_parse(path):
     assert subprocess.run(["bash", "-n", path]).returncode == 0
 
 
@@ -83,21 +83,21 @@ def test_shellcheck(path):
 
 
 @pytest.mark.parametrize("name", ["local.sh", "test.sh"])
-def test_no_python(machine, name):
+def test_missing_python_is_reported(machine, name):
     done = launch(machine, name)
     assert done.returncode == 1
     assert "Python 3.11 or newer is needed; no python3 is installed" in done.stderr
     assert "apt install python3 python3-venv" in done.stderr
 
 
-def test_old_python(machine):
+def test_old_python_is_reported(machine):
     old_python(machine[1])
     done = launch(machine, "local.sh")
     assert done.returncode == 1
     assert "Python 3.11 or newer is needed; python3 is 3.9.2" in done.stderr
 
 
-def test_newer_name_beside_an_old_python3(machine):
+def test_newer_python_is_preferred_over_old_python3(machine):
     repo, tools = machine
     new_python(tools)
     (tools / "python3").rename(tools / "python3.12")
@@ -107,7 +107,7 @@ def test_newer_name_beside_an_old_python3(machine):
     assert "python3.12" in done.stderr
 
 
-def test_no_venv_module(machine):
+def test_missing_venv_module_is_reported(machine):
     new_python(machine[1], ensurepip=False)
     done = launch(machine, "local.sh")
     assert done.returncode == 1
@@ -115,7 +115,7 @@ def test_no_venv_module(machine):
     assert not (machine[0] / ".venv").exists()
 
 
-def test_pip_fails_and_is_tried_again(machine):
+def test_failed_installation_is_retried(machine):
     repo, tools = machine
     new_python(tools, pip_status=1)
     for attempt in (1, 2):
@@ -126,7 +126,7 @@ def test_pip_fails_and_is_tried_again(machine):
         assert len((tools / "pip.log").read_text().splitlines()) == attempt
 
 
-def test_installs_once_until_pyproject_changes(machine):
+def test_installation_is_repeated_only_if_pyproject_changes(machine):
     repo, tools = machine
     new_python(tools)
     log = tools / "pip.log"
@@ -141,7 +141,7 @@ def test_installs_once_until_pyproject_changes(machine):
     assert len(log.read_text().splitlines()) == 2
 
 
-def test_the_callers_platform_is_kept(machine):
+def test_jax_platforms_of_the_caller_is_kept(machine):
     new_python(machine[1])
     assert "platforms cpu" in launch(machine, "local.sh").stdout
     script(machine[1] / "tpu", 'JAX_PLATFORMS=tpu exec bash "$@"\n')
@@ -155,18 +155,18 @@ def test_the_callers_platform_is_kept(machine):
     assert "platforms tpu" in done.stdout
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD, ldconfig and /proc are Linux's")
-def test_memory_is_tcmallocs_where_it_is_installed(machine, tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD, ldconfig and /proc")
+def test_tcmalloc_is_preloaded_if_installed(machine, tmp_path):
     repo, tools = machine
     new_python(tools)
-    # Another library under its name: the loader complains of none that is not there.
+    # An existing library stands in for tcmalloc: the loader complains about missing files.
     math = next(line.split()[-1] for line in Path("/proc/self/maps").open() if "/libm" in line)
-    said = "\tlibz.so.1 (libc6,x86-64) => /lib/libz.so.1\n"
+    libz = "\tlibz.so.1 (libc6,x86-64) => /lib/libz.so.1\n"
     listing = tmp_path / "listing"
     script(tools / "ldconfig", f'cat "{listing}"\n')
-    listing.write_text(said)
+    listing.write_text(libz)
     assert "preloads \n" in launch(machine, "local.sh").stdout
-    listing.write_text(said + f"\tlibtcmalloc_minimal.so.4 (libc6,x86-64) => {math}\n")
+    listing.write_text(libz + f"\tlibtcmalloc_minimal.so.4 (libc6,x86-64) => {math}\n")
     done = launch(machine, "local.sh")
     assert f"preloads {math}\n" in done.stdout and not done.stderr
     script(tools / "own", f'export LD_PRELOAD="{math} {math}"; exec bash "$@"\n')
@@ -180,15 +180,21 @@ JOBS = {
     "gke.sh": ("xpk", ["--cluster", "c", "--workload", "w", "--tpu", "v5p-8", "--image", "i:1"]),
     "slurm.sh": ("sbatch", ["--nodes", "2", "--gpus", "4", "--time", "1:00:00"]),
 }
-ASKED = ["train", "sft", "--workdir", "/a b", "--gin.Sounds.bank='folder:x'", "--gin.Run.seed=3"]
+ARGUMENTS = [
+    "train",
+    "sft",
+    "--workdir",
+    "/a b",
+    "--gin.Sounds.bank='folder:x'",
+    "--gin.Run.seed=3",
+]
 
 
 @pytest.fixture
 def cluster(tmp_path):
-    """`cluster(script, *arguments, codes=())`: runs it with fakes of what it calls.
+    """`cluster(script, *arguments, codes=())`: runs a script with fakes of the tools it calls.
 
-    Returns (done, calls): each call is what a fake was given. A fake ends with the exit codes of
-    `codes` in turn, then with 0.
+    Returns (done, calls), the arguments of each call. The fakes exit with `codes` in order, then 0.
     """
     tools, log, codes_file = tmp_path / "bin", tmp_path / "calls", tmp_path / "codes"
     tools.mkdir()
@@ -212,22 +218,22 @@ def cluster(tmp_path):
 
 
 def inner(call: list[str]) -> list[str]:
-    """The words of the command that a cluster would run, as its shell would read them."""
+    """The words of the command that the cluster would run, as its shell would read them."""
     line = next(w for w in call if w.startswith(("--command=", "--wrap="))).partition("=")[2]
     return shlex.split(line)
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_job_passes_arguments_through_and_a_dry_run_only_prints(cluster, name):
+def test_job_passes_arguments_and_dry_run_only_prints(cluster, name):
     tool, options = JOBS[name]
-    dry, calls = cluster(name, *options, "--dry_run", "--", *ASKED)
+    dry, calls = cluster(name, *options, "--dry_run", "--", *ARGUMENTS)
     assert dry.returncode == 0 and not calls and not dry.stderr
-    done, calls = cluster(name, *options, "--", *ASKED)
+    done, calls = cluster(name, *options, "--", *ARGUMENTS)
     assert done.returncode == 0 and len(calls) == 1 and calls[0][0] == tool
-    # What is printed is what is run, word for word.
+    # The printed command equals the command that is run.
     assert shlex.split(dry.stdout) == shlex.split(done.stdout) == calls[0]
     words = inner(calls[0])
-    assert words[-len(ASKED) :] == ASKED
+    assert words[-len(ARGUMENTS) :] == ARGUMENTS
     if name != "slurm.sh":
         assert "JAXASA_COORDINATOR=auto" in words
     expected = {
@@ -242,9 +248,9 @@ def test_a_job_passes_arguments_through_and_a_dry_run_only_prints(cluster, name)
     "codes, times, code",
     [((75, 75), 3, 0), ((137, 2), 2, 2), ((1,), 1, 1), ((3,), 1, 3), ((75,) * 9, 3, 75)],
 )
-def test_a_tpu_run_that_may_go_on_is_started_again(cluster, codes, times, code):
+def test_tpu_vm_restarts_resumable_runs(cluster, codes, times, code):
     options = [*JOBS["tpu_vm.sh"][1], "--restarts", "2"]
-    done, calls = cluster("tpu_vm.sh", *options, "--", *ASKED, codes=codes)
+    done, calls = cluster("tpu_vm.sh", *options, "--", *ARGUMENTS, codes=codes)
     assert len(calls) == times and done.returncode == code
     assert all(call == calls[0] for call in calls)
     assert code == 0 or f"exit code {code}" in done.stderr
@@ -254,21 +260,21 @@ def test_a_tpu_run_that_may_go_on_is_started_again(cluster, codes, times, code):
     "code, before, again",
     [(0, 0, False), (75, 0, True), (134, 4, True), (75, 5, False), (2, 0, False)],
 )
-def test_a_slurm_job_goes_back_to_the_queue(cluster, code, before, again):
-    """What sbatch was given to run, run as the job does."""
-    _, [call] = cluster("slurm.sh", *JOBS["slurm.sh"][1], "--", *ASKED)
+def test_slurm_requeues_resumable_jobs(cluster, code, before, again):
+    """Runs the command that was passed to sbatch."""
+    _, [call] = cluster("slurm.sh", *JOBS["slurm.sh"][1], "--", *ARGUMENTS)
     bash, path, *rest = inner(call)
     assert bash == "bash" and Path(path) == ROOT / "launch/slurm.sh"
     env = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(before)}
     done, calls = cluster("slurm.sh", *rest, codes=(code,), **env)
-    assert calls[0][0] == "srun" and calls[0][-len(ASKED) :] == ASKED
+    assert calls[0][0] == "srun" and calls[0][-len(ARGUMENTS) :] == ARGUMENTS
     assert "--kill-on-bad-exit=1" in calls[0]
     assert calls[1:] == ([["scontrol", "requeue", "17"]] if again else [])
     assert done.returncode == (0 if again else code)
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         (["--cluster", "c", "--", "train"], "--workload is missing"),
         (["--clutser", "c", "--", "train"], "--clutser: no such option, expected one of --cluster"),
@@ -277,13 +283,13 @@ def test_a_slurm_job_goes_back_to_the_queue(cluster, code, before, again):
         (["--cluster"], "--cluster: expected a value"),
     ],
 )
-def test_options_that_do_not_fit_are_named(cluster, arguments, said):
+def test_invalid_options_are_named(cluster, arguments, message):
     done, calls = cluster("gke.sh", *arguments)
     assert done.returncode == 2 and not calls
-    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-def test_no_path_of_one_machine_in_the_scripts():
+def test_scripts_contain_no_machine_specific_paths():
     home = os.path.expanduser("~")
     for path in SCRIPTS:
         text = path.read_text()
