@@ -1,8 +1,8 @@
-"""Which questions enter a suite: balanced so that their words tell nothing, spread over scenes.
+"""Selection of a suite's items: balanced so that texts reveal nothing, spread over scenes.
 
-Within a task the right answers' texts are equally common as far as the scenes allow, and each
-of them is spread evenly over what the questions name (a class, a side, a wording); each letter
-is right equally often for each text.
+Within a question type the texts of the right answers are equally common as far as the scenes
+allow, and each text is spread evenly over the arguments of the question (a class, a side, a
+wording); each letter is right equally often for each text.
 """
 
 import dataclasses
@@ -15,149 +15,154 @@ from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
 from jaxasa.data import questions
-from jaxasa.data.questions import TASKS, Question
+from jaxasa.data.questions import QUESTION_TYPES, Question
 
-DIRECTION_SHARE = 0.55  # least share of each level's items to which direction matters
-PER_SCENE = 2  # items of one task on one scene
-_DRAWS, _ROUNDS = 2, 6  # questions tried for each task on each scene, at most so often
-_PLENTY = 4  # candidates for each item with which no more are looked for
-_SLACK = 0.1  # a right answer's text may be so much more common than an equal share
+MIN_DIRECTION_SHARE = 0.55  # of the items of each level, those that depend on direction
+ITEMS_PER_SCENE = 2  # of one question type
+_SAMPLES, _MAX_ROUNDS = 2, 6  # questions sampled of each type and scene in a round; rounds
+_ENOUGH = 4  # candidates per item from which on no further round is sampled
+_SLACK = 0.1  # by which a text may be more common among right answers than an equal share
 
 
 def quotas(bench: config.Bench, weights: Mapping[str, int]) -> dict[str, int]:
-    """Items of each task by weight within its level, 55 % or more to those of direction.
+    """Number of items of each question type, by weight within its level.
 
-    Raises ConfigError for a level without tasks to which direction matters.
+    At least MIN_DIRECTION_SHARE of a level goes to types that depend on direction. Raises
+    ConfigError for a level without any.
     """
     counts: dict[str, int] = {}
     for level, total in zip(config.LEVELS, (bench.l1, bench.l2, bench.l3), strict=True):
-        here = {n: w for n, w in weights.items() if TASKS[n].level == level}
-        spatial = {n: w for n, w in here.items() if TASKS[n].direction}
-        other = {n: w for n, w in here.items() if not TASKS[n].direction}
-        expected = f"a task of {level} to which direction matters"
+        of_level = {t: w for t, w in weights.items() if QUESTION_TYPES[t].level == level}
+        spatial = {t: w for t, w in of_level.items() if QUESTION_TYPES[t].direction}
+        other = {t: w for t, w in of_level.items() if not QUESTION_TYPES[t].direction}
+        expected = f"a question type of {level} that depends on direction"
         config.check(len(spatial) > 0, "Questions.tasks", list(weights), expected)
-        share = max(DIRECTION_SHARE, sum(spatial.values()) / sum(here.values()))
-        most = math.ceil(total * share - 1e-9)
-        counts |= _shared_out(most, spatial) | _shared_out(total - most, other)
-    return {name: counts[name] for name in weights}
+        share = max(MIN_DIRECTION_SHARE, sum(spatial.values()) / sum(of_level.values()))
+        num_spatial = math.ceil(total * share - 1e-9)
+        counts |= _split(num_spatial, spatial) | _split(total - num_spatial, other)
+    return {task: counts[task] for task in weights}
 
 
-def _shared_out(total: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """`total` in whole numbers in proportion to the weights, the first ones rounded up."""
+def _split(total: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """Splits `total` into integers in proportion to the weights, the first ones rounded up."""
     ends = np.cumsum([0, *weights.values()])
     cuts = [-(-total * int(e) // max(int(ends[-1]), 1)) for e in ends]
     return {n: b - a for n, a, b in zip(weights, cuts, cuts[1:], strict=False)}
 
 
-def choose(
+def select_items(
     scenes: Sequence[dict],
     classes: Sequence[str],
     bench: config.Bench,
     which: config.Questions,
     seed: int,
     split: str,
-    holds: Callable[[int, Question], bool] = lambda index, question: True,
-    fewer: bool = False,
+    accept: Callable[[int, Question], bool] = lambda index, question: True,
+    allow_fewer: bool = False,
 ) -> tuple[list[tuple[int, Question]], list[str]]:
-    """Draws the items: (index into `scenes`, question), in order of level and task.
+    """Selects the items of a suite: [(index into scenes, question)] by level and type.
 
-    holds(index, question): whether it may be asked, where more is known than `scenes` says.
-    Also returns the tasks left out, of all where `which.tasks` names none: those that have
-    fewer than four different answers in these scenes. Raises ConfigError, saying how many scenes
-    are needed, where these cannot give the counts; with fewer=True, as for scenes of which no
-    more can be made, they give what they can, and named tasks may be left out too.
+    Also returns the question types that were left out because fewer than four different answers
+    occur in these scenes; those that `which.tasks` names are not left out.
+
+    accept(index, question): rejects questions by more than `scenes` tells. allow_fewer: return as
+    many items as the scenes give, and leave out named types too, for scenes of which no more can
+    be made. Raises ConfigError, with the number of scenes needed, if they give too few items.
     """
-    weights = questions.chosen(which.tasks)
+    weights = questions.task_weights(which.tasks)
     counts = quotas(bench, weights)
-    found = {
-        task: _candidates(scenes, classes, task, counts[task], which.margin, seed, split, holds)
+    candidates = {
+        task: _candidates(scenes, classes, task, counts[task], which.margin, seed, split, accept)
         for task in weights
     }
-    poor = [t for t, c in found.items() if len({q.answer_text for _, q in c}) < 4]
-    may_lack = fewer or not which.tasks
-    if may_lack:
-        counts = quotas(bench, {t: w for t, w in weights.items() if t not in poor})
+    too_uniform = [t for t, c in candidates.items() if len({q.answer_text for _, q in c}) < 4]
+    may_leave_out = allow_fewer or not which.tasks
+    if may_leave_out:
+        counts = quotas(bench, {t: w for t, w in weights.items() if t not in too_uniform})
     load = np.zeros(len(scenes), int)
-    chosen: list[tuple[int, Question]] = []
+    items: list[tuple[int, Question]] = []
     for task, quota in counts.items():
-        rng = keys.rng(seed, "benchmark", split, task)
-        picked = _pick(found[task], quota, load, rng)
-        if len(picked) < quota and not fewer:
-            need = math.ceil(1.1 * len(scenes) * quota / max(len(picked), 1))
+        rng = keys.rng(seed, "benchmark", split, QUESTION_TYPES[task].rng_key)
+        picked = _pick(candidates[task], quota, load, rng)
+        if len(picked) < quota and not allow_fewer:
+            needed = math.ceil(1.1 * len(scenes) * quota / max(len(picked), 1))
             raise ConfigError(
-                f"Scenes.{split} is {len(scenes)}, expected about {need}: task {task} has "
-                f"{len(picked)} balanced items in these scenes, and the suite asks for {quota} "
-                "(Questions.tasks says which tasks)"
+                f"Scenes.{split} is {len(scenes)}, expected about {needed}: task {task} has "
+                f"{len(picked)} balanced items in these scenes, and the suite needs {quota} "
+                "(Questions.tasks selects tasks)"
             )
         # Sorting by answer, then dealing letters in turn, balances them within each answer too.
         for index, question in sorted(picked, key=lambda p: (p[1].answer_text, p[0])):
-            letter = questions.LETTERS[len(chosen) % 4]
-            chosen.append((index, _with_letter(question, letter)))
-    return chosen, poor if may_lack else []
+            letter = questions.LETTERS[len(items) % 4]
+            items.append((index, _with_letter(question, letter)))
+    return items, too_uniform if may_leave_out else []
 
 
 def _candidates(
-    scenes, classes, task: str, quota: int, margin: float, seed: int, split: str, holds
+    scenes, classes, task: str, quota: int, margin: float, seed: int, split: str, accept
 ) -> list[tuple[int, Question]]:
-    """Distinct questions of a task on every scene, by scene."""
-    rngs = [keys.rng(seed, "benchmark", split, task, index) for index in range(len(scenes))]
-    found: dict[tuple[int, str], Question] = {}
-    for _ in range(_ROUNDS):
+    """Distinct questions of a type on every scene, by scene."""
+    key = QUESTION_TYPES[task].rng_key
+    rngs = [keys.rng(seed, "benchmark", split, key, index) for index in range(len(scenes))]
+    distinct: dict[tuple[int, str], Question] = {}
+    for _ in range(_MAX_ROUNDS):
         for index, (scene, rng) in enumerate(zip(scenes, rngs, strict=True)):
-            for _ in range(_DRAWS):
-                q = questions.ask(scene, classes, rng, task, margin)
-                if q is not None and holds(index, q):
-                    # One trace is one derivation: wordings aside, the same question.
-                    found[index, q.trace] = q
-        if not found or len(found) >= _PLENTY * quota:
+            for _ in range(_SAMPLES):
+                q = questions.sample_question(scene, classes, rng, task, margin)
+                if q is not None and accept(index, q):
+                    # Equal traces: the same question but for its wording.
+                    distinct[index, q.trace] = q
+        if not distinct or len(distinct) >= _ENOUGH * quota:
             break
-    return [(index, q) for (index, _), q in found.items()]
+    return [(index, q) for (index, _), q in distinct.items()]
 
 
 def _pick(candidates, quota: int, load: np.ndarray, rng: np.random.Generator):
-    """Up to `quota` candidates: the rarest answer next, of what has least been asked with it.
+    """Picks up to `quota` candidates greedily: the rarest answer next, with the rarest arguments.
 
-    load [scenes]: items on each scene, counted up.
+    load [scenes]: number of items on each scene, updated in place.
     """
     candidates = [candidates[i] for i in rng.permutation(len(candidates))]
-    names: dict[str, int] = {}
+    texts: dict[str, int] = {}
     cells: dict[tuple, int] = {}
-    text = np.array([names.setdefault(q.answer_text, len(names)) for _, q in candidates], int)
+    text = np.array([texts.setdefault(q.answer_text, len(texts)) for _, q in candidates], int)
     scene = np.array([index for index, _ in candidates], int)
-    # A cell is an answer with one thing that the question names.
+    # A cell is an answer with one argument of the question.
     rows = [
-        [cells.setdefault((q.answer_text, *pair), len(cells)) for pair in q.about.items()]
+        [cells.setdefault((q.answer_text, *arg), len(cells)) for arg in q.template_args.items()]
         for _, q in candidates
     ]
     width = max(map(len, rows), default=0)
     cell = np.array([row + [len(cells)] * (width - len(row)) for row in rows], int)
-    asked = np.zeros(len(cells) + 1, int)
-    taken, here = np.zeros(len(names), int), np.zeros(len(load), int)
-    is_open = np.ones(len(candidates), bool)
-    share = quota / max(len(names), 1)
-    most = math.ceil(share) + max(1, round(_SLACK * share))
+    per_cell = np.zeros(len(cells) + 1, int)
+    per_text, per_scene = np.zeros(len(texts), int), np.zeros(len(load), int)
+    is_free = np.ones(len(candidates), bool)
+    share = quota / max(len(texts), 1)
+    most_per_text = math.ceil(share) + max(1, round(_SLACK * share))
     picked = []
     while len(picked) < quota:
-        left = (np.bincount(text[is_open], minlength=len(names)) > 0) & (taken < most)
-        if not left.any():
+        is_left = np.bincount(text[is_free], minlength=len(texts)) > 0
+        is_left &= per_text < most_per_text
+        if not is_left.any():
             break
-        rarest = np.where(left, taken, quota + 1).argmin()
-        options = np.flatnonzero(is_open & (text == rarest))
-        # Cells that many candidates lack count nothing.
-        cost = np.where(cell == len(cells), 0, asked[cell])[options].sum(1) + load[scene[options]]
-        best = options[cost.argmin()]
+        rarest = np.where(is_left, per_text, quota + 1).argmin()
+        options = np.flatnonzero(is_free & (text == rarest))
+        # Padding of rows that have fewer arguments costs nothing.
+        cost = np.where(cell == len(cells), 0, per_cell[cell])[options].sum(1)
+        best = options[(cost + load[scene[options]]).argmin()]
         picked.append(candidates[best])
-        asked[cell[best]] += 1
-        taken[rarest] += 1
+        per_cell[cell[best]] += 1
+        per_text[rarest] += 1
         load[scene[best]] += 1
-        here[scene[best]] += 1
-        is_open[best] = False
-        if here[scene[best]] >= PER_SCENE:
-            is_open[scene == scene[best]] = False
+        per_scene[scene[best]] += 1
+        is_free[best] = False
+        if per_scene[scene[best]] >= ITEMS_PER_SCENE:
+            is_free[scene == scene[best]] = False
     return picked
 
 
 def _with_letter(question: Question, letter: str) -> Question:
+    """The question with its right answer moved to `letter`."""
     options = [o for o in question.options if o != question.answer_text]
     options.insert(questions.LETTERS.index(letter), question.answer_text)
     a, b, c, d = options

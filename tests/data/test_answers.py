@@ -1,7 +1,7 @@
-"""Every answer derived again from the scene and the words of the question, by code of its own.
+"""Every answer, derived independently from the scene and the words of the question.
 
-It shares nothing with jaxasa/data/questions: no function, no constant, and not what a question
-says it is about.
+The derivation shares nothing with jaxasa/data/questions: no function, no constant, and not the
+arguments of a question.
 """
 
 import math
@@ -42,15 +42,15 @@ def compass(vector):
     return COMPASS[int((degrees + 22.5) % 360 // 45)]
 
 
-def seen(vector, facing):
-    """A vector in the frame of one who faces `facing` degrees."""
+def rotated(vector, facing):
+    """A vector in the frame of a listener who faces `facing` degrees."""
     a = np.radians(facing)
     x, y, z = vector
     return np.array([x * np.cos(a) + y * np.sin(a), y * np.cos(a) - x * np.sin(a), z])
 
 
 class World:
-    """Sources as vectors (x front, y left, z up), and what the words of a question point to."""
+    """Sources as vectors (x front, y left, z up), and the sources that a question's words name."""
 
     def __init__(self, scene, question):
         self.scene, self.text = scene, question
@@ -59,31 +59,33 @@ class World:
         for s in self.sources.values():
             a, e = np.radians([s["azimuth"], s["elevation"]])
             unit = np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
-            s["at"] = s["distance"] * unit
+            s["position"] = s["distance"] * unit
             s["power"] = 10 ** (s["level"] / 10) / s["distance"] ** 2 * (1 + 10 ** (-s["drr"] / 10))
         self.named = [w for w in self.words if w in self.sources]
 
-    def most(self, word):
-        key, which = EXTREMES[word]
-        return which(self.sources, key=lambda c: self.sources[c][key])
+    def extreme(self, word):
+        key, pick = EXTREMES[word]
+        return pick(self.sources, key=lambda c: self.sources[c][key])
 
     def extremes(self):
-        return [self.most(w) for w in self.words if w in EXTREMES]
+        return [self.extreme(w) for w in self.words if w in EXTREMES]
 
-    def on(self, side, facing=0.0):
+    def on_side(self, side, facing=0.0):
         sign = {"left": 1, "right": -1}[side]
-        return {c for c, s in self.sources.items() if seen(s["at"], facing)[1] * sign > 0}
+        return {c for c, s in self.sources.items() if rotated(s["position"], facing)[1] * sign > 0}
 
     def side(self):
         return next(w for w in reversed(self.words) if w in ("left", "right"))
 
     def turn(self):
-        found = re.search(r"turn (left|right|around)", self.text)
-        return {"left": 90, "right": -90, "around": 180}[found[1]]
+        match = re.search(r"turn (left|right|around)", self.text)
+        return {"left": 90, "right": -90, "around": 180}[match[1]]
 
-    def at(self, place, facing=0.0):
-        (found,) = [c for c, s in self.sources.items() if compass(seen(s["at"], facing)) == place]
-        return found
+    def in_sector(self, sector, facing=0.0):
+        (answer,) = [
+            c for c, s in self.sources.items() if compass(rotated(s["position"], facing)) == sector
+        ]
+        return answer
 
 
 def distance_name(metres):
@@ -99,20 +101,20 @@ def step(value, edges, names):
     return names[sum(value >= e for e in edges)]
 
 
-def around(angles):
-    """Degrees turned along a row of angles, taking the shorter way at each step."""
+def total_turn(angles):
+    """Sum of the steps of a row of angles (degrees), each taken the shorter way."""
     return sum((b - a + 180) % 360 - 180 for a, b in zip(angles, angles[1:], strict=False))
 
 
-def moved(source):
+def motion_of(source):
     rows = [
         row
-        for k, row in enumerate(source.get("trajectory", []))
+        for k, row in enumerate(source.get("doa_trajectory", []))
         if source["onset"] <= 0.1 * k + 0.05 <= source["offset"]
     ]
     if not rows:
         return "stays"
-    angle, ratio = around([r[0] for r in rows]), rows[-1][2] / rows[0][2]
+    angle, ratio = total_turn([r[0] for r in rows]), rows[-1][2] / rows[0][2]
     if abs(angle) >= 30:
         return "anticlockwise" if angle > 0 else "clockwise"
     if max(ratio, 1 / ratio) >= 1.5:
@@ -120,13 +122,13 @@ def moved(source):
     return "stays"
 
 
-def turned(scene):
-    heard = [
+def turn_of_listener(scene):
+    audible = [
         y
         for k, y in enumerate(scene["yaw"])
         if any(s["onset"] <= 0.1 * k + 0.05 <= s["offset"] for s in scene["sources"])
     ]
-    angle = around(heard)
+    angle = total_turn(audible)
     return f"{'far' if abs(angle) > 75 else 'slightly'} {'left' if angle > 0 else 'right'}"
 
 
@@ -134,161 +136,162 @@ def derive(scene, task, question, options):
     w = World(scene, question)
     one = w.sources[w.named[0]] if w.named else None
     two = w.sources[w.named[1]] if len(w.named) > 1 else None
-    places = [x for x in w.words if x in COMPASS]
+    sectors = [x for x in w.words if x in COMPASS]
     match task:
-        case "heard":
-            (found,) = set(options) & set(w.sources)
-            return found
-        case "how_many":
+        case "class_present":
+            (answer,) = set(options) & set(w.sources)
+            return answer
+        case "class_count":
             return str(len(w.named))
-        case "first" | "nearest" | "highest" | "loudest":
+        case "onset_order" | "nearest_source" | "highest_source" | "loudest_source":
             return w.extremes()[0]
-        case "where_in_time" | "where_nearest":
-            return compass(w.sources[w.extremes()[0]]["at"])
-        case "when":
+        case "sector_by_onset" | "sector_of_nearest":
+            return compass(w.sources[w.extremes()[0]]["position"])
+        case "onset_time":
             return f"{math.floor(one['onset'] + 0.5)} s"
-        case "order":
+        case "temporal_relation":
             a, b = (one, two) if "does" in w.words or w.words[0] != "next" else (two, one)
             joined = a["onset"] < b["offset"] and b["onset"] < a["offset"]
             side = "before" if a["onset"] < b["onset"] else "after"
             return f"{side} {'joined' if joined else 'apart'}"
         case "azimuth":
-            return compass(one["at"])
+            return compass(one["position"])
         case "elevation":
-            height = np.degrees(np.arctan2(one["at"][2], np.hypot(*one["at"][:2])))
+            height = np.degrees(np.arctan2(one["position"][2], np.hypot(*one["position"][:2])))
             return step(height, (-10, 15, 40), ("below", "level", "above", "overhead"))
         case "distance":
-            return distance_name(np.linalg.norm(one["at"]))
-        case "how_far":
-            place = next(x for x in places)
-            return distance_name(w.sources[w.at(place)]["distance"])
+            return distance_name(np.linalg.norm(one["position"]))
+        case "distance_in_sector":
+            return distance_name(w.sources[w.in_sector(sectors[0])]["distance"])
         case "reverberance":
             return step(scene["rt60"], (0.22, 0.35, 0.5), ("dead", "dry", "live", "echoing"))
         case "side_count":
-            return str(len(w.on(w.side())))
-        case "turn_count":
-            return str(len(w.on(w.side(), 180.0)))
-        case "motion":
-            return moved(one)
+            return str(len(w.on_side(w.side())))
+        case "side_count_after_turn":
+            return str(len(w.on_side(w.side(), 180.0)))
+        case "source_motion":
+            return motion_of(one)
         case "listener_turn":
-            return turned(scene)
-        case "at":
-            return w.at(places[0])
-        case "turn_at":
-            return w.at(places[-1], w.turn())
-        case "nearer":
+            return turn_of_listener(scene)
+        case "class_in_sector":
+            return w.in_sector(sectors[0])
+        case "class_after_turn":
+            return w.in_sector(sectors[-1], w.turn())
+        case "relative_distance":
             a, b = (two, one) if w.words[0] in ("next", "against") else (one, two)
             ratio = a["distance"] / b["distance"]
             names = ("much nearer", "nearer", "alike", "farther", "much farther")
             return step(ratio, (1 / 2.57, 1 / 1.31, 1.31, 2.57), names)
-        case "left_of":
-            views = {c: seen(s["at"], one["azimuth"])[1] for c, s in w.sources.items()}
+        case "class_left_right":
+            views = {c: rotated(s["position"], one["azimuth"])[1] for c, s in w.sources.items()}
             sign = {"left": 1, "right": -1}[next(x for x in w.words if x in ("left", "right"))]
-            (found,) = [c for c, y in views.items() if y * sign > 0 and c != one["class"]]
-            return found
-        case "earlier":
+            (answer,) = [c for c, y in views.items() if y * sign > 0 and c != one["class"]]
+            return answer
+        case "class_before_after":
             sign = 1 if "after" in w.words else -1
-            (found,) = [c for c, s in w.sources.items() if (s["onset"] - one["onset"]) * sign > 0]
-            return found
-        case "same_side":
-            same = w.on("left") if one["at"][1] > 0 else w.on("right")
-            (found,) = same - {one["class"]}
-            return found
-        case "without":
-            (found,) = w.on(w.side()) - {one["class"]}
-            return found
-        case "apart":
-            flat = [s["at"][:2] / np.linalg.norm(s["at"][:2]) for s in (one, two)]
+            (answer,) = [c for c, s in w.sources.items() if (s["onset"] - one["onset"]) * sign > 0]
+            return answer
+        case "class_on_same_side":
+            same = w.on_side("left") if one["position"][1] > 0 else w.on_side("right")
+            (answer,) = same - {one["class"]}
+            return answer
+        case "remaining_source":
+            (answer,) = w.on_side(w.side()) - {one["class"]}
+            return answer
+        case "angular_separation":
+            flat = [s["position"][:2] / np.linalg.norm(s["position"][:2]) for s in (one, two)]
             angle = np.degrees(np.arccos(np.clip(flat[0] @ flat[1], -1, 1)))
             return f"{45 * math.floor(angle / 45 + 0.5)} degrees"
-        case "turn":
-            return compass(seen(one["at"], w.turn()))
-        case "face":
-            return compass(seen(two["at"], one["azimuth"]))
-        case "hops":
+        case "sector_after_turn":
+            return compass(rotated(one["position"], w.turn()))
+        case "sector_when_facing":
+            return compass(rotated(two["position"], one["azimuth"]))
+        case "multi_hop":
             a, b = (w.sources[c] for c in w.extremes())
-            return compass(seen(b["at"], a["azimuth"]))
-        case "aim":
+            return compass(rotated(b["position"], a["azimuth"]))
+        case "turn_to_face":
             turns = {"stay": 0, "turn left": 90, "turn right": -90, "turn around": 180}
-            return max(turns, key=lambda t: seen(one["at"], turns[t])[0])
-        case "walk":
-            return compass(two["at"] - one["at"])
-        case "move":
+            return max(turns, key=lambda t: rotated(one["position"], turns[t])[0])
+        case "sector_after_walk":
+            return compass(two["position"] - one["position"])
+        case "sector_after_orbit":
             angle = 90 if "quarter" in w.words else 180
-            return compass(seen(one["at"], angle if "clockwise" in w.words else -angle))
-        case "room":
+            return compass(rotated(one["position"], angle if "clockwise" in w.words else -angle))
+        case "room_type":
             size = "large" if scene["volume"] > 85 else "small"
             return f"{size} {'live' if scene['rt60'] > 0.35 else 'dry'} room"
-        case "place":
-            (found,) = [p for p in options if set(w.sources) <= set(HOMES[p].split())]
-            return found
-        case "claim":
-            true = {f"{c} {compass(s['at'])}" for c, s in w.sources.items()}
-            (found,) = true & set(options)
-            return found
+        case "place_type":
+            (answer,) = [p for p in options if set(w.sources) <= set(HOMES[p].split())]
+            return answer
+        case "true_statement":
+            true = {f"{c} {compass(s['position'])}" for c, s in w.sources.items()}
+            (answer,) = true & set(options)
+            return answer
 
 
 @pytest.fixture(scope="module")
-def asked():
-    """[(scene, question)] of every task, resting and moving scenes, thousands."""
+def samples():
+    """[(scene, question)] of every question type, static and moving scenes, thousands."""
     clips = [
         scenes.Clip(f"{c}/{t}", c, f"{c}-{t}", 0.5 + 0.3 * t) for c in CLASSES for t in range(5)
     ]
-    rest = {"train": 1, "dev": 1, "benchmark": 1, "seconds": 4.0}
-    found = []
+    static = {"train": 1, "dev": 1, "benchmark": 1, "seconds": 4.0}
+    walking = static | {"moving_source_prob": 0.5, "walk_speed": (0.5, 2.0)}
+    turning = static | {"listener_turn_prob": 1.0}
+    samples = []
     for ranges, count, tasks in (
-        (rest, 320, questions.TASKS),
-        (rest | {"moving": 0.5, "pace": (0.5, 2.0)}, 200, ("motion", "azimuth", "heard", "face")),
-        (rest | {"turning": 1.0}, 120, ("listener_turn", "turn", "order")),
+        (static, 320, questions.QUESTION_TYPES),
+        (walking, 200, ("source_motion", "azimuth", "class_present", "sector_when_facing")),
+        (turning, 120, ("listener_turn", "sector_after_turn", "temporal_relation")),
     ):
         for i in range(count):
-            spec = scenes.draw(config.Scenes(**ranges), clips, 0, "test", i)
+            spec = scenes.sample_scene(config.Scenes(**ranges), clips, 0, "test", i)
             scene, rng = scenes.describe(spec), np.random.default_rng(i)
             for task in tasks:
                 for _ in range(2):
-                    q = questions.ask(scene, CLASSES, rng, task)
-                    found += [(scene, q)] if q else []
-    return found
+                    q = questions.sample_question(scene, CLASSES, rng, task)
+                    samples += [(scene, q)] if q else []
+    return samples
 
 
-def test_every_answer_follows_from_the_scene(asked):
-    for scene, q in asked:
-        right = derive(scene, q.task, q.question, q.options)
-        assert right == q.answer_text, (q, scene)
-        # No other option would do: what is derived is one of the four, and they differ.
+def test_every_answer_follows_from_the_scene(samples):
+    for scene, q in samples:
+        answer = derive(scene, q.task, q.question, q.options)
+        assert answer == q.answer_text, (q, scene)
+        # No other option is right: the derived answer is one of the four, and they differ.
         assert len(set(q.options)) == 4
-    counts = Counter(q.task for _, q in asked)
-    assert set(counts) == set(questions.TASKS) and len(counts) >= 20
+    counts = Counter(q.task for _, q in samples)
+    assert set(counts) == set(questions.QUESTION_TYPES) and len(counts) >= 20
     assert min(counts.values()) >= 12, counts
-    assert len(asked) > 4000
+    assert len(samples) > 4000
 
 
-def test_a_question_is_asked_again_of_the_same_scene(asked):
-    for scene, q in asked[::7]:
-        rng = np.random.default_rng(0)
-        found = questions.again(q.task, q.about, scene, CLASSES, rng)
-        assert (found.question, found.answer_text) == (q.question, q.answer_text)
-        found = questions.again(q.task, q.about, scene, CLASSES, rng, lenient=True)
-        assert found.answer_text == q.answer_text
-    other = {**asked[0][0], "sources": []}
-    assert questions.again("azimuth", {"class": "bird", "wording": 0}, other, CLASSES, rng) is None
+def test_reinstantiating_on_the_same_scene_gives_the_same_question(samples):
+    rng = np.random.default_rng(0)
+    for scene, q in samples[::7]:
+        same = questions.reinstantiate(q.task, q.template_args, scene, CLASSES, rng)
+        assert (same.question, same.answer_text) == (q.question, q.answer_text)
+        same = questions.reinstantiate(q.task, q.template_args, scene, CLASSES, rng, lenient=True)
+        assert same.answer_text == q.answer_text
+    silent, args = {**samples[0][0], "sources": []}, {"class": "bird", "wording": 0}
+    assert questions.reinstantiate("azimuth", args, silent, CLASSES, rng) is None
 
 
 @pytest.mark.parametrize("yaw", [90.0, 180.0, -37.0])
-def test_answers_to_the_turned_scene_are_its_own(asked, yaw):
-    """What the rotation control asks: the same choices, of the scene turned about the listener."""
-    same = differing = 0
-    for scene, q in asked[::5]:
-        if q.task in ("motion", "listener_turn"):
+def test_reinstantiating_on_a_rotated_scene_gives_its_answer(samples, yaw):
+    """As in the rotation control: the same arguments, on the scene rotated about the listener."""
+    num_same = num_different = 0
+    for scene, q in samples[::5]:
+        if q.task in ("source_motion", "listener_turn"):
             continue
-        view = scenes.turn(scene, yaw)
-        found = questions.again(q.task, q.about, view, CLASSES, np.random.default_rng(0))
-        if found is None:
-            assert q.direction or q.task == "claim", q
+        rotated_scene, rng = scenes.rotate_scene(scene, yaw), np.random.default_rng(0)
+        new = questions.reinstantiate(q.task, q.template_args, rotated_scene, CLASSES, rng)
+        if new is None:
+            assert q.direction or q.task == "true_statement", q
             continue
-        assert found.answer_text == derive(view, q.task, found.question, found.options)
+        assert new.answer_text == derive(rotated_scene, q.task, new.question, new.options)
         if not q.direction:
-            assert found.answer_text == q.answer_text and found.question == q.question
-        same += found.answer_text == q.answer_text
-        differing += found.answer_text != q.answer_text
-    assert differing > 100 and same > 100
+            assert new.answer_text == q.answer_text and new.question == q.question
+        num_same += new.answer_text == q.answer_text
+        num_different += new.answer_text != q.answer_text
+    assert num_different > 100 and num_same > 100

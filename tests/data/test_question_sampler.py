@@ -1,4 +1,4 @@
-"""What draws training's questions: supported, balanced, repeatable."""
+"""QuestionSampler: supported questions, balanced and reproducible."""
 
 from collections import Counter, defaultdict
 
@@ -6,31 +6,40 @@ import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.acoustics.scenes import turn
+from jaxasa.acoustics.scenes import rotate_scene
 from jaxasa.config import LEVELS
 from jaxasa.data import questions
-from jaxasa.data.questions import TASKS, Asking
+from jaxasa.data.questions import QUESTION_TYPES, QuestionSampler
 
 CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
 DEMO = (
-    *("heard", "first", "azimuth", "side_count", "at", "where_in_time", "nearest"),
-    *("where_nearest", "turn", "turn_at", "face", "turn_count"),
+    *("class_present", "onset_order", "azimuth", "side_count"),
+    *("class_in_sector", "sector_by_onset", "nearest_source", "sector_of_nearest"),
+    *("sector_after_turn", "class_after_turn", "sector_when_facing", "side_count_after_turn"),
 )
 
 
-def asked(asking, scenes, **options):
+def sample(sampler, scenes, **options):
     rng = np.random.default_rng(1)
-    return [q for scene in scenes for q in asking(scene, rng, 3, **options)]
+    return [q for scene in scenes for q in sampler(scene, rng, 3, **options)]
 
 
 @pytest.fixture(scope="module")
-def balanced(described):
-    """What asks the demo's tasks with weights and without, and what each asks of other scenes."""
-    plain = Asking(CLASSES, config.Questions(tasks=dict.fromkeys(DEMO, 1)))
-    turned = [turn(scene, yaw) for scene in described(600) for yaw in (0, 75, 160, 235)]
-    balanced = plain.balanced(turned, np.random.default_rng(0))
-    others = [turn(scene, 30 * i) for i, scene in enumerate(described(2000, seed=1))]
-    return (plain, asked(plain, others)), (balanced, asked(balanced, others))
+def unweighted():
+    return QuestionSampler(CLASSES, config.Questions(tasks=dict.fromkeys(DEMO, 1)))
+
+
+@pytest.fixture(scope="module")
+def balanced(unweighted, described):
+    rotated = [rotate_scene(scene, yaw) for scene in described(600) for yaw in (0, 75, 160, 235)]
+    return unweighted.balanced(rotated, np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def samples(unweighted, balanced, described):
+    """Questions of the unweighted and of the balanced sampler about other scenes."""
+    scenes = [rotate_scene(scene, 30 * i) for i, scene in enumerate(described(2000, seed=1))]
+    return sample(unweighted, scenes), sample(balanced, scenes)
 
 
 def shares(items):
@@ -38,8 +47,8 @@ def shares(items):
     return {name: n / counts.total() for name, n in counts.items()}
 
 
-def test_levels_tasks_and_answers_are_equally_common(balanced):
-    (_, before), (_, after) = balanced
+def test_levels_types_and_answers_are_equally_common(samples):
+    before, after = samples
     assert max(abs(s - 1 / 3) for s in shares(q.level for q in after).values()) < 0.05
     assert max(abs(s - 1 / 3) for s in shares(q.level for q in before).values()) > 0.15
     for level in LEVELS:
@@ -52,74 +61,76 @@ def test_levels_tasks_and_answers_are_equally_common(balanced):
         assert max(counts.values()) < 1.7 * counts.total() / len(counts)
 
 
-def test_the_commonest_answer_of_a_task_earns_little(balanced):
-    """The best that can be done without listening, short of what a question's words tell."""
-    (_, before), (_, after) = balanced
-    earned = []
-    for found in (before, after):
+def test_most_common_answer_of_a_type_scores_little_above_chance(samples):
+    """The best score without audio, except for hints in the words of a question."""
+    accuracies = []
+    for items in samples:
         common = defaultdict(Counter)
-        for q in found:
+        for q in items:
             common[q.task][q.answer_text] += 1
-        right = (
-            q.answer_text == max(q.options, key=lambda o, q=q: common[q.task][o]) for q in found
-        )
-        earned.append(np.mean(list(right)))
-    assert earned[1] < earned[0] - 0.03 and earned[1] < 0.33
+        hits = [
+            q.answer_text == max(q.options, key=lambda o, q=q: common[q.task][o]) for q in items
+        ]
+        accuracies.append(np.mean(hits))
+    assert accuracies[1] < accuracies[0] - 0.03 and accuracies[1] < 0.33
 
 
-def test_weights_of_tasks_hold_within_a_level(described):
-    which = config.Questions(tasks={"heard": 3, "how_many": 1, "aim": 1})
-    asking = Asking(CLASSES, which).balanced(described(600, (2, 3)), np.random.default_rng(0))
-    found = shares(q.task for q in asked(asking, described(900, (2, 3), seed=1)))
-    expected = {"heard": 0.375, "how_many": 0.125, "aim": 0.5}
-    assert found == pytest.approx(expected, abs=0.06)
-    # As they fall, too: three to one among the three that each of these scenes supports.
-    plain = shares(q.task for q in asked(Asking(CLASSES, which), described(600, (2, 3))))
-    assert plain == pytest.approx({"heard": 0.6, "how_many": 0.2, "aim": 0.2}, abs=0.05)
-    assert questions.chosen({}) == dict.fromkeys(questions.TASKS, 1)
-    assert questions.chosen({"aim": 2, "heard": 1}) == {"heard": 1, "aim": 2}
+def test_weights_of_types_hold_within_a_level(described):
+    weights = {"class_present": 3, "class_count": 1, "turn_to_face": 1}
+    unweighted = QuestionSampler(CLASSES, config.Questions(tasks=weights))
+    balanced = unweighted.balanced(described(600, (2, 3)), np.random.default_rng(0))
+    measured = shares(q.task for q in sample(balanced, described(900, (2, 3), seed=1)))
+    expected = {"class_present": 0.375, "class_count": 0.125, "turn_to_face": 0.5}
+    assert measured == pytest.approx(expected, abs=0.06)
+    # Without weights of answers: three to one to one, as each of these scenes supports all types.
+    measured = shares(q.task for q in sample(unweighted, described(600, (2, 3))))
+    expected = {"class_present": 0.6, "class_count": 0.2, "turn_to_face": 0.2}
+    assert measured == pytest.approx(expected, abs=0.05)
 
 
-def test_shares_of_the_levels(balanced, described):
-    _, (asking, _) = balanced
+def test_task_weights_follow_the_order_of_question_types():
+    assert questions.task_weights({}) == dict.fromkeys(QUESTION_TYPES, 1)
+    weights = questions.task_weights({"turn_to_face": 2, "class_present": 1})
+    assert list(weights.items()) == [("class_present", 1), ("turn_to_face", 2)]
+
+
+def test_shares_of_levels(balanced, described):
     scenes = described(200, (3, 3))
     for level, row in zip(LEVELS, np.eye(3), strict=True):
-        # A few of these scenes have no relation that can be told.
-        assert shares(q.level for q in asked(asking, scenes, shares=row))[level] > 0.9
-    mixed = shares(q.level for q in asked(asking, scenes, shares=np.array([0.1, 0.1, 0.8])))
+        # A few of these scenes support no relation.
+        assert shares(q.level for q in sample(balanced, scenes, shares=row))[level] > 0.9
+    mixed = shares(q.level for q in sample(balanced, scenes, shares=np.array([0.1, 0.1, 0.8])))
     assert mixed["L3"] > 0.6
-    one_each = asking(scenes[0], np.random.default_rng(1), 3, np.eye(3))
+    one_each = balanced(scenes[0], np.random.default_rng(1), 3, np.eye(3))
     assert [q.level for q in one_each] == list(LEVELS)
-    # One source alone has no relations: what it does support is asked.
-    alone = asked(asking, described(60, (1, 1)), shares=np.array([0.0, 1.0, 0.0]))
-    assert len(alone) > 0 and "L2" not in {q.level for q in alone}
+    # A single source has no relations: the other levels get their share.
+    single = sample(balanced, described(60, (1, 1)), shares=np.array([0.0, 1.0, 0.0]))
+    assert len(single) > 0 and "L2" not in {q.level for q in single}
 
 
-def test_scenes_are_taken_as_they_are_asked_about(balanced, described):
-    """A task is asked of all scenes that support it, not only of those that support little else."""
-    (plain, _), (asking, _) = balanced
+def test_types_are_spread_over_all_scenes_that_support_them(unweighted, balanced, described):
+    """Not only over those that support little else, such as scenes with a single source."""
     scenes = described(1500, seed=2)
     rng = np.random.default_rng(0)
-    of_one = [(len(s["sources"]) == 1, q) for s in scenes for q in asking(s, rng, 3)]
-    heard = [alone for alone, q in of_one if q.task == "heard"]
-    assert np.mean(heard) == pytest.approx(1 / 3, abs=0.1)
-    assert np.mean([alone for alone, _ in of_one]) < 0.2
-    # As many as that, as no scene is taken more than once.
-    taken = np.mean([bool(asking(s, rng)) for s in scenes])
-    assert 0.4 < taken < 0.5 and all(plain(s, rng) for s in scenes)
+    pairs = [(len(s["sources"]) == 1, q) for s in scenes for q in balanced(s, rng, 3)]
+    is_single = [single for single, q in pairs if q.task == "class_present"]
+    assert np.mean(is_single) == pytest.approx(1 / 3, abs=0.1)
+    assert np.mean([single for single, _ in pairs]) < 0.2
+    accepted = np.mean([bool(balanced(s, rng)) for s in scenes])
+    assert 0.4 < accepted < 0.5 and all(unweighted(s, rng) for s in scenes)
 
 
-def test_a_question_is_one_that_its_scene_supports_and_comes_again(balanced, described):
-    _, (asking, _) = balanced
+def test_questions_are_reproducible_and_supported_by_their_scene(balanced, described):
     for i, scene in enumerate(described(60)):
-        one, two = (asking(scene, np.random.default_rng(i), 4) for _ in range(2))
+        one, two = (balanced(scene, np.random.default_rng(i), 4) for _ in range(2))
         assert one == two and len(one) in (0, 4)
         for q in one:
-            again = questions.again(q.task, q.about, scene, CLASSES, np.random.default_rng(0), True)
-            assert again.answer_text == q.answer_text and q.task in DEMO
-            assert q.direction == TASKS[q.task].direction
+            rng = np.random.default_rng(0)
+            same = questions.reinstantiate(q.task, q.template_args, scene, CLASSES, rng, True)
+            assert same.answer_text == q.answer_text and q.task in DEMO
+            assert q.direction == QUESTION_TYPES[q.task].direction
 
 
-def test_a_scene_that_supports_nothing_is_not_asked_about(described):
-    asking = Asking(CLASSES, config.Questions(tasks={"nearest": 1}))
-    assert asking(described(1, (1, 1))[0], np.random.default_rng(0)) == []
+def test_a_scene_that_supports_no_type_gives_no_question(described):
+    sampler = QuestionSampler(CLASSES, config.Questions(tasks={"nearest_source": 1}))
+    assert sampler(described(1, (1, 1))[0], np.random.default_rng(0)) == []

@@ -1,7 +1,7 @@
-"""L3, reasoning: what would be if the listener turned or walked, or a source moved or stopped;
-which room or place fits, what is true, several hops.
+"""L3, reasoning: the scene after the listener turned or walked, or after a source moved or
+stopped; several hops; the fitting room or place; the true statement.
 
-Each function is a task (see viz/plot_room.py): `(scene, draw) -> Draft | None`.
+Each decorated function is a question type (question_type.py).
 """
 
 import itertools
@@ -9,32 +9,36 @@ import math
 
 from jaxasa.data import scene_text
 from jaxasa.data.questions.context import (
-    LEVEL,
-    RATIO,
-    SIDES,
-    TIME,
+    MIN_DISTANCE_RATIO,
+    MIN_LEVEL_GAP_DB,
+    MIN_TIME_GAP_S,
+    SIDE_SIGNS,
     Draft,
-    Draw,
-    beside,
-    counts,
-    difference,
-    extreme,
-    on_side,
-    placed,
-    received,
-    sided,
+    QuestionContext,
+    class_and_sector,
+    classes_and_sides,
+    classes_on_side,
+    count_options,
+    find_extreme,
+    level_at_listener,
+    only_other_on_side,
+    relative_azimuth,
 )
-from jaxasa.data.questions.relations import at, named
+from jaxasa.data.questions.question_type import QuestionLevel
+from jaxasa.data.questions.relations import class_draft, class_in_sector
 
-TURNS = {"left": 90.0, "right": -90.0, "around": 180.0}
-# What brings an azimuth of 0, 90, 180 or 270 degrees to the front.
-ACTS = ("stay", "turn left", "turn around", "turn right")
+L3 = QuestionLevel("L3")
+
+TURNS = {"left": 90.0, "right": -90.0, "around": 180.0}  # degrees of the listener's turn
+# The turns that bring an azimuth of 0, 90, 180 or 270 degrees to the front.
+TURNS_TO_FACE = ("stay", "turn left", "turn around", "turn right")
 ARCS = {"a quarter": 90.0, "half": 180.0}
-ON_THE_WAY = 7.5  # degrees from a boundary
-ERROR = 1.25  # factor by which a distance may be misjudged without changing where a walk leads
-# Rooms up to the first and from the second; those between (m3, s of RT60) are not asked about.
-SMALL_LARGE, DRY_LIVE = (60.0, 110.0), (0.3, 0.4)
-# Where classes are at home, by the names that sound banks give them.
+MIN_STEP_MARGIN_DEG = 7.5  # between a boundary and a bearing that is only a step of reasoning
+DISTANCE_ERROR = 1.25  # factor by which a distance may be misjudged without changing the answer
+# Small rooms up to the first value and large ones from the second; dry and live alike. Rooms in
+# between are not asked about.
+ROOM_VOLUME_EDGES_M3, ROOM_RT60_EDGES_S = (60.0, 110.0), (0.3, 0.4)
+# Classes that are at home in each place, by the names that sound banks give them.
 PLACES = {
     "office": ("alarm", "clock", "footsteps", "keyboard", "phone", "speech", "steps", "typing"),
     "street": ("alarm", "bell", "engine", "footsteps", "rain", "siren", "speech", "steps"),
@@ -44,129 +48,139 @@ PLACES = {
 }
 
 
-def turn(scene: dict, draw: Draw) -> Draft | None:
-    """Where a class would be after the listener turned."""
-    source = draw.source()
-    if not draw.clear(source["azimuth"]):
+@L3.question_type(rng_key="turn")
+def sector_after_turn(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """In which sector a class would be after the listener turned."""
+    source = ctx.choose_source()
+    if not ctx.is_inside_sector(source["azimuth"]):
         return None
-    name = draw.one("turn", tuple(TURNS))
-    question = draw.say(
+    turn = ctx.choose("turn", tuple(TURNS))
+    question = ctx.phrase(
         "if you turn {t} , where is the {c} ?",
         "you turn {t} . where is the {c} then ?",
-        t=name,
+        t=turn,
         c=source["class"],
     )
-    steps = f"{placed(source)} turn {name}"
-    return _placed(draw, question, source["azimuth"] - TURNS[name], steps)
+    steps = f"{class_and_sector(source)} turn {turn}"
+    return _sector_draft(ctx, question, source["azimuth"] - TURNS[turn], steps)
 
 
-def _placed(
-    draw: Draw, question: str, azimuth: float, steps: str, places=scene_text.SECTORS
+def _sector_draft(
+    ctx: QuestionContext, question: str, azimuth: float, steps: str, sectors=scene_text.SECTORS
 ) -> Draft:
     """A draft whose answer is the sector of an azimuth in any range."""
-    seen = difference(0.0, azimuth)
-    others = draw.wrong_sectors(places)
-    return Draft(question, scene_text.sector(seen), others, steps, ("azimuth", seen))
+    azimuth = relative_azimuth(0.0, azimuth)
+    answer, distractors = scene_text.sector_name(azimuth), ctx.sector_distractors(sectors)
+    return Draft(question, answer, distractors, steps, ("azimuth", azimuth))
 
 
-def turn_at(scene: dict, draw: Draw) -> Draft | None:
-    """What would be in a sector after the listener turned."""
-    draft = at(scene, draw)
+@L3.question_type(rng_key="turn_at")
+def class_after_turn(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class would be in a sector after the listener turned."""
+    draft = class_in_sector(scene, ctx)
     if draft is None:
         return None
-    name = draw.one("turn", tuple(TURNS))
+    turn = ctx.choose("turn", tuple(TURNS))
     source = next(s for s in scene["sources"] if s["class"] == draft.answer)
-    now, after = (scene_text.sector(source["azimuth"] - a) for a in (0.0, TURNS[name]))
-    question = draw.say(
+    before, after = (scene_text.sector_name(source["azimuth"] - a) for a in (0.0, TURNS[turn]))
+    question = ctx.phrase(
         "if you turn {t} , what is at the {p} ?",
         "you turn {t} . which sound comes from the {p} then ?",
-        t=name,
+        t=turn,
         p=after,
     )
-    steps = f"{after} was {now} {draft.answer}"
-    return Draft(question, draft.answer, draft.others, steps, ("name", None))
+    steps = f"{after} was {before} {draft.answer}"
+    return Draft(question, draft.answer, draft.distractors, steps, ("name", None))
 
 
-def face(scene: dict, draw: Draw) -> Draft | None:
-    """Where one class would be if the listener faced another."""
+@L3.question_type(rng_key="face")
+def sector_when_facing(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """In which sector one class would be if the listener faced another."""
     if len(scene["sources"]) < 2:
         return None
-    a, b = draw.two("a", "b")
-    if not _is_clear_from(draw, a, b):
+    a, b = ctx.choose_two_sources("a", "b")
+    if not _is_clear_when_facing(ctx, a, b):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "if you face the {a} , where is the {b} ?",
         "you turn to face the {a} . where is the {b} then ?",
         a=a["class"],
         b=b["class"],
     )
-    return _faced(draw, question, a, b)
+    return _facing_draft(ctx, question, a, b)
 
 
-def _is_clear_from(draw: Draw, a: dict, b: dict) -> bool:
-    """Whether the sector of b for one who faces a is clear, and follows from both sectors."""
-    seen = difference(a["azimuth"], b["azimuth"])
-    # What is only on the way to the answer may be less clear than what is asked.
-    margins = [scene_text.sector_margin(s["azimuth"]) for s in (a, b)]
-    clear = draw.clear(seen) and (draw.lenient or min(margins) >= ON_THE_WAY)
-    before, after = (scene_text.SECTORS.index(scene_text.sector(s["azimuth"])) for s in (a, b))
-    follows = scene_text.SECTORS[(after - before) % len(scene_text.SECTORS)] == scene_text.sector(
-        seen
-    )
-    return clear and scene_text.sector(seen) != "front" and (follows or draw.lenient)
+def _is_clear_when_facing(ctx: QuestionContext, a: dict, b: dict) -> bool:
+    """Whether the sector of b for a listener who faces a is clear, and follows from both sectors.
+
+    It never is the front: sources are well apart, so that option would give itself away.
+    """
+    azimuth = relative_azimuth(a["azimuth"], b["azimuth"])
+    answer = scene_text.sector_name(azimuth)
+    # A bearing that is only a step of the reasoning may be less clear than the one asked for.
+    margin = min(scene_text.sector_margin(s["azimuth"]) for s in (a, b))
+    is_clear = ctx.is_inside_sector(azimuth) and (ctx.lenient or margin >= MIN_STEP_MARGIN_DEG)
+    sectors = scene_text.SECTORS
+    i, j = (sectors.index(scene_text.sector_name(s["azimuth"])) for s in (a, b))
+    follows = sectors[(j - i) % len(sectors)] == answer
+    return is_clear and answer != "front" and (follows or ctx.lenient)
 
 
-def _faced(draw: Draw, question: str, a: dict, b: dict) -> Draft:
-    steps = f"{placed(a)} {placed(b)}"
-    # Sources are well apart, so "front" is never right and would give itself away.
-    return _placed(draw, question, b["azimuth"] - a["azimuth"], steps, scene_text.SECTORS[1:])
+def _facing_draft(ctx: QuestionContext, question: str, a: dict, b: dict) -> Draft:
+    steps = f"{class_and_sector(a)} {class_and_sector(b)}"
+    azimuth = b["azimuth"] - a["azimuth"]
+    return _sector_draft(ctx, question, azimuth, steps, scene_text.SECTORS[1:])
 
 
-def turn_count(scene: dict, draw: Draw) -> Draft | None:
+@L3.question_type(rng_key="turn_count")
+def side_count_after_turn(scene: dict, ctx: QuestionContext) -> Draft | None:
     """How many sources would be on a side after the listener turned around."""
-    side = draw.one("side", tuple(SIDES))
-    now = "right" if side == "left" else "left"
-    found = on_side(draw, scene["sources"], now)
-    if found is None:
+    side = ctx.choose("side", tuple(SIDE_SIGNS))
+    before = "right" if side == "left" else "left"
+    classes = classes_on_side(ctx, scene["sources"], before)
+    if classes is None:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "if you turn around , how many sounds are on the {s} ?",
         "you turn around . how many sounds are on the {s} then ?",
         s=side,
     )
-    steps, count = f"{side} was {now} : {sided(scene['sources'])}", len(found)
-    return Draft(question, str(count), counts(count), steps, ("count", float(count)))
+    steps = f"{side} was {before} : {classes_and_sides(scene['sources'])}"
+    count = len(classes)
+    return Draft(question, str(count), count_options(count), steps, ("count", float(count)))
 
 
-def aim(scene: dict, draw: Draw) -> Draft | None:
-    """Which turn brings a class to the front."""
-    source = draw.source()
+@L3.question_type(rng_key="aim")
+def turn_to_face(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which turn of the listener brings a class to the front."""
+    source = ctx.choose_source()
     quarter = round(source["azimuth"] / 90) % 4
-    off = abs(difference(90 * quarter, source["azimuth"]))
-    if not draw.apart(45 - off, draw.margin):
+    error = abs(relative_azimuth(90 * quarter, source["azimuth"]))
+    if not ctx.is_audible_gap(45 - error, ctx.margin):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "how do you get the {c} in front of you ?",
         "what brings the {c} to the front ?",
         "which turn makes you face the {c} ?",
         c=source["class"],
     )
-    return Draft(question, ACTS[quarter], draw.shuffled(ACTS), placed(source))
+    distractors = ctx.shuffle(TURNS_TO_FACE)
+    return Draft(question, TURNS_TO_FACE[quarter], distractors, class_and_sector(source))
 
 
-def walk(scene: dict, draw: Draw) -> Draft | None:
-    """Where one class would be if the listener walked to another without turning."""
+@L3.question_type(needs_distance=True, rng_key="walk")
+def sector_after_walk(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """In which sector one class would be if the listener walked to another without turning."""
     if len(scene["sources"]) < 2:
         return None
-    a, b = draw.two("a", "b")
-    bearings = [
-        _bearing_from(a, b, p, q) for p, q in itertools.product((1 / ERROR, 1.0, ERROR), repeat=2)
-    ]
+    a, b = ctx.choose_two_sources("a", "b")
+    factors = itertools.product((1 / DISTANCE_ERROR, 1.0, DISTANCE_ERROR), repeat=2)
+    sectors = {scene_text.sector_name(_bearing_from(a, b, p, q)) for p, q in factors}
     bearing = _bearing_from(a, b, 1.0, 1.0)
-    sure = draw.clear(bearing) and len({scene_text.sector(x) for x in bearings}) == 1
-    if not (sure and draw.audible(a, b) or draw.lenient):
+    is_clear = ctx.is_inside_sector(bearing) and len(sectors) == 1
+    if not (is_clear and ctx.has_audible_distance(a, b) or ctx.lenient):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "you walk to the {a} and do not turn . where is the {b} then ?",
         "where the {a} is , facing as now , where would the {b} be ?",
         "if you stood at the {a} , facing as now , where is the {b} ?",
@@ -174,32 +188,32 @@ def walk(scene: dict, draw: Draw) -> Draft | None:
         b=b["class"],
     )
     steps = " ".join(
-        f"{s['class']} {scene_text.sector(s['azimuth'])} {scene_text.metres(s['distance'])}"
-        for s in (a, b)
+        f"{class_and_sector(s)} {scene_text.nearest_distance_step(s['distance'])}" for s in (a, b)
     )
-    return _placed(draw, question, bearing, steps)
+    return _sector_draft(ctx, question, bearing, steps)
 
 
 def _bearing_from(a: dict, b: dict, scale_a: float, scale_b: float) -> float:
-    """Azimuth of b from the place of a in the plan, their distances scaled."""
-    (ax, ay), (bx, by) = _in_plan(a, scale_a), _in_plan(b, scale_b)
+    """Azimuth of b from the position of a in plan view, their distances scaled."""
+    (ax, ay), (bx, by) = _plan_position(a, scale_a), _plan_position(b, scale_b)
     return math.degrees(math.atan2(by - ay, bx - ax))
 
 
-def _in_plan(source: dict, scale: float) -> tuple[float, float]:
+def _plan_position(source: dict, scale: float) -> tuple[float, float]:
     """x to the front and y to the left (m) of a source, its distance scaled."""
     azimuth, elevation = (math.radians(source[name]) for name in ("azimuth", "elevation"))
-    away = scale * source["distance"] * math.cos(elevation)
-    return away * math.cos(azimuth), away * math.sin(azimuth)
+    radius = scale * source["distance"] * math.cos(elevation)
+    return radius * math.cos(azimuth), radius * math.sin(azimuth)
 
 
-def move(scene: dict, draw: Draw) -> Draft | None:
-    """Where a class would be after it went around the listener."""
-    source = draw.source()
-    if not draw.clear(source["azimuth"]):
+@L3.question_type(rng_key="move")
+def sector_after_orbit(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """In which sector a class would be after it went part of a circle around the listener."""
+    source = ctx.choose_source()
+    if not ctx.is_inside_sector(source["azimuth"]):
         return None
-    arc, way = draw.one("arc", tuple(ARCS)), draw.one("way", ("clockwise", "anticlockwise"))
-    question = draw.say(
+    arc, way = ctx.choose("arc", tuple(ARCS)), ctx.choose("way", ("clockwise", "anticlockwise"))
+    question = ctx.phrase(
         "the {c} goes {a} circle {w} around you . where is it then ?",
         "after {a} circle {w} around you , where is the {c} ?",
         "if the {c} walks {a} circle {w} around you , where does it end ?",
@@ -207,101 +221,112 @@ def move(scene: dict, draw: Draw) -> Draft | None:
         a=arc,
         w=way,
     )
-    turned = ARCS[arc] if way == "anticlockwise" else -ARCS[arc]
-    steps = f"{placed(source)} {way}"
-    return _placed(draw, question, source["azimuth"] + turned, steps)
+    angle = ARCS[arc] if way == "anticlockwise" else -ARCS[arc]
+    steps = f"{class_and_sector(source)} {way}"
+    return _sector_draft(ctx, question, source["azimuth"] + angle, steps)
 
 
-def without(scene: dict, draw: Draw) -> Draft | None:
-    """What is left on a side when one of two there has stopped."""
-    source = draw.source()
-    found = beside(draw, scene["sources"], source)
-    if found is None:
+@L3.question_type(rng_key="without")
+def remaining_source(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class remains on a side if one of two there stops."""
+    source = ctx.choose_source()
+    match = only_other_on_side(ctx, scene["sources"], source)
+    if match is None:
         return None
-    side, left = found
-    question = draw.say(
+    side, other = match
+    question = ctx.phrase(
         "the {c} stops . what is left on the {s} ?",
         "without the {c} , which sound is on the {s} ?",
         "if the {c} were gone , what is heard on the {s} ?",
         c=source["class"],
         s=side,
     )
-    here = [s["class"] for s in scene["sources"] if s is source or s is left]
-    return named(draw, question, left, source["class"], " ".join([side, ":", *here]))
+    both = [s["class"] for s in scene["sources"] if s is source or s is other]
+    return class_draft(ctx, question, other, source["class"], " ".join([side, ":", *both]))
 
 
-def hops(scene: dict, draw: Draw) -> Draft | None:
-    """Where one sound is for one who faces another, both named by what is most about them."""
-    ranks = {
-        "first": (lambda s: s["onset"], False, TIME),
-        "last": (lambda s: s["onset"], True, TIME),
-        "nearest": (lambda s: math.log(s["distance"]), False, math.log(RATIO)),
-        "farthest": (lambda s: math.log(s["distance"]), True, math.log(RATIO)),
+@L3.question_type(needs_distance=True, rng_key="hops")
+def multi_hop(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """As sector_when_facing, but the two classes are named by what they are the most of."""
+    extremes = {
+        "first": (lambda s: s["onset"], False, MIN_TIME_GAP_S),
+        "last": (lambda s: s["onset"], True, MIN_TIME_GAP_S),
+        "nearest": (lambda s: math.log(s["distance"]), False, math.log(MIN_DISTANCE_RATIO)),
+        "farthest": (lambda s: math.log(s["distance"]), True, math.log(MIN_DISTANCE_RATIO)),
     }
     if all("level" in s and "drr" in s for s in scene["sources"]):
-        ranks |= {"loudest": (received, True, LEVEL), "softest": (received, False, LEVEL)}
-    one, two = draw.one("one", tuple(ranks)), draw.one("two", tuple(ranks))
-    a, b = (extreme(draw, scene["sources"], *ranks[name]) for name in (one, two))
-    if a is None or b is None or a is b or not _is_clear_from(draw, a, b):
+        extremes |= {
+            "loudest": (level_at_listener, True, MIN_LEVEL_GAP_DB),
+            "softest": (level_at_listener, False, MIN_LEVEL_GAP_DB),
+        }
+    names = ctx.choose("a", tuple(extremes)), ctx.choose("b", tuple(extremes))
+    a, b = (find_extreme(ctx, scene["sources"], *extremes[name]) for name in names)
+    if a is None or b is None or a is b or not _is_clear_when_facing(ctx, a, b):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "if you face the {a} sound , where is the {b} sound ?",
         "you turn to the {a} sound . where is the {b} one then ?",
         "facing the {a} sound , where do you hear the {b} one ?",
-        a=one,
-        b=two,
+        a=names[0],
+        b=names[1],
     )
-    return _faced(draw, question, a, b)
+    return _facing_draft(ctx, question, a, b)
 
 
-def room(scene: dict, draw: Draw) -> Draft | None:
+@L3.question_type(direction=False, allows_motion=True, rng_key="room")
+def room_type(scene: dict, ctx: QuestionContext) -> Draft | None:
     """Which room fits: small or large by its volume, dry or live by its RT60."""
     if "rt60" not in scene or "volume" not in scene:
         return None
-    sizes = (scene["volume"], *SMALL_LARGE), (scene["rt60"], *DRY_LIVE)
-    clear = draw.lenient or all(v <= low or v >= high for v, low, high in sizes)
-    if not clear:
+    measures = (scene["volume"], *ROOM_VOLUME_EDGES_M3), (scene["rt60"], *ROOM_RT60_EDGES_S)
+    if not (ctx.lenient or all(v <= low or v >= high for v, low, high in measures)):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "which room fits what you hear ?", "where could this be ?", "in what room are you ?"
     )
-    large, live = (value > (low * high) ** 0.5 for value, low, high in sizes)
-    every = [f"{size} {kind} room" for size in ("small", "large") for kind in ("dry", "live")]
-    return Draft(question, every[2 * large + live], draw.shuffled(every))
+    is_large, is_live = (value > (low * high) ** 0.5 for value, low, high in measures)
+    options = [f"{size} {kind} room" for size in ("small", "large") for kind in ("dry", "live")]
+    return Draft(question, options[2 * is_large + is_live], ctx.shuffle(options))
 
 
-def place(scene: dict, draw: Draw) -> Draft | None:
-    """In which place all that is heard could be, where that is one only."""
+@L3.question_type(direction=False, allows_motion=True, rng_key="place")
+def place_type(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which place fits all classes of the scene, if only one does."""
     present = {s["class"] for s in scene["sources"]}
-    fitting = [name for name, home in PLACES.items() if present <= set(home)]
-    if len(fitting) != 1:
+    matches = [name for name, classes in PLACES.items() if present <= set(classes)]
+    if len(matches) != 1:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "which place fits all the sounds ?",
         "where would you hear all this ?",
         "in what place are you likely to be ?",
     )
-    return Draft(question, fitting[0], draw.shuffled(list(PLACES)))
+    return Draft(question, matches[0], ctx.shuffle(list(PLACES)))
 
 
-def claim(scene: dict, draw: Draw) -> Draft | None:
-    """Which of four claims about what is where is true."""
-    source = draw.source()
-    absent = draw.absent()
-    if not draw.clear(source["azimuth"]) or len(scene["sources"]) + len(absent) < 4:
+@L3.question_type(rng_key="claim")
+def true_statement(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which of four statements, each a class and a sector, is true."""
+    source = ctx.choose_source()
+    absent = ctx.absent_classes()
+    is_clear = ctx.is_inside_sector(source["azimuth"])
+    if not is_clear or len(scene["sources"]) + len(absent) < 4:
         return None
 
-    def elsewhere(s: dict) -> str:
-        far = [
-            p
-            for i, p in enumerate(scene_text.SECTORS)
-            if abs(difference(i * scene_text.SECTOR_WIDTH, s["azimuth"]))
-            > 2 * scene_text.SECTOR_WIDTH
+    def false_statement(s: dict) -> str:
+        """A source with a sector more than 90 degrees away from it."""
+        width = scene_text.SECTOR_WIDTH
+        sectors = [
+            sector
+            for i, sector in enumerate(scene_text.SECTORS)
+            if abs(relative_azimuth(i * width, s["azimuth"])) > 2 * width
         ]
-        return f"{s['class']} {far[draw.rng.integers(len(far))]}"
+        return f"{s['class']} {sectors[ctx.rng.integers(len(sectors))]}"
 
-    wrong = [elsewhere(s) for s in draw.shuffled(scene["sources"]) if s is not source]
-    for name in draw.shuffled(absent)[:3]:
-        wrong.append(f"{name} {scene_text.SECTORS[draw.rng.integers(len(scene_text.SECTORS))]}")
-    question = draw.say("which of these is true ?", "what is so ?", "which claim fits the scene ?")
-    return Draft(question, f"{source['class']} {scene_text.sector(source['azimuth'])}", wrong)
+    false = [false_statement(s) for s in ctx.shuffle(scene["sources"]) if s is not source]
+    for name in ctx.shuffle(absent)[:3]:
+        false.append(f"{name} {scene_text.SECTORS[ctx.rng.integers(len(scene_text.SECTORS))]}")
+    question = ctx.phrase(
+        "which of these is true ?", "what is so ?", "which claim fits the scene ?"
+    )
+    return Draft(question, class_and_sector(source), false)

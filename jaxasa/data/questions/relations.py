@@ -1,6 +1,7 @@
-"""L2, relations: what is at a place, where and how far; nearest, higher, louder, earlier, beside.
+"""L2, relations: class, direction or distance of the sound in a sector, the nearest one, the
+first one; higher, louder, earlier, left of, on the same side as another.
 
-Each function is a task (see viz/plot_room.py): `(scene, draw) -> Draft | None`.
+Each decorated function is a question type (question_type.py).
 """
 
 import bisect
@@ -8,229 +9,254 @@ import math
 
 from jaxasa.data import scene_text
 from jaxasa.data.questions.context import (
-    HEIGHT,
-    LEVEL,
-    MARGIN,
-    RATIO,
-    SIDES,
-    TIME,
+    MARGIN_DEG,
+    MIN_DISTANCE_RATIO,
+    MIN_ELEVATION_GAP_DEG,
+    MIN_LEVEL_GAP_DB,
+    MIN_TIME_GAP_S,
+    SIDE_SIGNS,
     Draft,
-    Draw,
-    beside,
-    difference,
-    extreme,
-    placed,
-    received,
-    the_only,
+    QuestionContext,
+    class_and_sector,
+    find_extreme,
+    level_at_listener,
+    only_other_on_side,
+    only_source_beyond,
+    relative_azimuth,
 )
-from jaxasa.data.questions.perception import clear_distance, distance_draft, order_in_time
+from jaxasa.data.questions.perception import distance_draft, first_or_last, is_clear_distance
+from jaxasa.data.questions.question_type import QuestionLevel
 
-NEARER, NEARER_EDGES = ("much nearer", "nearer", "alike", "farther", "much farther"), (1.31, 2.57)
+L2 = QuestionLevel("L2")
+
+RELATIVE_DISTANCES = ("much nearer", "nearer", "alike", "farther", "much farther")
+RELATIVE_DISTANCE_EDGES = (1.31, 2.57)  # ratios up to "alike" and from "much" on
 
 
-def named(draw: Draw, question: str, source: dict, asked: str = "", steps: str = "") -> Draft:
-    """A draft whose answer is the class of `source`; `asked` is the class in the question."""
+def class_draft(
+    ctx: QuestionContext, question: str, source: dict, named: str = "", steps: str = ""
+) -> Draft:
+    """A draft whose answer is the class of `source`. named: the class in the question, if any."""
     answer = source["class"]
-    others = draw.wrong_classes(answer, [asked])
-    return Draft(question, answer, others, steps, open=("name", None))
+    distractors = ctx.class_distractors(answer, [named])
+    return Draft(question, answer, distractors, steps, open_answer=("name", None))
 
 
-def at(scene: dict, draw: Draw) -> Draft | None:
-    """What is in a sector."""
-    source = _alone_in_sector(scene, draw)
+def _sector_draft(ctx: QuestionContext, question: str, source: dict, steps: str) -> Draft:
+    answer, open_answer = scene_text.sector_name(source["azimuth"]), ("azimuth", source["azimuth"])
+    return Draft(question, answer, ctx.sector_distractors(), steps, open_answer)
+
+
+@L2.question_type(rng_key="at")
+def class_in_sector(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class is in a sector."""
+    source = _only_source_in_sector(scene, ctx)
     if source is None:
         return None
-    place = scene_text.sector(source["azimuth"])
-    question = draw.say("what is at the {p} ?", "which sound comes from the {p} ?", p=place)
-    return named(draw, question, source, steps=f"{place} {source['class']}")
+    sector = scene_text.sector_name(source["azimuth"])
+    question = ctx.phrase("what is at the {p} ?", "which sound comes from the {p} ?", p=sector)
+    return class_draft(ctx, question, source, steps=f"{sector} {source['class']}")
 
 
-def _alone_in_sector(scene: dict, draw: Draw) -> dict | None:
-    source = draw.source()
-    place = scene_text.sector(source["azimuth"])
-    same = [s for s in scene["sources"] if scene_text.sector(s["azimuth"]) == place]
-    alone = len(scene["sources"]) > 1 and len(same) == 1 and draw.clear(source["azimuth"])
-    return source if alone else None
+def _only_source_in_sector(scene: dict, ctx: QuestionContext) -> dict | None:
+    """A source that is well inside its sector, if no other one is in it; of two or more."""
+    source = ctx.choose_source()
+    sector = scene_text.sector_name(source["azimuth"])
+    same = [s for s in scene["sources"] if scene_text.sector_name(s["azimuth"]) == sector]
+    is_only = len(scene["sources"]) > 1 and len(same) == 1
+    return source if is_only and ctx.is_inside_sector(source["azimuth"]) else None
 
 
-def where_in_time(scene: dict, draw: Draw) -> Draft | None:
-    """Where the first or last sound is."""
-    found = order_in_time(scene, draw)
-    if found is None or not draw.clear(found[1]["azimuth"]):
+@L2.question_type(rng_key="where_in_time")
+def sector_by_onset(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """In which sector the first or last sound is."""
+    match = first_or_last(scene, ctx)
+    if match is None or not ctx.is_inside_sector(match[1]["azimuth"]):
         return None
-    which, source = found
-    question = draw.say("where is the sound that starts {w} ?", "where is the {w} sound ?", w=which)
-    return _placed(draw, question, source, f"{which} : {placed(source)}")
+    which, source = match
+    question = ctx.phrase(
+        "where is the sound that starts {w} ?", "where is the {w} sound ?", w=which
+    )
+    return _sector_draft(ctx, question, source, f"{which} : {class_and_sector(source)}")
 
 
-def _placed(draw: Draw, question: str, source: dict, steps: str) -> Draft:
-    place = scene_text.sector(source["azimuth"])
-    return Draft(question, place, draw.wrong_sectors(), steps, ("azimuth", source["azimuth"]))
+def _nearest(scene: dict, ctx: QuestionContext) -> dict | None:
+    """The nearest source, if no other one is near."""
+    sources, key = scene["sources"], lambda s: math.log(s["distance"])
+    nearest = find_extreme(ctx, sources, key, False, math.log(MIN_DISTANCE_RATIO))
+    near = [s for s in sources if scene_text.distance_name(s["distance"]) == "near"]
+    return nearest if near == [nearest] else None
 
 
-def find_nearest(scene: dict, draw: Draw) -> dict | None:
-    """The nearest source, where it alone is near."""
-    sources = scene["sources"]
-    found = extreme(draw, sources, lambda s: math.log(s["distance"]), False, math.log(RATIO))
-    near = [s for s in sources if scene_text.distance(s["distance"]) == "near"]
-    return found if near == [found] else None
-
-
-def nearest(scene: dict, draw: Draw) -> Draft | None:
+@L2.question_type(direction=False, needs_distance=True, rng_key="nearest")
+def nearest_source(scene: dict, ctx: QuestionContext) -> Draft | None:
     """Which class is nearest."""
-    source = find_nearest(scene, draw)
+    source = _nearest(scene, ctx)
     if source is None:
         return None
-    question = draw.say("which sound is nearest ?", "what is closest to you ?")
-    return named(draw, question, source, steps=f"near {source['class']}")
+    question = ctx.phrase("which sound is nearest ?", "what is closest to you ?")
+    return class_draft(ctx, question, source, steps=f"near {source['class']}")
 
 
-def where_nearest(scene: dict, draw: Draw) -> Draft | None:
-    """Where the nearest sound is."""
-    source = find_nearest(scene, draw)
-    if source is None or not draw.clear(source["azimuth"]):
+@L2.question_type(needs_distance=True, rng_key="where_nearest")
+def sector_of_nearest(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """In which sector the nearest sound is."""
+    source = _nearest(scene, ctx)
+    if source is None or not ctx.is_inside_sector(source["azimuth"]):
         return None
-    question = draw.say("where is the nearest sound ?", "where is the closest sound ?")
-    return _placed(draw, question, source, f"near {placed(source)}")
+    question = ctx.phrase("where is the nearest sound ?", "where is the closest sound ?")
+    return _sector_draft(ctx, question, source, f"near {class_and_sector(source)}")
 
 
-def how_far(scene: dict, draw: Draw) -> Draft | None:
+@L2.question_type(needs_distance=True, rng_key="how_far")
+def distance_in_sector(scene: dict, ctx: QuestionContext) -> Draft | None:
     """How far the sound in a sector is."""
-    source = _alone_in_sector(scene, draw)
-    if source is None or not clear_distance(draw, source):
+    source = _only_source_in_sector(scene, ctx)
+    if source is None or not is_clear_distance(ctx, source):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "how far is the sound at the {p} ?",
         "at what distance is what comes from the {p} ?",
         "how near is the {p} sound ?",
-        p=scene_text.sector(source["azimuth"]),
+        p=scene_text.sector_name(source["azimuth"]),
     )
-    return distance_draft(draw, question, source, source["class"])
+    return distance_draft(ctx, question, source, source["class"])
 
 
-def nearer(scene: dict, draw: Draw) -> Draft | None:
-    """How far a class is against another: alike (within 14 %), 1.5 to 2.2 times, or 3 times."""
+@L2.question_type(direction=False, needs_distance=True, rng_key="nearer")
+def relative_distance(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """How far a class is compared with another: alike (within 14 %), 1.5 to 2.2, or 3 times."""
     if len(scene["sources"]) < 2:
         return None
-    a, b = draw.two("a", "b")
-    away = math.log(a["distance"] / b["distance"])
-    edges = [math.log(e) for e in NEARER_EDGES]
-    degree = bisect.bisect(edges, abs(away))
-    off = min(abs(abs(away) - e) for e in edges)
-    if not draw.apart(off, math.log(1.15)) or not draw.audible(a, b):
+    a, b = ctx.choose_two_sources("a", "b")
+    log_ratio = math.log(a["distance"] / b["distance"])
+    edges = [math.log(e) for e in RELATIVE_DISTANCE_EDGES]
+    degree = bisect.bisect(edges, abs(log_ratio))
+    gap = min(abs(abs(log_ratio) - e) for e in edges)
+    if not ctx.is_audible_gap(gap, math.log(1.15)) or not ctx.has_audible_distance(a, b):
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "is the {a} nearer or farther than the {b} ?",
         "how far is the {a} against the {b} ?",
         "next to the {b} , how near to you is the {a} ?",
         a=a["class"],
         b=b["class"],
     )
-    answer = NEARER[2 + degree] if away > 0 else NEARER[2 - degree]
-    steps = " ".join(f"{s['class']} {scene_text.metres(s['distance'])}" for s in (a, b))
-    return Draft(question, answer, draw.shuffled(NEARER), steps)
+    answer = RELATIVE_DISTANCES[2 + degree if log_ratio > 0 else 2 - degree]
+    steps = " ".join(
+        f"{s['class']} {scene_text.nearest_distance_step(s['distance'])}" for s in (a, b)
+    )
+    return Draft(question, answer, ctx.shuffle(RELATIVE_DISTANCES), steps)
 
 
-def left_of(scene: dict, draw: Draw) -> Draft | None:
-    """What is left, or right, of a class when that is faced."""
-    source, side = draw.source(), draw.one("side", tuple(SIDES))
+@L2.question_type(rng_key="left_of")
+def class_left_right(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class is left or right of another, for a listener who faces that one."""
+    source, side = ctx.choose_source(), ctx.choose("side", tuple(SIDE_SIGNS))
 
-    def gap(c, s):
-        turned = SIDES[side] * difference(c["azimuth"], s["azimuth"])
+    def gap(a: dict, b: dict) -> float:
+        angle = SIDE_SIGNS[side] * relative_azimuth(a["azimuth"], b["azimuth"])
         # Straight behind is on neither side either.
-        return math.copysign(min(abs(turned), 180 - abs(turned)), turned)
+        return math.copysign(min(abs(angle), 180 - abs(angle)), angle)
 
-    found = the_only(draw, source, scene["sources"], gap, MARGIN)
-    if found is None:
+    match = only_source_beyond(ctx, source, scene["sources"], gap, MARGIN_DEG)
+    if match is None:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "what is to the {s} of the {c} ?",
         "facing the {c} , what is on your {s} ?",
         "which sound is {s} of the {c} ?",
         s=side,
         c=source["class"],
     )
-    return named(draw, question, found, source["class"])
+    return class_draft(ctx, question, match, source["class"])
 
 
-def highest(scene: dict, draw: Draw) -> Draft | None:
+@L2.question_type(rng_key="highest")
+def highest_source(scene: dict, ctx: QuestionContext) -> Draft | None:
     """Which class is highest or lowest."""
-    which = draw.one("which", ("highest", "lowest"))
-    sources = scene["sources"]
-    found = extreme(draw, sources, lambda s: s["elevation"], which == "highest", HEIGHT)
-    if found is None:
+    which = ctx.choose("which", ("highest", "lowest"))
+    sources, key = scene["sources"], lambda s: s["elevation"]
+    match = find_extreme(ctx, sources, key, which == "highest", MIN_ELEVATION_GAP_DEG)
+    if match is None:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "which sound is {w} ?", "what comes from the {w} place ?", "what sounds {w} up ?", w=which
     )
-    heights = " ".join(f"{s['class']} {scene_text.elevation(s['elevation'])}" for s in sources)
-    return named(draw, question, found, steps=heights)
+    steps = " ".join(f"{s['class']} {scene_text.elevation_name(s['elevation'])}" for s in sources)
+    return class_draft(ctx, question, match, steps=steps)
 
 
-def loudest(scene: dict, draw: Draw) -> Draft | None:
-    """Which class is loudest or softest where the listener is."""
-    which, sources = draw.one("which", ("loudest", "softest")), scene["sources"]
+@L2.question_type(direction=False, needs_distance=True, rng_key="loudest")
+def loudest_source(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class is loudest or softest at the listener."""
+    which, sources = ctx.choose("which", ("loudest", "softest")), scene["sources"]
     if not all("level" in s and "drr" in s for s in sources):
         return None
-    found = extreme(draw, sources, received, which == "loudest", LEVEL)
-    if found is None:
+    match = find_extreme(ctx, sources, level_at_listener, which == "loudest", MIN_LEVEL_GAP_DB)
+    if match is None:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "which sound is {w} ?", "what do you hear {w} ?", "what is {w} in your ears ?", w=which
     )
-    return named(draw, question, found)
+    return class_draft(ctx, question, match)
 
 
-def earlier(scene: dict, draw: Draw) -> Draft | None:
-    """What starts before, or after, a class."""
-    source, which = draw.source(), draw.one("which", ("before", "after"))
+@L2.question_type(direction=False, allows_motion=True, rng_key="earlier")
+def class_before_after(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class starts before, or after, another."""
+    source, which = ctx.choose_source(), ctx.choose("which", ("before", "after"))
     sign = 1 if which == "after" else -1
-    found = the_only(
-        draw, source, scene["sources"], lambda c, s: sign * (s["onset"] - c["onset"]), TIME
-    )
-    if found is None:
+
+    def gap(a: dict, b: dict) -> float:
+        return sign * (b["onset"] - a["onset"])
+
+    match = only_source_beyond(ctx, source, scene["sources"], gap, MIN_TIME_GAP_S)
+    if match is None:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "what starts {w} the {c} ?",
         "which sound begins {w} the {c} ?",
         "what is heard {w} the {c} starts ?",
         w=which,
         c=source["class"],
     )
-    return named(draw, question, found, source["class"])
+    return class_draft(ctx, question, match, source["class"])
 
 
-def same_side(scene: dict, draw: Draw) -> Draft | None:
-    """What is on the same side of the listener as a class."""
-    source = draw.source()
-    found = beside(draw, scene["sources"], source)
-    if found is None:
+@L2.question_type(rng_key="same_side")
+def class_on_same_side(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """Which class is on the same side of the listener as another."""
+    source = ctx.choose_source()
+    match = only_other_on_side(ctx, scene["sources"], source)
+    if match is None:
         return None
-    side, other = found
-    question = draw.say(
+    side, other = match
+    question = ctx.phrase(
         "what is on the same side as the {c} ?",
         "which sound comes from the side of the {c} ?",
         "what shares its side with the {c} ?",
         c=source["class"],
     )
-    return named(draw, question, other, source["class"], side)
+    return class_draft(ctx, question, other, source["class"], side)
 
 
-def apart(scene: dict, draw: Draw) -> Draft | None:
-    """How far apart two classes are in azimuth."""
+@L2.question_type(rng_key="apart")
+def angular_separation(scene: dict, ctx: QuestionContext) -> Draft | None:
+    """The angle between two classes in azimuth."""
     if len(scene["sources"]) < 2:
         return None
-    a, b = draw.two("a", "b")
-    angle = abs(difference(a["azimuth"], b["azimuth"]))
-    steps = round(angle / scene_text.SECTOR_WIDTH)
-    if not draw.clear(angle) or steps == 0:
+    a, b = ctx.choose_two_sources("a", "b")
+    angle = abs(relative_azimuth(a["azimuth"], b["azimuth"]))
+    sectors = round(angle / scene_text.SECTOR_WIDTH)
+    if not ctx.is_inside_sector(angle) or sectors == 0:
         return None
-    question = draw.say(
+    question = ctx.phrase(
         "how far apart are the {a} and the {b} ?",
         "what angle is between the {a} and the {b} ?",
         "from the {a} to the {b} , how far do you turn ?",
         a=a["class"],
         b=b["class"],
     )
-    every = [f"{45 * k} degrees" for k in range(1, 5)]
-    return Draft(question, every[steps - 1], draw.shuffled(every))
+    options = [f"{45 * k} degrees" for k in range(1, 5)]
+    return Draft(question, options[sectors - 1], ctx.shuffle(options))

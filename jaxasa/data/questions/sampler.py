@@ -1,21 +1,21 @@
-"""Which of the questions that scenes support training asks: so that no answer is common.
+"""Sampling of training questions, balanced so that no answer is common.
 
-Scenes drawn at random support some tasks rarely, and some answers more rarely still: most sounds
-are on neither side, few are the nearest of three. What is rewarded for right answers would learn
-the common ones in place of listening. So all tasks are tried on a scene, and a question is taken
-with a probability in proportion to the weight of its task and answer, which is the share that they
-should have over how often scenes support them. A scene itself is taken in proportion to the sum of
-those weights, as one source alone is soon asked about. Then levels, the tasks within a level and
-the answers within a task are each equally common, and each of them on all scenes that support it
-alike (inverse-probability weighting: Horvitz and Thompson, 1952).
+Random scenes support some question types rarely, and some answers more rarely still: most sounds
+are on neither side, few are the nearest of three. A policy rewarded for right answers would learn
+the common ones instead of listening. So every type drafts a question about a scene, and a draft
+is sampled with a probability proportional to the weight of its (type, answer): the share that it
+should have over its frequency among scenes. The scene itself is accepted with a probability
+proportional to the sum of those weights, as a single source supports few types. Then levels,
+types within a level and answers within a type are equally common, and each of them is spread
+evenly over the scenes that support it (inverse-probability weighting: Horvitz and Thompson, 1952).
 
     >>> import numpy as np
     >>> from jaxasa.data import questions
     >>> bird = {"class": "bird", "azimuth": 92.0, "elevation": 3.0, "distance": 1.2,
     ...         "onset": 0.5, "offset": 1.5}
     >>> classes = ("bird", "drum", "engine", "steps")
-    >>> asking = questions.Asking(classes)
-    >>> [question] = asking({"sources": [bird]}, np.random.default_rng(1))
+    >>> sampler = questions.QuestionSampler(classes)
+    >>> [question] = sampler({"sources": [bird]}, np.random.default_rng(1))
     >>> question.level
     'L1'
 """
@@ -24,30 +24,46 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxasa import config
-from jaxasa.data.questions.context import Draft, Draw
-from jaxasa.data.questions.tasks import TASKS, Question, chosen, drafted, finished
+from jaxasa.data.questions.context import Draft, QuestionContext
+from jaxasa.data.questions.question import (
+    QUESTION_TYPES,
+    Question,
+    draft_question,
+    finalize_question,
+    task_weights,
+)
 
 ALL = config.Questions()
-_EACH = 2  # questions of a scene for which all tasks are tried once
-# What few scenes support is asked less often than its share: it would be the same scenes always.
-_RARE = 3
-_MOST = 2.0  # times the mean: a scene whose weights sum to as much is always taken
+_QUESTIONS_PER_ROUND = 2  # questions of a scene for which all types draft once
+# Added to the number of scenes with an answer: rare ones are asked less often than their share,
+# as it would always be about the same scenes.
+_SMOOTHING = 3
+_SURE_ACCEPTANCE = 2.0  # sum of weights from which on a scene is always accepted; the mean is about 1
+
+
+class _Candidate(NamedTuple):
+    """A draft that a question type made of a scene, and its random choices."""
+
+    task: str
+    ctx: QuestionContext
+    draft: Draft
 
 
 @dataclass(frozen=True)
-class Asking:
-    """Draws questions for training.
+class QuestionSampler:
+    """Samples questions about scenes for training.
 
-    weights: of (task, answer's text). Without any those of the tasks hold among what a scene
-        supports, and every scene that supports some is taken.
+    weights: of (task, text of the answer), see `balanced`. If empty, those in `questions.tasks`
+        hold among the types that a scene supports, and every scene with any is accepted.
     """
 
     classes: Sequence[str]
-    which: config.Questions = ALL
+    questions: config.Questions = ALL
     weights: Mapping[tuple[str, str], float] = dataclasses.field(default_factory=dict)
 
     def __call__(
@@ -57,56 +73,61 @@ class Asking:
         count: int = 1,
         shares: np.ndarray | None = None,
     ) -> list[Question]:
-        """`count` questions about `scene`; none where it supports none, or is passed over.
+        """`count` questions about a scene; [] if it supports none or is rejected.
 
-        shares: of the levels, [3] or [count, 3], all alike without; a level that the scene does
-            not support leaves its share to the others.
+        shares: of the levels, [3] or [count, 3], equal if None. If a scene does not support a
+            level, the others get its share.
         """
-        drafts = self.drafts(scene, rng)
-        if not drafts or self.weights and rng.random() * _MOST > self._weigh(drafts).sum():
+        candidates = self.candidates(scene, rng)
+        if not candidates:
             return []
-        drafts += [d for _ in range(1, -(-count // _EACH)) for d in self.drafts(scene, rng)]
-        weights, found = self._weigh(drafts), []
-        level = [config.LEVELS.index(TASKS[name].level) for name, *_ in drafts]
+        if self.weights and rng.random() * _SURE_ACCEPTANCE > self._weigh(candidates).sum():
+            return []
+        for _ in range(1, -(-count // _QUESTIONS_PER_ROUND)):
+            candidates += self.candidates(scene, rng)
+        weights, sample = self._weigh(candidates), []
+        level = [config.LEVELS.index(QUESTION_TYPES[c.task].level) for c in candidates]
         for row in np.broadcast_to(1.0 if shares is None else shares, (count, len(config.LEVELS))):
-            wanted = weights * row[level]
-            wanted = wanted if wanted.any() else weights
-            name, draw, draft = drafts[rng.choice(len(drafts), p=wanted / wanted.sum())]
-            found.append(finished(scene, name, rng, draw, draft))
-        return found
+            p = weights * row[level]
+            p = p if p.any() else weights
+            task, ctx, draft = candidates[rng.choice(len(candidates), p=p / p.sum())]
+            sample.append(finalize_question(scene, task, ctx, draft))
+        return sample
 
-    def drafts(self, scene: dict, rng: np.random.Generator) -> list[tuple[str, Draw, Draft]]:
-        """What each task asks of the scene, of those that it supports: its name, its choices."""
-        found = []
-        for name in chosen(self.which.tasks):
-            draw = Draw(scene, self.classes, rng, self.which.training_margin)
-            draft = drafted(scene, name, draw)
+    def candidates(self, scene: dict, rng: np.random.Generator) -> list[_Candidate]:
+        """One draft of each question type that the scene supports."""
+        candidates = []
+        for task in task_weights(self.questions.tasks):
+            ctx = QuestionContext(scene, self.classes, rng, self.questions.training_margin)
+            draft = draft_question(scene, task, ctx)
             if draft:
-                found.append((name, draw, draft))
-        return found
+                candidates.append(_Candidate(task, ctx, draft))
+        return candidates
 
-    def balanced(self, scenes: Sequence[dict], rng: np.random.Generator) -> "Asking":
-        """With weights under which, over such scenes, no level, task or answer is common."""
-        found = (self.drafts(scenes[i], rng) for i in range(len(scenes)))
-        seen = collections.Counter((name, d.answer) for drafts in found for name, _, d in drafts)
+    def balanced(self, scenes: Sequence[dict], rng: np.random.Generator) -> "QuestionSampler":
+        """A copy with weights that balance levels, types and answers over such scenes."""
+        candidates = (c for i in range(len(scenes)) for c in self.candidates(scenes[i], rng))
+        counts = collections.Counter((c.task, c.draft.answer) for c in candidates)
         weights = {
-            cell: share * len(scenes) / (seen[cell] + _RARE)
-            for cell, share in self._shares(seen).items()
+            key: share * len(scenes) / (counts[key] + _SMOOTHING)
+            for key, share in self._shares(counts).items()
         }
         return dataclasses.replace(self, weights=weights)
 
-    def _weigh(self, drafts: Sequence[tuple[str, Draw, Draft]]) -> np.ndarray:
+    def _weigh(self, candidates: Sequence[_Candidate]) -> np.ndarray:
         if not self.weights:
-            of_task = chosen(self.which.tasks)
-            return np.array([float(of_task[name]) for name, *_ in drafts])
-        return np.array([self.weights.get((name, d.answer), 0.0) for name, _, d in drafts])
+            by_task = task_weights(self.questions.tasks)
+            return np.array([float(by_task[c.task]) for c in candidates])
+        return np.array([self.weights.get((c.task, c.draft.answer), 0.0) for c in candidates])
 
-    def _shares(self, cells: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        """How common each (task, answer) should be; they sum to 1."""
-        answers = collections.Counter(name for name, _ in cells)
-        weights = {n: w for n, w in chosen(self.which.tasks).items() if n in answers}
-        within: collections.Counter[str] = collections.Counter()
-        for name, w in weights.items():
-            within[TASKS[name].level] += w
-        of_task = {n: w / within[TASKS[n].level] / len(within) for n, w in weights.items()}
-        return {(name, text): of_task[name] / answers[name] for name, text in cells}
+    def _shares(self, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], float]:
+        """The share that each (task, answer) should have; they sum to 1."""
+        answers = collections.Counter(task for task, _ in keys)
+        weights = {t: w for t, w in task_weights(self.questions.tasks).items() if t in answers}
+        by_level: collections.Counter[str] = collections.Counter()
+        for task, w in weights.items():
+            by_level[QUESTION_TYPES[task].level] += w
+        by_task = {
+            t: w / by_level[QUESTION_TYPES[t].level] / len(by_level) for t, w in weights.items()
+        }
+        return {(task, text): by_task[task] / answers[task] for task, text in keys}
