@@ -26,7 +26,7 @@ from jaxasa.config.model import (
 )
 from jaxasa.config.questions import Questions
 from jaxasa.config.run import STAGES, Bench, Mesh, Pretrained, Run
-from jaxasa.config.scenes import WALLS, Scenes, Sounds
+from jaxasa.config.scenes import SPLITS, WALL_OPTIONS, Scenes, Sounds
 from jaxasa.config.stages import (
     LEVELS,
     POLICY_LOSSES,
@@ -43,9 +43,10 @@ __all__ = [
     "LEVELS",
     "PARTS",
     "POLICY_LOSSES",
+    "SPLITS",
     "STAGES",
     "SUITES",
-    "WALLS",
+    "WALL_OPTIONS",
     "Ablation",
     "AlignStage",
     "Bench",

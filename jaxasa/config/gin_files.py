@@ -7,9 +7,12 @@ types and repetitions (each error has its file and line), and gives gin the bind
 
 Order: files in the order given, an include at the place where it stands, command-line
 bindings last; later bindings win, but one file may bind a name only once.
+
+A file named on the command line is looked for in the current folder and then in jaxasa's gin
+folder ("run/demo.gin" or "gin/run/demo.gin"); an included one beside the file that names it and
+then in jaxasa's gin folder, so that no file of the caller's changes what jaxasa's own files say.
 """
 
-import argparse
 import dataclasses
 import difflib
 import re
@@ -27,7 +30,17 @@ from jaxasa.config import ConfigError
 _HEADER = "from __gin__ import dynamic_registration\nfrom jaxasa import config\n"
 _IMPORTS = ("__gin__.dynamic_registration", "jaxasa.config")
 _PACKAGE = Path(__file__).resolve().parents[1]
-GIN_FOLDERS = (_PACKAGE.parent / "gin", _PACKAGE / "gin")
+
+
+def find_gin_folder(package: Path) -> Path:
+    """jaxasa's gin files: gin/ of the repository around `package`, or gin/ in an installed one."""
+    root = package.parent
+    # Without this test, site-packages/gin would be taken: that is the package gin-config.
+    is_repository = (root / "pyproject.toml").is_file() and (root / "gin/run/demo.gin").is_file()
+    return root / "gin" if is_repository else package / "gin"
+
+
+GIN_FOLDER = find_gin_folder(_PACKAGE)
 CLASSES = {name: value for name, value in vars(config).items() if dataclasses.is_dataclass(value)}
 
 
@@ -103,7 +116,7 @@ def read(files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Bindin
     """
     bound: dict[str, Binding] = {}
     for name in files:
-        for binding in _file(name, "--gin_file", ()):
+        for binding in _read_file(name, "--gin_file", ()):
             bound[binding.name] = binding
     for text in bindings:
         for binding in _command_line(text):
@@ -117,44 +130,13 @@ def read(files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Bindin
     return bound
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--gin_file F` (repeatable); `--gin.name=value` is taken out by `split_gin`."""
-    group = parser.add_argument_group(
-        "configuration",
-        "--gin.NAME=VALUE sets one option, over every file: --gin.Decoder.width=64; "
-        "strings in quotes: \"--gin.Run.name='mine'\"",
-    )
-    group.add_argument(
-        "--gin_file",
-        action="append",
-        default=[],
-        metavar="F",
-        help="gin file, from here or from jaxasa's gin folder; repeatable; default: what DIR was "
-        "begun with, or else run/demo.gin (bench ablate: run/ablate.gin)",
-    )
-
-
-def split_gin(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(arguments that are not `--gin.name=value`, the bindings "name=value")."""
-    rest, bindings = [], []
-    for argument in argv:
-        if argument.startswith("--gin."):
-            if "=" not in argument:
-                raise ConfigError(f"{argument}: expected --gin.NAME=VALUE, with no spaces")
-            bindings.append(argument.removeprefix("--gin."))
-        else:
-            rest.append(argument)
-    return rest, bindings
-
-
-def _find(name: str, where: str) -> Path:
-    """Path of a gin file: from here, then in jaxasa's gin folder ("gin/" may lead)."""
+def _find(name: str, where: str, folder: Path) -> Path:
+    """Path of a gin file, in `folder` or in jaxasa's gin folder ("gin/" may lead)."""
     short = name.removeprefix("gin/")
-    candidates = [Path(name), *(folder / short for folder in GIN_FOLDERS)]
-    for path in candidates:
+    for path in (folder / name, GIN_FOLDER / short):
         if path.is_file():
             return path
-    known = {p.relative_to(f).as_posix() for f in GIN_FOLDERS for p in f.rglob("*.gin")}
+    known = {path.relative_to(GIN_FOLDER).as_posix() for path in GIN_FOLDER.rglob("*.gin")}
     raise ConfigError(f"{where}: no file {name!r}" + _near(short, known))
 
 
@@ -163,9 +145,10 @@ def _near(name: str, known) -> str:
     return f"; near: {', '.join(names)}" if names else ""
 
 
-def _file(name: str, where: str, above: tuple[Path, ...]) -> Iterator[Binding]:
-    path = _find(name, where).resolve()
-    if path in above:
+def _read_file(name: str, where: str, including: tuple[Path, ...]) -> Iterator[Binding]:
+    """The bindings of a file in order; `including`: the files that include it, outermost first."""
+    path = _find(name, where, including[-1].parent if including else Path()).resolve()
+    if path in including:
         raise ConfigError(f"{where}: {name!r} includes itself")
     try:
         text = path.read_text(encoding="utf-8")
@@ -175,7 +158,7 @@ def _file(name: str, where: str, above: tuple[Path, ...]) -> Iterator[Binding]:
     for statement in _statements(text, name):
         place = f"{name}:{statement.location.line_num}"
         if isinstance(statement, config_parser.IncludeStatement):
-            yield from _file(statement.filename, place, (*above, path))
+            yield from _read_file(statement.filename, place, (*including, path))
         elif isinstance(statement, config_parser.ImportStatement):
             if statement.module not in _IMPORTS:
                 raise ConfigError(f"{place}: import of {statement.module}, expected only config")

@@ -1,8 +1,9 @@
 """Options of the model: encoders, projector, decoder, adapters."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from jaxasa.config.changes import DATA, SPEED
 from jaxasa.config.checks import ConfigError, check, check_at_least
 
 DTYPES = ("float32", "bfloat16")
@@ -59,7 +60,7 @@ class Spatial:
     heads: int
     layers: int
     stem: tuple[tuple[int, int, int], ...]
-    format: str = "foa"
+    format: str = field(default="foa", metadata=DATA)
     features: str = "stft"
     n_mels: int = 64
     n_fft: int = 512
@@ -200,10 +201,10 @@ class Model:
     dtype: str = "float32"
     prompt_tokens: int = 48
     reply_tokens: int = 40
-    unroll: int = 1
+    unroll: int = field(default=1, metadata=SPEED)
     frozen_dtype: str = "float32"
-    remat: str = "none"
-    buckets: tuple[float, ...] = ()
+    remat: str = field(default="none", metadata=SPEED)
+    buckets: tuple[float, ...] = field(default=(), metadata=SPEED)
 
     def __post_init__(self):
         lengths, most = self.buckets, self.semantic.max_seconds

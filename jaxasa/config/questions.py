@@ -1,8 +1,8 @@
 """Options of the questions that training and the benchmark ask."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from jaxasa.config.changes import DATA
 from jaxasa.config.checks import check
 
 
@@ -16,8 +16,8 @@ class Questions:
         training_margin: the same in training, where doubtful cases teach, too.
     """
 
-    tasks: dict[str, int] = dataclasses.field(default_factory=dict)
-    margin: float = 15.0
+    tasks: dict[str, int] = field(default_factory=dict, metadata=DATA)
+    margin: float = field(default=15.0, metadata=DATA)
     training_margin: float = 7.5
 
     def __post_init__(self):

@@ -7,6 +7,7 @@ from jaxasa.config.changes import RESULT, SPEED
 from jaxasa.config.checks import check, check_at_least, check_range, check_share
 from jaxasa.config.materials import TABLE
 
+SPLITS = ("train", "dev", "benchmark")  # of scenes
 MATERIALS = ("wall_materials", "floor_materials", "ceiling_materials")
 WALL_OPTIONS = (*MATERIALS, "scattering")
 

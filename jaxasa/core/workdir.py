@@ -1,82 +1,169 @@
-"""A run's folder: which configuration made it, and a check that the next step uses the same.
+"""A run's folder: where everything lies in it, and a check that each step uses the same config.
+
+    DIR/
+      config.gin                 the resolved config
+      sounds/                    the sound bank
+      scenes/SPLIT/              rendered scenes of train, dev and benchmark
+      FORMAT/SPLIT/              the same scenes in another format (dcase, binaural)
+      rirs/                      room responses, if scenes of train are mixed (Scenes.rir_rooms)
+      tokenizer.json
+      checkpoints/STAGE/         what a stage has trained, with its own config.gin
+      logs/STAGE/                its metrics
+      benchmark/                 the suite: audio and questions
+      predictions/SYSTEM.jsonl   answers to it
+      results.json               their scores
+      report/index.html
+      dev/                       the last four once more, for the development suite
+      export/                    a Hugging Face folder
+      steps.json                 what each step of `jaxasa demo` has taken
+      ablation/, ablation.json   jobs and result of `jaxasa bench ablate`
 
 Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds, one
 kind of scene, one choice of questions and one seed. `config.gin` in it says which.
 """
 
-import dataclasses
+import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from jaxasa import config
-from jaxasa.config import ConfigError, gin_files
+from jaxasa.config import ConfigError, Run, differences, gin_files
 from jaxasa.core import files
 
-# What every step depends on; a stage's own options matter once it has a checkpoint.
+# Parts of a run that every step depends on; a stage's own options matter once it has a checkpoint.
 SHARED = ("seed", "sounds", "scenes", "model", "questions")
-# Options that change how fast, in how much memory or how visibly a step works, not what it makes.
-HARMLESS = (
-    *("unroll", "remat", "buckets", "workers", "batch_size@bench", "save_every", "eval_every"),
-    *("log_every", "max_damaged_records"),
-)
 
 
-def claim(folder: str | Path, run: config.Run, text: str, parts: Collection[str] = SHARED) -> Path:
+@dataclass(frozen=True)
+class WorkFolder:
+    """Paths within a run's folder. Makes and reads nothing.
+
+    >>> WorkFolder("runs/demo").checkpoint("sft").as_posix()
+    'runs/demo/checkpoints/sft'
+    """
+
+    path: Path
+
+    def __init__(self, path: str | os.PathLike):
+        object.__setattr__(self, "path", Path(path))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @classmethod
+    def around(cls, place: Path) -> "WorkFolder":
+        """The run's folder of DIR/scenes/SPLIT or DIR/checkpoints/STAGE."""
+        return cls(place.parent.parent)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.gin"
+
+    @property
+    def sounds(self) -> Path:
+        return self.path / "sounds"
+
+    def scenes(self, split: str, format: str = "records") -> Path:
+        """Rendered scenes of a split in a format of data/formats.py."""
+        return self._format_folder(format) / split
+
+    def _format_folder(self, format: str) -> Path:
+        return self.path / ("scenes" if format == "records" else format)
+
+    @property
+    def rirs(self) -> Path:
+        return self.path / "rirs"
+
+    def scenes_of(self, run: Run, split: str) -> Path:
+        """What the run's model is given of a split; `rirs` for train if scenes are mixed."""
+        if run.model.spatial.format == "binaural":
+            return self.scenes(split, "binaural")
+        return self.rirs if split == "train" and run.scenes.rir_rooms else self.scenes(split)
+
+    @property
+    def data_folders(self) -> tuple[Path, ...]:
+        """The folders of all data that training reads; not all of them need be there."""
+        scenes = map(self._format_folder, ("records", "binaural"))
+        return (self.sounds, *scenes, self.rirs)
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.checkpoints / stage
+
+    def logs(self, stage: str) -> Path:
+        return self.path / "logs" / stage
+
+    def evaluation(self, split: str) -> "WorkFolder":
+        """Where `benchmark`, `predictions`, `results` and `report` of a suite lie."""
+        return WorkFolder(self.path / "dev") if split == "dev" else self
+
+    @property
+    def benchmark(self) -> Path:
+        return self.path / "benchmark"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report" / "index.html"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    @property
+    def steps(self) -> Path:
+        return self.path / "steps.json"
+
+    @property
+    def ablation(self) -> Path:
+        return self.path / "ablation"
+
+    @property
+    def ablation_result(self) -> Path:
+        return self.path / "ablation.json"
+
+
+def claim(
+    folder: str | os.PathLike, run: Run, text: str, parts: Collection[str] = SHARED
+) -> WorkFolder:
     """Makes `folder` the work folder of `run`, whose resolved gin `text` goes to config.gin.
 
-    Raises ConfigError, naming the fields that differ, where the folder was made with other
-    values of `parts` (fields of config.Run).
+    Raises ConfigError, naming the options that differ, if the folder was made with other values
+    of `parts` (fields of Run).
     """
-    folder = Path(folder)
-    path = folder / "config.gin"
-    if path.is_file():
-        before, _ = gin_files.load([str(path)])
-        differing = [
+    work = WorkFolder(folder)
+    if work.config.is_file():
+        before, _ = gin_files.load([str(work.config)])
+        changes = [
             line
             for part in parts
             for line in differences(getattr(before, part), getattr(run, part), part)
         ]
-        if differing:
+        if changes:
             raise ConfigError(
-                f"{folder} was made with another config: {'; '.join(differing)}; "
+                f"{work} was made with another config: {'; '.join(changes)}; "
                 "expected the same values, or another --workdir"
             )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(path, text)
+        work.path.mkdir(parents=True, exist_ok=True)
+        files.atomic_write_text(work.config, text)
     except OSError as error:
-        raise ConfigError(f"--workdir {folder}: cannot write there: {error.strerror}") from None
-    return folder
-
-
-def differences(before, now, name: str) -> list[str]:
-    """Lines "model.decoder.width was 64, is 128" for each field in which two values differ."""
-    old, new = settings(before, name), settings(now, name)
-    return [
-        f"{field} was {old.get(field)!r}, is {new.get(field)!r}"
-        for field in {**old, **new}
-        if old.get(field) != new.get(field)
-    ]
-
-
-def settings(value, name: str) -> dict[str, Any]:
-    """{"model.decoder.width": 64, ...}: every field of a dataclass that can change a result."""
-    if not dataclasses.is_dataclass(value):
-        return {name: value}
-    found = {}
-    for field in dataclasses.fields(value):
-        if field.name not in HARMLESS and f"{field.name}@{name}" not in HARMLESS:
-            found |= settings(getattr(value, field.name), f"{name}.{field.name}")
-    return found
-
-
-def scenes_of(run: config.Run, folder: Path, split: str) -> Path:
-    """Folder of the scenes of a split that the run's model hears.
-
-    Of train it is that of the responses, where scenes are mixed from them.
-    """
-    if run.model.spatial.format == "binaural":
-        return folder / "binaural" / split
-    mixed = split == "train" and run.scenes.rir_rooms > 0
-    return folder / "responses" if mixed else folder / "scenes" / split
+        raise ConfigError(f"--workdir {work}: cannot write there: {error.strerror}") from None
+    return work

@@ -5,3 +5,5 @@ sft     supervised fine-tuning of LoRA adapters compared with transformers and p
 grpo    GRPO steps compared with TRL's GRPOTrainer
 timing  interleaved timing of two implementations, result rows and table
 """
+
+COMPARISONS = ("decode", "sft", "grpo")  # modules with a function `run`

@@ -1,4 +1,3 @@
-import argparse
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ config.Model:
   decoder = @config.Decoder()
   lora = @config.Lora()
 config.Semantic:
-  mels = 80
+  n_mels = 80
   width = %WIDTH
   heads = 2
   layers = 1
@@ -45,15 +44,15 @@ config.Spatial:
   layers = 1
   stem = ((8, 2, 4), (16, 1, 2))
 config.Projector:
-  hidden = 16
-  expert = 8
+  hidden_width = 16
+  expert_width = 8
 config.Decoder:
-  vocab = 300
+  vocab_size = 300
   width = %WIDTH
   heads = 2
   kv_heads = 1
-  head_width = 16
-  hidden = 64
+  head_dim = 16
+  intermediate_size = 64
   layers = 2
 config.Sounds:
   bank = "debian"
@@ -64,7 +63,7 @@ config.Scenes:
   benchmark = 5
 """
     + "".join(
-        f"config.{name}Stage:\n  steps = 10\n  batch = 2\n  learning_rate = 1e-3\n"
+        f"config.{name}Stage:\n  steps = 10\n  batch_size = 2\n  learning_rate = 1e-3\n"
         "  trainable = ('lora/.*', 'decoder/layers/(q|k)/.*')\n"
         for name in STAGES
     )
@@ -199,10 +198,10 @@ def test_wrong_file_is_one_line_with_its_place(tmp_path, monkeypatch, text, word
 
 
 def test_every_missing_field_is_named(full, tmp_path):
-    text = FULL.replace("  vocab = 300\n", "").replace('  bank = "debian"\n', "")
+    text = FULL.replace("  vocab_size = 300\n", "").replace('  bank = "debian"\n', "")
     path = tmp_path / "part.gin"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=r"not bound: Decoder\.vocab, Sounds\.bank$"):
+    with pytest.raises(ConfigError, match=r"not bound: Decoder\.vocab_size, Sounds\.bank$"):
         gin_files.load([str(path)])
     with pytest.raises(ConfigError, match=r"Run\.name"):
         gin_files.load([])
@@ -213,16 +212,36 @@ def test_missing_file_names_near_ones():
         gin_files.load(["mesh/singel.gin"])
 
 
-def test_arguments():
-    rest, bindings = gin_files.split_gin(
-        ["train", "--gin_file", "a.gin", "--gin.Run.seed=3", "--gin_file", "b.gin"]
-    )
-    parser = argparse.ArgumentParser()
-    gin_files.add_arguments(parser)
-    assert parser.parse_args(rest[1:]).gin_file == ["a.gin", "b.gin"]
-    assert rest[0] == "train" and bindings == ["Run.seed=3"]
-    with pytest.raises(ConfigError, match="NAME=VALUE"):
-        gin_files.split_gin(["--gin.Run.seed", "3"])
+def test_an_include_is_looked_for_beside_the_file_then_in_jaxasas_folder(full, tmp_path):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write(folder, "config.Lora.rank = 3\n", "beside.gin")
+    first = write(folder, f"include '{full}'\ninclude 'beside.gin'\ninclude 'mesh/fsdp.gin'\n")
+    run, _ = gin_files.load([first])
+    assert run.model.lora.rank == 3 and run.mesh == config.Mesh(1, -1, 1)
+    (folder / "mesh").mkdir()
+    write(folder / "mesh", "config.Mesh.data = 2\nconfig.Mesh.fsdp = 3\n", "fsdp.gin")
+    run, _ = gin_files.load([first])
+    assert run.mesh == config.Mesh(2, 3, 1)
+
+
+def test_the_callers_folder_changes_no_include(tmp_path, monkeypatch):
+    expected, _ = gin_files.load(["run/demo.gin"])
+    for name in ("model/tiny.gin", "run/tiny.gin", "gin/parts.gin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("not gin")
+    monkeypatch.chdir(tmp_path)
+    assert gin_files.load(["run/demo.gin"])[0] == gin_files.load(["gin/run/demo.gin"])[0] == expected
+
+
+def test_the_gin_folder_is_not_that_of_another_package(tmp_path):
+    """site-packages/gin is the package gin-config; jaxasa's files are in jaxasa/gin there."""
+    (tmp_path / "gin" / "run").mkdir(parents=True)
+    (tmp_path / "gin" / "run" / "demo.gin").write_text("")
+    assert gin_files.find_gin_folder(tmp_path / "jaxasa") == tmp_path / "jaxasa" / "gin"
+    (tmp_path / "pyproject.toml").write_text("")
+    assert gin_files.find_gin_folder(tmp_path / "jaxasa") == tmp_path / "gin"
+    assert gin_files.GIN_FOLDER == GIN
 
 
 @pytest.mark.parametrize("path", sorted(GIN.rglob("*.gin")), ids=lambda p: str(p.relative_to(GIN)))

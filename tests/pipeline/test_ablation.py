@@ -3,15 +3,18 @@ import functools
 import json
 import textwrap
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxasa.bench import ablation, suite
+from jaxasa import config
 from jaxasa.bench import run as bench_run
+from jaxasa.bench import suite
 from jaxasa.cli import main
 from jaxasa.config import ConfigError, gin_files
 from jaxasa.core import files
+from jaxasa.core.workdir import WorkFolder
 from jaxasa.inference import qa
 from jaxasa.pipeline import steps
 from jaxasa.pipeline.ablation import runner
@@ -22,7 +25,7 @@ from jaxasa.train import loop
 SMALL = {
     "p2": (),
     "p1": ("Projector.kind='p1'",),
-    "mono": tuple(f"{s}Stage.mono_share=1.0" for s in ("Spatial", "Align", "Sft")),
+    "mono": tuple(f"{s}Stage.mono_prob=1.0" for s in ("Spatial", "Align", "Sft")),
     "without_align": ("Run.stages=('text','spatial','sft')",),
     "binaural": ("Spatial.format='binaural'", "Spatial.features='interaural'"),
     "grpo": ("Run.stages=('text','spatial','align','sft','grpo')",),
@@ -50,7 +53,7 @@ def chain(plan, name, seed=0):
     job, found = plan.answers[name, seed], {}
     while job is not None:
         found[job.kind] = job
-        job = job.before
+        job = job.parent
     return found
 
 
@@ -60,23 +63,23 @@ def same(plan, a, b, seeds=(0, 0)):
     return {kind for kind in one if kind in two and one[kind] is two[kind]}
 
 
-def test_variants_share_exactly_what_is_the_same(plan):
+def test_variants_share_exactly_their_equal_jobs(plan):
     assert same(plan, "p2", "p1") == {"text", "spatial"}
     assert same(plan, "p2", "mono") == same(plan, "p2", "binaural") == {"text"}
     assert same(plan, "p2", "without_align") == {"text", "spatial", "projector"}
     assert same(plan, "p2", "grpo") == {"text", "spatial", "projector", "align", "sft"}
     assert same(plan, "p2", "p2", (0, 1)) == {"text"}
-    assert chain(plan, "mono")["answers"].hears == "mono"
+    assert chain(plan, "mono")["answers"].audio == "mono"
     suites = {name: plan.suite(name) for name in SMALL}
     assert suites["p2"] is suites["mono"] and suites["p2"] is not suites["binaural"]
     # Each job comes after what it needs.
     order = list(plan.jobs)
     for job in plan.jobs.values():
-        for other in (job.before, *job.needs):
+        for other in (job.parent, *job.needs):
             assert other is None or order.index(other.name) < order.index(job.name)
 
 
-def test_whole_stage_1_for_each_variant_where_that_is_asked():
+def test_without_projector_steps_each_variant_trains_all_of_stage_1():
     plan = Plan(loader(projector_steps=0))
     assert same(plan, "p2", "p1") == {"text"} and "projector" not in chain(plan, "p2")
 
@@ -96,23 +99,23 @@ def test_whole_stage_1_for_each_variant_where_that_is_asked():
         ("Scenes.rt60=(0.2, 0.3)", set()),
     ],
 )
-def test_a_key_changes_with_what_a_job_depends_on_and_with_nothing_else(plan, binding, kept):
+def test_key_changes_only_with_dependencies(plan, binding, kept):
     two = {"p2": ()}
     changed = chain(Plan(loader(binding, variants=two, seeds=(0,))), "p2")
     before = chain(plan, "p2")
     assert {kind for kind in before if before[kind].key == changed[kind].key} == kept
 
 
-def test_a_jobs_bindings_make_its_run(plan, tmp_path):
+def test_bindings_of_a_job_make_its_run(plan, tmp_path):
     load = loader()
     for kind, job in chain(plan, "p1", 1).items():
         if kind != "answers":
-            run, _ = load(bindings_of(job, tmp_path))
+            run, _ = load(bindings_of(job, WorkFolder(tmp_path)))
             own = {part: getattr(job.run, part) for part in ("seed", "stages", "model", "spatial")}
             assert own == {part: getattr(run, part) for part in own}, kind
             assert run.init_parts == job.run.init_parts
-            if job.before:
-                assert run.init_from.endswith(f"{job.before.name}/checkpoints/{job.before.stage}")
+            if job.parent:
+                assert run.init_from.endswith(f"{job.parent.name}/checkpoints/{job.parent.stage}")
     spatial, projector = (chain(plan, "p1")[kind].run for kind in ("spatial", "projector"))
     assert spatial.model.projector.kind == "p2" and spatial.init_parts == ("decoder",)
     assert projector.model.projector.kind == "p1" and projector.spatial.steps == 5
@@ -121,7 +124,7 @@ def test_a_jobs_bindings_make_its_run(plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("variant", "said"),
+    ("variant", "message"),
     [
         (("Projector.kind='p7'",), "variants\\['odd'\\].*kind is 'p7'"),
         (("Scenes.rt60=(0.2, 0.3)",), "scenes.rt60 was .* expected the same for all variants"),
@@ -129,8 +132,8 @@ def test_a_jobs_bindings_make_its_run(plan, tmp_path):
         ((*SMALL["mono"], *SMALL["grpo"]), "expected none that ends in grpo"),
     ],
 )
-def test_a_variant_that_cannot_be_is_refused_before_anything_is_done(tmp_path, variant, said):
-    with pytest.raises(ConfigError, match=said):
+def test_invalid_variant_is_refused_before_any_job(tmp_path, variant, message):
+    with pytest.raises(ConfigError, match=message):
         runner.ablate(loader(variants={"p2": (), "odd": variant}), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
@@ -142,35 +145,34 @@ class Fake:
         self.calls, self.fail, self._small = [], lambda run, stage: None, small
         self.pause = lambda: None
 
-    def sound_bank(self, run, folder):
-        self._leave("sounds", folder / "sounds" / "bank.json")
+    def build_sound_bank(self, run, work):
+        self._leave("sounds", work.sounds / "bank.json")
 
-    def scenes(self, run, folder, split):
-        where = "binaural" if run.model.spatial.format == "binaural" else "scenes"
-        self._leave(f"{where} {split}", folder / where / split / "manifest.json")
+    def render_scenes(self, run, work, split):
+        folder = work.scenes_of(run, split)
+        self._leave(f"{folder.parent.name} {split}", folder / "manifest.json")
 
-    def train(self, run, folder, stage, text):
-        assert (folder / "sounds" / "bank.json").is_file()
-        assert stage == "text" or (folder / "scenes" / "dev" / "manifest.json").is_file()
-        assert not run.init_from or (run.init_parts and steps.Path(run.init_from).is_dir())
+    def train(self, run, work, stage, text):
+        assert (work.sounds / "bank.json").is_file()
+        assert stage == "text" or (work.scenes("dev") / "manifest.json").is_file()
+        assert not run.init_from or (run.init_parts and Path(run.init_from).is_dir())
         self.fail(run, stage)
-        (folder / "tokenizer.json").write_text("{}")
-        path = folder / "checkpoints" / stage / "meta.json"
+        work.tokenizer.write_text("{}")
+        path = work.checkpoint(stage) / "meta.json"
         self._leave(f"{stage} {run.model.projector.kind} {run.seed}", path)
 
-    def build_suite(self, run, folder, split):
+    def build_suite(self, run, work, split):
         self.pause()
         self.calls.append("suite")
-        place = steps.suite_of(folder, split)
-        place.parent.mkdir(exist_ok=True)
-        place.symlink_to(self._small.folder.resolve())
+        folder = work.evaluation(split).benchmark
+        folder.parent.mkdir(exist_ok=True)
+        folder.symlink_to(self._small.folder.resolve())
 
-    def run(self, systems, responders, where, out, bench, marks):
-        items = suite.load(where)
-        path = out / "predictions" / "answers.jsonl"
-        rows = [json.dumps({"id": i.id, "answer": i.answer}) for i in items]
-        self._leave("answers", path, "\n".join(rows))
-        (out / "results.json").write_text("{}")
+    def evaluate(self, systems, models, items_folder, out, bench, digests):
+        work = WorkFolder(out)
+        rows = [json.dumps({"id": i.id, "answer": i.answer}) for i in suite.load(items_folder)]
+        self._leave("answers", work.predictions / "answers.jsonl", "\n".join(rows))
+        work.results.write_text("{}")
 
     def _leave(self, name, path, text=""):
         self.pause()
@@ -182,9 +184,9 @@ class Fake:
 @pytest.fixture
 def fake(monkeypatch, small):
     fake = Fake(small)
-    for name in ("sound_bank", "scenes", "train", "build_suite"):
+    for name in ("build_sound_bank", "render_scenes", "train", "build_suite"):
         monkeypatch.setattr(steps, name, getattr(fake, name))
-    monkeypatch.setattr(bench_run, "run", fake.run)
+    monkeypatch.setattr(bench_run, "evaluate", fake.evaluate)
     fake.chose = set()
 
     def load(path, chooses):
@@ -192,7 +194,7 @@ def fake(monkeypatch, small):
         return model
 
     model = type("Model", (), {"digest": "d", "load": staticmethod(load)})
-    monkeypatch.setattr(qa, "Model", model)
+    monkeypatch.setattr(qa, "QaModel", model)
     monkeypatch.setattr(runner.gc, "collect", lambda: None)  # slow among all that tests hold
     return fake
 
@@ -200,7 +202,7 @@ def fake(monkeypatch, small):
 PAIR = {"p2": (), "p1": SMALL["p1"]}
 
 
-def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
+def test_dev_split_renders_no_benchmark_scenes(fake, tmp_path):
     result = runner.ablate(loader("Ablation.split='dev'", variants=PAIR, seeds=(0,)), tmp_path)
     assert fake.calls[:4] == ["sounds", "scenes train", "scenes dev", "suite"]
     assert "scenes benchmark" not in fake.calls and fake.calls.count("answers") == 2
@@ -213,7 +215,7 @@ def test_a_development_suite_needs_no_scene_of_the_benchmark(fake, tmp_path):
         Plan(loader("Ablation.split='train'"))
 
 
-def test_answers_as_said_are_other_answers_of_the_same_training(fake, tmp_path):
+def test_option_fallback_changes_answers_but_not_training(fake, tmp_path):
     given = dict(variants=PAIR, seeds=(0,))
     runner.ablate(loader("Bench.option_fallback=True", **given), tmp_path)
     assert fake.chose == {True}
@@ -222,10 +224,10 @@ def test_answers_as_said_are_other_answers_of_the_same_training(fake, tmp_path):
     assert fake.chose == {True, False} and fake.calls[count:] == ["answers"] * 2
 
 
-def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):
+def test_each_job_is_done_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):
     load = loader(variants=PAIR)
     result = runner.ablate(load, tmp_path)
-    assert fake.calls[:5] == ["sounds", *(f"scenes {s}" for s in steps.SPLITS), "suite"]
+    assert fake.calls[:5] == ["sounds", *(f"scenes {s}" for s in config.SPLITS), "suite"]
     # Stage 1 of the encoders and of two projectors, with each seed.
     assert [c for c in fake.calls if c.startswith("spatial")] == [
         *("spatial p2 0", "spatial p2 0", "spatial p1 0"),
@@ -234,8 +236,8 @@ def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path,
     assert fake.calls.count("text p2 0") == 1 and fake.calls.count("answers") == 4
     assert result["variants"]["p1"]["overall"]["accuracy"] == 1.0 and not result["failed"]
     assert result["matched"]["met"] and result["matched"]["spread"] < 0.05
-    said = capsys.readouterr().out
-    assert "[1/" in said and "left" in said and "projectors are matched" in said
+    output = capsys.readouterr().out
+    assert "[1/" in output and "left" in output and "projectors are matched" in output
     count = len(fake.calls)
     assert runner.ablate(load, tmp_path)["variants"] == result["variants"]
     assert len(fake.calls) == count
@@ -247,7 +249,7 @@ def test_does_each_job_once_and_a_finished_ablation_does_nothing(fake, tmp_path,
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, loop.Preempted("stopped")])
-def test_goes_on_where_it_was_interrupted(fake, tmp_path, error):
+def test_resumes_at_the_interrupted_job(fake, tmp_path, error):
     def fail(run, stage):
         if stage == "align" and run.model.projector.kind == "p1":
             raise error
@@ -255,7 +257,7 @@ def test_goes_on_where_it_was_interrupted(fake, tmp_path, error):
     fake.fail = fail
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         runner.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
-    partly = json.loads((tmp_path / ablation.FILE).read_text())
+    partly = json.loads((tmp_path / "ablation.json").read_text())
     assert list(partly["variants"]) == ["p2"]
     fake.fail, before = lambda run, stage: None, list(fake.calls)
     result = runner.ablate(loader(variants=PAIR, seeds=(0,)), tmp_path)
@@ -263,7 +265,7 @@ def test_goes_on_where_it_was_interrupted(fake, tmp_path, error):
     assert list(result["variants"]) == ["p2", "p1"]
 
 
-def test_several_processes_part_the_jobs_and_end_with_the_same_table(fake, tmp_path, monkeypatch):
+def test_processes_share_the_jobs_and_return_the_same_result(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PAUSE", 0.01)
     at, together, slow = [], [], time.sleep
 
@@ -276,7 +278,7 @@ def test_several_processes_part_the_jobs_and_end_with_the_same_table(fake, tmp_p
     load = functools.cache(loader(variants=PAIR))
     plan = Plan(load)
     for job in plan.jobs.values():  # read here: gin reads in one thread only
-        load(bindings_of(job, tmp_path))
+        load(bindings_of(job, WorkFolder(tmp_path)))
     fake.pause = work
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         results = list(pool.map(lambda _: runner.ablate(load, tmp_path), range(3)))
@@ -286,39 +288,39 @@ def test_several_processes_part_the_jobs_and_end_with_the_same_table(fake, tmp_p
     assert list(results[0]["variants"]["p1"]["seeds"]) == ["0", "1"]
 
 
-def test_another_verb_is_kept_out_of_the_folder_meanwhile(fake, tmp_path):
-    with files.alone(tmp_path), pytest.raises(ConfigError, match="is at work in it"):
+def test_other_commands_are_locked_out_meanwhile(fake, tmp_path):
+    with files.lock(tmp_path), pytest.raises(ConfigError, match="is at work in it"):
         runner.ablate(loader(variants=PAIR), tmp_path)
-    said = []
+    errors = []
 
     def work(*_):
         with pytest.raises(ConfigError, match="is at work in it") as caught:
-            with files.alone(tmp_path):
+            with files.lock(tmp_path):
                 pass
-        said.append(caught.value)
+        errors.append(caught.value)
 
     fake.pause = work
     runner.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
-    assert len(said) == len(fake.calls)
+    assert len(errors) == len(fake.calls)
 
 
-def test_other_settings_are_refused_while_a_process_is_at_work(fake, tmp_path):
-    load, said = loader(variants={"p2": ()}, seeds=(0,)), []
+def test_other_settings_are_refused_while_a_process_works(fake, tmp_path):
+    load, is_unchanged = loader(variants={"p2": ()}, seeds=(0,)), []
 
     def work(*_):
         other = loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,))
         with pytest.raises(ConfigError, match="with other settings"):
             runner.ablate(other, tmp_path)
-        said.append((tmp_path / "config.gin").read_text() == load(())[1])
+        is_unchanged.append((tmp_path / "config.gin").read_text() == load(())[1])
 
     fake.pause = work
     runner.ablate(load, tmp_path)
-    assert said and all(said)
+    assert is_unchanged and all(is_unchanged)
     fake.pause = lambda: None
     runner.ablate(loader("SftStage.steps=7", variants={"p2": ()}, seeds=(0,)), tmp_path)
 
 
-def test_gin_files_that_change_meanwhile_change_no_job(fake, tmp_path):
+def test_gin_files_are_read_once(fake, tmp_path):
     """Jobs begin hours after the command: files are read once, as they are then."""
     own, folder, lengths = tmp_path / "own.gin", tmp_path / "folder", []
     text = """
@@ -342,51 +344,52 @@ def test_gin_files_that_change_meanwhile_change_no_job(fake, tmp_path):
     assert len(lengths) > 4 and set(lengths) == {7}
 
 
-def test_what_another_process_could_do_did_not_fail(fake, tmp_path):
+def test_a_job_that_fails_here_and_succeeds_elsewhere_is_done(fake, tmp_path):
     """A job fails here and is done elsewhere, while this process is at another variant's."""
     load = loader(variants=PAIR, seeds=(0,))
-    job = chain(Plan(load), "p2")["align"]
+    job, whole = chain(Plan(load), "p2")["align"], WorkFolder(tmp_path)
 
     def fail(run, stage):
         if stage == "align" and run.model.projector.kind == "p2":
             raise RuntimeError("lost")
         if stage == "align":  # of p1, later: meanwhile all of p2 has been done
             for other in chain(Plan(load), "p2").values():
-                if not Log(tmp_path, {}).is_done(other):
-                    with Log(tmp_path, {}).timed(other):
+                if not Log(whole, {}).is_done(other):
+                    with Log(whole, {}).record(other):
                         elsewhere(other)
 
     def elsewhere(other):
         if other.kind == "answers":
-            fake.run(None, None, other.needs[0].suite(tmp_path), other.place(tmp_path), None, None)
+            items, out = other.needs[0].suite(whole), other.work(whole).path
+            fake.evaluate(None, None, items, out, None, None)
         else:
-            output = other.output(tmp_path)
+            output = other.output(whole)
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text("")
 
     fake.fail = fail
     result = runner.ablate(load, tmp_path)
-    assert Log(tmp_path, {}).is_done(job)
+    assert Log(WorkFolder(tmp_path), {}).is_done(job)
     assert list(result["variants"]) == ["p2", "p1"] and not result["failed"]
 
 
-def test_a_job_that_is_done_again_is_not_done_meanwhile(fake, tmp_path):
+def test_a_repeated_job_is_not_done_before_it_ends(fake, tmp_path):
     load = loader(variants={"p2": ()}, seeds=(0,))
     runner.ablate(load, tmp_path)
     job = chain(Plan(load), "p2")["sft"]
-    job.output(tmp_path).unlink()
+    job.output(WorkFolder(tmp_path)).unlink()
     seen = []
 
     def again(run, stage):
-        job.output(tmp_path).write_text("")  # a checkpoint on the way
-        seen.append(Log(tmp_path, {}).is_done(job))
+        job.output(WorkFolder(tmp_path)).write_text("")  # a checkpoint on the way
+        seen.append(Log(WorkFolder(tmp_path), {}).is_done(job))
 
     fake.fail = again
     runner.ablate(load, tmp_path)
-    assert seen == [False] and Log(tmp_path, {}).is_done(job)
+    assert seen == [False] and Log(WorkFolder(tmp_path), {}).is_done(job)
 
 
-def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys):
+def test_a_failed_variant_is_named_and_stops_no_other(fake, tmp_path, capsys):
     def fail(run, stage):
         if stage == "align" and run.model.projector.kind == "p1" and run.seed == 1:
             raise RuntimeError("lost")
@@ -402,18 +405,18 @@ def test_a_variant_that_fails_is_named_and_stops_no_other(fake, tmp_path, capsys
     assert not runner.ablate(loader(variants=PAIR), tmp_path)["failed"]
 
 
-def test_nothing_is_trained_for_a_suite_that_cannot_be(fake, tmp_path, monkeypatch):
-    def build(run, folder, split):
+def test_nothing_is_trained_if_the_suite_cannot_be_built(fake, tmp_path, monkeypatch):
+    def build(run, work, split):
         raise ConfigError("Scenes.benchmark is 24, expected about 32")
 
     monkeypatch.setattr(steps, "build_suite", build)
     result = runner.ablate(loader(variants=PAIR), tmp_path)
-    assert fake.calls == ["sounds", *(f"scenes {split}" for split in steps.SPLITS)]
+    assert fake.calls == ["sounds", *(f"scenes {split}" for split in config.SPLITS)]
     assert list(result["failed"]) == list(PAIR)
     assert all("expected about 32" in why for why in result["failed"].values())
 
 
-def test_dry_run_writes_nothing_and_says_what_it_cannot_tell(tmp_path):
+def test_dry_run_writes_nothing_and_names_unknown_times(tmp_path):
     load = loader("Ablation.seconds={'text': 2.0}", variants=PAIR)
     plan = runner.ablate(load, tmp_path / "new", dry_run=True)
     assert not (tmp_path / "new").exists()
@@ -421,20 +424,21 @@ def test_dry_run_writes_nothing_and_says_what_it_cannot_tell(tmp_path):
     spatial = next(row for row in plan["rows"] if row["kind"] == "spatial")
     assert spatial["for"] == ["p2", "p1"] and spatial["jobs"] == 2
     own = [row for row in plan["rows"] if row["kind"] == "projector" and row["for"] == ["p2", "p1"]]
-    assert own[0]["each_its_own"] and own[0]["why"] == ["projector.kind"]
-    log = Log(tmp_path / "new", {"sft": 3.0})
+    assert own[0]["per_variant"] and own[0]["differs_in"] == ["projector.kind"]
+    log = Log(WorkFolder(tmp_path / "new"), {"sft": 3.0})
     job = chain(Plan(load), "p2")["sft"]
-    assert log.expected(job, {}) == 3.0 * job.units and log.expected(job, {"sft": 1.0}) == job.units
+    assert log.remaining(job, {}) == 3.0 * job.units
+    assert log.remaining(job, {"sft": 1.0}) == job.units
 
 
 def test_the_folder_of_another_run_is_refused(fake, tmp_path):
     runner.ablate(loader(variants={"p2": ()}, seeds=(0,)), tmp_path)
     with pytest.raises(ConfigError, match="name was 'smoke', is 'other'"):
         runner.ablate(loader("Run.name='other'", variants={"p2": ()}), tmp_path)
-    assert np.isfinite(json.loads((tmp_path / ablation.FILE).read_text())["seconds"]["total"])
+    assert np.isfinite(json.loads((tmp_path / "ablation.json").read_text())["seconds"]["total"])
 
 
-def test_the_gain_of_policy_optimisation_is_measured_over_what_the_long_demo_trains():
+def test_gain_compares_the_stages_of_the_long_demo():
     run, _ = gin_files.load(["gin/run/demo_long.gin"])
     plan = Plan(lambda more: gin_files.load(["gin/run/gain.gin"], more))
     assert (*plan.base.stages, "grpo") == run.stages and len(plan.ablation.seeds) == 3

@@ -1,9 +1,10 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
 from jaxasa.config import ConfigError, gin_files
-from jaxasa.core import files
 from jaxasa.pipeline import demo, steps
 
 A = {"accuracy": 0.5, "low": 0.4, "high": 0.6, "items": 10}
@@ -32,35 +33,35 @@ class Fake:
     def table(self):
         return ""
 
-    def sound_bank(self, run, folder):
-        self.leave("sounds", folder / "sounds" / "bank.json")
+    def build_sound_bank(self, run, work):
+        self.leave("sounds", work.sounds / "bank.json")
         return self
 
-    def scenes(self, run, folder, split):
-        self.leave(f"scenes_{split}", folder / "scenes" / split / "manifest.json")
+    def render_scenes(self, run, work, split):
+        self.leave(f"scenes_{split}", work.scenes(split) / "manifest.json")
 
-    def train(self, run, folder, stage, text):
-        self.leave(stage, folder / "checkpoints" / stage / "meta.json")
+    def train(self, run, work, stage, text):
+        self.leave(stage, work.checkpoint(stage) / "meta.json")
 
-    def build_suite(self, run, folder, split):
-        self.leave("suite", folder / "benchmark" / "manifest.json")
+    def build_suite(self, run, work, split):
+        self.leave("suite", work.benchmark / "manifest.json")
 
-    def benchmark(self, run, folder, split):
-        self.leave("benchmark", folder / "results.json", json.dumps(RESULTS))
+    def run_benchmark(self, run, work, split):
+        self.leave("benchmark", work.results, json.dumps(RESULTS))
 
-    def write_export(self, run, folder):
-        self.leave("export", folder / "export" / "config.json")
+    def write_export(self, run, work):
+        self.leave("export", work.export / "config.json")
 
-    def write_report(self, folder, split):
-        self.leave("report", folder / "report" / "index.html")
+    def write_report(self, work, split):
+        self.leave("report", work.report)
 
 
 @pytest.fixture
 def fake(monkeypatch):
     fake = Fake()
     for name in (
-        *("sound_bank", "scenes", "train", "build_suite"),
-        *("benchmark", "write_export", "write_report"),
+        *("build_sound_bank", "render_scenes", "train", "build_suite"),
+        *("run_benchmark", "write_export", "write_report"),
     ):
         monkeypatch.setattr(steps, name, getattr(fake, name))
     return fake
@@ -68,7 +69,7 @@ def fake(monkeypatch):
 
 def job(folder, *bindings):
     run, text = gin_files.load(["gin/run/smoke.gin"], bindings)
-    return demo.demo(run, folder, text)
+    return demo.run_demo(run, folder, text)
 
 
 ALL = [
@@ -84,18 +85,19 @@ def test_runs_every_step_once(fake, tmp_path):
     assert fake.calls == ALL
 
 
-def test_results_hold_the_cost_of_each_step(fake, tmp_path):
+def test_results_hold_seconds_and_cpu_seconds_of_each_step(fake, tmp_path):
     job(tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["systems"] == RESULTS["systems"]
-    seconds = results["seconds"]
-    assert list(seconds) == [*ALL, "total"]
-    assert seconds["total"] == pytest.approx(sum(seconds[name] for name in ALL), abs=0.1)
+    for unit in ("seconds", "cpu_seconds"):
+        spent = results[unit]
+        assert list(spent) == [*ALL, "total"]
+        assert spent["total"] == pytest.approx(sum(spent[name] for name in ALL), abs=0.1)
     assert 0.05 < results["peak_memory_gb"] < 100
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_goes_on_where_it_was_interrupted(fake, tmp_path, name):
+def test_resumes_at_the_interrupted_step(fake, tmp_path, name):
     fake.fail = name
     with pytest.raises(KeyboardInterrupt):
         job(tmp_path)
@@ -108,18 +110,18 @@ def test_goes_on_where_it_was_interrupted(fake, tmp_path, name):
     assert after["done"] and after["seconds"] > before["seconds"]
 
 
-def test_what_is_done_again_is_not_done_until_it_is(fake, tmp_path):
+def test_a_repeated_step_is_not_done_before_it_ends(fake, tmp_path):
     """A checkpoint is there at its first save; a kill then leaves no time to say so."""
     job(tmp_path)
     (tmp_path / "checkpoints/grpo/meta.json").unlink()
     (tmp_path / "checkpoints/grpo").rmdir()
-    said = []
-    fake.on = lambda name: said.append(json.loads((tmp_path / "steps.json").read_text())[name])
+    seen = []
+    fake.on = lambda name: seen.append(json.loads((tmp_path / "steps.json").read_text())[name])
     job(tmp_path)
-    assert [s["done"] for s in said] == [False] * len(said) and said
+    assert [s["done"] for s in seen] == [False] * len(seen) and seen
 
 
-def test_scores_again_after_the_last_stage_was_trained_again(fake, tmp_path):
+def test_benchmark_is_repeated_after_training_again(fake, tmp_path):
     job(tmp_path)
     (tmp_path / "checkpoints/grpo/meta.json").unlink()
     (tmp_path / "checkpoints/grpo").rmdir()
@@ -128,7 +130,7 @@ def test_scores_again_after_the_last_stage_was_trained_again(fake, tmp_path):
     assert fake.calls == ALL[ALL.index("grpo") :]
 
 
-def test_refuses_a_stage_whose_start_is_gone(fake, tmp_path):
+def test_refuses_a_stage_whose_parent_checkpoint_is_gone(fake, tmp_path):
     job(tmp_path)
     (tmp_path / "checkpoints/sft/meta.json").unlink()
     (tmp_path / "checkpoints/sft").rmdir()
@@ -149,7 +151,7 @@ def test_refuses_another_config(fake, tmp_path):
     assert fake.calls == ALL
 
 
-def test_a_stage_not_begun_may_change(fake, tmp_path):
+def test_options_of_a_later_stage_may_change(fake, tmp_path):
     fake.fail = "spatial"
     with pytest.raises(KeyboardInterrupt):
         job(tmp_path)
@@ -159,23 +161,26 @@ def test_a_stage_not_begun_may_change(fake, tmp_path):
     assert run.sft.steps == 9999
 
 
-def test_damaged_step_log(fake, tmp_path):
+def test_damaged_steps_json_is_refused(fake, tmp_path):
     (tmp_path / "steps.json").write_text("{")
     with pytest.raises(ConfigError, match=r"steps\.json"):
         job(tmp_path)
 
 
-def test_two_runs_in_one_folder(fake, tmp_path, monkeypatch):
+def test_a_second_run_in_the_same_folder_is_refused(fake, tmp_path, monkeypatch):
     def again(*_):
         with pytest.raises(ConfigError, match="another jaxasa command is at work"):
             job(tmp_path)
 
-    monkeypatch.setattr(steps, "scenes", again)
+    monkeypatch.setattr(steps, "render_scenes", again)
     job(tmp_path)
     assert fake.calls == [name for name in ALL if not name.startswith("scenes")]
 
 
-def test_write_text_leaves_nothing_else(tmp_path):
-    files.write_text(tmp_path / "a", "one")
-    files.write_text(tmp_path / "a", "two")
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["two"]
+def test_cpu_seconds_count_ended_children(fake, tmp_path):
+    """Rendering is done in worker processes, whose time the step's clock does not show."""
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    fake.on = lambda name: name == "sft" and subprocess.run([sys.executable, "-c", code])
+    job(tmp_path)
+    spent = json.loads((tmp_path / "results.json").read_text())["cpu_seconds"]
+    assert spent["sft"] >= 0.5 > spent["align"]

@@ -1,4 +1,4 @@
-"""The rehearsal, with stages that only count in place of those that learn."""
+"""Preflight, with stages that only count steps instead of training."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ import pytest
 
 from jaxasa.cli import main
 from jaxasa.config import ConfigError, gin_files
+from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import pipeline, procedural, sounds
 from jaxasa.pipeline import preflight
 from jaxasa.stages import common, runner
@@ -50,8 +51,8 @@ def counting(monkeypatch, tmp_path):
                 seen.append((name, "evaluation", len(context.dev)))
                 return {"accuracy": 0.5}
 
-            size = context.stage.batch
-            batches = pipeline.Batches(context.train, element, 0, name, size, total=size)
+            size = context.stage.batch_size
+            batches = pipeline.Batches(context.train, element, 0, name, size, total_examples=size)
             return common.Task(name, batches, step, evaluate)
 
         return task
@@ -61,12 +62,12 @@ def counting(monkeypatch, tmp_path):
 
 
 @pytest.mark.soak
-def test_every_stage_steps_is_saved_restored_and_steps_again(counting, tmp_path, capsys):
+def test_every_stage_steps_saves_restores_and_steps_again(counting, tmp_path, capsys):
     run, text = gin_files.load(["gin/run/smoke.gin"], SMALL)
     home = tmp_path / "home"
     sounds.build(dataclasses.replace(run.sounds, bank="procedural"), home / "sounds", run.seed)
     before = sorted(home.rglob("*"))
-    rows = preflight.rehearse(run, home, text)
+    rows = preflight.run_preflight(run, WorkFolder(home), text)
     expected = []
     for name, batch in (("spatial", run.spatial.batch_size), ("grpo", run.grpo.batch_size)):
         for step in (0, 1):
@@ -75,52 +76,48 @@ def test_every_stage_steps_is_saved_restored_and_steps_again(counting, tmp_path,
     assert [row["stage"] for row in rows] == ["spatial", "grpo"]
     assert all(row["save"] > 0 and row["build"] > 0 for row in rows)
     out = capsys.readouterr().out
-    assert "made up, since the run's folder has none: scenes/train, scenes/dev" in out
+    assert "synthetic, since the run's folder has none: scenes/train, scenes/dev" in out
     assert "nothing was kept" in out
     assert not list((tmp_path / "scratch").iterdir()) and sorted(home.rglob("*")) == before
 
 
 @pytest.mark.soak
-def test_what_fails_is_said_and_nothing_is_left(counting, tmp_path, capsys, monkeypatch):
+def test_an_error_is_reported_and_nothing_is_left(counting, tmp_path, capsys, monkeypatch):
     def broken(context):
         raise ConfigError("Mesh.tensor is 3, expected another")
 
     monkeypatch.setitem(runner.TASKS, "grpo", broken)
-    words = ["train", "--rehearse", "--gin_file", "gin/run/smoke.gin"]
+    words = ["preflight", "--gin_file", "gin/run/smoke.gin"]
     assert main.main([*words, *(f"--gin.{binding}" for binding in SMALL)]) == 2
     assert "Mesh.tensor is 3" in capsys.readouterr().err
     assert not list((tmp_path / "scratch").iterdir())
     assert counting[-1][0] == "spatial"
 
 
-def test_options_that_do_not_go_together(capsys, monkeypatch, tmp_path):
-    assert main.main(["train", "sft", "--rehearse"]) == 2
-    assert "sft: --rehearse does every stage" in capsys.readouterr().err
-    assert main.main(["train", "--workdir", str(tmp_path)]) == 2
-    assert "stage is missing, expected STAGE" in capsys.readouterr().err
+def test_several_processes_are_refused(capsys, monkeypatch):
     monkeypatch.setenv("JAXASA_COORDINATOR", "host:1")
-    assert main.main(["train", "--rehearse", "--gin_file", "gin/run/smoke.gin"]) == 2
-    assert "--rehearse is for one process" in capsys.readouterr().err
+    assert main.main(["preflight", "--gin_file", "gin/run/smoke.gin"]) == 2
+    assert "preflight runs in one process" in capsys.readouterr().err
 
 
-def test_scenes_that_are_made_up_read_like_real_ones(counting, tmp_path):
+def test_synthetic_scenes_read_like_rendered_ones(counting, tmp_path):
     run, _ = gin_files.load(["gin/run/smoke.gin"], SMALL)
-    made, missing = preflight._furnish(run, None, tmp_path)
-    assert made == run and missing == ["sounds", "scenes/train", "scenes/dev"]
-    context = runner.prepare(run, "spatial", tmp_path)
+    prepared, synthetic = preflight._prepare_data(run, None, WorkFolder(tmp_path))
+    assert prepared == run and synthetic == ["sounds", "scenes/train", "scenes/dev"]
+    context = runner.prepare(run, "spatial", WorkFolder(tmp_path))
     audio, scene = context.train[0]
     assert len(context.train) == 8 and audio.dtype == np.int16 and audio.shape == (16_000, 4)
     assert {s["class"] for s in scene["sources"]} <= set(context.classes)
     assert json.loads((tmp_path / "scenes/dev/manifest.json").read_text())["count"] == 4
 
 
-def test_a_damaged_scene_of_dev_is_passed_over_like_one_of_train(tmp_path, capfd):
+def test_damaged_dev_scene_is_skipped_like_a_train_scene(tmp_path, capfd):
     run, _ = gin_files.load(["gin/run/smoke.gin"], [*SMALL, "SpatialStage.max_damaged_records=1"])
-    preflight._furnish(run, None, tmp_path)
+    preflight._prepare_data(run, None, WorkFolder(tmp_path))
     path = next((tmp_path / "scenes" / "dev").glob("*.array_record"))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    dev = runner.prepare(run, "spatial", tmp_path).dev
+    dev = runner.prepare(run, "spatial", WorkFolder(tmp_path)).dev
     assert all(dev[i][0].shape == (16_000, 4) for i in range(4))
     assert "skipped 1 of at most 1" in capfd.readouterr().err

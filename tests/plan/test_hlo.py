@@ -167,7 +167,7 @@ def test_replica_groups_as_lists_pairs_and_sub_axes():
 
 @pytest.mark.parametrize("axis, other", [("fsdp", "tensor"), ("tensor", "fsdp")])
 def test_collective_bytes_by_mesh_axis(axis, other):
-    over = mesh.make(config.Mesh(data=1, fsdp=2, tensor=4))
+    over = mesh.make_mesh(config.Mesh(data=1, fsdp=2, tensor=4))
     rows = P(other, axis)
 
     def run(x, weights):
@@ -192,8 +192,8 @@ def test_training_step_matches_closed_form_cost(layers):
     rows, length, reply = 16 // 8, 79, 30
     bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch_size=16", "Model.unroll=1"]
     bindings.append("TextStage.optimizer='adamw'")  # Muon has matmuls of its own
-    run, _ = gin_files.load(["gin/run/tiny_text.gin"], [*bindings, f"Decoder.layers={layers}"])
-    lowered, _ = aot.lower(run, "text", mesh.make(run.mesh))
+    run, _ = gin_files.load(["gin/run/tiny.gin"], [*bindings, f"Decoder.layers={layers}"])
+    lowered, _ = aot.lower(run, "text", mesh.make_mesh(run.mesh))
     program = hlo.Program(lowered.compile().as_text(), 8)
     cost = roofline.step_cost(program, {"data": 1, "fsdp": 8, "tensor": 1}, SLICE)
     d = run.model.decoder

@@ -26,7 +26,8 @@ from jaxasa.plan import aot, hlo, planner, roofline
 
 CONTRACT = {"topology", "chips", "fits", "hbm_bytes", "flops_per_step", "collective_bytes"}
 CONTRACT |= {"expected_step_seconds", "expected_mfu", "tokens_per_second", "clips_per_second"}
-TINY = ["--gin_file", "gin/run/tiny_text.gin", "--gin.Model.unroll=1", "--gin.Mesh.data=-1"]
+TINY = ["--gin_file", "gin/run/tiny.gin", "--gin.Model.unroll=1", "--gin.Mesh.data=-1"]
+TEXT = [*TINY, "--stage", "text"]
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the extra `plan`"
 )
@@ -42,13 +43,13 @@ def test_verdict_is_unknown_without_libtpu(capsys, tmp_path, monkeypatch):
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
     )
     out = tmp_path / "plan.json"
-    assert main.main(["plan", *TINY, "--topology", "v5e:2x4", "--json", str(out)]) == 0
+    assert main.main(["plan", *TEXT, "--topology", "v5e:2x4", "--json", str(out)]) == 0
     result, output = json.loads(out.read_text()), capsys.readouterr()
     assert result.keys() >= CONTRACT and result["fits"] is None and result["chips"] == 8
     assert result["hbm_bytes"].keys() == {"arguments", "temporaries", "capacity"}
     assert result["hbm_bytes"]["capacity"] == 16 * 2**30
     assert result["collective_bytes"].keys() == {"data"}
-    text = run("tiny_text")
+    text = run("tiny")
     tokens = text.text.batch_size * (20 + text.model.prompt_tokens + text.model.reply_tokens - 1)
     rate = tokens / result["expected_step_seconds"]
     assert result["tokens_per_second"] == pytest.approx(rate)
@@ -61,7 +62,7 @@ def test_verdict_is_unknown_without_libtpu(capsys, tmp_path, monkeypatch):
 @needs_libtpu
 def test_libtpu_verdict_and_advice(capsys, tmp_path):
     out = tmp_path / "plan.json"
-    words = ["plan", *TINY, "--topology", "v5e:2x2", "--json", str(out)]
+    words = ["plan", *TEXT, "--topology", "v5e:2x2", "--json", str(out)]
     assert main.main(words) == 0
     result = json.loads(out.read_text())
     assert result["fits"] is True and 0 < result["expected_mfu"] < 0.8
@@ -82,7 +83,7 @@ def test_libtpu_verdict_and_advice(capsys, tmp_path):
 )
 def test_plan_errors_are_one_line(capsys, monkeypatch, words, expected):
     monkeypatch.setattr(planner, "_tpu_devices", lambda name: jax.devices()[:8])
-    assert main.main(["plan", *TINY, *words]) == 2
+    assert main.main(["plan", *TEXT, *words]) == 2
     last_line = capsys.readouterr().err.strip().splitlines()[-1]
     assert expected in last_line
 
@@ -94,7 +95,7 @@ def test_topology_counts_chips_and_devices():
 
 def test_model_flops_of_7b_sft_are_four_per_frozen_parameter():
     """Qwen2.5-7B has 7.615e9 parameters, of which 2 x 152,064 x 3,584 are its two tables."""
-    base = run("base_sft")
+    base = run("base")
     rows = base.sft.batch_size * base.sft.questions_per_scene
     length = 125 + base.model.prompt_tokens + base.model.reply_tokens - 1
     table = 152_064 * 3_584
@@ -120,7 +121,7 @@ def test_model_flops_of_7b_sft_are_four_per_frozen_parameter():
 
 
 def test_model_flops_are_six_per_parameter_and_token_if_all_are_trainable():
-    text = run("tiny_text")
+    text = run("tiny")
     shapes = aot.params_shapes(text)
     layers = sum(
         np.prod(leaf.shape)
@@ -134,7 +135,7 @@ def test_model_flops_are_six_per_parameter_and_token_if_all_are_trainable():
 
 
 def test_model_flops_count_per_scene_and_per_slot_layers_as_often_as_they_run():
-    tiny = run("tiny_spatial")
+    tiny = run("tiny")
     shape = jax.ShapeDtypeStruct((3, 5), np.float32)
     each_step = 16_000 // tiny.model.spatial.hop_length // tiny.model.spatial.frames_per_step
     steps = round(tiny.scenes.seconds * each_step)
@@ -165,10 +166,10 @@ def test_ici_seconds_of_rings_and_partial_rings():
 
 def test_activation_constraints_avoid_all_reduce_of_activations():
     """Only gradients of adapters need an all-reduce; frozen weights are all-gathered."""
-    over = mesh.make(config.Mesh(data=1, fsdp=8))
+    over = mesh.make_mesh(config.Mesh(data=1, fsdp=8))
 
     def product(x, w):
-        return sharding.by_rows(sharding.by_rows(x) @ w)
+        return sharding.constrain_batch(sharding.constrain_batch(x) @ w)
 
     shapes = [
         jax.ShapeDtypeStruct(size, jnp.float32, sharding=NamedSharding(over, spec))
@@ -220,8 +221,8 @@ def test_tpu_compiled_step_matches_closed_form_cost(topology, layers):
     sizes += ["intermediate_size=1024", f"layers={layers}"]
     bindings = ["Mesh.data=1", "Mesh.fsdp=8", "TextStage.batch_size=16", "Model.unroll=1"]
     bindings += ["TextStage.optimizer='adamw'", "Model.dtype='bfloat16'"]
-    text = run("tiny_text", *bindings, *(f"Decoder.{size}" for size in sizes))
-    result = planner.plan(text, topology)
+    text = run("tiny", *bindings, *(f"Decoder.{size}" for size in sizes))
+    result = planner.plan(text, topology, "text")
     assert result["compiler"] == "libtpu" and result["fits"] is True
     weights, table, attention = per_layer(text)
     positions = flops.positions(text, "text")
@@ -268,7 +269,7 @@ POLICY += ["Decoder.layers=12", "GrpoStage.batch_size=8", "GrpoStage.questions_p
 
 def planned_policy(stage):
     """A plan of the tiny model, and the sizes that determine its cost."""
-    tiny = run("tiny_grpo", *POLICY)
+    tiny = run("tiny", *POLICY)
     weights, table, attention = per_layer(tiny)
     group, reply = tiny.grpo.num_generations, tiny.model.reply_tokens
     prompts = tiny.grpo.batch_size * tiny.grpo.questions_per_scene
@@ -383,7 +384,7 @@ def test_advice_loads_and_shards(case, expected):
     name = ("grpo" if step == "rollout" else step).capitalize() + "Stage"
     bindings = [f"{name}.batch_size=32", *bindings]
     bindings += [f"Mesh.{axis}={size}" for axis, size in zip(mesh.AXES, sizes, strict=True)]
-    tiny = run("tiny_grpo", *bindings)
+    tiny = run("tiny", *bindings)
     over = types.SimpleNamespace(shape=dict(zip(mesh.AXES, sizes, strict=True)))
     lines = planner._advice(tiny, step, over, planner.Compiled(arguments, temporaries, None))
     advice = []
@@ -395,11 +396,11 @@ def test_advice_loads_and_shards(case, expected):
         default = "microbatches" if accumulates else "smaller batch"
         prefix = next((PREFIXES[key] for key in PREFIXES if key in advice[-1]), default)
         assert line.startswith(prefix if options else "a larger slice")
-        changed = run("tiny_grpo", *bindings, *options)
+        changed = run("tiny", *bindings, *options)
         stage = getattr(changed, name.removesuffix("Stage").lower())
         microbatch = stage.batch_size // stage.grad_accum_steps
         assert microbatch % (over.shape["data"] * over.shape["fsdp"]) == 0
         if "Mesh.fsdp" in advice[-1]:
-            split = mesh.make(changed.mesh, jax.devices()[: math.prod(sizes)])
+            split = mesh.make_mesh(changed.mesh, jax.devices()[: math.prod(sizes)])
             sharding.params_sharding(aot.params_shapes(changed), split)
     assert advice == [{key: str(value) for key, value in one.items()} for one in expected]
