@@ -1,4 +1,4 @@
-"""What an ablation says: variants over several seeds, on one suite, beside a base.
+"""Results of an ablation: variants, trained with several seeds, compared with a base on one suite.
 
 ablation.json:
 {"base", "seeds": [s],
@@ -6,17 +6,18 @@ ablation.json:
  "variants": {NAME: {"overall": A, "L1": A, "L2": A, "L3": A,
                      "seeds": {s: {"overall": accuracy, ...}},
                      "against": {"overall": D, ..., "seeds": {s: {"overall": difference, ...}}},
-                     "hears", "kind", "without", "stages", "parameters": {"projector", "all"},
+                     "audio", "kind", "drop_experts", "stages", "parameters": {"projector", "all"},
                      "tokens": of a scene, "scenes": {stage: scenes it is trained on}}},
- "matched": see `matched`, "seconds": {kind of job: s, "total"}, "failed": {NAME: reason}}
+ "matched": of `compare_projectors`,
+ "seconds": {kind of job: s, "total"}, "failed": {NAME: reason}}
 A = {"accuracy", "low", "high", "items"}: the mean over seeds. D = {"difference", "low", "high",
-"low_seeds", "high_seeds", "items", "seeds"}: the variant less the base with the same seed, over the
-seeds that both have; the base has none.
+"low_seeds", "high_seeds", "items"}: the variant minus the base with the same seed, over the seeds
+that both have. The base has no "against".
 
-Intervals are of 95 %, from a bootstrap that draws scenes with all their items and seeds: they say
-how sure a figure is for these trained models. `low_seeds` and `high_seeds` draw the seeds too, so
-that what training leaves to chance is in them; of so few seeds it comes out too narrow by a factor
-of sqrt(1 - 1 / seeds), if anything. Recordings are not drawn (score.paired does so).
+Intervals are of 95 %, from a bootstrap over scenes (with all their items): the uncertainty of these
+trained models' accuracy. `low_seeds` and `high_seeds` resample the seeds as well, and so include
+the variance of training; with few seeds they are too narrow, by a factor of about
+sqrt(1 - 1 / seeds). Recordings are not resampled (as `score.paired_difference` does).
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,60 +30,61 @@ from jaxasa.bench import score, suite
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
 
-FILE = "ablation.json"
-WITHIN = 0.05  # share by which the projectors may differ in parameters
+MAX_PARAMETER_SPREAD = 0.05  # share by which the projectors may differ in parameters
 
 
-def check_same(items: Sequence[suite.Item], base: Sequence[suite.Item], name: str) -> None:
-    """Raises ConfigError where a variant is asked anything else than the base is."""
-    asked = [[(i.id, i.question, i.options, i.answer) for i in some] for some in (items, base)]
-    apart = next((b for a, b in zip(*asked, strict=False) if a != b), None)
-    if apart is not None or len(items) != len(base):
-        where = "their number" if apart is None else f"item {apart[0]}"
-        raise ConfigError(f"the suite of {name} differs from the base's in {where}")
+def check_same_items(items: Sequence[suite.Item], base: Sequence[suite.Item], name: str) -> None:
+    """Raises ConfigError if the suite of variant `name` differs from the base's."""
+    own, expected = (
+        [(i.id, i.question, i.options, i.answer) for i in part] for part in (items, base)
+    )
+    differing = next((b for a, b in zip(own, expected, strict=False) if a != b), None)
+    if differing is not None or len(items) != len(base):
+        place = "their number" if differing is None else f"item {differing[0]}"
+        raise ConfigError(f"the suite of {name} differs from the base's in {place}")
 
 
 def compare(
     items: Sequence[suite.Item],
-    right: Mapping[str, Mapping[int, np.ndarray]],
+    correctness: Mapping[str, Mapping[int, np.ndarray]],
     base: str,
     samples: int = 2000,
 ) -> dict[str, dict]:
-    """What "variants" of ablation.json says of accuracy.
+    """The accuracies and differences in "variants" of ablation.json.
 
-    right: variant -> seed -> bool [items], whether each answer is right. samples: of the bootstrap.
+    correctness: variant -> seed -> bool [items]. samples: of the bootstrap.
     """
-    draws = _Draws(items, samples)
-    whole = {name: np.array(list(by_seed.values()), float) for name, by_seed in right.items()}
+    bootstrap = _Bootstrap(items, samples)
     result: dict[str, dict] = {}
-    for name, values in whole.items():
-        found: dict = {}
-        for group, mask in draws.masks.items():
-            low, high = draws.interval(values, group)
-            found[group] = {"accuracy": float(values[:, mask].mean()), "low": low, "high": high}
-            found[group]["items"] = int(mask.sum())
-        found["seeds"] = _by_seed(right[name], draws.masks)
-        both = [seed for seed in right[name] if seed in right.get(base, {})]
-        if name != base and both:
-            apart = {s: right[name][s].astype(float) - right[base][s] for s in both}
-            found["against"] = _against(apart, draws)
-        result[name] = found
+    for name, by_seed in correctness.items():
+        values = np.array(list(by_seed.values()), float)
+        scores: dict = {}
+        for group, mask in bootstrap.masks.items():
+            low, high = bootstrap.interval(values, group)
+            scores[group] = {"accuracy": float(values[:, mask].mean()), "low": low, "high": high}
+            scores[group]["items"] = int(mask.sum())
+        scores["seeds"] = _by_seed(by_seed, bootstrap.masks)
+        shared = [seed for seed in by_seed if seed in correctness.get(base, {})]
+        if name != base and shared:
+            differences = {s: by_seed[s].astype(float) - correctness[base][s] for s in shared}
+            scores["against"] = _against(differences, bootstrap)
+        result[name] = scores
     return result
 
 
 def _by_seed(values: Mapping[int, np.ndarray], masks: Mapping[str, np.ndarray]) -> dict:
     return {
-        str(seed): {group: float(of[mask].mean()) for group, mask in masks.items()}
-        for seed, of in values.items()
+        str(seed): {group: float(row[mask].mean()) for group, mask in masks.items()}
+        for seed, row in values.items()
     }
 
 
-def _against(apart: Mapping[int, np.ndarray], draws: "_Draws") -> dict:
-    values, found = np.array(list(apart.values())), {}
-    for group, mask in draws.masks.items():
-        low, high = draws.interval(values, group)
-        low_seeds, high_seeds = draws.interval(values, group, seeds=True)
-        found[group] = {
+def _against(differences: Mapping[int, np.ndarray], bootstrap: "_Bootstrap") -> dict:
+    values, result = np.array(list(differences.values())), {}
+    for group, mask in bootstrap.masks.items():
+        low, high = bootstrap.interval(values, group)
+        low_seeds, high_seeds = bootstrap.interval(values, group, seeds=True)
+        result[group] = {
             "difference": float(values[:, mask].mean()),
             "low": low,
             "high": high,
@@ -90,14 +92,14 @@ def _against(apart: Mapping[int, np.ndarray], draws: "_Draws") -> dict:
             "high_seeds": high_seeds,
             "items": int(mask.sum()),
         }
-    return found | {"seeds": _by_seed(apart, draws.masks)}
+    return result | {"seeds": _by_seed(differences, bootstrap.masks)}
 
 
-class _Draws:
-    """Bootstrap draws of scenes, the same for all variants. masks: of "overall" and each level."""
+class _Bootstrap:
+    """Bootstrap samples of scenes, the same for all variants. masks: "overall" and each level."""
 
     def __init__(self, items: Sequence[suite.Item], samples: int):
-        groups = score.groups(items)
+        groups = score.group_masks(items)
         self.masks = {name: mask for name, mask in groups.items() if "/" not in name}
         scenes = {s: n for n, s in enumerate(dict.fromkeys(i.scene["id"] for i in items))}
         self._scene = np.array([scenes[i.scene["id"]] for i in items])
@@ -108,9 +110,12 @@ class _Draws:
     def interval(
         self, values: np.ndarray, group: str, seeds: bool = False
     ) -> tuple[float | None, float | None]:
-        """95 % of the mean of values [seeds, items] in a group; None for seeds drawn out of one."""
-        many, mask = len(values), self.masks[group]
-        if seeds and many == 1:
+        """95 % interval of the mean of values [seeds, items] in a group.
+
+        seeds: whether to resample the seeds too; (None, None) if there is only one.
+        """
+        num_seeds, mask = len(values), self.masks[group]
+        if seeds and num_seeds == 1:
             return None, None
         size = self._weight @ np.bincount(self._scene[mask], minlength=self._count)
         total = np.stack(
@@ -120,94 +125,96 @@ class _Draws:
             ],
             1,
         )
-        drawn = np.full((self._samples, many), 1 / many)
+        weight = np.full((self._samples, num_seeds), 1 / num_seeds)
         if seeds:
             rng = keys.rng(0, "ablation seeds")
-            drawn = rng.multinomial(many, np.full(many, 1 / many), self._samples) / many
-        some = size > 0
-        estimates = (total * drawn).sum(1)[some] / size[some]
+            even = np.full(num_seeds, 1 / num_seeds)
+            weight = rng.multinomial(num_seeds, even, self._samples) / num_seeds
+        is_drawn = size > 0
+        estimates = (total * weight).sum(1)[is_drawn] / size[is_drawn]
         low, high = np.percentile(estimates, [2.5, 97.5])
         return float(low), float(high)
 
 
-def matched(variants: Mapping[str, Mapping]) -> dict:
-    """Whether whole projectors of different kinds are equally large, and see and say equally much.
+def compare_projectors(variants: Mapping[str, Mapping]) -> dict:
+    """Whether projectors of different kinds have equal size, token count and training data.
 
-    {"variants": {NAME: the projector's parameters}, "spread": share by which the largest exceeds
-    the smallest, "within": what is allowed, "tokens": [audio tokens of a scene], "scenes": whether
-    all are trained on equally many, "met"}; {} where there is but one kind.
+    Only variants with all experts, and the audio and stages of the first, are compared.
+    {"variants": {NAME: the projector's parameters}, "spread": relative excess of the largest over
+    the smallest, "within": what is allowed, "tokens": [audio tokens a scene], "scenes": whether
+    all are trained on the same number, "met": whether all are equal}; {} if there is one kind only.
     """
     first = next(iter(variants.values()))
-    alike = {
+    comparable = {
         name: v
         for name, v in variants.items()
-        if not v["without"] and all(v[k] == first[k] for k in ("hears", "stages"))
+        if not v["drop_experts"] and all(v[k] == first[k] for k in ("audio", "stages"))
     }
-    if len({v["kind"] for v in alike.values()}) < 2:
+    if len({v["kind"] for v in comparable.values()}) < 2:
         return {}
-    sizes = {name: v["parameters"]["projector"] for name, v in alike.items()}
+    sizes = {name: v["parameters"]["projector"] for name, v in comparable.items()}
     spread = max(sizes.values()) / min(sizes.values()) - 1
-    tokens = sorted({v["tokens"] for v in alike.values()})
-    scenes = all(v["scenes"] == first["scenes"] for v in alike.values())
+    tokens = sorted({v["tokens"] for v in comparable.values()})
+    scenes = all(v["scenes"] == first["scenes"] for v in comparable.values())
     return {
         "variants": sizes,
         "spread": spread,
-        "within": WITHIN,
+        "within": MAX_PARAMETER_SPREAD,
         "tokens": tokens,
         "scenes": scenes,
-        "met": spread <= WITHIN and len(tokens) == 1 and scenes,
+        "met": spread <= MAX_PARAMETER_SPREAD and len(tokens) == 1 and scenes,
     }
 
 
-def said_of(found: Mapping) -> str:
-    """`matched` in a sentence."""
-    if not found:
+def describe_matching(matching: Mapping) -> str:
+    """The result of `compare_projectors` in a sentence; "" if it is empty."""
+    if not matching:
         return ""
-    sizes = ", ".join(f"{name} {size:,}" for name, size in found["variants"].items())
-    met = "matched" if found["met"] else "NOT matched"
-    scenes = "the same number of scenes" if found["scenes"] else "different numbers of scenes"
+    sizes = ", ".join(f"{name} {size:,}" for name, size in matching["variants"].items())
+    verdict = "matched" if matching["met"] else "NOT matched"
+    scenes = "the same number of scenes" if matching["scenes"] else "different numbers of scenes"
     return (
-        f"projectors are {met}: {sizes} parameters, {100 * found['spread']:.1f} % apart (at most "
-        f"{100 * found['within']:g} %), {' or '.join(map(str, found['tokens']))} audio tokens a "
-        f"scene, trained on {scenes}"
+        f"The projectors are {verdict}: {sizes} parameters, a spread of "
+        f"{100 * matching['spread']:.1f} % (at most {100 * matching['within']:g} %), "
+        f"{' or '.join(map(str, matching['tokens']))} audio tokens a scene, trained on {scenes}."
     )
 
 
-def suite_said(asked: Mapping) -> str:
-    """The "suite" of an ablation.json in words; one without a split is the benchmark's."""
-    name = "the development suite" if asked.get("split") == "dev" else "the benchmark"
-    return f"the {asked['items']} items of {name}"
+def describe_suite(facts: Mapping) -> str:
+    """The "suite" of an ablation.json in words."""
+    name = "the development suite" if facts.get("split") == "dev" else "the benchmark"
+    return f"the {facts['items']} items of {name}"
 
 
-def show(result: Mapping, console: Console) -> None:
+def print_table(result: Mapping, console: Console) -> None:
     """Prints the table of an ablation.json."""
     variants = result.get("variants", {})
     if not variants:
         return
     seeds = ", ".join(map(str, result["seeds"]))
-    title = f"accuracy in %, mean over seeds {seeds} where no others are named"
-    title += ", with 95 % intervals over scenes"
+    title = f"accuracy in % with 95 % intervals; mean over seeds {seeds} unless others are named"
     groups = ["overall", *result["suite"]["levels"]]
-    table = Table("variant", *groups, "by seed", title=title)
-    for name, found in variants.items():
-        less, each = found.get("against"), ""
+    table = Table("variant", *groups, "difference by seed", title=title)
+    for name, variant in variants.items():
+        differences, by_seed = variant.get("against"), ""
         cells = []
         for group in groups:
-            a = found[group]
+            a = variant[group]
             low, high = 100 * a["low"], 100 * a["high"]
-            cells.append(f"{100 * a['accuracy']:.1f} [dim]({low:.0f}-{high:.0f})[/dim]")
-            if less:
-                d = less[group]
+            cell = f"{100 * a['accuracy']:.1f} [dim]({low:.0f}-{high:.0f})[/dim]"
+            if differences:
+                d = differences[group]
                 low, high = 100 * d["low"], 100 * d["high"]
-                apart = f"{100 * d['difference']:+.1f} [dim]({low:+.1f} to {high:+.1f})[/dim]"
-                cells[-1] += f"\n{apart}"
-        if less:
-            by_seed = less["seeds"].items()
-            each = ", ".join(f"{seed}: {100 * d['overall']:+.1f}" for seed, d in by_seed)
-        has = "" if len(found["seeds"]) == len(result["seeds"]) else ", ".join(found["seeds"])
-        table.add_row(f"{name}\n[dim]seed {has}[/dim]" if has else name, *cells, each)
+                cell += f"\n{100 * d['difference']:+.1f} [dim]({low:+.1f} to {high:+.1f})[/dim]"
+            cells.append(cell)
+        if differences:
+            rows = differences["seeds"].items()
+            by_seed = ", ".join(f"{seed}: {100 * row['overall']:+.1f}" for seed, row in rows)
+        is_partial = len(variant["seeds"]) < len(result["seeds"])
+        note = f"\n[dim]seed {', '.join(variant['seeds'])}[/dim]" if is_partial else ""
+        table.add_row(name + note, *cells, by_seed)
     console.print(table)
-    what = f"of {suite_said(result['suite'])}; with a sign: less {result['base']}"
-    console.print(what, soft_wrap=True, highlight=False)
+    note = f"On {describe_suite(result['suite'])}. Second lines: difference from {result['base']}."
+    console.print(note, soft_wrap=True, highlight=False)
     if result["matched"]:
-        console.print(said_of(result["matched"]), soft_wrap=True, highlight=False)
+        console.print(describe_matching(result["matched"]), soft_wrap=True, highlight=False)

@@ -1,18 +1,18 @@
-"""Directions of arrival without learning, from FOA: intensity histogram and MUSIC.
+"""Classical estimators of directions of arrival (DOA) from FOA: intensity histogram and MUSIC.
 
-Both are given how many sources to find. The histogram takes the pseudo-intensity vector
-(Jarrett, Habets, Naylor 2010) of each time-frequency bin, smoothed over neighbours, keeps the
-least diffuse bins (Merimaa and Pulkki 2005) and looks for peaks of their density on the sphere.
-MUSIC (Schmidt 1986) sums, over frequency, how nearly orthogonal each direction's SN3D gains are
-to the noise subspace of the bins' covariance, and cannot resolve three sources with four
-channels of which the first is implied by the others.
+Both are given the number of sources. The histogram estimates the density, on the sphere, of the
+pseudo-intensity vectors (Jarrett, Habets, Naylor 2010) of the least diffuse time-frequency bins
+(Merimaa and Pulkki 2005), after smoothing over neighbouring bins, and returns its peaks.
+MUSIC (Schmidt 1986) returns the peaks of the inverse projection of each direction's SN3D gains on
+the noise subspace of the bins' covariance, summed over frequency. It cannot resolve three sources:
+the noise subspace then has one dimension, and a whole circle of directions is orthogonal to it.
 
-Letters: N samples, T frames, F bins, G directions of a grid, S sources.
+Shapes: N samples, T frames, F frequency bins, G grid directions, S sources.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import foa
     >>> noise = np.random.default_rng(0).normal(size=(32_000, 1)) * foa.encode(60.0, 20.0)
-    >>> [round(float(x)) for x in foa.direction(histogram(noise, 1)[0])]
+    >>> [round(float(x)) for x in foa.cartesian_to_azel(histogram_peaks(noise, 1)[0])]
     [60, 20]
 """
 
@@ -27,76 +27,81 @@ import scipy.spatial
 from jaxasa.acoustics import foa
 from jaxasa.core.audio import SAMPLE_RATE
 
-FFT, HOP = 512, 256
-LOW, HIGH = 200.0, 5000.0  # hertz
+N_FFT, HOP_LENGTH = 512, 256
+MIN_HZ, MAX_HZ = 200.0, 5000.0
 SMOOTHING = (5, 3)  # frames, bins
-KEPT = 0.05  # share of the bins: the least diffuse
-WIDTH = 8.0  # degrees: standard deviation of the density's kernel
-APART = 20.0  # degrees within which two peaks are one
-GRID = 2000
+DIRECT_SHARE = 0.05  # of the bins: the least diffuse, which are used
+KERNEL_DEG = 8.0  # standard deviation of the density's kernel
+MIN_PEAK_DISTANCE_DEG = 20.0
+GRID_SIZE = 2000
 
 
 @cache
 def grid() -> np.ndarray:
-    """[G, 3], some 4 degrees apart."""
-    return foa.sphere(GRID)
+    """Unit vectors [G, 3], about 4 degrees apart."""
+    return foa.fibonacci_sphere(GRID_SIZE)
 
 
 def stft_bins(audio: np.ndarray) -> np.ndarray:
-    """[N, 4] -> complex [T, F, 4] of the bins between LOW and HIGH."""
+    """STFT of FOA audio: [N, 4] -> complex [T, F, 4], the bins from MIN_HZ to MAX_HZ."""
     x = audio.astype(float)
-    _, _, z = scipy.signal.stft(x.T, SAMPLE_RATE, nperseg=FFT, noverlap=FFT - HOP, padded=False)
-    bins = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)
-    return np.moveaxis(z[:, (bins >= LOW) & (bins <= HIGH)], (0, 1, 2), (2, 1, 0))
+    _, _, z = scipy.signal.stft(
+        x.T, SAMPLE_RATE, nperseg=N_FFT, noverlap=N_FFT - HOP_LENGTH, padded=False
+    )
+    bins = np.fft.rfftfreq(N_FFT, 1 / SAMPLE_RATE)
+    return np.moveaxis(z[:, (bins >= MIN_HZ) & (bins <= MAX_HZ)], (0, 1, 2), (2, 1, 0))
 
 
 def histogram_peaks(audio: np.ndarray, count: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Unit vectors [count, 3] (x, y, z) of the strongest peaks of FOA audio [N, 4].
+    """Peaks of the intensity histogram of FOA audio [N, 4]: unit vectors [count, 3] (x, y, z).
 
-    weights: [T'] of equal stretches of the clip, which bins are weighed by; None: all alike. Where
-    there are fewer peaks than `count`, the last one is repeated.
+    weights: [T'], one for each of T' equal parts of the clip, by which bins are weighted; None: no
+    weights. If there are fewer peaks than `count`, the last one is repeated.
     """
     z = stft_bins(audio)
-    w, vector = z[..., :1], z[..., [3, 1, 2]]
-    smooth = lambda x: scipy.ndimage.uniform_filter(x, (*SMOOTHING, 0)[: x.ndim])  # noqa: E731
-    active = smooth(np.real(np.conj(w) * vector))
-    energy = smooth(0.5 * (np.abs(w[..., 0]) ** 2 + (np.abs(vector) ** 2).sum(-1)))
-    length = np.linalg.norm(active, axis=-1)
+    w, velocity = z[..., :1], z[..., [3, 1, 2]]
+
+    def smooth(x: np.ndarray) -> np.ndarray:
+        return scipy.ndimage.uniform_filter(x, (*SMOOTHING, 0)[: x.ndim])
+
+    intensity = smooth(np.real(np.conj(w) * velocity))
+    energy = smooth(0.5 * (np.abs(w[..., 0]) ** 2 + (np.abs(velocity) ** 2).sum(-1)))
+    length = np.linalg.norm(intensity, axis=-1)
     directness = length / np.maximum(energy, 1e-20)
-    value = length.copy()
+    weight = length.copy()
     if weights is not None:
-        at = np.minimum(np.arange(len(z)) * len(weights) // len(z), len(weights) - 1)
-        value *= np.asarray(weights)[at][:, None]
-    heard = value > 0
-    if not heard.any():
+        part = np.minimum(np.arange(len(z)) * len(weights) // len(z), len(weights) - 1)
+        weight *= np.asarray(weights)[part][:, None]
+    has_weight = weight > 0
+    if not has_weight.any():
         return np.tile([1.0, 0.0, 0.0], (count, 1))
-    kept = heard & (directness >= np.quantile(directness[heard], 1 - KEPT))
-    found = active[kept] / length[kept][:, None]
-    # Compressed, so that one loud sound does not hide the others.
-    strength = value[kept] ** 0.3
-    strength, found = strength.astype(np.float32), found.astype(np.float32)
-    # Each at the nearest direction of the grid, which is finer than the kernel is wide; peaks are
-    # then looked at closely, with the directions as they are.
-    tree, kernel = _nearest()
-    counted = np.bincount(tree.query(found)[1], strength, GRID).astype(np.float32)
-    return _peaks(counted @ kernel, count, lambda u: strength @ _closeness(found, u))
+    threshold = np.quantile(directness[has_weight], 1 - DIRECT_SHARE)
+    direct = has_weight & (directness >= threshold)
+    directions = (intensity[direct] / length[direct][:, None]).astype(np.float32)
+    # Compressed, so that one loud sound does not mask the others.
+    strength = (weight[direct] ** 0.3).astype(np.float32)
+    # A coarse density from directions rounded to the grid, which is finer than the kernel is wide;
+    # peaks are then refined with the exact directions.
+    tree, kernel = _grid_tree()
+    histogram = np.bincount(tree.query(directions)[1], strength, GRID_SIZE).astype(np.float32)
+    return _peaks(histogram @ kernel, count, lambda u: strength @ _kernel(directions, u))
 
 
-def _closeness(found: np.ndarray, directions: np.ndarray) -> np.ndarray:
-    """A Gaussian of the angle, WIDTH wide, between unit vectors: [N, 3], [G, 3] -> [N, G]."""
-    spread = np.float32(np.radians(WIDTH) ** 2)
-    return np.exp((found @ directions.T.astype(np.float32) - 1) / spread)
+def _kernel(directions: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """A Gaussian of the angle between unit vectors: [N, 3], [G, 3] -> [N, G]."""
+    spread = np.float32(np.radians(KERNEL_DEG) ** 2)
+    return np.exp((directions @ grid.T.astype(np.float32) - 1) / spread)
 
 
 @cache
-def _nearest() -> tuple[scipy.spatial.cKDTree, np.ndarray]:
-    """The grid as a tree, and the closeness of its directions to one another [G, G]."""
+def _grid_tree() -> tuple[scipy.spatial.cKDTree, np.ndarray]:
+    """The grid as a k-d tree, and the kernel between its directions [G, G]."""
     directions = grid().astype(np.float32)
-    return scipy.spatial.cKDTree(directions), _closeness(directions, directions)
+    return scipy.spatial.cKDTree(directions), _kernel(directions, directions)
 
 
 def music_peaks(audio: np.ndarray, count: int) -> np.ndarray:
-    """Unit vectors [count, 3] of the highest peaks of broadband MUSIC of FOA audio [N, 4]."""
+    """Peaks of the broadband MUSIC spectrum of FOA audio [N, 4]: unit vectors [count, 3]."""
     z = stft_bins(audio)
     covariance = np.einsum("tfi,tfj->fij", z, np.conj(z))
     covariance /= np.maximum(np.trace(covariance, axis1=1, axis2=2).real, 1e-20)[:, None, None]
@@ -107,9 +112,9 @@ def music_peaks(audio: np.ndarray, count: int) -> np.ndarray:
         ones = np.ones((len(directions), 1))
         steering = np.concatenate([ones, directions[:, [1, 2, 0]]], 1) / 2**0.5
         # |u^H v|^2 = u^T Re(v v^H) u for a real u.
-        leaks = np.einsum("fik,fjk->fij", noise, np.conj(noise)).real
-        leak = np.einsum("gi,fij,gj->fg", steering, leaks, steering, optimize=True)
-        return (1 / np.maximum(leak, 1e-6)).sum(0)
+        projector = np.einsum("fik,fjk->fij", noise, np.conj(noise)).real
+        power = np.einsum("gi,fij,gj->fg", steering, projector, steering, optimize=True)
+        return (1 / np.maximum(power, 1e-6)).sum(0)
 
     return _peaks(spectrum(grid()), count, spectrum)
 
@@ -117,28 +122,29 @@ def music_peaks(audio: np.ndarray, count: int) -> np.ndarray:
 def _peaks(
     coarse: np.ndarray, count: int, density: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """The `count` highest points [count, 3], APART from each other.
+    """The `count` highest points [count, 3], at least MIN_PEAK_DISTANCE_DEG from each other.
 
-    coarse: [G] on the grid; density([K, 3]) -> [K] where it is looked at closely.
+    coarse: density on the grid, [G]. density([K, 3]) -> [K]: at other directions, to refine peaks.
     """
-    directions, left = grid(), coarse.astype(float)
-    found: list[np.ndarray] = []
+    directions, remaining = grid(), coarse.astype(float)
+    peaks: list[np.ndarray] = []
     for _ in range(count):
-        best = int(left.argmax())
-        if left[best] == -np.inf:
+        best = int(remaining.argmax())
+        if remaining[best] == -np.inf:
             break
-        around = _cap(directions[best])
-        found.append(around[density(around).argmax()])
-        left[directions @ directions[best] > np.cos(np.radians(APART))] = -np.inf
-    return np.array(found + [found[-1]] * (count - len(found)))
+        cap = _cap(directions[best])
+        peaks.append(cap[density(cap).argmax()])
+        is_near = directions @ directions[best] > np.cos(np.radians(MIN_PEAK_DISTANCE_DEG))
+        remaining[is_near] = -np.inf
+    return np.array(peaks + [peaks[-1]] * (count - len(peaks)))
 
 
 def _cap(centre: np.ndarray) -> np.ndarray:
-    """[150, 3] directions up to 5 degrees around `centre`, some 0.7 degrees from each other."""
+    """Unit vectors [150, 3] within 5 degrees of `centre`, about 0.7 degrees apart (sunflower)."""
     k = np.arange(150)
-    radius, turn = np.radians(5) * np.sqrt(k / 150), np.pi * (3 - 5**0.5) * k
-    aside = np.cross(centre, np.eye(3)[np.abs(centre).argmin()])
-    aside /= np.linalg.norm(aside)
-    across = np.cross(centre, aside)
-    flat = np.outer(np.cos(turn), aside) + np.outer(np.sin(turn), across)
-    return np.cos(radius)[:, None] * centre + np.sin(radius)[:, None] * flat
+    radius, angle = np.radians(5) * np.sqrt(k / 150), np.pi * (3 - 5**0.5) * k
+    u = np.cross(centre, np.eye(3)[np.abs(centre).argmin()])
+    u /= np.linalg.norm(u)
+    v = np.cross(centre, u)
+    tangent = np.outer(np.cos(angle), u) + np.outer(np.sin(angle), v)
+    return np.cos(radius)[:, None] * centre + np.sin(radius)[:, None] * tangent

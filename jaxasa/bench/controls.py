@@ -1,78 +1,173 @@
-"""Which systems the benchmark compares: a checkpoint, what it may hear, what is done to the sound.
+"""The benchmark's controls: a trained checkpoint that gets other audio, or less of it.
 
-    question_only      no audio                     mono               W alone, or the mean of ears
-    spatial_nulled     the learnt null in place of the dense map
-    channels_shuffled  Y, Z, X exchanged            other_audio        another scene's sound
-    rotated            each scene turned by a random yaw, answers derived anew
-    rotated_90, _180, _270                          turned, likewise; with the suite as it is they
-                       give `four_yaws`: an item counts only if it is right at all four
-    mirrored           left and right exchanged, answers derived anew
+`CONTROLS` is the one list of them. To add one, add it here; `Bench.controls` in a gin file says
+which are run.
 
-They are fair only on a checkpoint that met W alone, no audio and the null in training
-(SftStage.mono_prob, no_audio_share, null_share).
+They are fair only to a checkpoint that met mono, silence and the null embedding in training
+(SftStage.mono_prob, audio_dropout_prob and spatial_dropout_prob).
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from jaxasa.bench import perturbations
+from jaxasa.bench.perturbations import Perturbation
+from jaxasa.config import check
 
 YAWS = (90, 180, 270)
 
 
 @dataclass(frozen=True)
+class Control:
+    """A condition under which a checkpoint answers the suite once more.
+
+    name: in Bench.controls, results.json and predictions/. title: in tables and figures.
+    meaning: what is done, and what it shows, for readers of the report.
+    audio_condition: one of qa.AUDIO_CONDITIONS. perturb: what is done to the suite.
+    needs_foa: whether it is impossible for binaural audio.
+    is_geometric: whether scenes are rotated or mirrored, and their answers derived again.
+    is_per_stage: whether it is run on the SFT checkpoint too if there is one after GRPO.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    audio_condition: str = "full"
+    perturb: Perturbation = perturbations.identity
+    needs_foa: bool = False
+    is_geometric: bool = False
+    is_per_stage: bool = False
+
+
+def _geometric(name: str, title: str, action: str, perturb: Perturbation) -> Control:
+    meaning = (
+        f"{action}, and the answers are derived again from the transformed scenes. A model that "
+        "uses direction stays as accurate as before; one that ignores it keeps giving the "
+        "original answers, which are now wrong."
+    )
+    return Control(name, title, meaning, perturb=perturb, needs_foa=True, is_geometric=True)
+
+
+CONTROLS: dict[str, Control] = {
+    control.name: control
+    for control in (
+        Control(
+            "question_only",
+            "question only",
+            "The model gets the question and its options without audio. If it does better than "
+            "chance, the questions give their answers away.",
+            audio_condition="none",
+            is_per_stage=True,
+        ),
+        Control(
+            "mono",
+            "mono",
+            "The model gets the omnidirectional channel W alone (of binaural audio, the mean of "
+            "both ears). The accuracy that it loses is what spatial information contributes.",
+            audio_condition="mono",
+            is_per_stage=True,
+        ),
+        Control(
+            "spatial_nulled",
+            "spatial encoder off",
+            "The output of the spatial encoder is replaced by a learnt null embedding. The "
+            "accuracy that the model loses is what this encoder contributes.",
+            audio_condition="nulled",
+        ),
+        Control(
+            "channels_shuffled",
+            "channels shuffled",
+            "The directional channels Y, Z and X are exchanged, so that directions are wrong. "
+            "A model that uses them loses accuracy.",
+            perturb=perturbations.shuffle_channels,
+            needs_foa=True,
+        ),
+        Control(
+            "other_audio",
+            "audio of another scene",
+            "The model gets the audio of another scene. A model that uses the audio loses "
+            "accuracy.",
+            perturb=perturbations.swap_scenes,
+        ),
+        _geometric(
+            "rotated",
+            "rotated by a random yaw",
+            "Each scene is rotated by a random yaw",
+            perturbations.rotation(None),
+        ),
+        _geometric(
+            "mirrored",
+            "mirrored left to right",
+            "Left and right are exchanged",
+            perturbations.mirror,
+        ),
+        *(
+            _geometric(
+                f"rotated_{yaw}",
+                f"rotated by {yaw}°",
+                f"Each scene is rotated by {yaw}°",
+                perturbations.rotation(float(yaw)),
+            )
+            for yaw in YAWS
+        ),
+    )
+}
+
+
+def select(names: Collection[str]) -> list[Control]:
+    """The controls of these names ("all": every one), in the order of CONTROLS.
+
+    Raises ConfigError for an unknown name.
+    """
+    is_known = set(names) <= {"all", *CONTROLS}
+    check(is_known, "Bench.controls", names, "names out of all, " + ", ".join(CONTROLS))
+    return [c for c in CONTROLS.values() if "all" in names or c.name in names]
+
+
+@dataclass(frozen=True)
 class System:
-    """stage: whose checkpoint answers. hearing: of ask.HEARING. change: one of bench/perturbations.py."""
+    """What answers the suite: the checkpoint of a stage, under the condition of a control.
+
+    audio_condition, perturb: as of Control.
+    """
 
     stage: str
-    hearing: str = "full"
-    change: Callable = perturbations.none
+    audio_condition: str = "full"
+    perturb: Perturbation = perturbations.identity
 
 
-CONTROLS: dict[str, tuple[str, Callable]] = {
-    "question_only": ("none", perturbations.none),
-    "mono": ("mono", perturbations.none),
-    "spatial_nulled": ("nulled", perturbations.none),
-    "channels_shuffled": ("full", perturbations.shuffled),
-    "other_audio": ("full", perturbations.other),
-    "rotated": ("full", perturbations.turned(None)),
-    "mirrored": ("full", perturbations.mirrored),
-    **{f"rotated_{yaw}": ("full", perturbations.turned(float(yaw))) for yaw in YAWS},
-}
-# Changes of an FOA field, which two ears do not allow.
-FOA_ONLY = ("channels_shuffled", "rotated", "mirrored", *(f"rotated_{yaw}" for yaw in YAWS))
-TURNED = ("rotated", "mirrored", *(f"rotated_{yaw}" for yaw in YAWS))
+def systems(stages: Collection[str], controls: Iterable[Control]) -> dict[str, System]:
+    """Systems by name: the trained `stages`, and the `controls` on the last of sft and grpo.
 
-
-def systems(stages: Collection[str], controls: Collection[str]) -> dict[str, System]:
-    """The systems that the trained `stages` allow, the `controls` on the last of sft and grpo.
-
-    Question only and mono are also run on the SFT checkpoint, where both stages are there.
+    If both are trained, a control that is_per_stage is also run on SFT, as NAME_sft.
     """
-    trained = [s for s in ("sft", "grpo") if s in stages]
-    found = {stage: System(stage) for stage in trained}
-    if trained:
-        found |= {n: System(trained[-1], *how) for n, how in CONTROLS.items() if n in controls}
-    if len(trained) == 2:
-        for name in ("question_only", "mono"):
-            if name in controls:
-                found[f"{name}_sft"] = System("sft", *CONTROLS[name])
-    return found
+    trained = [stage for stage in ("sft", "grpo") if stage in stages]
+    by_name = {stage: System(stage) for stage in trained}
+    if not trained:
+        return by_name
+    controls = list(controls)
+    for c in controls:
+        by_name[c.name] = System(trained[-1], c.audio_condition, c.perturb)
+    for c in controls:
+        if c.is_per_stage and len(trained) == 2:
+            by_name[f"{c.name}_sft"] = System("sft", c.audio_condition, c.perturb)
+    return by_name
 
 
 def pairs(names: Collection[str]) -> list[tuple[str, str, str]]:
-    """(system, control, name of the control's answers) for each paired difference.
+    """(stage, control, system that answers the control) for each paired difference.
 
-    A system is compared with the control on its own checkpoint, where that was run. Controls
-    whose items are others than the suite's have no pairs.
+    names: of the systems that were run. A stage is compared with the control on its own
+    checkpoint. Geometric controls have no pairs, since their items differ from the suite's.
     """
-    found = []
-    for system in ("sft", "grpo"):
-        for control in CONTROLS:
-            own = f"{control}_{system}" if f"{control}_{system}" in names else control
-            is_last = system == "grpo" or "grpo" not in names
-            if control not in ("question_only", "mono") and not is_last:
+    result = []
+    for stage in ("sft", "grpo"):
+        for control in CONTROLS.values():
+            own = f"{control.name}_{stage}"
+            system = own if own in names else control.name
+            is_last = stage == "grpo" or "grpo" not in names
+            if control.is_geometric or not (is_last or control.is_per_stage):
                 continue
-            if control not in TURNED and system in names and own in names:
-                found.append((system, control, own))
-    return found
+            if stage in names and system in names:
+                result.append((stage, control.name, system))
+    return result

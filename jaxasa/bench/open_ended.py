@@ -1,15 +1,18 @@
-"""Open-ended answers: numbers, units and words read from free text, scored within tolerances.
+"""Scoring of open-ended answers: values parsed from free text, compared within tolerances.
 
-An item's `open` is {"kind", "value", "text"}. Right is what reads as a value within `TOLERANCES`
-of the true one: 20 degrees of azimuth, 10 of elevation, 0.3 of the distance, 0.4 s; a count must
-be equal, and of a "name" the one class that the text names. What reads as two different answers,
-or as none, is wrong. Reasoning (`<think>...</think>`) is not read.
+An item's `open_answer` is {"kind", "value", "text"}. An answer is correct if its value is within
+`TOLERANCES` of the true one (20 degrees of azimuth, 10 of elevation, a relative distance error of
+0.3, 0.4 s; a count must be equal), or, for kind "name", if it contains that class name and no
+other. A text with two different answers, or none, is wrong. Reasoning (`<think>...</think>`) is
+not parsed.
 
-    >>> from jaxasa.bench import free
-    >>> free.read("about 30 degrees to the right", "azimuth"), free.read("behind me", "azimuth")
-    (-30.0, 180.0)
-    >>> free.read("1.5 m", "distance"), free.read("150 centimetres", "distance")
-    (1.5, 1.5)
+    >>> from jaxasa.bench import open_ended
+    >>> open_ended.parse_answer("about 30 degrees to the right", "azimuth")
+    -30.0
+    >>> open_ended.parse_answer("behind me", "azimuth")
+    180.0
+    >>> open_ended.parse_answer("150 centimetres", "distance")
+    1.5
 """
 
 import re
@@ -36,7 +39,7 @@ _UNITS = {
     },
 }
 _COUNTS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-# Words are taken in this order: "front-left" is not also "left".
+# In this order, each removed once matched, so that "front-left" does not also match "left".
 _BEARINGS = {
     r"(?:front|forward|ahead)[\s-]*(?:and|to the|,)?[\s-]*left|left[\s-]*front": 45.0,
     r"(?:front|forward|ahead)[\s-]*(?:and|to the|,)?[\s-]*right|right[\s-]*front": -45.0,
@@ -50,15 +53,18 @@ _BEARINGS = {
 _LEVEL = re.compile(r"\b(?:level|ear height|eye level|horizontal)\b")
 
 
-def read(text: str, kind: str, names: Collection[str] = ()) -> float | str | None:
-    """The answer in free text: degrees, metres, seconds, a count, or one of `names`; or None."""
-    found = {_read(t.lower(), kind, names) for t in score.stretches(text)}
-    return found.pop() if len(found) == 1 else None
+def parse_answer(text: str, kind: str, names: Collection[str] = ()) -> float | str | None:
+    """The answer in free text: degrees, metres, seconds, a count, or one of `names`; or None.
+
+    kind: one of TOLERANCES, or "name".
+    """
+    answers = {_parse_span(t.lower(), kind, names) for t in score.answer_spans(text)}
+    return answers.pop() if len(answers) == 1 else None
 
 
-def _read(text: str, kind: str, names: Collection[str]) -> float | str | None:
+def _parse_span(text: str, kind: str, names: Collection[str]) -> float | str | None:
     if kind == "name":
-        return score.only_named(text, list(names))
+        return score.single_option_match(text, list(names))
     if kind == "count":
         return _count(text)
     numbers = _numbers(text, kind)
@@ -66,28 +72,28 @@ def _read(text: str, kind: str, names: Collection[str]) -> float | str | None:
         return _azimuth(text, numbers)
     if kind == "elevation" and len(numbers) == 1:
         (value,) = numbers
-        down = re.search(r"\b(?:below|down|downwards?|under)\b", text)
-        return -abs(value) if down else value
+        is_down = re.search(r"\b(?:below|down|downwards?|under)\b", text)
+        return -abs(value) if is_down else value
     if kind == "elevation" and not numbers and _LEVEL.search(text):
         return 0.0
     return numbers.pop() if len(numbers) == 1 else None
 
 
 def _numbers(text: str, kind: str) -> set[float]:
-    """The numbers in `text` in the unit of `kind`; those with a unit alone, where any has one."""
-    plain, united = set(), set()
+    """The numbers in `text` in the unit of `kind`. If any has a unit, those without are ignored."""
+    bare, with_unit = set(), set()
     units = _UNITS[kind]
     for match in re.finditer(rf"({_NUMBER})\s*([a-z°]*)", text):
         value, unit = float(match[1].replace("\u2212", "-")), match[2]
         if unit in units and unit:
-            united.add(value * units[unit])
+            with_unit.add(value * units[unit])
         else:
-            plain.add(value)
-    return united or plain
+            bare.add(value)
+    return with_unit or bare
 
 
 def _azimuth(text: str, numbers: set[float]) -> float | None:
-    """Degrees in (-180, 180]: a number, with its side where one is named, or a bearing's words."""
+    """Degrees in (-180, 180]: a number, with a side if one is named, or a bearing in words."""
     sides = set(re.findall(r"\b(left|right)\b", text))
     if len(numbers) == 1:
         (value,) = numbers
@@ -98,55 +104,55 @@ def _azimuth(text: str, numbers: set[float]) -> float | None:
         return 180.0 - (180.0 - value) % 360.0
     if numbers:
         return None
-    found = set()
+    bearings = set()
     for pattern, value in _BEARINGS.items():
         text, count = re.subn(rf"\b(?:{pattern})\b", "|", text)
         if count:
-            found.add(value)
-    return found.pop() if len(found) == 1 else None
+            bearings.add(value)
+    return bearings.pop() if len(bearings) == 1 else None
 
 
 def _count(text: str) -> float | None:
-    found = {float(n) for n in re.findall(rf"{_NUMBER}(?![\w.]*\d)", text)}
-    if any(n < 0 or n % 1 for n in found):
+    counts = {float(n) for n in re.findall(rf"{_NUMBER}(?![\w.]*\d)", text)}
+    if any(n < 0 or n % 1 for n in counts):
         return None
-    found |= {float(k) for k, word in enumerate(_COUNTS) if re.search(rf"\b{word}\b", text)}
+    counts |= {float(k) for k, word in enumerate(_COUNTS) if re.search(rf"\b{word}\b", text)}
     if re.search(r"\b(?:none|no|nothing)\b", text):
-        found.add(0.0)
-    return found.pop() if len(found) == 1 else None
+        counts.add(0.0)
+    return counts.pop() if len(counts) == 1 else None
 
 
-def is_right(answer: float | str | None, form: Mapping) -> bool:
-    """Whether what was read is the true answer of an item's `open`, within its tolerance."""
+def is_within_tolerance(answer: float | str | None, truth: Mapping) -> bool:
+    """Whether a parsed answer is correct. truth: an item's `open_answer`."""
     if answer is None:
         return False
-    if form["kind"] == "name":
-        return answer == form["text"]
-    off = abs(float(answer) - form["value"])
-    if form["kind"] == "azimuth":
-        off = min(off % 360.0, 360.0 - off % 360.0)
-    if form["kind"] == "distance":
-        off /= form["value"]
-    return off <= TOLERANCES[form["kind"]] + 1e-9
+    if truth["kind"] == "name":
+        return answer == truth["text"]
+    error = abs(float(answer) - truth["value"])
+    if truth["kind"] == "azimuth":
+        error = min(error % 360.0, 360.0 - error % 360.0)
+    if truth["kind"] == "distance":
+        error /= truth["value"]
+    return error <= TOLERANCES[truth["kind"]] + 1e-9
 
 
 def score_items(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> dict:
-    """Accuracy of open-ended answers, as score.score has it by groups, and by kind of answer.
+    """`score.accuracy_by_group` of open-ended answers, and accuracy by kind of answer.
 
-    Adds "kinds": {kind: A} and "unread", the share of answers in which none was found.
+    Adds "kinds": {kind: A}, and "unparsed": the share of predictions without a (single) answer.
     """
     names = sorted({s["class"] for i in items for s in i.scene["sources"]})
-    forms: list[Mapping] = [i.open or {} for i in items]
-    kind = np.array([form["kind"] for form in forms])
-    read_as = [read(predictions[i.id], k, names) for i, k in zip(items, kind, strict=True)]
-    right = np.array(list(map(is_right, read_as, forms)), bool)
-    result = score.by_groups(items, right)
-    kinds = {k: score.accuracy(right[kind == k]) for k in sorted(set(kind.tolist()))}
-    unread = sum(a is None for a in read_as) / len(items)
-    return result | {"kinds": kinds, "unread": unread}
+    truths: list[Mapping] = [i.open_answer or {} for i in items]
+    kind = np.array([truth["kind"] for truth in truths])
+    answers = [parse_answer(predictions[i.id], k, names) for i, k in zip(items, kind, strict=True)]
+    hits = np.array(list(map(is_within_tolerance, answers, truths)), bool)
+    result = score.accuracy_by_group(items, hits)
+    kinds = {k: score.accuracy(hits[kind == k]) for k in sorted(set(kind.tolist()))}
+    unparsed = sum(a is None for a in answers) / len(items)
+    return result | {"kinds": kinds, "unparsed": unparsed}
 
 
 def score_file(predictions: str | Path, benchmark_folder: str | Path) -> dict:
-    """`score_items` of a predictions.jsonl on the items of a suite that have an open form."""
-    items = [i for i in suite.load(benchmark_folder) if i.open]
-    return score_items(items, score.read(predictions, items))
+    """`score_items` of a predictions.jsonl on the items of a suite that have an open answer."""
+    items = [i for i in suite.load(benchmark_folder) if i.open_answer]
+    return score_items(items, score.read_predictions(predictions, items))

@@ -1,23 +1,23 @@
-// Shows the questions that the three lists ask for, and the scenes that have any of them.
-const lists = [...document.querySelectorAll("#filters select")];
-function filter() {
+// Shows only the questions that the three filters select, and the scenes that have any of them.
+const filters = [...document.querySelectorAll("#filters select")];
+function apply() {
   let shown = 0;
-  for (const card of document.querySelectorAll(".scene")) {
+  for (const scene of document.querySelectorAll(".scene")) {
     let any = false;
-    for (const question of card.querySelectorAll(".question")) {
-      const wanted = lists.every((list) => !list.value || question.dataset[list.name] === list.value);
-      question.hidden = !wanted;
-      any ||= wanted;
-      shown += wanted;
+    for (const question of scene.querySelectorAll(".question")) {
+      const matches = filters.every((f) => !f.value || question.dataset[f.name] === f.value);
+      question.hidden = !matches;
+      any ||= matches;
+      shown += matches;
     }
-    card.hidden = !any;
-    if (!any) card.querySelector("audio")?.pause();
+    scene.hidden = !any;
+    if (!any) scene.querySelector("audio")?.pause();
   }
   document.getElementById("shown").textContent = shown;
 }
-for (const list of lists) list.addEventListener("change", filter);
-// A reloaded page keeps what was chosen.
-filter();
+for (const filter of filters) filter.addEventListener("change", apply);
+// Browsers keep the filters' values when a page is reloaded.
+apply();
 // One sound at a time.
 document.addEventListener("play", (event) => {
   for (const audio of document.querySelectorAll("audio")) if (audio !== event.target) audio.pause();

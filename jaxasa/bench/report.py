@@ -1,6 +1,6 @@
-"""The report: one HTML file, nothing loaded from elsewhere, from what a work folder holds.
+"""The report: one self-contained HTML file about a work folder.
 
-Every part reads its own files; where they are missing, the page says so in a sentence.
+Every section reads its own files; if they are missing, the page says so in a sentence.
 """
 
 import base64
@@ -14,40 +14,36 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from jaxasa.bench import ablation as ablating
-from jaxasa.bench import card, controls, figures, scene_viewer, score, slots, suite
+from jaxasa.bench import ablation as ablations
+from jaxasa.bench import card, figures, scene_viewer, score, slots, suite
+from jaxasa.bench.controls import CONTROLS, Control
 from jaxasa.config import STAGES, ConfigError, check
-from jaxasa.core.files import write_text
+from jaxasa.core.files import atomic_write_text
+from jaxasa.core.workdir import WorkFolder
 
-NAMES = {
-    "sft": "full model after SFT",
-    "grpo": "full model after GRPO",
-    "question_only": "question only",
-    "mono": "mono (W only)",
-    "question_only_sft": "question only, SFT checkpoint",
-    "mono_sft": "mono, SFT checkpoint",
-    "spatial_nulled": "spatial path nulled",
-    "channels_shuffled": "Y, Z, X exchanged",
-    "other_audio": "another scene's sound",
-    "rotated": "turned by a random yaw",
-    **{f"rotated_{yaw}": f"turned by {yaw}°" for yaw in controls.YAWS},
-    "four_yaws": "right at all four yaws",
-    "mirrored": "mirrored left to right",
-    "slots": "slots read by rules",
-    "cascade": "cascade: tagger and intensity histogram",
-    "oracle": "oracle: metadata read by rules",
+BASELINES = {
+    "slots": "slots, read by rules",
+    "cascade": "cascade of tagger and intensity histogram",
+    "oracle": "oracle: metadata, read by rules",
     "chance": "chance",
 }
-BASELINES = ("slots", "cascade", "oracle", "chance")
+# Titles of the systems of results.json, in the order of the page.
+TITLES = {
+    "sft": "model after SFT",
+    "grpo": "model after GRPO",
+    **{name: control.title for name, control in CONTROLS.items()},
+    "four_yaws": "correct at all four yaws",
+    **{f"{n}_sft": f"{c.title}, after SFT" for n, c in CONTROLS.items() if c.is_per_stage},
+    **BASELINES,
+}
 HEADLINE = ("sft", "grpo", "question_only", "mono", "chance")
-OVERALL = 75.0  # % that the full model must reach
-LEAD, LEAST = 25.0, 20.0  # points by which it must lead mono, and above which the interval must be
-NEAR_CHANCE = 5.0  # points within which question only must stay
-HELD = 3.0  # points within which accuracy must hold when scenes are turned
-# Rates of the loop, not of learning: they have no place among the curves.
+# What the checks of the controls allow, in percentage points.
+MAX_FROM_CHANCE = 5.0
+MAX_GEOMETRIC_CHANGE = 3.0
+# Metrics of the training loop, which are not plotted: by name, and by the part before the slash.
 _NOT_CURVES = ("step", "data_wait", "mfu", "tokens", "seconds", "time", "learning_rate")
-_GROUPED = ("share", "seconds", "level")  # likewise, by what stands before the slash
-_PANELS = 9
+_NOT_CURVE_GROUPS = ("share", "seconds", "level")
+_MAX_PANELS = 9
 
 
 def write(
@@ -60,14 +56,13 @@ def write(
 ) -> Path:
     """Writes the report of a work folder and returns its path.
 
-    benchmark: the suite (WORKDIR/benchmark). results: results.json, with predictions/ beside it
-    (WORKDIR/results.json). page: the file to write (WORKDIR/report/index.html). Name others
-    for a development suite. ablation: what `bench ablate` found (WORKDIR/ablation.json).
+    The paths default to those in `workdir`; others are for a development suite. benchmark: the
+    suite. results: results.json, with predictions/ in the same folder. page: the file to write.
+    ablation: ablation.json.
     """
-    workdir = Path(workdir)
-    results = Path(results or workdir / "results.json")
-    page = Path(page or workdir / "report" / "index.html")
-    found = _read_results(results)
+    work = WorkFolder(workdir)
+    results, page = Path(results or work.results), Path(page or work.report)
+    scores = _read_results(results)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxasa.bench", "."),
         autoescape=True,
@@ -76,40 +71,41 @@ def write(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "points": _points,
+        "percent": _percent,
         "signed": _signed,
         "interval": _interval,
-        "seconds": _duration,
+        "duration": _duration,
     }
     script = Path(__file__).with_name("report.js").read_text(encoding="utf-8")
-    # Of all scripts the page's own runs alone, whatever a text in it may try.
-    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The page's content security policy allows this script and no other.
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    scene_source = scores.get("benchmark", {}).get("scene_source", "jaxasa")
     html = environment.get_template("report.html.j2").render(
-        workdir=workdir.resolve().name,
-        benchmark=found.get("benchmark"),
-        made_by=card.MADE_BY[found.get("benchmark", {}).get("made_by", "jaxasa")][0],
+        workdir=work.path.resolve().name,
+        benchmark=scores.get("benchmark"),
+        scene_source=card.SCENE_SOURCES[scene_source][0],
         script=Markup(script),
-        allowed=allowed,
-        groups=_groups(found),
-        rows=_table(found),
-        bars=_headline_figure(found),
-        verdicts=verdicts(found),
-        controls=_control_figure(found),
-        beside=_beside(found),
-        doa=found.get("doa"),
-        ablation=_ablation(Path(ablation or workdir / ablating.FILE)),
-        tasks=_task_figure(found),
-        directions=_directions(found),
-        parsing=_parsing(found),
-        stages=_curves(workdir),
-        rollouts=_rollouts(workdir),
-        explored=_explored(Path(benchmark or workdir / "benchmark"), results.parent),
-        seconds=found.get("seconds"),
-        peak=found.get("peak_memory_gb"),
-        config=_config(workdir),
+        script_hash=script_hash,
+        groups=_groups(scores),
+        rows=_table(scores),
+        accuracy_bars=_headline_figure(scores),
+        accuracy_dots=_system_figure(scores),
+        checks=checks(scores),
+        geometric=_geometric_table(scores),
+        doa=scores.get("doa"),
+        ablation=_ablation(Path(ablation or work.ablation_result)),
+        tasks=_task_figure(scores),
+        directions=_directions(scores),
+        parsing=_parsing(scores),
+        stages=_curves(work),
+        rollouts=_rollouts(work),
+        viewer=_viewer(Path(benchmark or work.benchmark), WorkFolder(results.parent)),
+        seconds=scores.get("seconds"),
+        peak=scores.get("peak_memory_gb"),
+        config=_config(work),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_text(page, html)
+    atomic_write_text(page, html)
     return page
 
 
@@ -122,18 +118,17 @@ def _read_results(path: Path) -> dict:
         raise ConfigError(f"{path}: is not JSON, expected results of `jaxasa bench`") from None
 
 
-def _points(share: float | None, digits: int = 1) -> str:
-    """A share as points out of 100."""
+def _percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
 def _signed(share: float | None) -> str:
-    """A difference of shares as points out of 100, with its sign."""
+    """A difference of shares in percentage points, with its sign."""
     return "–" if share is None else f"{100 * share:+.1f}"
 
 
 def _interval(a: Mapping) -> str:
-    return "" if a["low"] in (None, a["high"]) else f"{_points(a['low'])} to {_points(a['high'])}"
+    return "" if a["low"] in (None, a["high"]) else f"{_percent(a['low'])} to {_percent(a['high'])}"
 
 
 def _duration(seconds: float) -> str:
@@ -141,195 +136,209 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
-def _systems(found: Mapping) -> dict[str, dict]:
-    systems = found.get("systems", {})
-    order = [*NAMES, *sorted(set(systems) - set(NAMES))]
+def _systems(scores: Mapping) -> dict[str, dict]:
+    systems = scores.get("systems", {})
+    order = [*TITLES, *sorted(set(systems) - set(TITLES))]
     return {name: systems[name] for name in order if name in systems}
 
 
-def _groups(found: Mapping) -> list[str]:
-    return ["overall", *found.get("benchmark", {}).get("levels", {})]
+def _groups(scores: Mapping) -> list[str]:
+    return ["overall", *scores.get("benchmark", {}).get("levels", {})]
 
 
 def _kind(name: str) -> str:
     if name in ("sft", "grpo"):
-        return "trained"
+        return "trained models"
     return "baselines" if name in BASELINES else "controls"
 
 
-def _table(found: Mapping) -> list[dict]:
-    """Rows of the headline table: a system with its A for each group, None where it has none."""
-    groups = _groups(found)
+def _table(scores: Mapping) -> list[dict]:
+    """Rows of the headline table: a system with its A for each group, None if it has none."""
+    groups = _groups(scores)
     return [
         {
-            "name": NAMES.get(name, name),
+            "name": TITLES.get(name, name),
             "kind": _kind(name),
             "cells": [a.get(g) for g in groups],
         }
-        for name, a in _systems(found).items()
+        for name, a in _systems(scores).items()
     ]
 
 
-def _headline_figure(found: Mapping):
-    systems = {n: a for n, a in _systems(found).items() if n in HEADLINE}
+def _headline_figure(scores: Mapping):
+    systems = {n: a for n, a in _systems(scores).items() if n in HEADLINE}
     if not systems:
         return None
-    rows = {n: {g: a[g] for g in _groups(found)} for n, a in systems.items()}
-    return figures.bars(rows, NAMES, "accuracy by level with 95 % intervals")
+    rows = {n: {g: a[g] for g in _groups(scores)} for n, a in systems.items()}
+    return figures.accuracy_bars(rows, TITLES, "accuracy by level with 95 % intervals")
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A target in plain words, and whether it is met."""
+class Check:
+    """Whether a control came out as it does for a sound benchmark and a model that uses space."""
 
-    met: bool
-    text: str
-
-
-def verdicts(found: Mapping) -> list[Verdict]:
-    """What the scores of the last trained model and its controls say against the targets."""
-    systems = found.get("systems", {})
-    last = next((n for n in ("grpo", "sft") if n in systems), None)
-    said = []
-    if last:
-        a = systems[last]["overall"]
-        text = f"The {NAMES[last]} answers {_points(a['accuracy'])} % right ({_interval(a)})"
-        met = 100 * a["accuracy"] >= OVERALL
-        said.append(Verdict(met, f"{text}: {OVERALL:g} % or more were asked for."))
-    by_control = found.get("paired", {}).get(last, {})
-    if "mono" in by_control:
-        d = by_control["mono"]["overall"]
-        lead, low, high = (100 * d[k] for k in ("difference", "low", "high"))
-        met = lead >= LEAD and low > LEAST
-        text = f"It leads mono by {lead:.1f} points ({low:.1f} to {high:.1f})"
-        asked = f"{LEAD:g} or more, with the interval above {LEAST:g}, were asked for"
-        said.append(Verdict(met, f"{text}: {asked}."))
-    if "question_only" in systems:
-        gap = 100 * (systems["question_only"]["overall"]["accuracy"] - score.CHANCE)
-        met = abs(gap) <= NEAR_CHANCE
-        reason = "the questions do not give themselves away" if met else "the questions leak"
-        if gap < -NEAR_CHANCE:
-            reason = "too far below chance for guessing"
-        where = "above" if gap >= 0 else "below"
-        text = f"Question only is {abs(gap):.1f} points {where} chance"
-        said.append(Verdict(met, f"{text} (at most {NEAR_CHANCE:g} allowed): {reason}."))
-    turned = systems.get("rotated", {}).get("beside")
-    if turned and turned["now"]["items"] and turned["before"]["items"]:
-        still, now, before = (100 * turned[k]["accuracy"] for k in ("still", "now", "before"))
-        text = f"Turned by a random yaw, accuracy on items of direction goes from {still:.1f} to "
-        text += f"{now:.1f} % (within {HELD:g} points allowed); by the answers before the turn it "
-        met = abs(now - still) <= HELD and before < now
-        said.append(Verdict(met, f"{text}is {before:.1f} %."))
-    rows = found.get("doa", [])
-    if rows:
-        better = sum(row["difference"] < 0 for row in rows)
-        sure = sum(row["high"] < 0 for row in rows)
-        text = f"The slots' median error is below the best classical estimator's in {better} of "
-        text += f"{len(rows)} cells of RT60 and number of sources, with its interval in {sure}."
-        said.append(Verdict(better == len(rows), text))
-    return said
+    control: Control
+    passed: bool
+    finding: str
 
 
-def _control_figure(found: Mapping):
-    systems = {n: a for n, a in _systems(found).items() if n != "chance"}
-    names = {n: NAMES.get(n, n) for n in systems}
+def checks(scores: Mapping) -> list[Check]:
+    """The checks of the controls that were run, of the last trained model."""
+    systems = scores.get("systems", {})
+    model = next((name for name in ("grpo", "sft") if name in systems), None)
+    differences = scores.get("paired_differences", {}).get(model, {})
+    result = []
+    for name, control in CONTROLS.items():
+        if control.audio_condition == "none" and name in systems:
+            result.append(_check_chance(control, systems[name]["overall"]))
+        elif control.is_geometric and "geometric" in systems.get(name, {}):
+            result.append(_check_geometric(control, systems[name]["geometric"]))
+        elif name in differences:
+            result.append(_check_loss(control, differences[name]["overall"]))
+    return result
+
+
+def _check_chance(control: Control, a: Mapping) -> Check:
+    gap = 100 * (a["accuracy"] - score.CHANCE)
+    passed = abs(gap) <= MAX_FROM_CHANCE
+    finding = f"Accuracy is {_percent(a['accuracy'])} % ({_interval(a)}), chance is 25 %: "
+    if passed:
+        finding += f"within {MAX_FROM_CHANCE:g} points of chance."
+    elif gap > 0:
+        finding += f"{gap:.1f} points above it. The questions give answers away."
+    else:
+        finding += f"{-gap:.1f} points below it, too far for random answers."
+    return Check(control, passed, finding)
+
+
+def _check_loss(control: Control, d: Mapping) -> Check:
+    """A control that removes information must cost accuracy: the interval lies above 0."""
+    lost, low, high = (100 * d[k] for k in ("difference", "low", "high"))
+    passed = low > 0
+    finding = f"The model loses {lost:.1f} points ({low:.1f} to {high:.1f}) overall."
+    if not passed:
+        finding += " A loss is not established, since the interval includes 0."
+    return Check(control, passed, finding)
+
+
+def _check_geometric(control: Control, by_kind: Mapping) -> Check:
+    """Accuracy must not depend on orientation, and new answers must beat the original ones."""
+    original, perturbed, changed, stale = (
+        by_kind[k]["accuracy"] for k in ("original", "perturbed", "answer_changed", "stale_answer")
+    )
+    if None in (original, changed):
+        return Check(control, False, "There are no items about direction to compare.")
+    passed = 100 * abs(perturbed - original) <= MAX_GEOMETRIC_CHANGE and stale < changed
+    return Check(
+        control,
+        passed,
+        f"On items about direction, accuracy goes from {_percent(original)} to "
+        f"{_percent(perturbed)} % (at most {MAX_GEOMETRIC_CHANGE:g} points apart are expected). "
+        f"If the answer changes, the model gives the new one in {_percent(changed)} % and the "
+        f"original one in {_percent(stale)} %.",
+    )
+
+
+def _system_figure(scores: Mapping):
+    systems = {n: a for n, a in _systems(scores).items() if n != "chance"}
+    titles = {n: TITLES.get(n, n) for n in systems}
     if not systems:
         return None
-    # Turning can leave a level without items.
+    # A geometric control can leave a level without items.
     rows = {
-        g: {names[n]: a[g] for n, a in systems.items() if a.get(g, {}).get("items")}
-        for g in _groups(found)
+        g: {titles[n]: a[g] for n, a in systems.items() if a.get(g, {}).get("items")}
+        for g in _groups(scores)
     }
     title = "accuracy by system and level with 95 % intervals"
-    return figures.dots(rows, dict(zip(rows, rows, strict=True)), title)
+    return figures.accuracy_dots(rows, dict(zip(rows, rows, strict=True)), title)
 
 
-def _beside(found: Mapping) -> list[dict]:
-    """Rows of the table of turned and mirrored scenes."""
-    systems = _systems(found)
-    return [{"name": NAMES[n], **a["beside"]} for n, a in systems.items() if "beside" in a]
+def _geometric_table(scores: Mapping) -> list[dict]:
+    systems = _systems(scores)
+    return [{"name": TITLES[n], **a["geometric"]} for n, a in systems.items() if "geometric" in a]
 
 
 def _ablation(path: Path) -> dict | None:
-    """An ablation.json with a figure and words (`matched`, `asked`) for the page; None for none."""
+    """The content of ablation.json with a figure and sentences for the page; None if not there."""
     if not path.is_file():
         return None
-    found = suite.read_json(path, "what `jaxasa bench ablate` writes")
-    variants = found.get("variants", {})
-    apart = {name: v["against"]["overall"] for name, v in variants.items() if "against" in v}
-    title = f"accuracy less that of {found['base']}, with 95 % intervals"
-    return found | {
+    result = suite.read_json(path, "a file written by `jaxasa bench ablate`")
+    variants = result.get("variants", {})
+    differences = {name: v["against"]["overall"] for name, v in variants.items() if "against" in v}
+    title = f"difference in accuracy from {result['base']}, with 95 % intervals"
+    return result | {
         "variants": variants,
-        "figure": figures.differences(apart, title) if apart else None,
-        "matched": ablating.said_of(found.get("matched", {})),
-        "asked": ablating.suite_said(found["suite"]) if variants else "",
+        "figure": figures.difference_plot(differences, title) if differences else None,
+        "matching": ablations.describe_matching(result.get("matched", {})),
+        "suite": ablations.describe_suite(result["suite"]) if variants else "",
     }
 
 
-def _task_figure(found: Mapping):
-    systems = _systems(found)
-    shown = [n for n in ("grpo", "sft", "slots", "mono", "question_only") if n in systems]
-    if not shown:
+def _task_figure(scores: Mapping):
+    systems = _systems(scores)
+    names = [n for n in ("grpo", "sft", "slots", "mono", "question_only") if n in systems]
+    if not names:
         return None
-    rows: dict[str, dict] = {n: systems[n]["tasks"] for n in shown}
-    return figures.dots(rows, NAMES, "accuracy by task with 95 % intervals")
+    rows: dict[str, dict] = {n: systems[n]["tasks"] for n in names}
+    return figures.accuracy_dots(rows, TITLES, "accuracy by task with 95 % intervals")
 
 
-def _directions(found: Mapping) -> list[dict]:
+def _directions(scores: Mapping) -> list[dict]:
     return [
-        {"name": NAMES.get(name, name), "yes": a["direction"]["yes"], "no": a["direction"]["no"]}
-        for name, a in _systems(found).items()
+        {"name": TITLES.get(name, name), "yes": a["direction"]["yes"], "no": a["direction"]["no"]}
+        for name, a in _systems(scores).items()
         if "direction" in a
     ]
 
 
-def _parsing(found: Mapping) -> list[dict]:
+def _parsing(scores: Mapping) -> list[dict]:
     return [
-        {"name": NAMES.get(name, name), "shares": a["parsing"]}
-        for name, a in _systems(found).items()
+        {"name": TITLES.get(name, name), "shares": a["parsing"]}
+        for name, a in _systems(scores).items()
         if "parsing" in a
     ]
 
 
-def _curves(workdir: Path) -> list[dict]:
+def _curves(work: WorkFolder) -> list[dict]:
     """A figure for each stage that has logs, in the order of the stages."""
     stages = []
     for stage in STAGES:
-        path = workdir / "logs" / stage / "metrics.jsonl"
+        path = work.logs(stage) / "metrics.jsonl"
         panels = _panels(path) if path.is_file() else {}
         if panels:
-            stages.append({"name": stage, "figure": figures.curves(panels, f"stage {stage}")})
+            figure = figures.training_curves(panels, f"stage {stage}")
+            stages.append({"name": stage, "figure": figure})
     return stages
 
 
 def _panels(path: Path) -> dict[str, dict[str, list[tuple]]]:
-    """Panel -> line -> [(step, value)]: one quantity in training and evaluation, or all rewards."""
+    """Panel -> line -> [(step, value)]: a metric in training and evaluation, or all rewards."""
     series: dict[str, dict[str, list[tuple]]] = {}
     for _, record in suite.read_lines(path):
         for name, value in record.items():
-            ok = isinstance(value, (int, float)) and math.isfinite(value)
-            kind, _, base = name.rpartition("/")
-            if not ok or kind in _GROUPED or "step" not in record:
+            is_number = isinstance(value, (int, float)) and math.isfinite(value)
+            group, _, metric = name.rpartition("/")
+            if not is_number or group in _NOT_CURVE_GROUPS or "step" not in record:
                 continue
-            if base in _NOT_CURVES or base.endswith("_per_s"):
+            if metric in _NOT_CURVES or metric.endswith("_per_s"):
                 continue
-            line = "evaluation" if kind else "training"
-            if kind == "reward":
-                base, line = kind, base
-            series.setdefault(base, {}).setdefault(line, []).append((record["step"], value))
-    # A line needs two points; the loss comes first, then what is also evaluated.
-    kept = {
-        base: {k: v for k, v in lines.items() if len(v) > 1 or "training" not in lines}
-        for base, lines in series.items()
+            line = "evaluation" if group else "training"
+            if group == "reward":
+                metric, line = group, metric
+            series.setdefault(metric, {}).setdefault(line, []).append((record["step"], value))
+    # A training line needs two points. The loss comes first, then metrics with an evaluation.
+    panels = {
+        metric: {k: v for k, v in lines.items() if len(v) > 1 or "training" not in lines}
+        for metric, lines in series.items()
     }
-    names = [base for base, lines in kept.items() if lines]
-    names.sort(key=lambda base: (base not in ("loss", "reward"), "evaluation" not in kept[base]))
-    return {base: kept[base] for base in names[:_PANELS]}
+    names = [metric for metric, lines in panels.items() if lines]
+    names.sort(key=lambda name: (name not in ("loss", "reward"), "evaluation" not in panels[name]))
+    return {name: panels[name] for name in names[:_MAX_PANELS]}
 
 
-def _rollouts(workdir: Path) -> list[dict]:
+def _rollouts(work: WorkFolder) -> list[dict]:
     """Groups of completions from the first, a middle and the last step that recorded any."""
-    path = workdir / "logs" / "grpo" / "samples.jsonl"
+    path = work.logs("grpo") / "samples.jsonl"
     steps: dict[int, list[dict]] = {}
     for n, row in suite.read_lines(path) if path.is_file() else ():
         names = ("step", "question", "right", "said", "rewards", "advantage")
@@ -341,36 +350,36 @@ def _rollouts(workdir: Path) -> list[dict]:
     return [{"step": step, "rows": steps[step], **steps[step][0]} for step in shown]
 
 
-def _explored(folder: Path, results: Path) -> dict:
-    """{"cards": [...], "system": whose answers, or None}; no cards without the suite."""
+def _viewer(folder: Path, work: WorkFolder) -> dict:
+    """Scene cards and slot errors; no cards without the suite. "system": title of whose answers."""
     if not (folder / "metadata.jsonl").is_file():
-        return {"cards": [], "system": None, "heard": None}
+        return {"cards": [], "system": None, "slots": None}
     items = suite.load(folder)
-    paths = {n: results / "predictions" / f"{n}.jsonl" for n in ("grpo", "sft")}
+    paths = {n: work.predictions / f"{n}.jsonl" for n in ("grpo", "sft")}
     name = next((n for n, path in paths.items() if path.is_file()), None)
-    predictions = score.read(paths[name], items) if name else {}
-    heard = slots.read(results / slots.FILE)
+    predictions = score.read_predictions(paths[name], items) if name else {}
+    descriptions = slots.read_descriptions(work.predictions / slots.FILE)
     classes = suite.manifest(folder)["classes"]
-    columns = slots.beside(items, heard)
-    summary = slots.summary(columns)
-    cards = scene_viewer.scenes(items, predictions, heard, classes)
-    asked = [question for card in cards for question in card["questions"]]
+    columns = slots.match_sources(items, descriptions)
+    summary = slots.error_summary(columns)
+    cards = scene_viewer.scene_cards(items, predictions, descriptions, classes)
+    shown = [question["item"] for card in cards for question in card["questions"]]
     return {
         "cards": cards,
-        "system": NAMES[name] if name else None,
-        "heard": summary,
-        "sources": len(columns["error"]),
-        "sphere": figures.sphere(columns, "directions by the slots") if summary else None,
-        "against": figures.against(columns, "error of directions") if summary else None,
-        "levels": sorted({q["item"].level for q in asked}),
-        "tasks": sorted({q["item"].task for q in asked}),
-        "asked": len(asked),
+        "system": TITLES[name] if name else None,
+        "slots": summary,
+        "num_sources": len(columns["error"]),
+        "scatter": figures.direction_scatter(columns, "directions of the slots") if summary else "",
+        "difficulty": figures.error_by_difficulty(columns, "angular error") if summary else "",
+        "levels": sorted({item.level for item in shown}),
+        "tasks": sorted({item.task for item in shown}),
+        "num_questions": len(shown),
     }
 
 
-def _config(workdir: Path) -> str | None:
+def _config(work: WorkFolder) -> str | None:
     """The resolved gin: the work folder's, else the last trained stage's."""
-    paths = [workdir / "config.gin"]
-    paths += [workdir / "checkpoints" / stage / "config.gin" for stage in reversed(STAGES)]
+    paths = [work.config]
+    paths += [work.checkpoint(stage) / "config.gin" for stage in reversed(STAGES)]
     path = next((p for p in paths if p.is_file()), None)
     return path.read_text(encoding="utf-8") if path else None

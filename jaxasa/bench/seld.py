@@ -1,11 +1,11 @@
-"""SELD metrics of DCASE task 3: are the right classes heard, when, and in the right place?
+"""SELD metrics of DCASE task 3 (2023 and 2024): sound event localization and detection.
 
-References and predictions are events by frame (`dcase.Event`). In each frame the events of one
-class are paired by angle, one to one, at the least total angle (Hungarian algorithm), so that
-two events of one class at once stay two. With K pairs among R references and P predictions:
+References and predictions are events by frame (`dcase_csv.Event`). In each frame the events of one
+class are paired one to one so that the total angle is least (Hungarian algorithm). TP, FP and FN
+are true positives, false positives and false negatives of one class:
 
-    F20    TP / (TP + FP_spatial + (FP + FN) / 2): TP are pairs of at most 20 degrees, in 2024
-           also of a relative distance error of at most 1; other pairs are FP_spatial
+    F20    TP / (TP + FP_spatial + (FP + FN) / 2): TP are pairs at most 20 degrees apart and, in
+           2024, with a relative distance error of at most 1; other pairs are FP_spatial
     ER20   (S + D + I) / N_ref with S = min(FP, FN), D = max(0, FN - FP), I = max(0, FP - FN) in
            each block of time, over all classes
     LE_CD  mean angle of the pairs of a class, degrees (2024: DOAE)
@@ -18,33 +18,37 @@ A class that has references but no pairs counts 180 degrees in 2023 and is left 
 and RDE in 2024. SELD is mean(ER20, 1 - F20, LE_CD / 180, 1 - LR_CD) in 2023 and
 mean(1 - F20, LE_CD / 180, RDE) in 2024, of what is defined.
 
-`official=True` gives what the public code gives (2023: sharathadavanne/seld-dcase2023; 2024:
-partha2409/DCASE2024_seld_baseline), with its quirks. What it does, and the default does not:
+`official=True` reproduces the public code (2023: sharathadavanne/seld-dcase2023; 2024:
+partha2409/DCASE2024_seld_baseline) with its quirks. They are, and the default instead is:
 
- 1. It means over all `num_classes`: one that never occurs has F20 0, LR_CD 0 and, in 2023, 180
-    degrees. Default: F20 over classes of either side, LE_CD and LR_CD over those of references.
- 2. It ends at the last frame with a reference, and leaves that frame itself out (in 2023 only
-    where its number is a multiple of ten), so that false alarms after it cost nothing.
- 3. Files without predictions are left out. Default: they are missed, all of them; the command
-    refuses them. An empty reference file stops it; here too, with a reason.
- 4. Classes from `num_classes` on are ignored. Default: refused.
- 5. 2023: where the events of a class share a second but no frame, it counts as many misses as
-    there are *predictions*, and no false alarm. Default: the references are missed, the
-    predictions false.
- 6. 2023: a reference is known by its place in the frame, not by its source, so two events can
-    become one where one of them ends, and one two where lines change places. Events a second
-    are the most at once, whatever was paired, so that hits and misses need not add up to the
-    references. Default: events are sources. FN are those without a pair, at least the most at
-    once less the most pairs at once; FP are the most predictions at once less the same. So a
-    prediction that jumps between two events finds one of them.
- 7. A pair in the wrong place is a false alarm but no miss in ER20, and so makes up for a miss
-    elsewhere. Default: it is both, one substitution.
- 8. 2024: SELD is the mean over classes of what each class has, so that one without pairs
-    is scored by its 1 - F20 alone. Default: the formula above on the means.
- 9. 2024 adds 1e-10 to squared norms: equal directions are 0.0008 degrees apart. 2023 loses
-    some 1e-6 degrees in an arc cosine. Rounding decides about pairs at 20 degrees sharp, and
-    the order of lines about ties. Default: atan2, 20 degrees sharp are a hit, order is nothing.
-10. Without any reference ER20 is divided by 2e-16; means of nothing are NaN, with a warning.
+ 1. Means are over all classes: one that never occurs has F20 0, LR_CD 0 and, in 2023, 180
+    degrees. Default: F20 over classes that either side has, LE_CD and LR_CD over those of the
+    references.
+ 2. Evaluation ends at the last frame with a reference, and leaves that frame itself out (in 2023
+    only if its number is a multiple of ten), so later false positives cost nothing. Default: all
+    frames.
+ 3. Files without predictions are left out. Default: all their references are missed; the command
+    refuses them. An empty reference file raises an error in both.
+ 4. Classes beyond `classes` are ignored. Default: refused.
+ 5. 2023: if the events of a class share a second but no frame, the number of *predictions* is
+    added to the misses, and nothing to the false positives. Default: the references are missed,
+    the predictions false.
+ 6. 2023: a reference is identified by its position in the frame, not by its source, so two events
+    can merge when one of them ends, and one can split when lines change order. The number of
+    events in a second is the largest number at once, whatever was paired, so hits and misses need
+    not add up to the references. Default: events are sources. FN are those without a pair, and at
+    least the largest number of references at once minus the largest number of pairs at once; FP
+    is the largest number of predictions at once minus the latter. So a prediction that jumps
+    between two events matches one of them.
+ 7. A pair in the wrong place is a false positive but no miss in ER20, and so compensates for a
+    miss elsewhere. Default: it is both, one substitution.
+ 8. 2024: SELD is the mean over classes of the terms that each class has, so a class without pairs
+    is scored by its 1 - F20 alone. Default: the formula above, applied to the means.
+ 9. 2024 adds 1e-10 to squared norms: equal directions are 0.0008 degrees apart. 2023 loses about
+    1e-6 degrees in an arc cosine. Rounding decides about pairs exactly 20 degrees apart, and the
+    order of lines about ties. Default: atan2; exactly 20 degrees is a hit; the order of lines has
+    no effect.
+10. Without any reference ER20 is divided by 2e-16; means over nothing are NaN, with a warning.
     Default: None.
 
 Papers: Mesaros et al., WASPAA 2019; Politis et al., IEEE/ACM TASLP 29, 2021 (pairs of one
@@ -59,14 +63,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from jaxasa.bench.dcase import Event
 from jaxasa.config import ConfigError
+from jaxasa.data.dcase_csv import Event
 
 YEARS = (2023, 2024)
-ANGLE, RELATIVE = 20.0, 1.0  # at most, for a hit
-SECOND = 10  # frames
+MAX_ANGLE_DEG, MAX_RELATIVE_DISTANCE_ERROR = 20.0, 1.0  # of a hit
+FRAMES_PER_SECOND = 10
 _EPS = np.finfo(float).eps
-_SHARP = 1e-9  # rounding that a threshold forgives, unless official
+_TOLERANCE = 1e-9  # of a threshold, for rounding; none if official
 
 Recordings = Mapping[str, Sequence[Event]]
 Frames = dict[int, list[Event]]
@@ -74,7 +78,10 @@ Frames = dict[int, list[Event]]
 
 @dataclass
 class _Tally:
-    """Counts by class, each [C], and the errors of ER20. angle, distance, relative are sums."""
+    """Counts by class, each [classes], and S + D + I of ER20.
+
+    angle, distance and relative are sums of errors over pairs.
+    """
 
     classes: int
     errors: float = 0.0
@@ -99,10 +106,10 @@ def evaluate(
 ) -> dict:
     """{"F20", "ER20", "LE_CD", "LR_CD", "SELD", "classes"}, in 2024 also "RDE" and "distance".
 
-    references, predictions: events by recording. "LE_CD" is in degrees, "distance" the mean
-    |d' - d| in metres; "classes" has F20, LE_CD, LR_CD (and RDE) by class index. What is
-    undefined is None. Raises ConfigError for recordings or classes that are unknown, and, in
-    2024, for events without a distance.
+    references, predictions: events by recording. classes: their number. "LE_CD" is in degrees,
+    "distance" the mean |d' - d| in metres; "classes" lists F20, LE_CD, LR_CD (and RDE) by class.
+    Undefined values are None. Raises ConfigError for unknown recordings or classes, and, in 2024,
+    for events without a distance.
     """
     if year not in YEARS:
         raise ConfigError(f"year is {year!r}, expected one of {YEARS}")
@@ -117,10 +124,10 @@ def evaluate(
     for name, truth in references.items():
         if official and name not in predictions:
             continue
-        said = predictions.get(name, ())
+        predicted = predictions.get(name, ())
         _check(name, truth, "references", year, classes, official)
-        _check(name, said, "predictions", year, classes, official)
-        _add_recording(tally, truth, said, year, official)
+        _check(name, predicted, "predictions", year, classes, official)
+        _add_recording(tally, truth, predicted, year, official)
     return (_official if official else _corrected)(tally, year)
 
 
@@ -138,21 +145,28 @@ def _check(name: str, events: Iterable[Event], side: str, year: int, classes: in
 
 
 def _add_recording(
-    tally: _Tally, truth: Sequence[Event], said: Sequence[Event], year: int, official: bool
+    tally: _Tally, truth: Sequence[Event], predicted: Sequence[Event], year: int, official: bool
 ) -> None:
-    length = SECOND if year == 2023 else 1
+    length = FRAMES_PER_SECOND if year == 2023 else 1
     last = max((e.frame for e in truth), default=-1)
     if not official:
-        last = max([last, *(e.frame for e in said)]) + 1
-    true_blocks, said_blocks = (_blocks(events, length, official) for events in (truth, said))
+        last = max([last, *(e.frame for e in predicted)]) + 1
+    true_blocks, predicted_blocks = (
+        _blocks(events, length, official) for events in (truth, predicted)
+    )
     for block in range(math.ceil(last / length)):
-        true_block, said_block = true_blocks.get(block, {}), said_blocks.get(block, {})
+        true_block, predicted_block = true_blocks.get(block, {}), predicted_blocks.get(block, {})
         false = missed = 0.0
-        for label in sorted(true_block.keys() | said_block.keys()):
+        for label in sorted(true_block.keys() | predicted_block.keys()):
             if label >= tally.classes:
                 continue
             f, m = _add_class(
-                tally, label, true_block.get(label, {}), said_block.get(label, {}), year, official
+                tally,
+                label,
+                true_block.get(label, {}),
+                predicted_block.get(label, {}),
+                year,
+                official,
             )
             false, missed = false + f, missed + m
         # S + D + I
@@ -172,42 +186,45 @@ def _blocks(events: Iterable[Event], length: int, official: bool) -> dict[int, d
 
 
 def _add_class(
-    tally: _Tally, label: int, truth: Frames, said: Frames, year: int, official: bool
+    tally: _Tally, label: int, truth: Frames, predicted: Frames, year: int, official: bool
 ) -> tuple[float, float]:
     """One class in one block of time; returns its false alarms and misses for ER20."""
     most_true = max(map(len, truth.values()), default=0)
-    most_said = max(map(len, said.values()), default=0)
+    most_predicted = max(map(len, predicted.values()), default=0)
     most_pairs = 0
     tracks: dict[Any, list[tuple[float, float, float]]] = {}
-    for frame in sorted(truth.keys() & said.keys()):
+    for frame in sorted(truth.keys() & predicted.keys()):
         names = _names(truth[frame], official)
-        pairs = _pair(truth[frame], said[frame], year, official)
+        pairs = _pair(truth[frame], predicted[frame], year, official)
         most_pairs = max(most_pairs, len(pairs))
         for r, c, angle in pairs:
             away = relative = 0.0
             if year == 2024:
                 true_distance = truth[frame][r].distance
-                away = abs(true_distance - said[frame][c].distance)
+                away = abs(true_distance - predicted[frame][c].distance)
                 relative = away / (true_distance + (_EPS if official else 0.0))
             tracks.setdefault(names[r], []).append((angle, away, relative))
 
     if official:
-        count, false, missed = most_true, most_said - most_true, most_true - most_said
-        if truth and said and not tracks:
-            false, missed = 0, most_said
+        count, false, missed = most_true, most_predicted - most_true, most_true - most_predicted
+        if truth and predicted and not tracks:
+            false, missed = 0, most_predicted
     else:
         count = len({name for events in truth.values() for name in _names(events, official)})
-        false, missed = most_said - most_pairs, max(count - len(tracks), most_true - most_pairs)
-        # One prediction that goes from one event to another and back found one of them.
+        false = most_predicted - most_pairs
+        missed = max(count - len(tracks), most_true - most_pairs)
+        # A prediction that jumps between two events matches only one of them.
         best = sorted(tracks.values(), key=lambda t: (-len(t), t))
         tracks = dict(enumerate(best[: count - missed]))
     means = np.array([[sum(c) / len(c) for c in zip(*t, strict=True)] for t in tracks.values()])
     means = means.reshape(-1, 3)
-    slack = 0.0 if official else _SHARP
-    hit = int(((means[:, 0] <= ANGLE + slack) & (means[:, 2] <= RELATIVE + slack)).sum())
-    found = {
+    slack = 0.0 if official else _TOLERANCE
+    is_hit = means[:, 0] <= MAX_ANGLE_DEG + slack
+    is_hit &= means[:, 2] <= MAX_RELATIVE_DISTANCE_ERROR + slack
+    hit = int(is_hit.sum())
+    counts = {
         "references": count,
-        "predictions": most_said,
+        "predictions": most_predicted,
         "pairs": len(tracks),
         "hit": hit,
         "misplaced": len(tracks) - hit,
@@ -217,14 +234,14 @@ def _add_class(
         "distance": means[:, 1].sum(),
         "relative": means[:, 2].sum(),
     }
-    for name, value in found.items():
+    for name, value in counts.items():
         tally[name][label] += value
-    lost = found["missed"] + (0 if official else found["misplaced"])
-    return found["false"] + found["misplaced"], lost
+    missed = counts["missed"] + (0 if official else counts["misplaced"])
+    return counts["false"] + counts["misplaced"], missed
 
 
 def _names(events: Sequence[Event], official: bool) -> list[tuple[int, int]]:
-    """What knows the events of a frame: source, and how many of it came before."""
+    """Identities of the events of a frame: source, and its number among those of that source."""
     seen: dict[int, int] = {}
     names = []
     for place, e in enumerate(events):
@@ -234,10 +251,10 @@ def _names(events: Sequence[Event], official: bool) -> list[tuple[int, int]]:
     return names
 
 
-def _pair(truth: Sequence[Event], said: Sequence[Event], year: int, official: bool):
+def _pair(truth: Sequence[Event], predicted: Sequence[Event], year: int, official: bool):
     """[(index of a reference, index of a prediction, degrees between them)]."""
     # In this order, as the public code rounds: it decides at 20 degrees sharp.
-    a, b = (np.array([e[3:5] for e in events]).T * np.pi / 180 for events in (truth, said))
+    a, b = (np.array([e[3:5] for e in events]).T * np.pi / 180 for events in (truth, predicted))
     if not official:
         angles = _angle(a, b)
     elif year == 2023:
@@ -300,46 +317,47 @@ def _official(tally: _Tally, year: int) -> dict:
 
 def _corrected(tally: _Tally, year: int) -> dict:
     t = tally
-    heard, told = t["references"] > 0, t["predictions"] > 0
+    has_references, has_predictions = t["references"] > 0, t["predictions"] > 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        right = t["hit"] / (t["hit"] + t["misplaced"] + 0.5 * (t["false"] + t["missed"]))
+        f_score = t["hit"] / (t["hit"] + t["misplaced"] + 0.5 * (t["false"] + t["missed"]))
         mean = {n: t[n] / t["pairs"] for n in ("angle", "distance", "relative")}
         recall = t["pairs"] / t["references"]
     count = t["references"].sum()
     error = t.errors / count if count else math.nan
-    rows = {"F20": np.where(heard | told, right, np.nan), "LE_CD": mean["angle"], "LR_CD": recall}
+    f_score = np.where(has_references | has_predictions, f_score, np.nan)
+    rows = {"F20": f_score, "LE_CD": mean["angle"], "LR_CD": recall}
     if year == 2024:
         rows |= {"RDE": mean["relative"], "distance": mean["distance"]}
     else:
-        rows["LE_CD"] = np.where(heard & (t["pairs"] == 0), 180.0, rows["LE_CD"])
+        rows["LE_CD"] = np.where(has_references & (t["pairs"] == 0), 180.0, rows["LE_CD"])
     return _result(rows, error, _seld({n: _mean(v) for n, v in rows.items()}, error))
 
 
 def _seld(row: Mapping[str, float], error: float) -> float:
-    """The mean of what is defined of a year's parts: 0 is perfect."""
+    """The SELD error: mean of the year's terms that are defined; 0 is perfect."""
     parts = [1 - row["F20"], row["LE_CD"] / 180]
     parts += [row["RDE"]] if "RDE" in row else [error, 1 - row["LR_CD"]]
     return _mean(np.array(parts))
 
 
 def _mean(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if defined.size else math.nan
 
 
 def _result(rows: Mapping[str, np.ndarray], error: float, seld: float) -> dict:
-    def known(row: Mapping[str, float]) -> dict:
+    def without_nan(row: Mapping[str, float]) -> dict:
         return {name: None if math.isnan(v) else float(v) for name, v in row.items()}
 
     means = {name: _mean(values) for name, values in rows.items()} | {"ER20": error, "SELD": seld}
     classes = range(len(rows["F20"]))
-    return known(means) | {
-        "classes": [known({name: values[c] for name, values in rows.items()}) for c in classes]
+    return without_nan(means) | {
+        "classes": [without_nan({name: row[c] for name, row in rows.items()}) for c in classes]
     }
 
 
-def table(scores: Mapping) -> str:
-    """The scores as text: a line for each class that occurs, and one for all."""
+def format_table(scores: Mapping) -> str:
+    """The scores as text for a terminal: a line for each class that occurs, and one for all."""
     names = [n for n in ("ER20", "F20", "LE_CD", "LR_CD", "RDE", "distance", "SELD") if n in scores]
     lines = ["class" + "".join(f"{name:>10}" for name in names)]
     rows = [(str(c), row) for c, row in enumerate(scores["classes"]) if row["F20"] is not None]

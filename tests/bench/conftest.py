@@ -37,7 +37,9 @@ class Bank:
 def describe(count, seed=0, split="benchmark", clips="test"):
     ranges = config.Scenes(train=1, dev=1, benchmark=count)
     found = Bank().clips(clips)
-    return [scenes.describe(scenes.draw(ranges, found, seed, split, i)) for i in range(count)]
+    return [
+        scenes.describe(scenes.sample_scene(ranges, found, seed, split, i)) for i in range(count)
+    ]
 
 
 def write_records(folder, described):
@@ -84,28 +86,31 @@ def large():
     """The full-size choice over 800 scenes: [(scene, question)]."""
     described = describe(800, seed=1)
     bench, which = config.Bench(), config.Questions()
-    chosen, left_out = select_items.choose(described, CLASSES, bench, which, 1, "benchmark")
-    assert left_out == ["motion", "listener_turn", "place"]
+    chosen, left_out = select_items.select_items(described, CLASSES, bench, which, 1, "benchmark")
+    assert left_out == ["source_motion", "listener_turn", "place_type"]
     return [(described[i], q) for i, q in chosen]
 
 
 class Oracle:
-    """Knows the answers: by question and options, which a small suite never repeats."""
+    """A model that knows the answers, by question and options (unique in a small suite).
 
-    def __init__(self, items, wrong=lambda item, hearing: False):
+    wrong(item, audio_condition): whether to give another letter.
+    """
+
+    def __init__(self, items, wrong=lambda item, audio_condition: False):
         self._items = {(i.question, i.options): i for i in items}
         self._wrong, self.calls = wrong, []
 
-    def respond(self, audio, questions, options, hearing):
-        self.calls.append((audio.shape, audio.dtype, hearing, bool(audio.any())))
+    def respond(self, audio, questions, options, audio_condition):
+        self.calls.append((audio.shape, audio.dtype, audio_condition, bool(audio.any())))
         answers = []
         for question, four in zip(questions, options, strict=True):
             item = self._items[question, tuple(four)]
             letter = item.answer
-            if self._wrong(item, hearing):
+            if self._wrong(item, audio_condition):
                 letter = "ABCD"[("ABCD".index(letter) + 1) % 4]
-            said = f"{item.scene['sources'][0]['class']} left near . so it is"
-            answers.append(f"<think>{said}</think><answer>{letter}</answer>")
+            reasoning = f"{item.scene['sources'][0]['class']} left near . so it is"
+            answers.append(f"<think>{reasoning}</think><answer>{letter}</answer>")
         return answers
 
 
@@ -114,16 +119,18 @@ def oracle():
     return Oracle
 
 
-def wrong(item, hearing):
+def is_wrong(item, audio_condition):
     number = int(item.id[-3:])
-    if hearing == "full":
+    if audio_condition == "full":
         return item.level == "L2" and item.answer in "AB"
-    return (hearing == "none" and number % 4 > 0) or (hearing == "mono" and item.direction)
+    if audio_condition == "none":
+        return number % 4 > 0
+    return item.direction
 
 
-def heard(scene):
-    """What slots say that are 5 degrees too far left, and deaf to the last source."""
-    sources = [s | {"azimuth": foa.wrap(s["azimuth"] + 5)} for s in scene["sources"]]
+def describe_by_slots(scene):
+    """A description with azimuths 5 degrees too far left, and without the last source."""
+    sources = [s | {"azimuth": foa.wrap_azimuth(s["azimuth"] + 5)} for s in scene["sources"]]
     return {"seconds": scene["seconds"], "sources": sources[: max(1, len(sources) - 1)]}
 
 
@@ -133,10 +140,10 @@ def whole(small, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(small.folder, folder / "benchmark")
     names = ("question_only", "mono", "rotated", "mirrored")
-    systems = controls.systems(("sft", "grpo"), names)
-    both = dict.fromkeys(("sft", "grpo"), Oracle(small.items, wrong))
+    systems = controls.systems(("sft", "grpo"), controls.select(names))
+    both = dict.fromkeys(("sft", "grpo"), Oracle(small.items, is_wrong))
     for name in ("rotated", "mirrored"):
-        systems[name] = dataclasses.replace(systems[name], change=kept)
+        systems[name] = dataclasses.replace(systems[name], perturb=identity_with_other_answers)
     run.evaluate(
         systems,
         both,
@@ -147,12 +154,12 @@ def whole(small, tmp_path_factory):
     results = json.loads((folder / "results.json").read_text())
     cell = {f"{m}_{k}": 5.0 for m in ("ours", "histogram", "music") for k in ("low", "high")}
     cell |= {f"{m}_median_deg": 4.5 for m in ("ours", "histogram", "music")}
-    cell |= {"rt60": 0.3, "sources": 2, "scenes": 50, "ours_over_20": 0.1}
+    cell |= {"rt60": 0.3, "sources": 2, "scenes": 50, "ours_frac_over_20_deg": 0.1}
     cell |= {"difference": -1.25, "low": -2.0, "high": -0.5, "best_classical": "music"}
     results |= {"seconds": {"sft": 83.2, "total": 700.0}, "peak_memory_gb": 2.34, "doa": [cell]}
     (folder / "results.json").write_text(json.dumps(results))
-    said = {suite.name_of(i.file): heard(i.scene) for i in small.items}
-    rows = [{"file_name": name, "scene": scene} for name, scene in said.items()]
+    scenes = {suite.name_of(i.file): describe_by_slots(i.scene) for i in small.items}
+    rows = [{"file_name": name, "scene": scene} for name, scene in scenes.items()]
     write_lines(folder / "predictions" / slots.FILE, rows)
     rows = [{"step": s, "loss": 3.0 / s, "steps_per_s": 4.0} for s in (10, 20, 30)]
     rows += [{"step": s, "eval/loss": 3.2 / s, "eval/accuracy": 0.3} for s in (15, 30)]
@@ -170,10 +177,10 @@ def written(whole, tmp_path_factory):
     return report.write(whole, page=tmp_path_factory.mktemp("page") / "index.html")
 
 
-def kept(items, classes):
-    """A change that turns nothing, and says that each answer was another one before."""
-    before = {i.id: "ABCD"["ABCD".index(i.answer) - 1] for i in items}
-    return perturbations.PerturbedSuite(items, suite.Item.audio, before)
+def identity_with_other_answers(items, classes):
+    """Changes nothing, and claims that each answer was another one originally."""
+    original = {i.id: "ABCD"["ABCD".index(i.answer) - 1] for i in items}
+    return perturbations.PerturbedSuite(items, suite.Item.audio, original)
 
 
 def write_lines(path, rows):

@@ -32,15 +32,15 @@ def truth(places):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_the_histogram_finds_free_field_sources(count):
-    found = classical.histogram(bursts(PLACES[count]), count)
-    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-9)
-    assert doa.errors(found, truth(PLACES[count])).max() < 4
+    peaks = classical.histogram_peaks(bursts(PLACES[count]), count)
+    np.testing.assert_allclose(np.linalg.norm(peaks, axis=1), 1, atol=1e-9)
+    assert doa.angular_errors(peaks, truth(PLACES[count])).max() < 4
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_music_finds_one_source_and_two(count):
-    found = classical.music(bursts(PLACES[count]), count)
-    assert doa.errors(found, truth(PLACES[count])).max() < 4
+    peaks = classical.music_peaks(bursts(PLACES[count]), count)
+    assert doa.angular_errors(peaks, truth(PLACES[count])).max() < 4
 
 
 def test_weights_choose_the_moment():
@@ -49,18 +49,18 @@ def test_weights_choose_the_moment():
     for k, place in enumerate(places):
         weights = np.zeros(12)
         weights[8 * k : 8 * k + 4] = 1  # a third in which this one sounds alone
-        found = classical.histogram(audio, 1, weights)
-        assert doa.errors(found, truth([place])).max() < 3
+        peaks = classical.histogram_peaks(audio, 1, weights)
+        assert doa.angular_errors(peaks, truth([place])).max() < 3
 
 
 def test_silence_has_a_direction_too():
-    assert classical.histogram(np.zeros((8000, 4)), 2).shape == (2, 3)
+    assert classical.histogram_peaks(np.zeros((8000, 4)), 2).shape == (2, 3)
 
 
 def test_errors_are_of_the_best_assignment():
     true = truth(PLACES[3])
     for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
-        np.testing.assert_allclose(doa.errors(true[order], true), 0, atol=1e-5)
+        np.testing.assert_allclose(doa.angular_errors(true[order], true), 0, atol=1e-5)
     moved = truth([(70, 20), (-100, -10), (170, 30)])
-    found = doa.errors(moved[[2, 0, 1]], true)
-    assert found[1] < 1e-5 and found[2] == pytest.approx(30) and 9 < found[0] < 10
+    errors = doa.angular_errors(moved[[2, 0, 1]], true)
+    assert errors[1] < 1e-5 and errors[2] == pytest.approx(30) and 9 < errors[0] < 10

@@ -1,15 +1,16 @@
 import pytest
 
 from jaxasa import config
-from jaxasa.bench import controls, perturbations
-from jaxasa.bench.controls import System, pairs, systems
+from jaxasa.bench import perturbations
+from jaxasa.bench.controls import CONTROLS, System, pairs, select, systems
 
-BOTH = ("question_only", "mono")
+BOTH = select(("question_only", "mono"))
+BOTH_NAMES = [control.name for control in BOTH]
 
 
 def test_controls_share_the_last_checkpoint():
-    found = systems(("text", "spatial", "align", "sft", "grpo"), BOTH)
-    assert found == {
+    by_name = systems(("text", "spatial", "align", "sft", "grpo"), BOTH)
+    assert by_name == {
         "sft": System("sft", "full"),
         "grpo": System("grpo", "full"),
         "question_only": System("grpo", "none"),
@@ -17,13 +18,15 @@ def test_controls_share_the_last_checkpoint():
         "question_only_sft": System("sft", "none"),
         "mono_sft": System("sft", "mono"),
     }
-    shuffled = systems(("sft", "grpo"), ("channels_shuffled",))["channels_shuffled"]
-    assert shuffled == System("grpo", "full", perturbations.shuffled)
+    assert list(by_name) == ["sft", "grpo", *(f"{n}{s}" for s in ("", "_sft") for n in BOTH_NAMES)]
+    shuffled = systems(("sft", "grpo"), select(("channels_shuffled",)))["channels_shuffled"]
+    assert shuffled == System("grpo", "full", perturbations.shuffle_channels)
 
 
 def test_without_grpo_the_controls_are_of_sft():
-    found = systems(("text", "spatial", "align", "sft"), BOTH)
-    assert found["question_only"] == System("sft", "none") and set(found) == {"sft", *BOTH}
+    by_name = systems(("text", "spatial", "align", "sft"), BOTH)
+    assert by_name["question_only"] == System("sft", "none")
+    assert set(by_name) == {"sft", *BOTH_NAMES}
     assert systems(("text",), BOTH) == {}
 
 
@@ -38,7 +41,15 @@ def test_each_system_meets_the_control_of_its_own_checkpoint():
     assert pairs(("sft", "chance", "rotated")) == []
 
 
-def test_the_config_names_the_controls_that_there_are():
-    assert set(config.Bench().controls) == set(controls.CONTROLS)
+def test_select_keeps_the_order_of_the_registry_and_refuses_unknown_names():
+    assert select(config.Bench().controls) == list(CONTROLS.values())
+    assert [c.name for c in select(("mono", "question_only"))] == BOTH_NAMES
+    assert select(()) == []
     with pytest.raises(config.ConfigError, match="Bench.controls is .*'stereo'.*question_only"):
-        config.Bench(controls=("stereo",))
+        select(("mono", "stereo"))
+
+
+def test_every_control_says_what_it_means():
+    assert all(name == c.name and c.title and c.meaning for name, c in CONTROLS.items())
+    # A geometric control transforms an FOA field.
+    assert all(c.needs_foa for c in CONTROLS.values() if c.is_geometric)

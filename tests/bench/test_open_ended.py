@@ -47,8 +47,8 @@ from jaxasa.config import ConfigError
     ],
 )
 def test_read(kind, text, value):
-    found = open_ended.read(text, kind, ("dog", "cat"))
-    assert found == value if isinstance(value, str | None) else found == pytest.approx(value)
+    answer = open_ended.parse_answer(text, kind, ("dog", "cat"))
+    assert answer == value if isinstance(value, str | None) else answer == pytest.approx(value)
 
 
 @settings(max_examples=40)
@@ -58,14 +58,14 @@ def test_a_bearing_written_out_is_read_back(value, digits):
     form = {"kind": "azimuth", "value": value, "text": ""}
     side = "left" if value > 0 else "right"
     for text in (f"{value} degrees", f"{abs(value)}° to the {side}", f"{value + 360:.{digits}f}"):
-        assert open_ended.is_right(open_ended.read(text, "azimuth"), form), text
+        assert open_ended.is_within_tolerance(open_ended.parse_answer(text, "azimuth"), form), text
 
 
 @settings(max_examples=40)
 @given(text=st.text(max_size=60), kind=st.sampled_from(["name", *open_ended.TOLERANCES]))
 def test_any_text_is_read_or_refused(text, kind):
-    found = open_ended.read(text, kind, ("dog",))
-    assert found is None or found == "dog" or abs(float(found)) >= 0
+    answer = open_ended.parse_answer(text, kind, ("dog",))
+    assert answer is None or answer == "dog" or abs(float(answer)) >= 0
 
 
 @pytest.mark.parametrize(
@@ -80,27 +80,36 @@ def test_any_text_is_read_or_refused(text, kind):
 )
 def test_tolerances(kind, value, right, wrong):
     form = {"kind": kind, "value": value, "text": ""}
-    assert open_ended.is_right(right, form) and not open_ended.is_right(wrong, form)
-    assert not open_ended.is_right(None, form)
+    assert open_ended.is_within_tolerance(right, form) and not open_ended.is_within_tolerance(
+        wrong, form
+    )
+    assert not open_ended.is_within_tolerance(None, form)
 
 
 def test_a_suite_is_scored_without_its_options(small, tmp_path):
     path = tmp_path / "predictions.jsonl"
-    mine = [i for i in small.items if i.open]
+    mine = [i for i in small.items if i.open_answer]
     assert len(mine) > 10
-    assert {i.open["kind"] for i in mine} >= {"azimuth", "name"}
+    assert {i.open_answer["kind"] for i in mine} >= {"azimuth", "name"}
     answers = [
-        {"id": i.id, "answer": i.open["text"] if i.open["value"] is None else str(i.open["value"])}
+        {
+            "id": i.id,
+            "answer": i.open_answer["text"]
+            if i.open_answer["value"] is None
+            else str(i.open_answer["value"]),
+        }
         for i in mine
     ]
     path.write_text("\n".join(map(json.dumps, answers)))
-    found = open_ended.score_file(path, small.folder)
-    assert found["overall"]["accuracy"] == 1.0 and found["unread"] == 0.0
-    assert found["kinds"]["azimuth"]["items"] == sum(i.open["kind"] == "azimuth" for i in mine)
+    scores = open_ended.score_file(path, small.folder)
+    assert scores["overall"]["accuracy"] == 1.0 and scores["unparsed"] == 0.0
+    assert scores["kinds"]["azimuth"]["items"] == sum(
+        i.open_answer["kind"] == "azimuth" for i in mine
+    )
     answers[0]["answer"] = "no idea"
     path.write_text("\n".join(map(json.dumps, answers)))
-    assert open_ended.score_file(path, small.folder)["unread"] == pytest.approx(1 / len(mine))
-    closed = next(i for i in small.items if not i.open)
+    assert open_ended.score_file(path, small.folder)["unparsed"] == pytest.approx(1 / len(mine))
+    closed = next(i for i in small.items if not i.open_answer)
     path.write_text("\n".join(map(json.dumps, [*answers, {"id": closed.id, "answer": "A"}])))
     with pytest.raises(ConfigError, match=f"id '{closed.id}' is not in the benchmark"):
         open_ended.score_file(path, small.folder)
@@ -111,14 +120,14 @@ def test_open_forms_are_what_the_scene_says(large):
     edges = "front front-left left back-left back back-right right front-right".split()
     kinds = set()
     for scene, q in large:
-        if q.open is None:
+        if q.open_answer is None:
             continue
-        kind, value = q.open
+        kind, value = q.open_answer
         kinds.add(kind)
         if kind == "azimuth":
             assert edges[int((value + 22.5) % 360 // 45)] == q.answer_text and -180 <= value <= 180
-            assert open_ended.is_right(
-                open_ended.read(q.answer_text, kind), {"kind": kind, "value": value}
+            assert open_ended.is_within_tolerance(
+                open_ended.parse_answer(q.answer_text, kind), {"kind": kind, "value": value}
             )
         elif kind in ("distance", "time", "elevation"):
             name = {"time": "onset"}.get(kind, kind)

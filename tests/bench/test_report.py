@@ -20,7 +20,7 @@ def plain(monkeypatch):
     """Figures and sounds without drawing and decoding, which are most of the time."""
     monkeypatch.setattr(figures, "_svg", lambda draw, size, title: f"[{title}]")
     monkeypatch.setattr(scene_viewer, "_ears", lambda audio, head: audio[:, :2] / 32768)
-    monkeypatch.setattr(figures, "png", lambda level: b"")
+    monkeypatch.setattr(figures, "spectrogram_png", lambda level: b"")
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_the_page_is_whole_and_self_contained(page, small):
     assert links and all(link.startswith(("#", "data:")) for link in links)
     # Levels, systems, tasks, the sphere, what is hard, and two stages without a line of grpo.
     assert page.count('<svg role="img"') == 6
-    for said in (
-        "full model after GRPO",
+    for text in (
+        "model after GRPO",
         "question only",
         "mirrored left to right",
         "made-up sounds",
@@ -44,10 +44,11 @@ def test_the_page_is_whole_and_self_contained(page, small):
         "sound07",
         "claimed: sound",
         "-1.2°",
-        "step 50: what is heard first ?",
+        "Step 50: what is heard first ?",
         "so B 10",
+        "✓ as expected",
     ):
-        assert said in page, said
+        assert text in page, text
     assert "so B 20" not in page  # the first, a middle and the last step only
     assert "prefers-color-scheme: dark" in page and 'name="viewport"' in page
     assert "#010203" not in page and "currentColor" in page
@@ -55,10 +56,10 @@ def test_the_page_is_whole_and_self_contained(page, small):
     assert len(ids) == len(set(ids))
     # Each task is there, in scenes that are each there once.
     scenes = page.count('<article class="scene">')
-    assert 12 <= scenes <= scene_viewer.SCENES and page.count('class="true"') >= scenes
+    assert 12 <= scenes <= scene_viewer.SCENES and page.count('class="source"') >= scenes
     tasks = set(re.findall(r'data-task="([^"]+)"', page))
     assert tasks == {i.task for i in small.items}
-    assert set(re.findall(r'data-outcome="([^"]+)"', page)) == {"right", "wrong"}
+    assert set(re.findall(r'data-outcome="([^"]+)"', page)) == {"correct", "wrong"}
     assert page.count("<audio ") == page.count("data:image/png") == scenes
 
 
@@ -74,20 +75,18 @@ def test_text_is_escaped(workdir, plain):
     for name, field in (("predictions/grpo", "answer"), ("logs/grpo/samples", "said")):
         path = workdir / f"{name}.jsonl"
         rows = [json.loads(x) for x in path.read_text().splitlines()]
-        told = (
-            {"question": attack, "right": attack, "rewards": {attack: 1.0}}
-            if "logs" in name
-            else {}
-        )
-        rows = [row | told | {field: f"<think>{attack}</think>"} for row in rows]
+        fields = {field: f"<think>{attack}</think>"}
+        if "logs" in name:
+            fields |= {"question": attack, "right": attack, "rewards": {attack: 1.0}}
+        rows = [row | fields for row in rows]
         path.write_text("\n".join(map(json.dumps, rows)))
     results = json.loads((workdir / "results.json").read_text())
     results["systems"][attack] = results["systems"]["grpo"]
     results["benchmark"]["sounds"] = attack
     (workdir / "results.json").write_text(json.dumps(results))
-    said = {"file_name": f"audio/{attack}", "scene": {"seconds": 1.0, "sources": []}}
-    with (workdir / slots.FILE).open("a") as file:
-        file.write(json.dumps(said) + "\n")
+    description = {"file_name": f"audio/{attack}", "scene": {"seconds": 1.0, "sources": []}}
+    with (workdir / "predictions" / slots.FILE).open("a") as file:
+        file.write(json.dumps(description) + "\n")
     html = report.write(workdir).read_text()
     # One script, the page's own, and the only one that its policy lets run.
     (script,) = re.findall(r"<script[^>]*>(.*?)</script>", html, re.DOTALL)
@@ -98,38 +97,38 @@ def test_text_is_escaped(workdir, plain):
 
 def test_figures_escape_too():
     a = {"accuracy": 0.5, "low": 0.4, "high": 0.6}
-    svg = figures.dots({"x": {"<script>$x$": a}}, {"x": "<b>"}, 'a "title" <i>')
+    svg = figures.accuracy_dots({"x": {"<script>$x$": a}}, {"x": "<b>"}, 'a "title" <i>')
     assert "<script" not in svg and "<b>" not in svg and "<i>" not in svg
     assert "&lt;script&gt;$x$" in svg
 
 
-GONE = {
+MISSING = {
     "results.json": "There are no benchmark results in this folder yet",
-    "benchmark": "No scenes: they need",
-    "predictions": "No answers are shown",
-    "predictions/slots.scenes.jsonl": "What the slots say of the scenes is not in this folder",
-    "benchmark/audio": "Its sound is not in the benchmark",
-    "logs": "No training logs",
-    "logs/grpo/samples.jsonl": "No rollouts",
-    "config.gin": "No config was saved",
+    "benchmark": "There are no scenes to show",
+    "predictions": "There are no answers",
+    "predictions/slots.scenes.jsonl": "descriptions of the scenes are not in this folder",
+    "benchmark/audio": "The audio is not in the benchmark",
+    "logs": "There are no training logs",
+    "logs/grpo/samples.jsonl": "Stage grpo writes them",
+    "config.gin": "There is no config.gin",
 }
 
 
-def test_what_is_missing_is_said(page, workdir, plain):
-    assert not any(said in page for said in GONE.values())
-    for gone, said in GONE.items():
-        (workdir / gone).rename(workdir / "away")
-        assert said in report.write(workdir).read_text(), gone
-        (workdir / "away").rename(workdir / gone)
+def test_the_page_says_what_is_missing(page, workdir, plain):
+    assert not any(sentence in page for sentence in MISSING.values())
+    for path, sentence in MISSING.items():
+        (workdir / path).rename(workdir / "away")
+        assert sentence in report.write(workdir).read_text(), path
+        (workdir / "away").rename(workdir / path)
     results = json.loads((workdir / "results.json").read_text())
     del results["doa"]
     (workdir / "results.json").write_text(json.dumps(results))
-    assert "No comparison with classical" in report.write(workdir).read_text()
+    assert "There is no comparison with classical" in report.write(workdir).read_text()
 
 
 def test_an_empty_folder_and_broken_ones(tmp_path):
     html = report.write(tmp_path).read_text()
-    assert "No training logs" in html and "No times were recorded" in html
+    assert "There are no training logs" in html and "No times were recorded" in html
     assert "<script" not in html
     samples = tmp_path / "logs" / "grpo" / "samples.jsonl"
     samples.parent.mkdir(parents=True)
@@ -143,19 +142,19 @@ def test_an_empty_folder_and_broken_ones(tmp_path):
 
 def test_only_some_systems(small, oracle, tmp_path, plain):
     sft = {"sft": controls.System("sft")}
-    run.run(sft, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
+    run.evaluate(sft, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
     html = report.write(tmp_path, benchmark=small.folder).read_text()
-    assert "full model after SFT answers 100.0 % right" in html and "leads mono" not in html
+    assert "model after SFT" in html and "No control was run on a trained model" in html
 
 
-@pytest.mark.parametrize("choose", [True, False])
-def test_how_answers_were_chosen_is_said(workdir, plain, choose):
+@pytest.mark.parametrize("fallback", [True, False])
+def test_the_page_says_how_invalid_answers_were_treated(workdir, plain, fallback):
     results = json.loads((workdir / "results.json").read_text())
-    results["benchmark"]["choose"] = choose
+    results["benchmark"]["option_fallback"] = fallback
     (workdir / "results.json").write_text(json.dumps(results))
-    said = report.write(workdir).read_text()
-    assert ("gave way to the likeliest" in said) == choose
-    assert ("was left as it is" in said) == (not choose)
+    html = report.write(workdir).read_text()
+    assert ("replaced by the option" in html) == fallback
+    assert ("not replaced, and counts as wrong" in html) == (not fallback)
 
 
 def test_another_suite(workdir, plain):
@@ -165,50 +164,53 @@ def test_another_suite(workdir, plain):
     page = report.write(
         workdir, results=workdir / "dev" / "results.json", page=workdir / "report" / "dev.html"
     )
-    assert page.name == "dev.html" and "full model after GRPO" in page.read_text()
+    assert page.name == "dev.html" and "model after GRPO" in page.read_text()
 
 
 def shares(accuracy):
     return {"accuracy": accuracy, "low": accuracy - 0.02, "high": accuracy + 0.02, "items": 100}
 
 
-def test_verdicts_in_plain_words():
-    def said(accuracy=0.76, lead=0.26, low=0.21, alone=0.29, turned=(0.8, 0.78, 0.2), doa=-0.5):
-        beside = dict(zip(("still", "now", "before"), map(shares, turned), strict=True))
-        overall = {"difference": lead, "low": low, "high": lead + 0.05, "items": 100}
-        found = {
-            "paired": {"grpo": {"mono": {"against": "mono", "overall": overall}}},
+def checks_of(accuracy=0.29, lost=0.26, low=0.21, original=0.8, perturbed=0.78, stale=0.2):
+    values = (original, perturbed, 0.7, stale)
+    kinds = ("original", "perturbed", "answer_changed", "stale_answer")
+    difference = {"difference": lost, "low": low, "high": lost + 0.05, "items": 100}
+    return report.checks(
+        {
+            "paired_differences": {"grpo": {"mono": {"against": "mono", "overall": difference}}},
             "systems": {
                 "sft": {"overall": shares(0.1)},
-                "grpo": {"overall": shares(accuracy)},
-                "question_only": {"overall": shares(alone)},
-                "rotated": {"beside": beside},
+                "grpo": {"overall": shares(0.76)},
+                "question_only": {"overall": shares(accuracy)},
+                "mono": {"overall": shares(0.5)},
+                "rotated": {"geometric": dict(zip(kinds, map(shares, values), strict=True))},
             },
-            "doa": [{"difference": doa, "high": doa + 0.4}],
         }
-        return report.verdicts(found)
-
-    assert [v.met for v in said()] == [True] * 5
-    assert said()[0].text == (
-        "The full model after GRPO answers 76.0 % right (74.0 to 78.0): "
-        "75 % or more were asked for."
     )
-    for number, change in enumerate(
-        (
-            {"accuracy": 0.74},
-            {"low": 0.19},
-            {"alone": 0.31},
-            {"turned": (0.8, 0.76, 0.2)},
-            {"doa": 0.1},
-        )
+
+
+def test_checks_of_the_controls():
+    checks = checks_of()
+    assert [c.control.name for c in checks] == ["question_only", "mono", "rotated"]
+    assert all(c.passed for c in checks)
+    chance, loss, rotation = (c.finding for c in checks)
+    assert chance == (
+        "Accuracy is 29.0 % (27.0 to 31.0), chance is 25 %: within 5 points of chance."
+    )
+    assert loss == "The model loses 26.0 points (21.0 to 31.0) overall."
+    assert "from 80.0 to 78.0 %" in rotation and "original one in 20.0 %" in rotation
+    for number, fields in (
+        (0, {"accuracy": 0.31}),
+        (0, {"accuracy": 0.1}),
+        (1, {"lost": 0.01, "low": -0.01}),
+        (2, {"perturbed": 0.76}),
+        (2, {"stale": 0.7}),
     ):
-        assert [v.met for v in said(**change)] == [n != number for n in range(5)], change
-    assert not said(lead=0.24)[1].met and not said(turned=(0.8, 0.79, 0.8))[3].met
-    assert "26.0 points (21.0 to 31.0)" in said()[1].text
-    assert "6.0 points above chance" in said(alone=0.31)[2].text
-    assert "the questions leak" in said(alone=0.31)[2].text
-    assert "too far below" in said(alone=0.1)[2].text
-    assert "from 80.0 to 78.0 %" in said()[3].text and "in 1 of 1 cells" in said()[4].text
+        assert [c.passed for c in checks_of(**fields)] == [n != number for n in range(3)], fields
+    assert "6.0 points above it. The questions give answers away" in checks_of(0.31)[0].finding
+    assert "15.0 points below it, too far" in checks_of(0.1)[0].finding
+    assert "A loss is not established" in checks_of(low=-0.01)[1].finding
+    assert report.checks({}) == []
 
 
 def test_curves_hold_learning_and_no_rates(tmp_path):
@@ -226,32 +228,32 @@ def test_curves_hold_learning_and_no_rates(tmp_path):
     assert panels["reward"]["answer"] == [(1, 0.2), (2, 0.2)]
 
 
-def test_scenes_are_drawn_with_both_outcomes(small):
-    right = {i.id: n % 3 > 0 for n, i in enumerate(small.items)}
-    chosen = scene_viewer._choose(small.items, right, 40)
-    shown = [i for items in chosen.values() for i in items]
+def test_scenes_are_selected_with_both_outcomes(small):
+    is_correct = {i.id: n % 3 > 0 for n, i in enumerate(small.items)}
+    selection = scene_viewer._select(small.items, is_correct, 40)
+    shown = [i for items in selection.values() for i in items]
     for task in {i.task for i in small.items}:
-        there = {right[i.id] for i in small.items if i.task == task}
-        assert {right[i.id] for i in shown if i.task == task} == there
-    assert len(scene_viewer._choose(small.items, right, 5)) == 5
+        outcomes = {is_correct[i.id] for i in small.items if i.task == task}
+        assert {is_correct[i.id] for i in shown if i.task == task} == outcomes
+    assert len(scene_viewer._select(small.items, is_correct, 5)) == 5
 
 
 def test_plan_view_has_left_on_the_left_and_front_above():
     source = {"class": "bird", "azimuth": 90.0, "elevation": 0.0, "distance": 2.0}
     source |= {"onset": 1.0, "offset": 3.0}
     scene = {"seconds": 4.0, "sources": [source, source | {"class": "dog", "azimuth": 0.0}]}
-    heard = {"sources": [source | {"elevation": 60.0, "offset": 9.0}]}
-    card = scene_viewer._scene(scene, heard, 4.0)
+    description = {"sources": [source | {"elevation": 60.0, "offset": 9.0}]}
+    card = scene_viewer._scene(scene, description, 4.0)
     assert [(m["kind"], m["x"], m["y"]) for m in card["marks"]] == [
-        ("true", -50.0, 0.0),
-        ("true", 0.0, -50.0),
+        ("source", -50.0, 0.0),
+        ("source", 0.0, -50.0),
         ("slot", -25.0, 0.0),
     ]
     assert [(m["begin"], m["width"]) for m in card["marks"]] == [(25, 50), (25, 50), (25, 75)]
     bird, dog, slot = (m["colour"] for m in card["marks"])
     assert bird == slot != dog and card["near"] == 40.0
     card["questions"] = [{"reasoning": "dog right near . so"}]
-    scene_viewer._claims(card, ("bird", "dog"))
+    scene_viewer._add_claims(card, ("bird", "dog"))
     (claim,) = card["questions"][0]["claims"]
     assert claim["colour"] == dog
     numbers = [float(v) for v in re.findall(r"-?[\d.]+", claim["arc"])]
@@ -265,7 +267,7 @@ def test_a_sound_on_the_left_is_louder_in_the_left_ear(small):
     fake = type(item)(**vars(item) | {"file": small.folder / "audio" / "left.flac"})
     soundfile.write(fake.file, left.astype(np.int16), 16_000)
     try:
-        (card,) = scene_viewer.scenes([fake], {}, {}, ())
+        (card,) = scene_viewer.scene_cards([fake], {}, {}, ())
     finally:
         fake.file.unlink()
     kind, _, data = card["sound"].partition(",")
@@ -275,11 +277,11 @@ def test_a_sound_on_the_left_is_louder_in_the_left_ear(small):
     assert np.abs(ears).max() == pytest.approx(scene_viewer.PEAK, abs=1e-3)
     level = 10 * np.log10((ears**2).sum(0))
     assert level[0] - level[1] > 6
-    assert card["questions"][0]["letter"] is None and not card["questions"][0]["right"]
+    assert card["questions"][0]["letter"] is None and not card["questions"][0]["is_correct"]
 
 
 def test_heavy_sound_stays_out(small, monkeypatch):
-    monkeypatch.setattr(scene_viewer, "MOST", 1)
-    cards = scene_viewer.scenes(small.items, {}, {}, (), most=3)
+    monkeypatch.setattr(scene_viewer, "MAX_AUDIO_CHARS", 1)
+    cards = scene_viewer.scene_cards(small.items, {}, {}, (), most=3)
     assert [card["sound"] is None for card in cards] == [False, True, True]
     assert all(card["picture"] for card in cards)

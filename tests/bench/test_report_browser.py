@@ -35,7 +35,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 class Browser:
-    """A browser with one page. complaints: of its console, scripts, policy and network."""
+    """A browser with one page. errors: of its console, scripts, policy and network."""
 
     def __init__(self, profile):
         commands, self._to = os.pipe()
@@ -49,7 +49,7 @@ class Browser:
         os.close(commands)
         os.close(answers)
         self._rest, self._number, self._to_page = b"", 0, {}
-        self.complaints, self._loaded = [], False
+        self.errors, self._loaded = [], False
         target = self("Target.createTarget", url="about:blank")["targetId"]
         attached = self("Target.attachToTarget", targetId=target, flatten=True)
         self._to_page = {"sessionId": attached["sessionId"]}
@@ -89,7 +89,7 @@ class Browser:
             or method == "Network.loadingFailed"
             or not url.startswith(("data:", "file:"))
         ):
-            self.complaints.append(params)
+            self.errors.append(params)
         return message
 
     def open(self, path):
@@ -122,44 +122,44 @@ VISIBLE = """[...document.querySelectorAll(".question")].filter(q => q.checkVisi
   .map(q => [q.dataset.level, q.dataset.task, q.dataset.outcome])"""
 
 
-def choose(page, **wanted):
-    for name, value in wanted.items():
+def apply_filters(page, **values):
+    for name, value in values.items():
         page.run(f"""{{const list = document.querySelector("select[name={name}]");
           list.value = {json.dumps(value)}; list.dispatchEvent(new Event("change"))}}""")
     return [tuple(q) for q in page.run(VISIBLE)]
 
 
-def test_the_page_loads_without_complaints(page):
-    assert page.run("document.title").startswith("jaxasa") and page.complaints == []
+def test_the_page_loads_without_errors(page):
+    assert page.run("document.title").startswith("jaxasa") and page.errors == []
     # The images are there, and not broken.
     widths = page.run("[...document.images].map(i => i.naturalWidth)")
     assert len(widths) > 10 and min(widths) > 0
 
 
-def test_filters_show_what_they_say(page):
-    every = choose(page)
+def test_filters_select_questions(page):
+    every = apply_filters(page)
     assert page.run('document.getElementById("shown").textContent') == str(len(every))
     for number, (name, values) in enumerate(
-        {"level": ("L1", "L3"), "outcome": ("right", "wrong"), "task": (every[0][1],)}.items()
+        {"level": ("L1", "L3"), "outcome": ("correct", "wrong"), "task": (every[0][1],)}.items()
     ):
         column = (0, 2, 1)[number]
         for value in values:
-            found = choose(page, **{name: value})
+            found = apply_filters(page, **{name: value})
             assert found == [q for q in every if q[column] == value] and 0 < len(found) < len(every)
             assert page.run('document.getElementById("shown").textContent') == str(len(found))
-        choose(page, **{name: ""})
-    both = choose(page, level="L2", outcome="wrong")
+        apply_filters(page, **{name: ""})
+    both = apply_filters(page, level="L2", outcome="wrong")
     assert both == [q for q in every if q[0] == "L2" and q[2] == "wrong"] and both
     # Scenes without such a question are gone with them.
     scenes = """[...document.querySelectorAll(".scene")].filter(s => s.checkVisibility()).length"""
     assert page.run(scenes) == page.run(
         'document.querySelectorAll(".scene:has(.question:not([hidden]))").length'
     )
-    assert choose(page, level="L1", outcome="wrong") == [] and page.run(scenes) == 0
-    assert choose(page, level="", outcome="") == every
+    assert apply_filters(page, level="L1", outcome="wrong") == [] and page.run(scenes) == 0
+    assert apply_filters(page, level="", outcome="") == every
 
 
-def test_sounds_decode(page):
+def test_report_page_audio_decodes(page):
     found = page.run("""Promise.all([...document.querySelectorAll("audio")].map(a =>
       new Promise(done => {
         a.oncanplaythrough = () => done(a.duration);
@@ -178,16 +178,16 @@ def test_only_one_sound_plays(page):
     page.run("sounds[1].pause()")
 
 
-def test_what_a_text_smuggles_in_does_not_run(page, written, tmp_path):
-    """Even where escaping is undone by hand, the page's policy lets no other script run."""
+def test_injected_scripts_do_not_run(page, written, tmp_path):
+    """Even without escaping, the page's policy allows no other script."""
     html = written.read_text()
     bad = tmp_path / "bad.html"
     bad.write_text(html.replace("</body>", "<script>document.title = 'taken'</script></body>"))
-    before = len(page.complaints)
+    before = len(page.errors)
     page.open(bad)
     assert page.run("document.title").startswith("jaxasa: whole")
-    assert "Content Security Policy" in json.dumps(page.complaints[before:])
-    del page.complaints[before:]
+    assert "Content Security Policy" in json.dumps(page.errors[before:])
+    del page.errors[before:]
 
 
 @pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])

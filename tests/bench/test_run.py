@@ -6,27 +6,29 @@ import pytest
 from jaxasa import config
 from jaxasa.bench import controls, perturbations, run, suite
 from jaxasa.config import ConfigError, gin_files
+from jaxasa.core.workdir import WorkFolder
 from jaxasa.inference import qa
 from jaxasa.pipeline import steps
 
 SFT = {"sft": controls.System("sft")}
 BENCH = config.Bench(batch_size=16, bootstrap_samples=200)
-SYSTEMS = controls.systems(("sft", "grpo"), ("question_only", "mono"))
+SYSTEMS = controls.systems(("sft", "grpo"), controls.select(("question_only", "mono")))
 NAMES = ("sft", "grpo", "question_only", "mono", "question_only_sft", "mono_sft")
 
 
-def chance_without_audio(item, hearing):
-    """Right with full hearing; W only fails where direction matters; nothing gets a quarter."""
-    number = int(item.id[-3:])
-    return (hearing == "none" and number % 4 > 0) or (hearing == "mono" and item.direction)
+def chance_without_audio(item, audio_condition):
+    """Correct with full audio; in mono wrong about direction; a quarter correct without audio."""
+    if audio_condition == "none":
+        return int(item.id[-3:]) % 4 > 0
+    return audio_condition == "mono" and item.direction
 
 
 @pytest.fixture
 def done(small, oracle, tmp_path):
-    responder = oracle(small.items, chance_without_audio)
-    both = dict.fromkeys(("sft", "grpo"), responder)
+    model = oracle(small.items, chance_without_audio)
+    both = dict.fromkeys(("sft", "grpo"), model)
     results = run.evaluate(SYSTEMS, both, small.folder, tmp_path, BENCH)
-    return results, responder, tmp_path
+    return results, model, tmp_path
 
 
 def test_results_hold_systems_and_paired_differences(done, small):
@@ -39,49 +41,49 @@ def test_results_hold_systems_and_paired_differences(done, small):
     assert systems["mono"]["direction"]["yes"]["accuracy"] == 0.0
     assert systems["mono"]["direction"]["no"]["accuracy"] == 1.0
     assert systems["chance"]["overall"]["accuracy"] == 0.25
-    lead = results["paired"]["grpo"]["mono"]
+    lead = results["paired_differences"]["grpo"]["mono"]
     share = np.mean([i.direction for i in small.items])
     assert lead["against"] == "mono" and lead["overall"]["difference"] == pytest.approx(share)
-    assert results["paired"]["sft"]["mono"]["against"] == "mono_sft"
+    assert results["paired_differences"]["sft"]["mono"]["against"] == "mono_sft"
     assert lead["direction/no"]["difference"] == 0.0
     facts = results["benchmark"]
-    assert facts["choose"] is BENCH.option_fallback is True
+    assert facts["option_fallback"] is BENCH.option_fallback is True
     assert facts["items"] == 44 and facts["levels"] == {"L1": 20, "L2": 12, "L3": 12}
     assert facts["sounds"] == "made-up sounds" and facts["recordings"]["test"]["sound15"] == 4
 
 
-def test_what_each_system_hears(done, small, oracle):
-    _, responder, _ = done
-    assert {shape for shape, *_ in responder.calls} == {(16, 800, 4)}
-    heard = {(hearing, sounds) for _, _, hearing, sounds in responder.calls}
-    assert heard == {("full", True), ("mono", True), ("none", False)}
-    assert {kind for _, kind, *_ in responder.calls} == {np.dtype(np.int16)}
-    assert len(responder.calls) == 6 * 3
+def test_each_system_gets_the_audio_of_its_condition(done, small, oracle):
+    _, model, _ = done
+    assert {shape for shape, *_ in model.calls} == {(16, 800, 4)}
+    conditions = {(condition, has_sound) for _, _, condition, has_sound in model.calls}
+    assert conditions == {("full", True), ("mono", True), ("none", False)}
+    assert {dtype for _, dtype, *_ in model.calls} == {np.dtype(np.int16)}
+    assert len(model.calls) == 6 * 3
 
 
 def test_audio_meets_its_own_question(small):
     by_key = {(i.question, i.options): i.audio() for i in small.items}
 
     class Checks:
-        def respond(self, audio, questions, options, hearing):
+        def respond(self, audio, questions, options, audio_condition):
             for one, q, four in zip(audio, questions, options, strict=True):
                 assert np.array_equal(one, by_key[q, tuple(four)])
             return ["A"] * len(questions)
 
-    changed = perturbations.identity(small.items, ())
-    answers = run.answer_items(Checks(), changed, "full", 10, "checks")
+    suite_as_is = perturbations.identity(small.items, ())
+    answers = run.answer_items(Checks(), suite_as_is, "full", 10, "checks")
     assert [a["id"] for a in answers] == [i.id for i in small.items]
 
 
 def test_answers_are_kept_until_weights_or_suite_change(done, small, oracle):
     _, _, out = done
 
-    def calls(marks=None):
-        responder = oracle(small.items)
-        both = dict.fromkeys(("sft", "grpo"), responder)
+    def calls(digests=None):
+        model = oracle(small.items)
+        both = dict.fromkeys(("sft", "grpo"), model)
         part = {name: SYSTEMS[name] for name in ("sft", "mono")}
-        run.evaluate(part, both, small.folder, out, BENCH, marks)
-        return [hearing for _, _, hearing, _ in responder.calls]
+        run.evaluate(part, both, small.folder, out, BENCH, digests)
+        return [condition for _, _, condition, _ in model.calls]
 
     assert calls() == []
     assert calls({"sft": "step 200"}) == ["full"] * 3
@@ -97,11 +99,13 @@ def test_results_keep_what_others_wrote(done, small, oracle):
     path.write_text(json.dumps(results | {"seconds": {"sft": 3.0}, "peak_memory_gb": 2.5}))
     found = run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH)
     assert found["seconds"] == {"sft": 3.0} and found["peak_memory_gb"] == 2.5
-    assert set(found["systems"]) == {*NAMES, "chance"} and "grpo" in found["paired"]
+    assert set(found["systems"]) == {*NAMES, "chance"} and "grpo" in found["paired_differences"]
     # Those of other models beside it are not this one's controls, and go.
-    other = run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH, {"sft": "new"})
+    other = run.evaluate(
+        SFT, {"sft": oracle(small.items)}, small.folder, out, BENCH, {"sft": "new"}
+    )
     assert set(other["systems"]) == {"sft", "chance"} and other["seconds"] == {"sft": 3.0}
-    # Scores on another suite are not comparable, and go.
+    # Scores on another suite are dropped.
     changed = json.loads(path.read_text())
     changed["benchmark"]["sha256"] = "another"
     path.write_text(json.dumps(changed))
@@ -129,7 +133,7 @@ def test_refusals(small, oracle, tmp_path):
 
 def test_all_right_or_constant_answers(small, tmp_path):
     class Constant:
-        def respond(self, audio, questions, options, hearing):
+        def respond(self, audio, questions, options, audio_condition):
             return ["<answer>C</answer>"] * len(questions)
 
     found = run.evaluate(SFT, {"sft": Constant()}, small.folder, tmp_path, BENCH)["systems"]["sft"]
@@ -138,15 +142,15 @@ def test_all_right_or_constant_answers(small, tmp_path):
     assert len(suite.load(small.folder)) == found["overall"]["items"]
 
 
-@pytest.mark.parametrize("choose", [True, False])
-def test_models_answer_as_bench_says(tmp_path, monkeypatch, choose):
-    def load(path, chooses):
-        raise ConfigError(f"{path.name} chooses: {chooses}")
+@pytest.mark.parametrize("fallback", [True, False])
+def test_models_are_loaded_with_the_option_fallback_of_bench(tmp_path, monkeypatch, fallback):
+    def load(path, option_fallback):
+        raise ConfigError(f"{path.name} option_fallback: {option_fallback}")
 
-    asked, _ = gin_files.load(["gin/run/demo.gin"], [f"Bench.option_fallback={choose}"])
+    gin, _ = gin_files.load(["gin/run/demo.gin"], [f"Bench.option_fallback={fallback}"])
     (tmp_path / "checkpoints/sft").mkdir(parents=True)
-    monkeypatch.setattr(qa.Model, "load", load)
-    with pytest.raises(ConfigError, match=f"sft chooses: {choose}"):
-        steps.benchmark(asked, tmp_path, "benchmark")
-    with pytest.raises(ConfigError, match=r"Bench\.choose"):
+    monkeypatch.setattr(qa.QaModel, "load", load)
+    with pytest.raises(ConfigError, match=f"sft option_fallback: {fallback}"):
+        steps.run_benchmark(gin, WorkFolder(tmp_path), "benchmark")
+    with pytest.raises(ConfigError, match=r"Bench\.option_fallback"):
         config.Bench(option_fallback="no")

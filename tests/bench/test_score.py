@@ -76,7 +76,7 @@ def make_items(recordings, per_scene=2, level="L1"):
                 types.SimpleNamespace(
                     id=f"{level}-{n}-{k}",
                     level=level,
-                    task="turn" if k else "heard",
+                    task="sector_after_turn" if k else "class_present",
                     direction=bool(k),
                     options=("a1", "a2", "a3", "a4"),
                     answer="ABCD"[n % 4],
@@ -98,7 +98,7 @@ def test_score_counts_by_group():
     shares = {name: (found[name]["accuracy"], found[name]["items"]) for name in ("L1", "L2")}
     assert shares == {"L1": (0.5, 8), "L2": (0.5, 4)}
     assert found["overall"]["accuracy"] == 0.5 and found["overall"]["items"] == 12
-    assert found["tasks"]["heard"]["accuracy"] == 5 / 6
+    assert found["tasks"]["class_present"]["accuracy"] == 5 / 6
     assert found["direction"]["yes"]["accuracy"] == 1 / 6
     assert found["parsing"] == {"strict": 0, "lenient": 1, "text": 0, "none": 0}
     low, high = score.wilson_interval(4, 8)
@@ -167,7 +167,8 @@ def test_paired_groups_items_of_one_scene():
     together = make_items([[f"t{n}"] for n in range(100)], per_scene=4)
     apart = make_items([[f"t{n}"] for n in range(400)], per_scene=1)
     wide, narrow = (
-        score.paired_difference(i, say(i, right), say(i, ~right), samples=1000) for i in (together, apart)
+        score.paired_difference(i, say(i, right), say(i, ~right), samples=1000)
+        for i in (together, apart)
     )
     ratio = (wide["high"] - wide["low"]) / (narrow["high"] - narrow["low"])
     assert ratio == pytest.approx(2.0, rel=0.15)

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxasa.bench import dcase, seld
-from jaxasa.bench.dcase import Event
+from jaxasa.bench import seld
 from jaxasa.cli import main
 from jaxasa.config import ConfigError
+from jaxasa.data import dcase_csv
+from jaxasa.data.dcase_csv import Event
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "seld.json").read_text())
 MEANS = ("F20", "ER20", "LE_CD", "LR_CD", "SELD")
@@ -31,16 +32,16 @@ def write(folder, files):
     return folder
 
 
-def close(found, expected):
+def close(scores, expected):
     if isinstance(expected, dict):
-        assert found.keys() == expected.keys()
+        assert scores.keys() == expected.keys()
         for name, value in expected.items():
-            close(found[name], value)
+            close(scores[name], value)
     elif isinstance(expected, list):
-        for pair in zip(found, expected, strict=True):
+        for pair in zip(scores, expected, strict=True):
             close(*pair)
     else:
-        assert found == (None if expected is None else pytest.approx(expected, rel=1e-6, abs=1e-6))
+        assert scores == (None if expected is None else pytest.approx(expected, rel=1e-6, abs=1e-6))
 
 
 @pytest.mark.parametrize("year", seld.YEARS)
@@ -48,79 +49,80 @@ def close(found, expected):
 def test_official_equals_the_public_code(tmp_path, name, year):
     case = GOLDENS[name]
     references = write(tmp_path / "ref" / "split", case["references"])
-    predictions = write(tmp_path / "said", case[str(year)]["predictions"])
-    truth, said = dcase.read_both(references, predictions, ("cm", "m"), official=True)
-    found = seld.evaluate(truth, said, year=year, official=True)
-    close(found, case[str(year)]["expected"])
+    predictions = write(tmp_path / "predictions", case[str(year)]["predictions"])
+    truth, predictions = dcase_csv.read_pairs(references, predictions, ("cm", "m"), official=True)
+    scores = seld.evaluate(truth, predictions, year=year, official=True)
+    close(scores, case[str(year)]["expected"])
 
 
 def events(frames, label, azimuth, *, source=0, elevation=0.0, distance=1.0):
     return [Event(f, label, source, azimuth, elevation, distance) for f in frames]
 
 
-def score(truth, said, year=2024, **options):
-    return seld.evaluate({"a": truth}, {"a": said}, year=year, **options)
+def score(truth, predictions, year=2024, **options):
+    return seld.evaluate({"a": truth}, {"a": predictions}, year=year, **options)
 
 
 def test_by_hand_2024():
     """Class 0: 4 references, 2 right, 1 misplaced, 1 missed; class 1: only a false alarm."""
     truth = events(range(4), 0, 10.0)
-    said = events(range(2), 0, 25.0, distance=1.5) + events([2], 0, 40.0) + events([3], 1, 0.0)
-    found = score(truth, said)
-    assert found["classes"][0]["F20"] == pytest.approx(2 / (2 + 1 + 0.5))
-    assert found["F20"] == pytest.approx(2 / 3.5 / 2)
-    assert found["LE_CD"] == pytest.approx((15 + 15 + 30) / 3)
-    assert found["LR_CD"] == 3 / 4
-    assert found["RDE"] == pytest.approx((0.5 + 0.5 + 0) / 3)
+    predictions = events(range(2), 0, 25.0, distance=1.5)
+    predictions += events([2], 0, 40.0) + events([3], 1, 0.0)
+    scores = score(truth, predictions)
+    assert scores["classes"][0]["F20"] == pytest.approx(2 / (2 + 1 + 0.5))
+    assert scores["F20"] == pytest.approx(2 / 3.5 / 2)
+    assert scores["LE_CD"] == pytest.approx((15 + 15 + 30) / 3)
+    assert scores["LR_CD"] == 3 / 4
+    assert scores["RDE"] == pytest.approx((0.5 + 0.5 + 0) / 3)
     # Frame 2: a substitution. Frame 3: a miss and a false alarm, another one.
-    assert found["ER20"] == 2 / 4
-    assert found["SELD"] == pytest.approx((1 - 2 / 7 + 20 / 180 + 1 / 3) / 3)
+    assert scores["ER20"] == 2 / 4
+    assert scores["SELD"] == pytest.approx((1 - 2 / 7 + 20 / 180 + 1 / 3) / 3)
     # The public code leaves the last frame out.
-    assert score(truth, said, official=True)["ER20"] == pytest.approx(1 / 3)
+    assert score(truth, predictions, official=True)["ER20"] == pytest.approx(1 / 3)
 
 
 def test_by_hand_2023():
     """Second 0: right on the mean of its frames. Second 1: heard in other frames. Second 2: not."""
     truth = events(range(10), 0, 0.0) + events(range(10, 15), 0, 0.0) + events([25], 0, 0.0)
-    said = events([0], 0, 30.0) + events([1, 2], 0, 6.0) + events([16], 0, 0.0)
-    found = score(truth, said, 2023)
-    assert found["LE_CD"] == pytest.approx(14) and found["LR_CD"] == pytest.approx(1 / 3)
-    assert found["F20"] == pytest.approx(1 / (1 + 0.5 * (1 + 2)))
-    assert found["ER20"] == pytest.approx(2 / 3)
-    assert found["SELD"] == pytest.approx((2 / 3 + 0.6 + 14 / 180 + 2 / 3) / 4)
+    predictions = events([0], 0, 30.0) + events([1, 2], 0, 6.0) + events([16], 0, 0.0)
+    scores = score(truth, predictions, 2023)
+    assert scores["LE_CD"] == pytest.approx(14) and scores["LR_CD"] == pytest.approx(1 / 3)
+    assert scores["F20"] == pytest.approx(1 / (1 + 0.5 * (1 + 2)))
+    assert scores["ER20"] == pytest.approx(2 / 3)
+    assert scores["SELD"] == pytest.approx((2 / 3 + 0.6 + 14 / 180 + 2 / 3) / 4)
 
 
 def test_each_distance_decides_in_2024_only():
     truth = events(range(30), 3, 0.0)
     for distance, right in ((2.0, 1.0), (2.01, 0.0), (0.0, 1.0)):
-        said = events(range(30), 3, 0.0, distance=distance)
-        assert score(truth, said)["F20"] == right
-        assert score(truth, said, 2023)["F20"] == 1.0
+        predictions = events(range(30), 3, 0.0, distance=distance)
+        assert score(truth, predictions)["F20"] == right
+        assert score(truth, predictions, 2023)["F20"] == 1.0
 
 
 def test_twenty_degrees_sharp_are_right():
     for azimuth, year in itertools.product(range(-180, 181, 7), seld.YEARS):
         truth = events(range(12), 0, float(azimuth))
-        said = events(range(12), 0, (azimuth + 200.0) % 360 - 180)
-        assert score(truth, said, year)["F20"] == 1.0
+        predictions = events(range(12), 0, (azimuth + 200.0) % 360 - 180)
+        assert score(truth, predictions, year)["F20"] == 1.0
         away = events(range(12), 0, (azimuth + 200.001) % 360 - 180)
         assert score(truth, away, year)["F20"] == 0.0
 
 
 def test_a_misplaced_pair_makes_up_for_nothing():
     truth = events(range(21), 0, 0.0) + events(range(21), 1, 0.0)
-    said = events(range(21), 0, 90.0)
+    predictions = events(range(21), 0, 90.0)
     for year in seld.YEARS:
-        assert score(truth, said, year)["ER20"] == 1.0
-        assert score(truth, said, year, official=True)["ER20"] == 0.5
+        assert score(truth, predictions, year)["ER20"] == 1.0
+        assert score(truth, predictions, year, official=True)["ER20"] == 0.5
 
 
 def test_a_jumping_prediction_finds_one_of_two():
     truth = events(range(10), 0, 0.0) + events(range(10), 0, 90.0, source=1)
-    said = [e for f in range(10) for e in events([f], 0, 90.0 * (f % 2))]
-    found = score(truth, said, 2023)
-    assert found["LR_CD"] == 0.5 and found["F20"] == pytest.approx(1 / 1.5)
-    assert found["ER20"] == 0.5
+    predictions = [e for f in range(10) for e in events([f], 0, 90.0 * (f % 2))]
+    scores = score(truth, predictions, 2023)
+    assert scores["LR_CD"] == 0.5 and scores["F20"] == pytest.approx(1 / 1.5)
+    assert scores["ER20"] == 0.5
 
 
 @pytest.mark.parametrize("year", seld.YEARS)
@@ -167,30 +169,30 @@ years = st.sampled_from(seld.YEARS)
 
 @given(sides, years)
 def test_a_perfect_prediction_is_perfect(rows, year):
-    found = score(rows, [e._replace(source=0) for e in rows], year)
+    scores = score(rows, [e._replace(source=0) for e in rows], year)
     if rows:
-        assert found["F20"] == found["LR_CD"] == 1 and found["ER20"] == 0
-        assert found["LE_CD"] == pytest.approx(0, abs=1e-9)
-        assert found["SELD"] == pytest.approx(0, abs=1e-9)
-        assert found.get("RDE", 0) == pytest.approx(0)
+        assert scores["F20"] == scores["LR_CD"] == 1 and scores["ER20"] == 0
+        assert scores["LE_CD"] == pytest.approx(0, abs=1e-9)
+        assert scores["SELD"] == pytest.approx(0, abs=1e-9)
+        assert scores.get("RDE", 0) == pytest.approx(0)
 
 
 @given(sides, sides, years, st.booleans())
-def test_bounds(truth, said, year, official):
+def test_bounds(truth, predictions, year, official):
     if official and not truth:
         return
-    found = score(truth, said, year, official=official)
-    for row in (found, *found["classes"]):
+    scores = score(truth, predictions, year, official=official)
+    for row in (scores, *scores["classes"]):
         assert 0 <= (row["F20"] or 0) <= 1 and 0 <= (row["LR_CD"] or 0) <= 1
         assert 0 <= (row["LE_CD"] or 0) <= 180 and (row.get("RDE") or 0) >= 0
-    assert (found["ER20"] or 0) >= 0 and (found["SELD"] is None or found["SELD"] >= 0)
+    assert (scores["ER20"] or 0) >= 0 and (scores["SELD"] is None or scores["SELD"] >= 0)
 
 
 @given(sides, sides, years, st.randoms(use_true_random=False), st.permutations(range(4)))
-def test_order_and_numbering_are_nothing(truth, said, year, random, turned):
+def test_order_and_numbering_are_nothing(truth, predictions, year, random, turned):
     """Lines in another order, sources and classes renumbered, recordings renamed."""
-    before = score(truth, said, year)
-    shuffled = [random.sample(rows, len(rows)) for rows in (truth, said)]
+    before = score(truth, predictions, year)
+    shuffled = [random.sample(rows, len(rows)) for rows in (truth, predictions)]
     sources = random.sample(range(10), 3)
     moved = [
         [e._replace(source=sources[e.source], label=turned[e.label]) for e in rows]
@@ -201,13 +203,14 @@ def test_order_and_numbering_are_nothing(truth, said, year, random, turned):
 
 
 @given(sides, sides, years)
-def test_recordings_add_up(truth, said, year):
+def test_recordings_add_up(truth, predictions, year):
     """Two recordings alike mean the same, and one of them cut at a second is no other."""
-    once = score(truth, said, year)
-    twice = seld.evaluate({"a": truth, "b": truth}, {"a": said, "b": said}, year=year)
+    once = score(truth, predictions, year)
+    twice = seld.evaluate({"a": truth, "b": truth}, {"a": predictions, "b": predictions}, year=year)
     close({n: twice[n] for n in MEANS}, {n: once[n] for n in MEANS})
     parts = [
-        [[e for e in rows if (e.frame < 10) == first] for rows in (truth, said)] for first in (1, 0)
+        [[e for e in rows if (e.frame < 10) == first] for rows in (truth, predictions)]
+        for first in (1, 0)
     ]
     cut = seld.evaluate(*({"a": a, "b": b} for a, b in zip(*parts, strict=True)), year=year)
     close({n: cut[n] for n in MEANS}, {n: once[n] for n in MEANS})
@@ -216,15 +219,15 @@ def test_recordings_add_up(truth, said, year):
 @settings(max_examples=50)
 @given(st.integers(2, 4), st.integers(1, 4), years)
 def test_events_of_one_class_at_once_stay_as_many(many, found_of_them, year):
-    """Of `many` events of a class 40 degrees apart some are found, each where it is."""
+    """Of `many` events of a class 40 degrees apart some are predicted, each where it is."""
     azimuths = [40.0 * n - 60 for n in range(many)]
     truth = [e for n, a in enumerate(azimuths) for e in events(range(20), 5, a, source=n)]
     kept = azimuths[:found_of_them]
-    said = [e for a in kept for e in events(range(20), 5, a + 4.0)]
-    found = score(truth, said, year)
-    assert found["LE_CD"] == pytest.approx(4)
-    assert found["LR_CD"] == pytest.approx(len(kept) / many)
-    assert found["ER20"] == pytest.approx((many - len(kept)) / many)
+    predictions = [e for a in kept for e in events(range(20), 5, a + 4.0)]
+    scores = score(truth, predictions, year)
+    assert scores["LE_CD"] == pytest.approx(4)
+    assert scores["LR_CD"] == pytest.approx(len(kept) / many)
+    assert scores["ER20"] == pytest.approx((many - len(kept)) / many)
 
 
 @given(st.floats(-180, 180), st.floats(-90, 90), st.floats(-180, 180), st.floats(-90, 90))
@@ -243,17 +246,17 @@ def test_angles_of_great_circles(az1, el1, az2, el2):
     assert seld._angle_2024(a, b)[0, 0] == pytest.approx(right, abs=1e-3)
 
 
-def test_the_verb(tmp_path, capsys):
+def test_bench_seld_command(tmp_path, capsys):
     references = write(tmp_path / "ref" / "split", {"a.csv": ["0,1,0,10,0,100", "1,1,0,10,0,100"]})
-    predictions = write(tmp_path / "said", {"a.csv": ["0,1,0,15,0,1.1", "1,1,0,40,0,1.1"]})
+    predictions = write(tmp_path / "predictions", {"a.csv": ["0,1,0,15,0,1.1", "1,1,0,40,0,1.1"]})
     out = tmp_path / "out.json"
     assert main.main(["bench", "seld", str(references), str(predictions), "--json", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert found["F20"] == 0.5 and found["RDE"] == pytest.approx(0.1)
+    scores = json.loads(out.read_text())
+    assert scores["F20"] == 0.5 and scores["RDE"] == pytest.approx(0.1)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0][:3] == ["class", "ER20", "F20"]
     assert [r[0] for r in rows[1:]] == ["1", "all"] and "17.5" in rows[2]
-    words = ["bench", "seld", str(references), str(predictions), "--prediction-unit", "cm"]
+    words = ["bench", "seld", str(references), str(predictions), "--prediction_unit", "cm"]
     assert main.main([*words, "--json", str(out)]) == 0
     assert json.loads(out.read_text())["RDE"] == pytest.approx(0.989)
     write(tmp_path / "bad", {"a.csv": ["0,1,0,15,0,1.1", "0,one,0,15,0,1.1"]})
