@@ -1,11 +1,11 @@
-"""The words for a scene: sectors, distances, captions, and claims read back from text.
+"""Words of scenes: names of directions, distances and decays; captions, and how to read them.
 
-A caption names each source in order of arrival by class, bearing and distance:
-`bird left near , engine back-right far .` Captions are what stage 2 learns to say, the first
-part of every reasoning trace, and what the evidence reward reads.
+A caption names the class, direction and distance of each source in order of arrival:
+`bird left near , engine back-right far .` Stage 2 trains on captions, every reasoning trace begins
+with one, and the evidence reward reads them.
 
-Bearings are eight sectors of 45 degrees, named from the listener's seat; azimuth is
-counter-clockwise with front at 0 and left at +90 degrees.
+Directions are eight sectors of 45 degrees in the frame of the listener; azimuth is
+counter-clockwise, front 0, left +90 degrees.
 """
 
 import bisect
@@ -24,85 +24,85 @@ SECTORS = (
     "front-right",
 )
 SECTOR_WIDTH = 360.0 / len(SECTORS)
-NEAR = 1.6
-DISTANCES = ("near", "far")
-# Names of ranges, and the edges (degrees, then seconds of RT60) between them.
-ELEVATIONS, ELEVATION_EDGES = ("below", "level", "above", "overhead"), (-10.0, 15.0, 40.0)
-DECAYS, DECAY_EDGES = ("dead", "dry", "live", "echoing"), (0.22, 0.35, 0.5)
-STEPS = (0.7, 1.2, 2.0, 3.4)  # m: distances by name, each 1.7 times the one before
+NEAR_M = 1.6
+DISTANCE_NAMES = ("near", "far")
+# Names of ranges, and the edges between them.
+ELEVATION_NAMES, ELEVATION_EDGES_DEG = ("below", "level", "above", "overhead"), (-10.0, 15.0, 40.0)
+REVERBERANCE_NAMES, RT60_EDGES_S = ("dead", "dry", "live", "echoing"), (0.22, 0.35, 0.5)
+DISTANCE_STEPS_M = (0.7, 1.2, 2.0, 3.4)  # each 1.7 times the one before
 
 
-def sector(azimuth: float) -> str:
-    """The name of the sector of 45 degrees around `azimuth` (degrees)."""
+def sector_name(azimuth: float) -> str:
+    """The sector of 45 degrees around an azimuth (degrees)."""
     return SECTORS[round(azimuth / SECTOR_WIDTH) % len(SECTORS)]
 
 
 def sector_margin(azimuth: float) -> float:
-    """Degrees from `azimuth` to the nearest boundary between two sectors, 0 to 22.5."""
+    """Degrees between an azimuth and the nearest boundary of two sectors, 0 to 22.5."""
     offset = azimuth / SECTOR_WIDTH
     return SECTOR_WIDTH * (0.5 - abs(offset - round(offset)))
 
 
-def distance(metres: float) -> str:
-    """ "near" below 1.6 m, else "far"."""
-    return DISTANCES[metres >= NEAR]
+def distance_name(metres: float) -> str:
+    """ "near" below 1.6 m, otherwise "far"."""
+    return DISTANCE_NAMES[metres >= NEAR_M]
 
 
-def elevation(degrees: float) -> str:
-    """The name of the range of elevation."""
-    return ELEVATIONS[bisect.bisect(ELEVATION_EDGES, degrees)]
+def elevation_name(degrees: float) -> str:
+    """The range of an elevation."""
+    return ELEVATION_NAMES[bisect.bisect(ELEVATION_EDGES_DEG, degrees)]
 
 
-def decay(rt60: float) -> str:
-    """The name of the range of RT60 (s)."""
-    return DECAYS[bisect.bisect(DECAY_EDGES, rt60)]
+def reverberance_name(rt60: float) -> str:
+    """The range of an RT60 (s)."""
+    return REVERBERANCE_NAMES[bisect.bisect(RT60_EDGES_S, rt60)]
 
 
-def metres(distance: float) -> str:
-    """The nearest of STEPS by ratio, in centimetres ("120 cm")."""
-    return f"{100 * min(STEPS, key=lambda s: abs(math.log(distance / s))):.0f} cm"
+def nearest_distance_step(metres: float) -> str:
+    """The nearest of DISTANCE_STEPS_M by ratio, in centimetres ("120 cm")."""
+    return f"{100 * min(DISTANCE_STEPS_M, key=lambda s: abs(math.log(metres / s))):.0f} cm"
 
 
 def caption(scene: dict) -> str:
-    """One clause a source, in order of arrival; without its distance where that is None."""
+    """One clause per source, in order of arrival; unknown distances (None) are left out."""
     clauses = []
     for s in scene["sources"]:
-        far = "" if s["distance"] is None else f" {distance(s['distance'])}"
-        clauses.append(f"{s['class']} {sector(s['azimuth'])}{far}")
+        far = "" if s["distance"] is None else f" {distance_name(s['distance'])}"
+        clauses.append(f"{s['class']} {sector_name(s['azimuth'])}{far}")
     return " , ".join(clauses) + " ."
 
 
-def written(scene: dict, rng) -> str:
-    """The scene as text for stage 0: a caption whose clauses have their words in any order."""
+def scene_to_text(scene: dict, rng) -> str:
+    """A scene in words for stage 0: a caption with the words of each clause in random order."""
     clauses = []
     for s in scene["sources"]:
-        parts = [s["class"], sector(s["azimuth"]), distance(s["distance"])]
-        clauses.append(" ".join(parts[i] for i in rng.permutation(3)))
+        words = [s["class"], sector_name(s["azimuth"]), distance_name(s["distance"])]
+        clauses.append(" ".join(words[i] for i in rng.permutation(3)))
     return " , ".join(clauses) + " ."
 
 
-def plain(text: str) -> str:
-    """A user's question in the words of the trained ones: lower case, punctuation apart."""
+def normalize_text(text: str) -> str:
+    """A user's question as in training: lower case, blanks around punctuation."""
     return " ".join(re.sub(r"([?.,:])", r" \1 ", text.lower()).split())
 
 
-def claims(text: str, classes: Sequence[str]) -> list[dict]:
-    """The claims of a caption: one {"class", "sector", "distance"} for each class named in `text`.
+def parse_caption(text: str, classes: Sequence[str]) -> list[dict]:
+    """Reads a caption: {"class", "sector", "distance"} for each clause that names one class.
 
-    A clause may lack its bearing or its distance (None then). Reading stops at the first full
-    stop, so that the steps of a derivation are not counted as evidence twice.
+    Sector and distance are None if a clause lacks them. Only the text up to the first full stop is
+    read, so that reasoning steps after the caption do not count as evidence again.
     """
-    found = []
+    clauses = []
     for clause in text.split(".")[0].split(","):
         words = clause.split()
         named = [w for w in words if w in classes]
         if len(named) != 1:
             continue
-        found.append(
+        clauses.append(
             {
                 "class": named[0],
                 "sector": next((w for w in words if w in SECTORS), None),
-                "distance": next((w for w in words if w in DISTANCES), None),
+                "distance": next((w for w in words if w in DISTANCE_NAMES), None),
             }
         )
-    return found
+    return clauses

@@ -8,7 +8,7 @@ from jaxasa.config import ConfigError
 from jaxasa.data import questions, tokens
 from jaxasa.stages import rewards
 
-ASKED = questions.Question(
+QUESTION = questions.Question(
     "L1", "azimuth", "where is the dog ?", ("left", "back", "front", "right"), "C",
     "dog front near . so front", True,
 )  # fmt: skip
@@ -22,61 +22,63 @@ ASKED = questions.Question(
         "Ünknown wörds, 漢字 & a tab\t!",
     ],
 )
-def test_text_comes_back(text, words):
+def test_decoding_inverts_encoding(text, words):
     ids = text.encode(words)
     assert text.decode(ids) == words
-    assert text.decode([*ids, text.eos, 9, 9]) == words
-    assert text.decode([text.pad, *ids, text.pad]) == words
+    assert text.decode([*ids, text.eos_id, 9, 9]) == words
+    assert text.decode([text.pad_id, *ids, text.pad_id]) == words
 
 
 def test_special_tokens_are_one_id_each(text):
     assert [text.encode(t) for t in tokens.SPECIAL] == [[i] for i in range(len(tokens.SPECIAL))]
-    assert (text.pad, text.eos, text.audio) == (0, 1, 2)
-    assert (text.think, text.end_think, text.answer) == (3, 4, 5)
-    assert len(text.encode(" back-right")) == 1 and text.size <= 480
+    assert (text.pad_id, text.eos_id, text.audio_id) == (0, 1, 2)
+    assert (text.think_id, text.end_think_id, text.answer_id) == (3, 4, 5)
+    assert len(text.encode(" back-right")) == 1 and text.vocab_size <= 480
 
 
-def test_saved_and_loaded(text, tmp_path):
-    text.tokenizer.save(str(tmp_path / "tokenizer.json"))
-    again = tokens.Text.load(tmp_path / "tokenizer.json")
-    assert again.encode(" dog left ?") == text.encode(" dog left ?") and again.eos == text.eos
+def test_saved_tokenizer_is_loaded(text, tmp_path):
+    text.backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokens.TextTokenizer.load(tmp_path / "tokenizer.json")
+    assert loaded.encode(" dog left ?") == text.encode(" dog left ?")
+    assert loaded.eos_id == text.eos_id
     with pytest.raises(ConfigError, match=r"absent\.json: no such file"):
-        tokens.Text.load(tmp_path / "absent.json")
+        tokens.TextTokenizer.load(tmp_path / "absent.json")
     with pytest.raises(ConfigError, match="lacks the tokens .*<AcousticTokens>"):
-        tokens.Text.of(Tokenizer(models.BPE()))
+        tokens.TextTokenizer.from_tokenizer(Tokenizer(models.BPE()))
 
 
 def test_each_option_follows_its_letter():
-    written = tokens.question_text(ASKED.question, ASKED.options)
-    assert written == " where is the dog ?\nA left\nB back\nC front\nD right\n"
-    free = tokens.question_text(ASKED.question, None)
-    assert free == " where is the dog ?\n"
-    assert tokens.options_in(written) == ASKED.options and tokens.options_in(free) == ()
+    prompt = tokens.question_text(QUESTION.question, QUESTION.options)
+    assert prompt == " where is the dog ?\nA left\nB back\nC front\nD right\n"
+    assert tokens.parse_options(prompt) == QUESTION.options
+    open_ended = tokens.question_text(QUESTION.question, None)
+    assert open_ended == " where is the dog ?\n" and tokens.parse_options(open_ended) == ()
 
 
-def test_options_are_read_from_prompts_of_all_kinds(text):
-    """As rewards meet them: with places for audio, padded, and in a conversation's turns."""
-    chat = dataclasses.replace(text, before=tuple(text.encode("user\n")), after=(text.eos, 9))
-    for kind in (text, chat):
-        for options in (ASKED.options, ("0", "1", "2", "3"), ("bird left", "B", "A b", "dog")):
-            words = tokens.question_text(ASKED.question, options)
-            [ids] = tokens.pad_left([tokens.prompt_ids(kind, 5, words)], 60, text.pad)
-            assert tokens.options_in(kind.decode(ids)) == options
+def test_options_are_parsed_from_padded_and_chat_prompts(text):
+    """As rewards read them: after audio placeholders and padding, inside a chat message."""
+    prefix, suffix = tuple(text.encode("user\n")), (text.eos_id, 9)
+    chat = dataclasses.replace(text, chat_prefix=prefix, chat_suffix=suffix)
+    for tokenizer in (text, chat):
+        for options in (QUESTION.options, ("0", "1", "2", "3"), ("bird left", "B", "A b", "dog")):
+            words = tokens.question_text(QUESTION.question, options)
+            [ids] = tokens.pad_left([tokens.prompt_ids(tokenizer, 5, words)], 60, text.pad_id)
+            assert tokens.parse_options(tokenizer.decode(ids)) == options
 
 
-def test_replies_are_what_the_rewards_read():
-    whole = tokens.reply_text(ASKED)
-    assert whole.endswith("<eos>")
-    said = whole.removesuffix("<eos>")
-    assert rewards.parse(said) == (" dog front near . so front", "front")
-    silent = tokens.reply_text(ASKED, thought=False).removesuffix("<eos>")
-    assert rewards.parse(silent) == ("", "front")
+def test_replies_are_parsed_by_the_rewards():
+    reply = tokens.reply_text(QUESTION)
+    assert reply.endswith("<eos>")
+    parsed = rewards.parse_completion(reply.removesuffix("<eos>"))
+    assert parsed == (" dog front near . so front", "front")
+    without_trace = tokens.reply_text(QUESTION, with_trace=False).removesuffix("<eos>")
+    assert rewards.parse_completion(without_trace) == ("", "front")
     assert tokens.caption_text("dog front near .") == "<think> dog front near .</think><eos>"
 
 
-def test_prompts_begin_with_places_for_audio(text):
+def test_prompts_begin_with_audio_placeholders(text):
     ids = tokens.prompt_ids(text, 3, " where is the dog ?\n")
-    assert ids[:3] == [text.audio] * 3 and text.audio not in ids[3:]
+    assert ids[:3] == [text.audio_id] * 3 and text.audio_id not in ids[3:]
     assert text.decode(ids[3:]) == " where is the dog ?\n"
 
 

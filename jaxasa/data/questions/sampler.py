@@ -58,7 +58,7 @@ class _Candidate(NamedTuple):
 class QuestionSampler:
     """Samples questions about scenes for training.
 
-    weights: of (task, text of the answer), see `balanced`. If empty, those in `questions.tasks`
+    weights: of (task, text of the answer), see `balanced_question_sampler`. If empty, those in `questions.tasks`
         hold among the types that a scene supports, and every scene with any is accepted.
     """
 
