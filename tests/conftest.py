@@ -34,7 +34,7 @@ def described():
 
     def make(count, sources=(1, 3), seed=0):
         ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=3.0, sources=sources)
-        drawn = (scenes.draw(ranges, clips, seed, "test", i) for i in range(count))
+        drawn = (scenes.sample_scene(ranges, clips, seed, "test", i) for i in range(count))
         return [scenes.describe(spec) for spec in drawn]
 
     make.clips = clips
@@ -49,10 +49,10 @@ def text(described):
     rng, texts = np.random.default_rng(0), [pipeline.CAPTION_PROMPT, " ".join(CLASSES)]
     for scene in described(250):
         texts.append(scene_text.caption(scene))
-        for asked in questions.Asking(CLASSES)(scene, rng, 6):
+        for asked in questions.QuestionSampler(CLASSES)(scene, rng, 6):
             texts.append(tokens.question_text(asked.question, asked.options))
             texts.append(tokens.reply_text(asked))
-    return tokens.train(texts, 480)
+    return tokens.train_tokenizer(texts, 480)
 
 
 @pytest.fixture(scope="session")
@@ -131,28 +131,24 @@ def context_of(tiny, text):
     from jaxasa import config
     from jaxasa.data import questions
     from jaxasa.parallel import mesh
-    from jaxasa.stages import common
+    from jaxasa.stages.stage import Context
 
     def make(stage, data, asa=tiny.asa, **fields):
-        run = types.SimpleNamespace(
-            model=asa.model,
-            scenes=types.SimpleNamespace(seconds=len(data[0][0]) / 16_000),
-            questions=config.Questions(),
-            seed=0,
-        )
+        seconds = len(data[0][0]) / 16_000
         settings = dict(
-            run=run,
             stage=stage,
             asa=asa,
-            mesh=mesh.make(config.Mesh(), jax.devices()[:1]),
-            text=text,
+            mesh=mesh.make_mesh(config.Mesh(), jax.devices()[:1]),
+            scenes=config.Scenes(train=1, dev=1, benchmark=1, seconds=seconds),
+            seed=0,
+            tokenizer=text,
             classes=tiny.classes,
             clips=(),
             train=data,
             dev=data,
-            asking=questions.Asking(tiny.classes),
+            question_sampler=questions.QuestionSampler(tiny.classes),
         )
-        return common.Context(**settings | fields)
+        return Context(**settings | fields)
 
     return make
 

@@ -22,8 +22,8 @@ class Chip:
 
     flops: float
     hbm: float
-    hbm_rate: float
-    link_rate: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
     devices: int
     torus_wraparound: int
 
@@ -49,7 +49,7 @@ _PEAKS = {
 }
 
 
-def peak(device_kind: str) -> float | None:
+def peak_flops(device_kind: str) -> float | None:
     """FLOPs a second that a device can do in bf16 products; None where that is not known."""
     known = [name for name in _PEAKS if device_kind.startswith(name)]
     return _PEAKS[max(known, key=len)] if known else None

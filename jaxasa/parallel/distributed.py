@@ -27,7 +27,7 @@ _UNFINISHED = 75
 _LOST = ("gloo", "nccl", "unavailable:", "coordination service", "heartbeat")
 
 
-def join() -> None:
+def initialize() -> None:
     """Prints which process this is, and joins the others where the environment names any.
 
     Raises ConfigError for an environment that does not fit. A process that cannot join in
@@ -44,7 +44,7 @@ def join() -> None:
     who: dict = {}
     where, told = f"JAXASA_COORDINATOR={coordinator}", None
     if coordinator == "auto":
-        told, where = _launched(where)
+        told, where = _process_from_launcher(where)
     else:
         host, _, port = coordinator.rpartition(":")
         ok = bool(host) and port.isdecimal()
@@ -57,7 +57,9 @@ def join() -> None:
     else:
         print("process {} of {}".format(*told), flush=True)
     # JAX ends a process that waits too long by an abort, whose reason is hard to find.
-    guard = threading.Timer(seconds, _give_up, (seconds, coordinator, where, who.get("process_id")))
+    guard = threading.Timer(
+        seconds, _abort_startup, (seconds, coordinator, where, who.get("process_id"))
+    )
     guard.daemon = True
     guard.start()
     try:
@@ -80,14 +82,14 @@ def join() -> None:
     print(f"{jax.local_device_count()} of {devices} devices ({kind}) are here", flush=True)
 
 
-def is_lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether `error` says that another process of this run is gone."""
-    if not isinstance(error, jax.errors.JaxRuntimeError) or not _is_joined():
+    if not isinstance(error, jax.errors.JaxRuntimeError) or not _is_initialized():
         return False
     return any(word in str(error).lower() for word in _LOST)
 
 
-def leave(code: int) -> None:
+def abort_on_error(code: int) -> None:
     """Ends this process with `code` where others would wait for it in vain; else returns.
 
     Leaving in order would wait for the others, which wait for this one in a collective. Gone
@@ -95,10 +97,10 @@ def leave(code: int) -> None:
     them at once: it waits a third of that time, so that they tell an error that all meet
     themselves, and leaves before it misses those that have told it.
     """
-    if code in _TOGETHER or not _is_joined():
+    if code in _TOGETHER or not _is_initialized():
         return
     error = sys.exc_info()[1]
-    if error is not None and is_lost(error):
+    if error is not None and is_peer_failure(error):
         reason = str(error).strip().splitlines()[0]
         where = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"jaxasa: {where}: another process is gone ({reason})", file=sys.stderr)
@@ -112,7 +114,7 @@ def leave(code: int) -> None:
     _exit(code)
 
 
-def _is_joined() -> bool:
+def _is_initialized() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -127,7 +129,7 @@ def _number(name: str, low: int, high: int, default: str = "") -> int:
     return int(value)
 
 
-def _launched(where: str) -> tuple[tuple[int, int] | None, str]:
+def _process_from_launcher(where: str) -> tuple[tuple[int, int] | None, str]:
     """Which process this is, of how many, and where they run, as far as a launcher says so.
 
     JAX finds the same for itself, but says nothing before all have come. SLURM, or the TPU hosts
@@ -149,7 +151,7 @@ def _launched(where: str) -> tuple[tuple[int, int] | None, str]:
     return None, where
 
 
-def _give_up(seconds: int, coordinator: str, where: str, index: int | None) -> None:
+def _abort_startup(seconds: int, coordinator: str, where: str, index: int | None) -> None:
     reason = "not all processes came"
     if index != 0 and coordinator != "auto":
         host, _, port = coordinator.rpartition(":")

@@ -11,7 +11,7 @@ from jaxasa import config
 AXES = ("data", "fsdp", "tensor")
 
 
-def make(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+def make_mesh(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """Mesh over `devices` (by default all, of every process); a size of -1 takes what is left.
 
     Raises ConfigError when the sizes do not multiply to the number of devices, and when the

@@ -86,7 +86,7 @@ def state_sharding(tree, params_shardings: Mapping):
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def place(tree, shardings):
+def put(tree, shardings):
     """Host arrays (the same on every process) -> global arrays that lie as `shardings` say.
 
     A global array that lies so already is returned as it is.
@@ -102,7 +102,7 @@ def place(tree, shardings):
     return jax.tree.map(one, tree, shardings)
 
 
-def place_batch(batch, mesh: Mesh):
+def shard_batch(batch, mesh: Mesh):
     """This process's rows [B, ...] of every array -> global arrays split over (data, fsdp).
 
     Raises ConfigError when the rows do not divide among this process's devices.
@@ -112,40 +112,40 @@ def place_batch(batch, mesh: Mesh):
 
     def one(leaf) -> jax.Array:
         leaf = np.asarray(leaf)
-        if leaf.ndim == 0 or leaf.shape[0] * processes % shares(mesh):
+        if leaf.ndim == 0 or leaf.shape[0] * processes % num_batch_shards(mesh):
             raise ConfigError(
                 f"batch: an array of shape {leaf.shape} on {processes} process(es), "
-                f"expected rows that divide by data x fsdp = {shares(mesh)}"
+                f"expected rows that divide by data x fsdp = {num_batch_shards(mesh)}"
             )
         return jax.make_array_from_process_local_data(sharding, leaf)
 
     return jax.tree.map(one, batch)
 
 
-def shares(mesh) -> int:
+def num_batch_shards(mesh) -> int:
     """Among how many devices of a mesh the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def row_shares() -> int:
-    """`shares` of the mesh that is set; 1 for none."""
+def current_batch_shards() -> int:
+    """`num_batch_shards` of the mesh that is set; 1 for none."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else shares(mesh)
+    return 1 if mesh.empty else num_batch_shards(mesh)
 
 
-def by_rows(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array) -> jax.Array:
     """x [B, ...] kept split by rows over (data, fsdp), as the batch is that it comes from.
 
     Said for activations, or the partitioner lets them lie as the weights that they meet, and
     adds up partial products in place of gathering those weights. Rows that do not divide, as
     when a model answers one question, lie as they come.
     """
-    shares = row_shares()
+    shares = current_batch_shards()
     split = shares > 1 and x.shape[0] % shares == 0
     return jax.lax.with_sharding_constraint(x, BATCH) if split else x
 
 
-def gathered(table: jax.Array) -> jax.Array:
+def gather_width(table: jax.Array) -> jax.Array:
     """table [V, D] whole in its width on every device, to meet rows that are: split over tensor."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -153,10 +153,10 @@ def gathered(table: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(table, PartitionSpec(MESH_AXES["vocab"], None))
 
 
-def local(tree):
-    """This process's rows, as numpy arrays, of global arrays that lie as `place_batch` lays them.
+def to_host_local(tree):
+    """This process's rows, as numpy arrays, of global arrays that lie as `shard_batch` lays them.
 
-    The inverse of `place_batch`.
+    The inverse of `shard_batch`.
     """
 
     def one(leaf: jax.Array) -> np.ndarray:
@@ -167,7 +167,7 @@ def local(tree):
     return jax.tree.map(one, tree)
 
 
-def joined(tree):
+def process_allgather(tree):
     """Numpy arrays [rows, ...] of each process -> those of all processes, everywhere the same."""
     if jax.process_count() == 1:
         return tree

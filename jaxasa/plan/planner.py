@@ -32,7 +32,6 @@ from jaxasa.parallel.chips import GIB, Topology, topology
 from jaxasa.plan import aot, roofline
 from jaxasa.plan.hlo import Program
 
-STEPS = ("text", "spatial", "align", "sft", "grpo", aot.ROLLOUT)
 _MAX_EMULATED_DEVICES = 1024
 
 
@@ -58,16 +57,17 @@ def plan(run: config.Run, name: str, step: str | None = None) -> dict:
     """
     slice_ = topology(name)
     step = step or run.stages[-1]
-    config.check(step in STEPS, "--stage", step, "one of " + ", ".join(STEPS))
+    config.check(step in aot.PROGRAMS, "--stage", step, "one of " + ", ".join(aot.PROGRAMS))
     is_tpu = importlib.util.find_spec("libtpu") is not None
     devices = _tpu_devices(name) if is_tpu else _emulated_devices(slice_)
     config.check(len(devices) == slice_.devices, "--topology", name, f"{slice_.devices} devices")
-    device_mesh = mesh.make(run.mesh, devices)
+    device_mesh = mesh.make_mesh(run.mesh, devices)
     with _progress(f"compiling {step} for {name}{'' if is_tpu else ' (emulated CPU devices)'}"):
         lowered, inputs = aot.lower(run, step, device_mesh)
         arguments = sum(map(_bytes_per_device, jax.tree.leaves(inputs)))
         compiled = _compile(lowered, arguments, slice_.devices, is_tpu)
-    shapes = aot.params_shapes(run)
+    shapes, work = aot.params_shapes(run), aot.workload(run, step)
+    trainable, _ = trees.split(shapes, work.trainable)
     result = {
         "topology": name,
         "chips": slice_.chips,
@@ -75,7 +75,7 @@ def plan(run: config.Run, name: str, step: str | None = None) -> dict:
         "mesh": dict(device_mesh.shape),
         "compiler": "libtpu" if is_tpu else "emulated CPU devices",
         "parameters": sum(math.prod(s.shape) for s in jax.tree.leaves(shapes)),
-        "trainable_parameters": _num_trainable(run, step, shapes),
+        "trainable_parameters": sum(math.prod(s.shape) for s in trainable.values()),
         "fits": None,
         "hbm_bytes": {
             "arguments": compiled.arguments * slice_.chip.devices,
@@ -83,7 +83,7 @@ def plan(run: config.Run, name: str, step: str | None = None) -> dict:
             "capacity": int(slice_.chip.hbm),
         },
         "flops_per_step": None,
-        "model_flops_per_step": flops.model_flops(run, step, shapes),
+        "model_flops_per_step": flops.model_flops(work, run.model, run.scenes.seconds, shapes),
         "collective_bytes": None,
         "expected_step_seconds": None,
         "expected_mfu": None,
@@ -120,8 +120,7 @@ def _roofline_estimates(
         coords if all(len(c) == len(slice_.dims) for c in coords) else None,
         run.model.reply_tokens if step == aot.ROLLOUT else 1,
     )
-    stage = getattr(run, "grpo" if step == aot.ROLLOUT else step)
-    counts = flops.positions(run, step)
+    counts = flops.positions(aot.workload(run, step), run.model, run.scenes.seconds)
     tokens = counts["head"] if step == aot.ROLLOUT else counts["decoder"]
     return {
         "flops_per_step": cost.flops * slice_.devices,
@@ -130,7 +129,7 @@ def _roofline_estimates(
         "expected_mfu": model_flops / (cost.total * slice_.chips * slice_.chip.flops),
         "seconds_by_bound": cost.seconds,
         "tokens_per_second": tokens / cost.total,
-        "clips_per_second": stage.batch_size / cost.total,
+        "clips_per_second": aot.options_of(run, step).batch_size / cost.total,
     }
 
 
@@ -139,13 +138,6 @@ def _coordinates(device) -> tuple[int, ...]:
     coords = tuple(getattr(device, "coords", ()))
     # Two-dimensional slices have a third coordinate, which is always 0.
     return coords[:2] if "lite" in getattr(device, "device_kind", "") else coords
-
-
-def _num_trainable(run: config.Run, step: str, shapes) -> int:
-    if step == aot.ROLLOUT:
-        return 0
-    trainable, _ = trees.split(shapes, getattr(run, step).trainable)
-    return sum(math.prod(s.shape) for s in trainable.values())
 
 
 def _tpu_devices(name: str) -> Sequence:
@@ -214,7 +206,8 @@ def _compile(lowered: jax.stages.Lowered, arguments: int, devices: int, is_tpu: 
 def _advice(run: config.Run, step: str, device_mesh: Mesh, compiled: Compiled) -> list[str]:
     """Changes that reduce the memory of a step that does not fit, most promising first."""
     lines = []
-    stage = "GrpoStage" if step == aot.ROLLOUT else f"{step.capitalize()}Stage"
+    options, work = aot.options_of(run, step), aot.workload(run, step)
+    stage = type(options).__name__
     data, fsdp, tensor = (device_mesh.shape[axis] for axis in mesh.AXES)
     decoder = run.model.decoder
     if data > 1 and decoder.width % (data * fsdp) == 0:
@@ -228,11 +221,10 @@ def _advice(run: config.Run, step: str, device_mesh: Mesh, compiled: Compiled) -
             lines.append(f"more tensor: --gin.Mesh.{sizes}, or a larger slice")
         else:
             lines.append("a larger slice: parameters and optimizer state take most of the memory")
-    options = getattr(run, "grpo" if step == aot.ROLLOUT else step)
-    if step not in ("spatial", aot.ROLLOUT) and run.model.remat != "full":
+    if work.trainable and work.prompts and run.model.remat != "full":
         lines.append("remat: --gin.Model.remat=\"'full'\" stores only the input of each layer")
     halved = options.batch_size % (2 * data * fsdp * options.grad_accum_steps) == 0
-    if halved and step != aot.ROLLOUT:
+    if halved and work.trainable:
         microbatches = 2 * options.grad_accum_steps
         lines.append(
             f"microbatches: --gin.{stage}.grad_accum_steps={microbatches} accumulates gradients"
@@ -242,10 +234,9 @@ def _advice(run: config.Run, step: str, device_mesh: Mesh, compiled: Compiled) -
     questions = getattr(options, "questions_per_scene", 1)
     if questions > 1:
         lines.append(f"smaller batch: --gin.{stage}.questions_per_scene={questions // 2}")
-    if step in ("grpo", aot.ROLLOUT) and run.grpo.num_generations > 2:
-        lines.append(
-            f"smaller batch: --gin.GrpoStage.num_generations={run.grpo.num_generations // 2}"
-        )
+    generations = getattr(options, "num_generations", 1)
+    if generations > 2:
+        lines.append(f"smaller batch: --gin.{stage}.num_generations={generations // 2}")
     return lines or ["a larger slice, or chips with more memory"]
 
 

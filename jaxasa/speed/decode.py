@@ -55,7 +55,7 @@ def jax_params(torch_model) -> dict:
     """Parameters {"decoder": ...} of jaxasa with the weights of a transformers model."""
     tensors = {name: t.detach().numpy() for name, t in torch_model.state_dict().items()}
     tensors.pop("lm_head.weight")
-    return trees.merge({}, keymap.from_file(tensors))
+    return trees.merge({}, keymap.from_hf(tensors))
 
 
 def run(
@@ -75,22 +75,15 @@ def run(
     torch_model.generation_config.eos_token_id = None
     asa = jax_model(decoder)
     params = jax.tree.map(jax.numpy.asarray, jax_params(torch_model))
-    prepared = jax.jit(lambda p: decoding.prepare(asa, p, False))(params)
+    weights = jax.jit(lambda p: decoding.prepare_weights(asa, p))(params)
+    special_tokens = sample.SpecialTokenIds(pad=0, eos=-1, audio=-1, answer=-1)
 
     @jax.jit
-    def generate(params, prepared, ids):
+    def generate(params, weights, ids):
         return sample.generate(
-            asa,
-            params,
-            ids,
-            None,
-            jax.random.key(0),
-            max_new=new_tokens,
-            pad=0,
-            eos=-1,
-            audio_id=-1,
-            adapted=False,
-            prepared=prepared,
+            *(asa, params, ids, None, jax.random.key(0), special_tokens),
+            max_new_tokens=new_tokens,
+            weights=weights,
         ).ids[:, 0]
 
     rows = []
@@ -101,7 +94,7 @@ def run(
         torch_ids = torch.from_numpy(ids).long()
 
         def decode_jax(ids=ids) -> np.ndarray:
-            return np.asarray(generate(params, prepared, ids))
+            return np.asarray(generate(params, weights, ids))
 
         def decode_torch(ids=torch_ids) -> np.ndarray:
             with torch.inference_mode():

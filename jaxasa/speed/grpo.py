@@ -17,8 +17,9 @@ from jaxasa.models.asa import ASA
 from jaxasa.speed import timing
 from jaxasa.speed.decode import jax_model, torch_decoder
 from jaxasa.speed.sft import DECODER, FIRST_WORD, SPECIAL_TOKENS, initial_state, peft_config
-from jaxasa.stages import common, policy
-from jaxasa.stages.sft import merge_leading_dims
+from jaxasa.stages import policy
+from jaxasa.stages.common import merge_leading_dims
+from jaxasa.train import update
 
 PROMPTS, GROUP, PROMPT, REPLY, ROUNDS = 16, 8, 50, 30, 8
 
@@ -50,32 +51,34 @@ def make_jax_step(
     asa: ASA, torch_model, stage: config.GrpoStage, prompts: np.ndarray, decode, reply: int
 ):
     """Returns a function that trains on `prompts` int32 [B, P] and returns the mean reward."""
-    context, train_state = initial_state(asa, torch_model, stage)
-    special = dict(pad=SPECIAL_TOKENS.pad, audio_id=SPECIAL_TOKENS.audio)
+    device, train_state = initial_state(asa, torch_model, stage)
+    special_tokens = sample.SpecialTokenIds.of(SPECIAL_TOKENS)
 
     @jax.jit
     def rollout(params, prompts, key) -> sample.Completions:
-        options = dict(group=stage.num_generations, max_new=reply, temperature=stage.temperature)
+        sampling = config.Sampling(stage.temperature)
         return sample.generate(
-            asa, params, prompts, None, key, eos=SPECIAL_TOKENS.eos, **options, **special
+            *(asa, params, prompts, None, key, special_tokens, sampling),
+            num_generations=stage.num_generations,
+            max_new_tokens=reply,
         )
 
     def loss(params, batch, key):
         ids, old_logps, mask = (merge_leading_dims(batch[name]) for name in ("ids", "logps", "mask"))
         prompt_embeds, completion_embeds = (
-            asa.embed(params, x, None, SPECIAL_TOKENS.audio) for x in (batch["prompt"], ids)
+            asa.embed(params, x, None, SPECIAL_TOKENS.audio_id) for x in (batch["prompt"], ids)
         )
-        valid = batch["prompt"] != SPECIAL_TOKENS.pad
-        hidden = asa.complete(params, prompt_embeds, valid, completion_embeds, mask > 0)
-        logps, _ = lm.token_logps(hidden, asa.table(params), ids, stage.temperature)
+        valid = batch["prompt"] != SPECIAL_TOKENS.pad_id
+        hidden = asa.score_completions(params, prompt_embeds, valid, completion_embeds, mask > 0)
+        logps, _ = lm.token_logps(hidden, asa.unembedding(params), ids, stage.temperature)
         return policy.dr_grpo(logps, old_logps, merge_leading_dims(batch["advantages"]), mask), {}
 
-    update = common.gradient_step(context, loss)
+    train_step = update.make_step(stage, device, loss, SPECIAL_TOKENS.pad_id)
     keys = iter(jax.random.split(jax.random.key(0), 1000))
 
     def step() -> float:
         nonlocal train_state
-        with jax.set_mesh(context.mesh):
+        with jax.set_mesh(device):
             completions = jax.device_get(rollout(train_state.params, prompts, next(keys)))
             rewards = np.array(
                 [[unique_word_fraction(decode(row)) for row in group] for group in completions.ids]
@@ -85,9 +88,9 @@ def make_jax_step(
                 "ids": completions.ids,
                 "logps": completions.logps,
                 "mask": completions.mask.astype(np.float32),
-                "advantages": policy.advantages(rewards, False).astype(np.float32),
+                "advantages": policy.group_advantages(rewards, False).astype(np.float32),
             }
-            train_state, metrics = update(
+            train_state, metrics = train_step(
                 train_state, rows, jax.device_put(next(keys), train_state.step.sharding)
             )
             jax.block_until_ready(metrics)
@@ -113,7 +116,7 @@ def run(
     )
     torch.manual_seed(0)
     torch_model = torch_decoder(
-        decoder, transformers, pad_token_id=SPECIAL_TOKENS.pad, eos_token_id=SPECIAL_TOKENS.eos
+        decoder, transformers, pad_token_id=SPECIAL_TOKENS.pad_id, eos_token_id=SPECIAL_TOKENS.eos_id
     )
     stage = config.GrpoStage(
         steps=1000,

@@ -8,6 +8,7 @@ import types
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxasa import config
 from jaxasa.models.asa import ASA
@@ -15,14 +16,16 @@ from jaxasa.parallel import mesh
 from jaxasa.speed import timing
 from jaxasa.speed.decode import jax_model, jax_params, torch_decoder
 from jaxasa.stages import common
-from jaxasa.train import state
+from jaxasa.train import state, update
 
 DECODER = config.Decoder(
     vocab_size=512, width=128, heads=4, kv_heads=2, head_dim=32, intermediate_size=256, layers=3
 )
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # Token ids shared by both tokenizers; ids from FIRST_WORD on are words.
-SPECIAL_TOKENS = types.SimpleNamespace(pad=0, eos=1, audio=2, think=3, end_think=4, answer=5)
+SPECIAL_TOKENS = types.SimpleNamespace(
+    pad_id=0, eos_id=1, audio_id=2, think_id=3, end_think_id=4, answer_id=5
+)
 FIRST_WORD = 6
 ROWS, PROMPT, REPLY, ROUNDS = 96, 50, 30, 15
 
@@ -37,16 +40,11 @@ def peft_config(peft):
 
 def initial_state(
     asa: ASA, torch_model, stage: config.Stage
-) -> tuple[types.SimpleNamespace, state.TrainState]:
-    """The context that common.gradient_step needs, and a state with `torch_model`'s weights."""
+) -> tuple[Mesh, state.TrainState]:
+    """A mesh of one device, and a state on it with `torch_model`'s weights."""
     lora = jax.jit(lambda key: asa.init(key)["lora"])(jax.random.key(0))
-    context = types.SimpleNamespace(
-        stage=stage,
-        asa=asa,
-        mesh=mesh.make_mesh(config.Mesh(data=1), jax.devices()[:1]),
-        text=SPECIAL_TOKENS,
-    )
-    return context, state.create(jax_params(torch_model) | {"lora": lora}, stage, context.mesh)
+    device = mesh.make_mesh(config.Mesh(data=1), jax.devices()[:1])
+    return device, state.create(jax_params(torch_model) | {"lora": lora}, stage, device)
 
 
 def batch(rows: int, prompt: int, reply: int, vocab: int) -> dict[str, np.ndarray]:
@@ -54,7 +52,7 @@ def batch(rows: int, prompt: int, reply: int, vocab: int) -> dict[str, np.ndarra
     rng = np.random.default_rng(0)
     ids = rng.integers(FIRST_WORD, vocab, (rows, prompt + reply), np.int32)
     padding = rng.integers(0, prompt // 4 + 1, (rows, 1))
-    ids[:, :prompt][np.arange(prompt) < padding] = SPECIAL_TOKENS.pad
+    ids[:, :prompt][np.arange(prompt) < padding] = SPECIAL_TOKENS.pad_id
     return {"prompt": ids[:, :prompt], "reply": ids[:, prompt:]}
 
 
@@ -81,21 +79,22 @@ def run(
         trainable=("lora/.*",),
         questions_per_scene=1,
     )
-    context, jax_state = initial_state(asa, torch_model, stage)
+    device, jax_state = initial_state(asa, torch_model, stage)
     rows_batch = batch(rows, prompt, reply, decoder.vocab_size)
 
     def loss(params, batch, key):
         return common.reply_loss(
-            asa, params, batch["prompt"], batch["reply"], None, SPECIAL_TOKENS, True
+            asa, params, batch["prompt"], batch["reply"], None, SPECIAL_TOKENS
         )
 
-    update, losses = common.gradient_step(context, loss), ([], [])
+    train_step = update.make_step(stage, device, loss, SPECIAL_TOKENS.pad_id)
+    losses: tuple[list[float], list[float]] = ([], [])
     key = jax.device_put(jax.random.key(0), jax_state.step.sharding)
 
     def step_jax() -> None:
         nonlocal jax_state
-        with jax.set_mesh(context.mesh):
-            jax_state, metrics = update(jax_state, rows_batch, key)
+        with jax.set_mesh(device):
+            jax_state, metrics = train_step(jax_state, rows_batch, key)
         losses[0].append(float(metrics["loss"]))
 
     peft_model = peft.get_peft_model(torch_model, peft_config(peft)).train()
@@ -108,7 +107,7 @@ def run(
     def step_torch() -> None:
         logits = peft_model(
             input_ids=ids[:, :-1],
-            attention_mask=(ids[:, :-1] != SPECIAL_TOKENS.pad).long(),
+            attention_mask=(ids[:, :-1] != SPECIAL_TOKENS.pad_id).long(),
             logits_to_keep=reply,
             use_cache=False,
         ).logits

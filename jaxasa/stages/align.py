@@ -1,65 +1,85 @@
 """Stage 2 (`align`): the projector learns captions under a frozen decoder.
 
-The experts' auxiliary losses stay on.
+The auxiliary losses of the projector's experts stay on.
 """
 
+from jaxasa import config
 from jaxasa.data import pipeline
+from jaxasa.models.asa import without_adapters
+from jaxasa.models.flops import Workload
 from jaxasa.stages import common
 from jaxasa.stages.spatial import expert_loss
+from jaxasa.stages.stage import CAPTION_FIELDS, Context, Loss, TrainingStage
+from jaxasa.train import loop
 
 EXPERT_WEIGHT = 0.2
 
 
-def objective(context: common.Context):
-    """loss(params, batch, key) of one caption a scene."""
-    run, asa, text = context.run, context.asa, context.text
+def objective(context: Context[config.AlignStage]) -> Loss:
+    """Cross-entropy of one caption per scene, plus the experts' losses."""
+    asa, tokenizer = context.asa, context.tokenizer
+    seconds, num_classes = context.scenes.seconds, context.model.spatial.num_classes
 
     def loss(params, batch, key):
-        audio = asa.listen(params, common.hear(batch))
-        tokens, experts = asa.project(params, audio)
+        audio = asa.encode_audio(params, common.augment_audio(batch))
+        audio_embeds, experts = asa.project(params, audio)
         prompt, reply = batch["prompt"][:, 0], batch["reply"][:, 0]
-        said, hits = common.reply_loss(asa, params, prompt, reply, tokens, text, False)
-        aside, _ = expert_loss(experts, batch, run.scenes.seconds, run.model.spatial.num_classes)
-        # No answer is in a caption.
-        measured = {"caption": said, "token_accuracy": hits["token_accuracy"]}
-        return said + EXPERT_WEIGHT * aside, measured
+        caption_loss, accuracies = common.reply_loss(
+            asa, without_adapters(params), prompt, reply, audio_embeds, tokenizer
+        )
+        auxiliary_loss, _ = expert_loss(experts, batch, seconds, num_classes)
+        # Captions have no answer, and so no accuracy of answers.
+        metrics = {"caption": caption_loss, "token_accuracy": accuracies["token_accuracy"]}
+        return caption_loss + EXPERT_WEIGHT * auxiliary_loss, metrics
 
     return loss
 
 
-def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
-    """The maker of examples; without `augment` they are as they were rendered."""
-    model = context.run.model
-    return pipeline.Targets(
+def examples(context: Context[config.AlignStage], augment: bool = True) -> pipeline.SpatialExamples:
+    """Scenes with captions; without `augment`, neither rotated, mono nor paraphrased."""
+    stage, model = context.stage, context.model
+    return pipeline.SpatialExamples(
         context.classes,
         model.spatial.num_slots,
-        context.stage.mono_prob if augment else 0.0,
-        augment and context.turns,
+        stage.mono_prob if augment else 0.0,
+        augment and context.can_rotate,
         model,
-        context.text,
+        context.tokenizer,
         context.audio_tokens,
-        context.stage.paraphrase_prob if augment else 0.0,
+        stage.paraphrase_prob if augment else 0.0,
     )
 
 
-def task(context: common.Context) -> common.Task:
-    """One caption a scene."""
-    loss = objective(context)
-
-    def measure(params, batch):
-        value, measured = loss(params, batch, None)
-        return {"loss": value} | measured
-
-    make = examples(context)
-    if make.phrasings:
-        assert context.dev is not None
-        some = range(min(common.EVAL_SCENES, len(context.dev)))
-        pipeline.check_phrasings([context.dev[i][1] for i in some], make)
-    plain, count = examples(context, False), 2 * common.EVAL_SCENES
-    batch = common.held_out(context, context.dev, plain, "align/dev", count)
-    return common.Task(
+def task(context: Context[config.AlignStage]) -> loop.Task:
+    """One caption per scene."""
+    loss, make = objective(context), examples(context)
+    assert context.dev is not None
+    if context.stage.paraphrase_prob:
+        count = min(common.EVAL_SCENES, len(context.dev))
+        pipeline.check_caption_lengths([context.dev[i][1] for i in range(count)], make)
+    make_eval, count = examples(context, augment=False), 2 * common.EVAL_SCENES
+    batch = common.eval_batch(context, context.dev, make_eval, "align/dev", count)
+    return loop.Task(
         "align",
-        common.batches(context, make, "align"),
-        common.gradient_step(context, loss),
-        common.evaluation(context, measure, batch),
+        common.training_batches(context, make, "align"),
+        common.training_step(context, loss),
+        common.evaluation(context, loss, batch),
     )
+
+
+def workload(stage: config.AlignStage) -> Workload:
+    """Scenes through all parts of the model, with one reply each."""
+    rows = stage.batch_size
+    return Workload(scenes=rows, prompts=rows, completions=rows, trainable=stage.trainable)
+
+
+STAGE = TrainingStage(
+    name="align",
+    title="stage 2: projector, on captions",
+    examples=examples,
+    objective=objective,
+    task=task,
+    workload=workload,
+    parts=("semantic", "spatial", "decoder", "projector"),
+    depends_on=CAPTION_FIELDS,
+)

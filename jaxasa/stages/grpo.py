@@ -1,321 +1,451 @@
-"""Stage 4 (`grpo`): group-relative policy optimisation of the adapters.
+"""Stage 4 (`grpo`): group-relative policy optimization of the adapters, named as in TRL.
 
-A step draws scenes with questions about each, hears each once, samples a group of completions of
-each question with one prefill a prompt, rewards their texts on the host, and moves the adapters
-along the advantages, `stage.num_iterations` times. What was heard serves the updates too: nothing that
-hears is trained here. The losses are in policy.py; Dr. GRPO's is the default.
+A step samples G completions of each prompt, rewards their texts on the host, normalizes the rewards
+within each group to advantages, and makes `num_iterations` updates of the policy. The losses are in
+policy.py (Dr. GRPO by default), the rewards in rewards.py. Encoders and projector are frozen, so a
+scene's audio embeddings are computed once, in the rollout, and reused by the updates.
 
-Letters: B scenes, Q questions of each, P = B x Q prompts, G completions of each, R = P x G rows,
-C new tokens.
+Keys of the batch of an update:
+    prompt            [B, Q, P]       token ids, padded on the left
+    audio_embeds      [B, A, D]       of each scene, for all its prompts
+    completion_ids    [B, Q x G, L]   sampled token ids
+    completion_mask   [B, Q x G, L]   1.0 up to and including the end of sequence
+    loss_mask         [B, Q x G, L]   1.0 for tokens in the loss
+    sampler_logps     [B, Q x G, L]   log-probabilities under the sampler
+    old_logps         [B, Q x G, L]   the same under the learner before the first update of the
+                                      step, if `recomputes_old_logps`
+    ref_logps         [B, Q x G, L]   the same under the reference policy, if kl_weight > 0
+    advantages        [B, Q x G]
+
+Shapes: B scenes, Q questions per scene, G completions per prompt, R = B x Q x G rows, L new tokens,
+P prompt length, A audio tokens, D width.
 """
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jaxasa import config
 from jaxasa.config import LEVELS
 from jaxasa.core import trees
 from jaxasa.data import pipeline, tokens
 from jaxasa.models import lm, sample
+from jaxasa.models.asa import without_adapters
+from jaxasa.models.flops import Workload
 from jaxasa.parallel import sharding
-from jaxasa.stages import common, policy, rewards
-from jaxasa.stages.sft import asked, flat, project
-from jaxasa.train.state import State
+from jaxasa.stages import common, policy, sft
+from jaxasa.stages.common import merge_leading_dims
+from jaxasa.stages.rewards import answer_of, compute_rewards
+from jaxasa.stages.stage import (
+    QUESTION_FIELDS,
+    Batch,
+    Context,
+    Loss,
+    Rollout,
+    TrainingStage,
+)
+from jaxasa.train import loop, update
+from jaxasa.train.state import TrainState
+
+HostBatch = dict[str, np.ndarray]
 
 
-def rollout(
-    context: common.Context, params, batch, key, group: int, temperature: float
+def generate_completions(
+    context: Context[Any], params, batch: Batch, key, num_generations: int, temperature: float
 ) -> sample.Completions:
-    """`group` completions of each prompt of a batch, at `temperature`.
-
-    batch["heard"] [B, A, D]: what `sft.project` makes of its scenes.
-    """
-    text = context.text
+    """`num_generations` completions of each prompt, of which each is prefilled once."""
     return sample.generate(
         context.asa,
         params,
-        flat(batch["prompt"]),
-        _heard(batch),
+        merge_leading_dims(batch["prompt"]),
+        _audio_embeds_per_prompt(batch),
         key,
-        group=group,
-        max_new=context.run.model.reply_tokens,
-        temperature=temperature,
-        pad=text.pad,
-        eos=text.eos,
-        audio_id=text.audio,
+        sample.SpecialTokenIds.of(context.tokenizer),
+        config.Sampling(temperature),
+        num_generations=num_generations,
     )
 
 
-def completion_logps(context: common.Context, params, batch, adapted: bool = True) -> jax.Array:
-    """Log-probabilities [R, C] of completions `batch["ids"]` [B, Q x G, C], as they were sampled.
-
-    batch["heard"]: as for `rollout`. adapted: False for the model without its adapters.
-    """
-    asa, text = context.asa, context.text
-    prompt, ids, mask = (flat(batch[name]) for name in ("prompt", "ids", "mask"))
-    # A pad or a place for audio that was sampled was a word like any other then, and is now.
-    asked_for = asa.embed(params, prompt, _heard(batch), text.audio)
-    said = asa.embed(params, ids, None, text.audio)
-    hidden = asa.complete(params, asked_for, prompt != text.pad, said, mask > 0, adapted)
-    logps, _ = lm.token_logps(hidden, asa.table(params), ids, context.stage.temperature)
+def completion_logps(context: Context[Any], params, batch: Batch) -> jax.Array:
+    """Per-token log-probabilities [R, L] of completions, at the sampling temperature."""
+    asa, tokenizer = context.asa, context.tokenizer
+    prompt, ids, mask = (
+        merge_leading_dims(batch[name]) for name in ("prompt", "completion_ids", "completion_mask")
+    )
+    prompt_embeds = asa.embed(params, prompt, _audio_embeds_per_prompt(batch), tokenizer.audio_id)
+    # Without audio: a sampled <audio> token had its own embedding in the sampler too.
+    completion_embeds = asa.embed(params, ids, None, tokenizer.audio_id)
+    hidden = asa.score_completions(
+        params, prompt_embeds, prompt != tokenizer.pad_id, completion_embeds, mask > 0
+    )
+    logps, _ = lm.token_logps(hidden, asa.unembedding(params), ids, context.stage.temperature)
     return logps
 
 
-def _heard(batch) -> jax.Array:
-    """Audio tokens [P, A, D]: a scene's for each of its prompts."""
-    return jnp.repeat(batch["heard"], batch["prompt"].shape[1], axis=0)
+def _audio_embeds_per_prompt(batch: Batch) -> jax.Array:
+    """[B, A, D] -> [B x Q, A, D]."""
+    return jnp.repeat(batch["audio_embeds"], batch["prompt"].shape[1], axis=0)
 
 
-def examples(context: common.Context) -> pipeline.Asked:
-    """The maker of examples: scenes with `stage.questions_per_scene` each."""
-    stage = context.stage
-    return asked(context, stage.questions_per_scene, levels=stage.level_mix)
+def rollout_program(
+    context: Context[Any],
+    embed_audio: Callable = sft.embed_audio,
+    generate: Callable = generate_completions,
+):
+    """Jitted rollout(params, batch, key, num_generations, temperature).
 
+    Returns completions and audio embeddings [B, A, D].
+    """
 
-def sampler(context: common.Context):
-    """sample_them(params, batch, key, group, temperature), jitted: completions, what was heard."""
+    def rollout(params, batch, key, num_generations: int, temperature: float):
+        audio_embeds = embed_audio(context, params, batch)
+        batch = {**batch, "audio_embeds": audio_embeds}
+        completions = generate(context, params, batch, key, num_generations, temperature)
+        return completions, audio_embeds
 
-    def sample_them(params, batch, key, group: int, temperature: float):
-        heard = project(context, params, batch)
-        made = rollout(context, params, {**batch, "heard": heard}, key, group, temperature)
-        return made, heard
-
-    # Laid like a batch, so that each process has the completions of its own prompts.
+    # Sharded like a batch, so that each process has the completions of its own prompts.
     rows = NamedSharding(context.mesh, sharding.BATCH)
-    return jax.jit(sample_them, static_argnums=(3, 4), out_shardings=rows)
+    return jax.jit(rollout, static_argnums=(3, 4), out_shardings=rows)
 
 
-def is_rough(context: common.Context) -> bool:
-    """Sampler and learner round apart: the learner says how likely it found what was sampled."""
+def needs_is_correction(context: Context[Any]) -> bool:
+    """Whether sampler and learner log-probs differ numerically: unless they compute in float32.
+
+    Old log-probs then are the learner's, and truncated importance sampling (TIS) corrects for the
+    mismatch.
+    """
     return context.asa.dtype != jnp.float32
 
 
-def rescores(context: common.Context) -> bool:
-    """Whether what the learner found before the first of several updates is kept for them."""
-    return is_rough(context) and context.stage.num_iterations > 1
+def recomputes_old_logps(context: Context[config.GrpoStage]) -> bool:
+    """Whether old log-probs have to be computed before the first of several updates."""
+    return needs_is_correction(context) and context.stage.num_iterations > 1
 
 
-def paced(context: common.Context) -> common.Context:
-    """The context of the updates, whose schedule counts them: a step makes `num_iterations`."""
-    stage = context.stage
-    often = {
-        name: getattr(stage, name) * stage.num_iterations for name in ("steps", "warmup_steps")
-    }
-    return dataclasses.replace(context, stage=dataclasses.replace(stage, **often))
-
-
-def objective(context: common.Context):
-    """loss(params, batch, key) of completions with their advantages."""
-    stage, rough = context.stage, is_rough(context)
-    loss_of_tokens = policy.loss_of(stage)
+def objective(context: Context[config.GrpoStage]) -> Loss:
+    """The policy loss of a batch of completions with advantages."""
+    stage, corrects = context.stage, needs_is_correction(context)
+    policy_loss = policy.loss_of(stage)
 
     def loss(params, batch, key):
         logps = completion_logps(context, params, batch)
-        behaviour, advantages = flat(batch["logps"]), flat(batch["advantages"])
-        # What the length limit cut off was attended to, whether or not it teaches.
-        mask = flat(batch["taught"])
-        active = jnp.maximum(mask.sum(), 1)
-        extra, metrics = {}, {}
-        if rough:
-            sampled, behaviour = behaviour, jax.lax.stop_gradient(logps)
-            if "learner" in batch:
-                # Where nothing counts nothing may overflow either: infinity times 0 is no 0.
-                behaviour = jnp.where(mask > 0, flat(batch["learner"]), behaviour)
-            extra["weight"] = policy.truncated_ratio(behaviour, sampled)
-            ratio = jnp.where(mask > 0, jnp.exp(behaviour - sampled), 1.0)
-            metrics["sampler_ratio"] = (ratio * mask).sum() / active
-            metrics["sampler_ratio_max"] = ratio.max()
-        if "reference" in batch:
-            divergence = policy.k3(logps, jnp.where(mask > 0, flat(batch["reference"]), logps))
-            extra["penalty"] = stage.kl_weight * divergence
-            metrics["kl"] = (divergence * mask).sum() / active
-        value = loss_of_tokens(logps, behaviour, advantages, mask, **extra)
-        drift = ((logps - behaviour) * mask).sum() / active
-        return value, {"log_ratio": drift} | metrics
+        old_logps = sampler_logps = merge_leading_dims(batch["sampler_logps"])
+        mask = merge_leading_dims(batch["loss_mask"])
+        num_tokens = jnp.maximum(mask.sum(), 1)
+        options, metrics = {}, {}
+        if corrects:
+            old_logps = jax.lax.stop_gradient(logps)
+            if "old_logps" in batch:
+                # Masked tokens must not overflow: infinity times 0 is not 0.
+                old_logps = jnp.where(mask > 0, merge_leading_dims(batch["old_logps"]), old_logps)
+            options["importance_weights"] = policy.truncated_is_weight(old_logps, sampler_logps)
+            ratio = jnp.where(mask > 0, jnp.exp(old_logps - sampler_logps), 1.0)
+            metrics["sampling/importance_sampling_ratio/mean"] = (ratio * mask).sum() / num_tokens
+            metrics["sampling/importance_sampling_ratio/max"] = ratio.max()
+        if "ref_logps" in batch:
+            ref_logps = jnp.where(mask > 0, merge_leading_dims(batch["ref_logps"]), logps)
+            kl = policy.kl_k3(logps, ref_logps)
+            options["kl_penalty"] = stage.kl_weight * kl
+            metrics["kl"] = (kl * mask).sum() / num_tokens
+        advantages = merge_leading_dims(batch["advantages"])
+        value = policy_loss(logps, old_logps, advantages, mask, **options)
+        log_ratio = ((logps - old_logps) * mask).sum() / num_tokens
+        return value, {"log_ratio": log_ratio} | metrics
 
     return loss
 
 
-def played_shapes(context: common.Context, batch: Mapping) -> dict[str, jax.ShapeDtypeStruct]:
-    """What an update is given of a `batch` after rollouts and rewards, as `task`'s step does."""
+def examples(context: Context[config.GrpoStage]) -> pipeline.QaExamples:
+    """Scenes with `questions_per_scene` each, rotated."""
+    stage = context.stage
+    return sft.qa_examples(context, stage.questions_per_scene, level_mix=stage.level_mix)
+
+
+def update_batch_shapes(
+    context: Context[config.GrpoStage], batch: Mapping
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the batch of an update, of those of a batch of examples."""
     stage, scenes = context.stage, batch["prompt"].shape[0]
-    whole = (
-        scenes,
-        stage.questions_per_scene * stage.num_generations,
-        context.run.model.reply_tokens,
-    )
-    names = ["logps", "mask", "taught"]
-    names += ["learner"] * rescores(context) + ["reference"] * bool(stage.kl_weight)
-    shapes = {name: jax.ShapeDtypeStruct(whole, jnp.float32) for name in names}
-    shapes["ids"] = jax.ShapeDtypeStruct(whole, jnp.int32)
-    tokens = scenes, context.audio_tokens, context.run.model.decoder.width
-    shapes["heard"] = jax.ShapeDtypeStruct(tokens, context.asa.dtype)
-    shapes["advantages"] = jax.ShapeDtypeStruct(whole[:2], jnp.float32)
+    rows = scenes, stage.questions_per_scene * stage.num_generations
+    per_token = *rows, context.model.reply_tokens
+    names = ["completion_mask", "loss_mask", "sampler_logps"]
+    names += ["old_logps"] * recomputes_old_logps(context) + ["ref_logps"] * bool(stage.kl_weight)
+    shapes = {name: jax.ShapeDtypeStruct(per_token, jnp.float32) for name in names}
+    shapes["completion_ids"] = jax.ShapeDtypeStruct(per_token, jnp.int32)
+    audio_embeds = scenes, context.audio_tokens, context.model.decoder.width
+    shapes["audio_embeds"] = jax.ShapeDtypeStruct(audio_embeds, context.asa.dtype)
+    shapes["advantages"] = jax.ShapeDtypeStruct(rows, jnp.float32)
     return {"prompt": batch["prompt"]} | shapes
 
 
-def task(context: common.Context) -> common.Task:
-    """Rollouts, rewards, updates."""
-    stage, text = context.stage, context.text
-    by_deviation = stage.loss != "dr_grpo" if stage.scale_rewards is None else stage.scale_rewards
-    batches = common.batches(context, examples(context), "grpo")
-    sampled = sampler(context)
-    update = common.gradient_step(paced(context), objective(context))
+class GrpoTrainer:
+    """Batches, step and evaluation of the stage.
 
-    rows = NamedSharding(context.mesh, sharding.BATCH)
+    Three parts can be handed in:
+        embed_audio(context, params, batch) -> audio embeddings [B, A, D]
+        generate(context, params, batch, key, num_generations, temperature) -> completions
+        reward(stage, completion, target, options, sources, classes, used) -> {"total": ..., ...}
+    """
 
-    @partial(jax.jit, out_shardings=rows)
-    def score(params, reference, batch) -> dict[str, jax.Array]:
-        """[B, Q x G, C]: what the updates need of the policy before them, and of the reference.
+    def __init__(
+        self,
+        context: Context[config.GrpoStage],
+        *,
+        embed_audio: Callable = sft.embed_audio,
+        generate: Callable = generate_completions,
+        reward: Callable = compute_rewards,
+    ):
+        self.context, self.stage, self.tokenizer = context, context.stage, context.tokenizer
+        self.reward = reward
+        self.batches = common.training_batches(context, examples(context), "grpo")
+        self._rollout = rollout_program(context, embed_audio, generate)
+        self._score = self._scoring_program()
+        self._update = common.training_step(context, objective(context))
+        assert context.dev is not None
+        make_eval = sft.qa_examples(context, sft.EVAL_QUESTIONS, augment=False)
+        self._eval_batch = common.eval_batch(context, context.dev, make_eval, "grpo/dev")
 
-        reference: the flat part of the parameters in which the start differs; {} for "base".
-        """
+    def step(self, state: TrainState, batch: HostBatch, key) -> tuple[TrainState, dict]:
+        """Rollout, rewards, advantages, updates. Returns the state and metrics."""
+        start = time.monotonic()
+        completions, rewards = self.generate_and_score(state.params, batch, key)
+        # Metrics are of these: the rewards of resampled scenes are selected ones.
+        first_rewards = rewards
+        if self.stage.dynamic_sampling_rounds:
+            batch, completions, rewards = self.resample_zero_variance(
+                state.params, batch, key, completions, rewards
+            )
+        train_batch = self.train_batch(batch, completions, rewards)
+        rollout_end = time.monotonic()
 
-        def part(batch) -> dict[str, jax.Array]:
-            found = {}
-            if rescores(context):
-                found["learner"] = completion_logps(context, params, batch)
-            if stage.kl_weight:
-                before = trees.merge({}, trees.flatten(params) | reference)
-                adapted = stage.ref_policy != "base"
-                found["reference"] = completion_logps(context, before, batch, adapted)
-            return {name: logps.reshape(batch["ids"].shape) for name, logps in found.items()}
-
-        return common.by_parts(part, batch, stage.grad_accum_steps)
-
-    def judge(ids: np.ndarray, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rewards by name, each [P, G], of completions [P, G, C]."""
-        replies = flat(np.asarray(batch["reply"]))
-        prompts = flat(np.asarray(batch["prompt"]))
-        per_scene = len(replies) // len(batch["source_label"])
-        rows = []
-        for p, group in enumerate(ids):
-            sources = _sources(batch, p // per_scene, context.classes)
-            right = rewards.answer_of(text.decode(replies[p]))
-            options = tokens.options_in(text.decode(prompts[p]))
-            ended = group == text.eos
-            used = np.where(ended.any(-1), (ended.argmax(-1) + 1) / ids.shape[-1], 1.0)
-            about = right, options, sources, context.classes
-            judged = [
-                rewards.total(stage, text.decode(c), *about, float(u))
-                for c, u in zip(group, used, strict=True)
-            ]
-            rows.append(judged)
-        return {name: np.array([[r[name] for r in row] for row in rows]) for name in rows[0][0]}
-
-    def play(params, batch, key) -> tuple[dict, dict]:
-        """A rollout, each [B, Q x G, C], what it heard [B, A, D], and its rewards by name, each
-        [B, Q, G]: of this process."""
-        placed = sharding.place_batch(batch, context.mesh)
-        drawn = sampled(params, placed, key, stage.num_generations, stage.temperature)
-        made, heard = sharding.local(drawn)
-        found, scenes = judge(made.ids, batch), len(heard)
-        made = {name: x.reshape(scenes, -1, x.shape[-1]) for name, x in made._asdict().items()}
-        made |= {"mask": made["mask"].astype(np.float32), "heard": heard}
-        return made, {name: x.reshape(scenes, -1, x.shape[-1]) for name, x in found.items()}
-
-    def refresh(params, batch, key, made, found) -> tuple[Mapping, dict, dict]:
-        """Other scenes with their rollouts in place of those that teach nothing, while any are."""
-        batch, made, found = ({k: np.array(v) for k, v in x.items()} for x in (batch, made, found))
-        for n in range(stage.dynamic_sampling_rounds):
-            dull = np.flatnonzero(_is_equal(found).all(1))
-            # While any process has some: a rollout is made by all of them.
-            if not sharding.joined(np.array([len(dull)])).any():
-                break
-            other = next(batches)
-            tried, earned = play(params, other, jax.random.fold_in(key, n + 1))
-            keen = np.flatnonzero(~_is_equal(earned).all(1))[: len(dull)]
-            for old, new in ((batch, other), (made, tried), (found, earned)):
-                for name in old:
-                    old[name][dull[: len(keen)]] = new[name][keen]
-        return batch, made, found
-
-    def step(state: State, batch, key) -> tuple[State, Mapping]:
-        began = time.monotonic()
-        made, found = play(state.params, batch, key)
-        # Rewards are those of all that was asked: what is drawn again is never all right.
-        earned = found
-        if stage.dynamic_sampling_rounds:
-            batch, made, found = refresh(state.params, batch, key, made, found)
-        ended = ((made["ids"] == text.eos) & (made["mask"] > 0)).any(-1, keepdims=True)
-        gains = policy.advantages(flat(found["total"]), by_deviation).astype(np.float32)
-        taught = made["mask"] * ended if stage.mask_truncated_completions else made["mask"]
-        played = time.monotonic()
-        gains = gains.reshape(len(taught), -1)
-        lesson = {"prompt": batch["prompt"], **made, "taught": taught, "advantages": gains}
-        if stage.kl_weight or rescores(context):
-            placed = sharding.place_batch(lesson, context.mesh)
-            lesson |= sharding.local(score(state.params, state.reference, placed))
-        for _ in range(stage.num_iterations):
-            state, metrics = update(state, lesson, key)
-        if stage.num_iterations > 1:
-            state = dataclasses.replace(state, step=state.step - (stage.num_iterations - 1))
+        train_batch |= self.score(state, train_batch)
+        for _ in range(self.stage.num_iterations):
+            state, metrics = self.update(state, train_batch, key)
+        # The loop counts one step, whatever the number of updates.
+        extra = self.stage.num_iterations - 1
+        if extra:
+            state = dataclasses.replace(state, step=state.step - extra)
         # Only for the clock: the next step's rollout waits for the update in any case.
         number = int(jax.block_until_ready(state.step))
-        seconds = {"rollout": played - began, "update": time.monotonic() - played}
-        levels = flat(np.asarray(batch["level"]))
-        measured = {f"reward/{name}": value for name, value in earned.items()} | {
-            **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
-            "equal_groups": _is_equal(earned),
-            "length": made["mask"].sum(-1),
-            "truncated": ~ended,
+        seconds = {
+            "seconds/rollout": rollout_end - start,
+            "seconds/update": time.monotonic() - rollout_end,
         }
-        if stage.dynamic_sampling_rounds:
-            measured["equal_groups_left"] = _is_equal(found)
-        of_all = sharding.joined(measured)
-        metrics = metrics | {name: float(value.mean()) for name, value in of_all.items()}
-        metrics |= {f"seconds/{name}": spent for name, spent in seconds.items()}
-        metrics["tokens"] = float(of_all["length"].sum())
-        if number % stage.log_every == 0:
-            metrics["samples"] = _samples(context, {**batch, **lesson}, found)
+        metrics = metrics | self.metrics(batch, train_batch, first_rewards, rewards) | seconds
+        if number % self.stage.log_every == 0:
+            metrics["samples"] = self.samples(batch, train_batch, rewards)
         return state, metrics
 
-    plain = asked(context, 4, augment=False)
-    dev = common.held_out(context, context.dev, plain, "grpo/dev")
+    def generate_and_score(self, params, batch: HostBatch, key) -> tuple[HostBatch, HostBatch]:
+        """Completions of this process's prompts, and their rewards by name, each [B, Q, G].
 
-    def evaluate(params) -> dict[str, float]:
-        """Greedy answers to dev questions, by level."""
-        placed = sharding.place_batch(dev, context.mesh)
-        made, _ = sampled(params, placed, jax.random.key(0), 1, 0.0)
-        right = judge(sharding.local(made.ids), dev)["answer"][:, 0]
-        right, levels = sharding.joined((right, dev["level"].reshape(-1)))
-        asked_of = {name: right[levels == i] for i, name in enumerate(LEVELS)}
-        by_level = {name: float(found.mean()) for name, found in asked_of.items() if len(found)}
-        return {"accuracy": float(right.mean())} | by_level
+        The former are completion_ids, completion_mask, sampler_logps and audio_embeds.
+        """
+        sharded = sharding.shard_batch(batch, self.context.mesh)
+        number, temperature = self.stage.num_generations, self.stage.temperature
+        sampled = self._rollout(params, sharded, key, number, temperature)
+        completions, audio_embeds = sharding.to_host_local(sampled)
+        scenes = len(audio_embeds)
 
-    return common.Task("grpo", batches, step, evaluate)
+        def per_scene(x: np.ndarray) -> np.ndarray:
+            return x.reshape(scenes, -1, x.shape[-1])
 
+        rewards = self.reward_completions(completions.ids, batch)
+        return {
+            "completion_ids": per_scene(completions.ids),
+            "completion_mask": per_scene(completions.mask).astype(np.float32),
+            "sampler_logps": per_scene(completions.logps),
+            "audio_embeds": audio_embeds,
+        }, {name: per_scene(value) for name, value in rewards.items()}
 
-def _samples(context: common.Context, batch: Mapping, found: Mapping) -> list[dict]:
-    """The completions of this process's first prompt, with their rewards, to be read."""
-    text = context.text
-    prompt = flat(np.asarray(batch["prompt"]))[0]
-    asked_for = text.decode(prompt[prompt != text.audio]).strip()
-    right = rewards.answer_of(text.decode(flat(np.asarray(batch["reply"]))[0]))
-    return [
-        {
-            "question": asked_for,
-            "right": right,
-            "said": text.decode(ids),
-            "rewards": {name: round(float(value[0, 0, g]), 4) for name, value in found.items()},
-            "advantage": round(float(batch["advantages"][0, g]), 4),
+    def reward_completions(self, ids: np.ndarray, batch: HostBatch) -> HostBatch:
+        """Rewards by name, each [B x Q, G], of completions [B x Q, G, L]."""
+        decode = self.tokenizer.decode
+        replies = merge_leading_dims(np.asarray(batch["reply"]))
+        prompts = merge_leading_dims(np.asarray(batch["prompt"]))
+        questions = len(replies) // len(batch["source_label"])
+        groups = []
+        for i, group in enumerate(ids):
+            target = answer_of(decode(replies[i]))
+            options = tokens.parse_options(decode(prompts[i]))
+            sources = _sources(batch, i // questions, self.context.classes)
+            is_eos = group == self.tokenizer.eos_id
+            used = np.where(is_eos.any(-1), (is_eos.argmax(-1) + 1) / ids.shape[-1], 1.0)
+            question = target, options, sources, self.context.classes
+            groups.append(
+                [
+                    self.reward(self.stage, decode(completion), *question, float(share))
+                    for completion, share in zip(group, used, strict=True)
+                ]
+            )
+        names = groups[0][0]
+        return {
+            name: np.array([[row[name] for row in group] for group in groups]) for name in names
         }
-        for g, ids in enumerate(batch["ids"][0, : context.stage.num_generations])
-    ]
+
+    def resample_zero_variance(
+        self, params, batch: HostBatch, key, completions: HostBatch, rewards: HostBatch
+    ) -> tuple[HostBatch, HostBatch, HostBatch]:
+        """Dynamic sampling (DAPO): replaces scenes all of whose groups have zero reward variance.
+
+        Others are sampled for them, up to `dynamic_sampling_rounds` times.
+        """
+        batch, completions, rewards = (
+            {name: np.array(value) for name, value in tree.items()}
+            for tree in (batch, completions, rewards)
+        )
+        for i in range(self.stage.dynamic_sampling_rounds):
+            zero_std = np.flatnonzero(_has_zero_std(rewards).all(1))
+            # All processes take part in a rollout, as long as any of them needs it.
+            if not sharding.process_allgather(np.array([len(zero_std)])).any():
+                break
+            new_batch = next(self.batches)
+            new = self.generate_and_score(params, new_batch, jax.random.fold_in(key, i + 1))
+            new_completions, new_rewards = new
+            is_informative = ~_has_zero_std(new_rewards).all(1)
+            informative = np.flatnonzero(is_informative)[: len(zero_std)]
+            for old_tree, new_tree in (
+                (batch, new_batch),
+                (completions, new_completions),
+                (rewards, new_rewards),
+            ):
+                for name in old_tree:
+                    old_tree[name][zero_std[: len(informative)]] = new_tree[name][informative]
+        return batch, completions, rewards
+
+    def train_batch(
+        self, batch: HostBatch, completions: HostBatch, rewards: HostBatch
+    ) -> HostBatch:
+        """The batch of an update, but for log-probs of other policies than the sampler's."""
+        mask = completions["completion_mask"]
+        loss_mask = mask
+        if self.stage.mask_truncated_completions:
+            loss_mask = mask * self._is_complete(completions)
+        advantages = policy.group_advantages(
+            merge_leading_dims(rewards["total"]), policy.scales_rewards(self.stage)
+        )
+        return {
+            "prompt": batch["prompt"],
+            **completions,
+            "loss_mask": loss_mask,
+            "advantages": advantages.astype(np.float32).reshape(len(mask), -1),
+        }
+
+    def score(self, state: TrainState, train_batch: HostBatch) -> HostBatch:
+        """old_logps and ref_logps of completions, as far as the loss needs them."""
+        if not self.stage.kl_weight and not recomputes_old_logps(self.context):
+            return {}
+        sharded = sharding.shard_batch(train_batch, self.context.mesh)
+        return sharding.to_host_local(self._score(state.params, state.ref_params, sharded))
+
+    def _scoring_program(self):
+        """Jitted (params, ref_params, batch) -> old_logps and ref_logps, each [B, Q x G, L].
+
+        ref_params: flat dict of the parameters in which the initial policy differs; {} if the
+        reference is the base model.
+        """
+        context, stage = self.context, self.stage
+        rows = NamedSharding(context.mesh, sharding.BATCH)
+
+        @partial(jax.jit, out_shardings=rows)
+        def score(params, ref_params, batch) -> dict[str, jax.Array]:
+            def score_rows(batch) -> dict[str, jax.Array]:
+                logps = {}
+                if recomputes_old_logps(context):
+                    logps["old_logps"] = completion_logps(context, params, batch)
+                if stage.kl_weight:
+                    if stage.ref_policy == "base":
+                        ref = without_adapters(params)
+                    else:
+                        ref = trees.merge({}, trees.flatten(params) | ref_params)
+                    logps["ref_logps"] = completion_logps(context, ref, batch)
+                shape = batch["completion_ids"].shape
+                return {name: value.reshape(shape) for name, value in logps.items()}
+
+            return update.over_microbatches(score_rows, batch, stage.grad_accum_steps)
+
+        return score
+
+    def update(self, state: TrainState, train_batch: HostBatch, key) -> tuple[TrainState, dict]:
+        """One optimizer update."""
+        return self._update(state, train_batch, key)
+
+    def metrics(
+        self,
+        batch: HostBatch,
+        train_batch: HostBatch,
+        first_rewards: HostBatch,
+        rewards: HostBatch,
+    ) -> dict[str, float]:
+        """Means over all processes: rewards, their variance, lengths, levels of the questions.
+
+        first_rewards: before, rewards: after dynamic sampling.
+        """
+        levels = merge_leading_dims(np.asarray(batch["level"]))
+        values = {
+            "reward": first_rewards["total"],
+            **{f"rewards/{name}/mean": x for name, x in first_rewards.items() if name != "total"},
+            "frac_reward_zero_std": _has_zero_std(first_rewards),
+            "completions/mean_length": train_batch["completion_mask"].sum(-1),
+            "completions/clipped_ratio": ~self._is_complete(train_batch),
+            **{f"level/{name}": levels == i for i, name in enumerate(LEVELS)},
+        }
+        if self.stage.dynamic_sampling_rounds:
+            values["frac_reward_zero_std_resampled"] = _has_zero_std(rewards)
+        values = sharding.process_allgather(values)
+        means = {name: float(value.mean()) for name, value in values.items()}
+        return means | {"tokens": float(values["completions/mean_length"].sum())}
+
+    def samples(self, batch: HostBatch, train_batch: HostBatch, rewards: HostBatch) -> list[dict]:
+        """The completions of this process's first prompt, with their rewards, to be read."""
+        decode = self.tokenizer.decode
+        prompt = merge_leading_dims(np.asarray(batch["prompt"]))[0]
+        question = decode(prompt[prompt != self.tokenizer.audio_id]).strip()
+        reply = merge_leading_dims(np.asarray(batch["reply"]))[0]
+        return [
+            {
+                "question": question,
+                "target": answer_of(decode(reply)),
+                "completion": decode(ids),
+                "rewards": {n: round(float(x[0, 0, g]), 4) for n, x in rewards.items()},
+                "advantage": round(float(train_batch["advantages"][0, g]), 4),
+            }
+            for g, ids in enumerate(train_batch["completion_ids"][0, : self.stage.num_generations])
+        ]
+
+    def evaluate(self, params) -> dict[str, float]:
+        """Accuracy of greedy answers to the questions on dev scenes, overall and by level."""
+        sharded = sharding.shard_batch(self._eval_batch, self.context.mesh)
+        completions, _ = self._rollout(params, sharded, jax.random.key(0), 1, 0.0)
+        ids = sharding.to_host_local(completions.ids)
+        is_correct = self.reward_completions(ids, self._eval_batch)["answer"][:, 0]
+        levels = self._eval_batch["level"].reshape(-1)
+        is_correct, levels = sharding.process_allgather((is_correct, levels))
+        by_level = {name: is_correct[levels == i] for i, name in enumerate(LEVELS)}
+        return {"accuracy": float(is_correct.mean())} | {
+            name: float(values.mean()) for name, values in by_level.items() if len(values)
+        }
+
+    def _is_complete(self, completions: HostBatch) -> np.ndarray:
+        """bool [B, Q x G, 1]: completions that end by themselves within `reply_tokens`."""
+        is_eos = completions["completion_ids"] == self.tokenizer.eos_id
+        return (is_eos & (completions["completion_mask"] > 0)).any(-1, keepdims=True)
 
 
-def _is_equal(found: Mapping[str, np.ndarray]) -> np.ndarray:
-    """bool [B, Q]: groups all of whose completions earned the same, which teach nothing."""
-    return found["total"].std(-1) < 1e-6
+def _has_zero_std(rewards: HostBatch) -> np.ndarray:
+    """bool [B, Q]: groups with zero reward variance, whose advantages are all zero."""
+    return rewards["total"].std(-1) < 1e-6
 
 
-def _sources(batch: Mapping[str, np.ndarray], scene: int, classes) -> list[dict]:
+def _sources(batch: HostBatch, scene: int, classes) -> list[dict]:
+    """Labels of the sources of a scene of a batch, for the evidence reward."""
     columns = zip(
         *(np.asarray(batch[f"source_{n}"])[scene] for n in ("label", "azimuth", "distance")),
         strict=True,
@@ -325,3 +455,42 @@ def _sources(batch: Mapping[str, np.ndarray], scene: int, classes) -> list[dict]
         for label, azimuth, distance in columns
         if label >= 0
     ]
+
+
+def task(context: Context[config.GrpoStage]) -> loop.Task:
+    """The trainer as a task of the training loop."""
+    trainer = GrpoTrainer(context)
+    return loop.Task("grpo", trainer.batches, trainer.step, trainer.evaluate)
+
+
+def workload(stage: config.GrpoStage) -> Workload:
+    """An update: prompts, read once for all their completions, through the decoder."""
+    prompts = stage.batch_size * stage.questions_per_scene
+    return Workload(
+        prompts=prompts,
+        completions=prompts * stage.num_generations,
+        shares_prompts=True,
+        uses_adapters=True,
+        trainable=stage.trainable,
+    )
+
+
+def rollout_workload(stage: config.GrpoStage) -> Workload:
+    """The same forward work, and that of encoding the scenes."""
+    return dataclasses.replace(workload(stage), scenes=stage.batch_size, trainable=())
+
+
+STAGE = TrainingStage(
+    name="grpo",
+    title="stage 4: policy optimization (GRPO)",
+    system="full model after GRPO",
+    examples=examples,
+    objective=objective,
+    task=task,
+    workload=workload,
+    update_batch=update_batch_shapes,
+    rollout=Rollout(rollout_program, rollout_workload),
+    parts=config.PARTS,
+    depends_on=QUESTION_FIELDS,
+    balances_questions=True,
+)

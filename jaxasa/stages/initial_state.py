@@ -1,144 +1,189 @@
-"""Where a stage's weights come from.
+"""The tokenizer and the weights that a stage starts from.
 
-Its own checkpoint, if it has one, is restored by the loop. Otherwise the stage before's; and for
-the first of `Run.stages`: `Run.init_from`, then `Run.pretrained`, then scratch.
+A stage's own checkpoint, if it has one, is restored by the training loop. Otherwise weights come
+from the previous stage's checkpoint; in the first of `Run.stages` from `Run.init_from`, or else
+from `Run.pretrained`, or else from scratch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
-from jaxasa.core.files import write_text
+from jaxasa.core.files import atomic_write_text
+from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import pipeline, tokens
-from jaxasa.data.sounds import Bank
 from jaxasa.hf import load, pretrained
 from jaxasa.hf.weights import read_json
 from jaxasa.models.asa import ASA
+from jaxasa.stages.stage import Context
 from jaxasa.train import checkpoint, state
 
 
-def at(
-    run: config.Run, stage: str, folder: Path, asa: ASA, mesh: jax.sharding.Mesh, classes
-) -> state.State:
-    """The state at step 0 of `stage` in the work folder `folder`.
+@dataclass(frozen=True)
+class WeightSource:
+    """Where weights come from: `parts` (of config.PARTS) of a checkpoint or export, or else the
+    parts that `pretrained` names; all others are initialized from scratch."""
 
-    Where the stage has a checkpoint of its own, only shapes and shardings to restore it into.
-    Raises ConfigError for a folder that is missing, of other classes or of another model.
+    checkpoint: Path | None = None
+    parts: tuple[str, ...] = config.PARTS
+    pretrained: config.Pretrained = config.Pretrained()
+
+    @classmethod
+    def of_run(cls, run: config.Run) -> "WeightSource":
+        """Of the first stage."""
+        folder = Path(run.init_from) if run.init_from else None
+        return cls(folder, run.init_parts or config.PARTS, run.pretrained)
+
+    @classmethod
+    def of_stage(cls, run: config.Run, stage: str, work: WorkFolder) -> "WeightSource":
+        """Of any stage. Raises ConfigError if the stage before it has no checkpoint."""
+        index = run.stages.index(stage)
+        if index == 0:
+            return cls.of_run(run)
+        previous = run.stages[index - 1]
+        folder = work.checkpoint(previous)
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: no such folder, expected stage {previous} before {stage}")
+        return cls(folder)
+
+
+def tokenizer_for(
+    path: Path, source: WeightSource, corpus: Iterable[tuple[str, str]], model: config.Model
+) -> tokens.TextTokenizer:
+    """Reads the run's tokenizer.json. If there is none, makes it first: it is that of the decoder
+    in `source`, with the special tokens that it lacks, or else one trained on `tokenizer_corpus`.
+
+    source: of the run's first stage. corpus: pairs of prompt and reply. Raises ConfigError for ids
+    beyond the rows of the decoder's embedding, and for a new tokenizer with which texts of
+    `tokenizer_corpus` are too long.
     """
-    options: config.Stage = getattr(run, stage)
-    dtype = run.model.frozen_dtype
-    shapes = jax.eval_shape(lambda key: asa.init(key, run.scenes.seconds), jax.random.key(0))
-    target = state.shapes(shapes, options, mesh, frozen_dtype=dtype)
-    if checkpoint.is_in(folder / "checkpoints" / stage):
-        return target
-    wanted = trees.flatten(target.params)
-    index = run.stages.index(stage)
-    given: Mapping
-    if index:
-        before = run.stages[index - 1]
-        source = folder / "checkpoints" / before
-        if not source.is_dir():
-            raise ConfigError(f"{source}: no such folder, expected stage {before} before {stage}")
-        _same_words(source, folder)
-        given = _trained(source, *checkpoint.load(source), classes, wanted)
-    elif run.init_from:
-        params, meta, _ = load.load(run.init_from)
-        parts = run.init_parts or config.PARTS
-        if "decoder" in parts:
-            _same_words(Path(run.init_from), folder)
-        params = {part: leaves for part, leaves in params.items() if part in parts}
-        needed = {path: t for path, t in wanted.items() if path.partition("/")[0] in parts}
-        given = _trained(Path(run.init_from), params, meta, classes, needed)
-    else:
-        given = _pretrained(run, wanted)
-    if not given:
-        init = jax.jit(lambda key: asa.init(key, run.scenes.seconds))
-        fresh = trees.flatten(jax.device_get(init(jax.random.key(run.seed))))
-    else:
-        fresh = _fresh(run, asa, {path: t for path, t in wanted.items() if path not in given})
-    return state.create(trees.merge(given, fresh), options, mesh, frozen_dtype=dtype)
-
-
-def tokenizer(run: config.Run, bank: Bank, folder: Path) -> tokens.Text:
-    """Reads DIR/tokenizer.json; the first time it is that of the decoder in `Run.init_from`, that of
-    the pretrained decoder, with the tokens that it lacks, or one trained on texts about the bank's
-    classes.
-
-    Raises ConfigError for ids beyond the rows of the decoder's embedding, and, where it is new,
-    for questions or replies that find no room in its tokens.
-    """
-    path = folder / "tokenizer.json"
-    rows = run.model.decoder.vocab_size
+    rows = model.decoder.vocab_size
     if not path.is_file():
-        clips = bank.clips("train")
-        pairs = list(pipeline.corpus(run.scenes, clips, bank.classes, run.seed, run.questions))
-        if run.init_from and "decoder" in (run.init_parts or config.PARTS):
-            made = tokens.Text.load(load.tokenizer_of(run.init_from))
-        elif run.pretrained.decoder:
-            made, _ = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
+        pairs = list(corpus)
+        if source.checkpoint and "decoder" in source.parts:
+            tokenizer = tokens.TextTokenizer.load(load.tokenizer_of(source.checkpoint))
+        elif source.pretrained.decoder:
+            pretrained_path = pretrained.tokenizer_of(source.pretrained.decoder)
+            tokenizer, _ = tokens.extend_pretrained_tokenizer(pretrained_path)
         else:
             texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
-            made = tokens.train(texts, rows)
-        made.check_rows(rows, path)
-        pipeline.check_lengths(pairs, run.model, made)
-        write_text(path, made.tokenizer.to_str(pretty=True))
-    text = tokens.Text.load(path)
-    text.check_rows(rows, path)
-    return text
+            tokenizer = tokens.train_tokenizer(texts, rows)
+        tokenizer.check_embedding_rows(rows, path)
+        pipeline.check_text_lengths(pairs, model, tokenizer)
+        atomic_write_text(path, tokenizer.backend.to_str(pretty=True))
+    tokenizer = tokens.TextTokenizer.load(path)
+    tokenizer.check_embedding_rows(rows, path)
+    return tokenizer
 
 
-def _same_words(source: Path, folder: Path) -> None:
-    theirs, ours = load.tokenizer_of(source), folder / "tokenizer.json"
-    if read_json(theirs) != read_json(ours):
-        raise ConfigError(
-            f"{theirs}: other words than those of {ours}, which the texts would be written in"
-        )
+def initial_state(
+    context: Context[Any], own_checkpoint: Path, source: WeightSource, tokenizer: Path
+) -> state.TrainState:
+    """The state at step 0 of a stage.
+
+    If `own_checkpoint` exists, only shapes and shardings to restore it into. tokenizer: path of the
+    run's. Raises ConfigError for a source with another tokenizer, other classes or another model.
+    """
+    asa, stage, mesh = context.asa, context.stage, context.mesh
+    seconds, dtype = context.scenes.seconds, context.model.frozen_dtype
+    shapes = jax.eval_shape(lambda key: asa.init(key, seconds), jax.random.key(0))
+    target = state.abstract_state(shapes, stage, mesh, frozen_dtype=dtype)
+    if checkpoint.has_checkpoint(own_checkpoint):
+        return target
+    targets = trees.flatten(target.params)
+    loaded = load_params(source, targets, context.model, context.classes, tokenizer)
+    missing = {path: t for path, t in targets.items() if path not in loaded}
+    if loaded:
+        scratch = _init_sharded(asa, missing, seconds, context.seed)
+    else:
+        init = jax.jit(lambda key: asa.init(key, seconds))
+        scratch = trees.flatten(jax.device_get(init(jax.random.key(context.seed))))
+    return state.create(trees.merge(loaded, scratch), stage, mesh, frozen_dtype=dtype)
 
 
-def _trained(
-    source: Path, params: Mapping, meta: Mapping, classes: Sequence[str], wanted: Mapping
+def load_params(
+    source: WeightSource,
+    targets: Mapping[str, jax.ShapeDtypeStruct],
+    model: config.Model,
+    classes: Sequence[str],
+    tokenizer: Path,
+) -> dict:
+    """Flat parameters that `source` has; targets: {path: shape with sharding} of all of them.
+
+    Raises ConfigError as `initial_state` does.
+    """
+    folder = source.checkpoint
+    if folder is None:
+        return _load_pretrained(source.pretrained, targets, model)
+    if "decoder" in source.parts:
+        check_same_tokenizer(folder, tokenizer)
+    if checkpoint.has_checkpoint(folder):
+        params, meta = checkpoint.load(folder)
+    else:
+        params, meta, _ = load.load_model(folder)
+    params = {part: leaves for part, leaves in params.items() if part in source.parts}
+    targets = {path: t for path, t in targets.items() if path.partition("/")[0] in source.parts}
+    return _check_params(folder, params, meta, classes, targets)
+
+
+def check_same_tokenizer(checkpoint_folder: Path, path: Path) -> None:
+    """Raises ConfigError if a checkpoint has another tokenizer than that of the run in `path`."""
+    other = load.tokenizer_of(checkpoint_folder)
+    if read_json(other) != read_json(path):
+        raise ConfigError(f"{other}: another tokenizer than {path}, which encodes this run's texts")
+
+
+def _check_params(
+    source: Path, params: Mapping, meta: Mapping, classes: Sequence[str], targets: Mapping
 ) -> dict:
     """Flat parameters of a checkpoint or export that fit this model; adapters may be absent."""
     if meta["classes"] != list(classes):
         raise ConfigError(f"{source}: classes {meta['classes']}, expected {list(classes)}")
-    given = trees.flatten(params)
+    flat = trees.flatten(params)
     faults = []
-    for path in sorted({*given, *wanted}):
-        there = tuple(given[path].shape) if path in given else None
-        here = tuple(wanted[path].shape) if path in wanted else None
+    for path in sorted({*flat, *targets}):
+        there = tuple(flat[path].shape) if path in flat else None
+        here = tuple(targets[path].shape) if path in targets else None
         if there != here and not (there is None and path.startswith("lora/")):
             faults.append(f"{path} is {there or 'not'} there, {here or 'not'} here")
     if faults:
         raise ConfigError(f"{source}: a checkpoint of another config: {'; '.join(faults)}")
-    return given
+    return flat
 
 
-def _pretrained(run: config.Run, wanted: Mapping) -> dict:
+def _load_pretrained(
+    sources: config.Pretrained, targets: Mapping[str, jax.ShapeDtypeStruct], model: config.Model
+) -> dict:
     """Flat parameters of the parts that `Run.pretrained` names."""
-    given: dict[str, jax.Array] = {}
+    params: dict[str, jax.Array] = {}
     for part in ("semantic", "decoder"):
-        source = getattr(run.pretrained, part)
+        source = getattr(sources, part)
         if source:
-            targets = {path: t for path, t in wanted.items() if path.startswith(f"{part}/")}
-            given |= pretrained.load(source, part, run.model, targets)
-    if run.pretrained.decoder:
-        _, spelt = tokens.adopt(pretrained.tokenizer_of(run.pretrained.decoder))
-        given |= pretrained.with_rows(given, spelt)
-    return given
+            of_part = {path: t for path, t in targets.items() if path.startswith(f"{part}/")}
+            params |= pretrained.load(source, part, model, of_part)
+    if sources.decoder:
+        path = pretrained.tokenizer_of(sources.decoder)
+        _, subtoken_ids = tokens.extend_pretrained_tokenizer(path)
+        params |= pretrained.init_new_token_rows(params, subtoken_ids)
+    return params
 
 
-def _fresh(run: config.Run, asa: ASA, targets: Mapping) -> dict:
-    """Flat parameters from scratch, made where they lie."""
+def _init_sharded(
+    asa: ASA, targets: Mapping[str, jax.ShapeDtypeStruct], seconds: float, seed: int
+) -> dict:
+    """Flat parameters from scratch, each made on the devices that hold it."""
     if not targets:
         return {}
 
-    def make(key):
-        made = trees.flatten(asa.init(key, run.scenes.seconds))
-        return {path: made[path].astype(target.dtype) for path, target in targets.items()}
+    def init(key):
+        params = trees.flatten(asa.init(key, seconds))
+        return {path: params[path].astype(target.dtype) for path, target in targets.items()}
 
-    lies = {path: target.sharding for path, target in targets.items()}
-    return jax.jit(make, out_shardings=lies)(jax.random.key(run.seed))
+    shardings = {path: target.sharding for path, target in targets.items()}
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

@@ -1,23 +1,25 @@
-"""Losses of policy optimisation over groups of completions, and what they are made of.
+"""Policy-optimization losses over groups of completions, with advantages, KL and TIS.
 
-A loss takes the log-probabilities of R completions of at most C tokens: `logps` under the policy
-that learns and `behaviour` under the one that spoke [R, C], `advantages` [R], `mask` [R, C] (1 to
-and with the end of sequence), and returns a scalar. With r = exp(logps - behaviour) a token:
+A loss takes, for R completions of at most L tokens:
+    logps [R, L]       per-token log-probabilities under the current policy
+    old_logps [R, L]   the same under the behaviour policy
+    advantages [R]
+    mask [R, L]        1 for tokens in the loss: up to and including the end of sequence
+and returns a scalar. With the ratio r = exp(logps - old_logps) per token:
 
     grpo     min(r A, clip(r) A), mean over a completion's tokens, then over completions
-             (arXiv:2402.03300)
-    dr_grpo  the same, divided by R x C: neither long answers nor easy prompts weigh more; its
-             advantages are not divided by the group's deviation (arXiv:2503.20783)
-    dapo     the same with a wider clip above, divided by the number of all active tokens
+             (arXiv:2402.03300, eq. 3)
+    dr_grpo  the same, divided by R x L, so that neither long answers nor easy prompts weigh more;
+             its advantages are not divided by the group's standard deviation (arXiv:2503.20783)
+    dapo     the same with a wider clip above, divided by the number of all unmasked tokens
              (arXiv:2503.14476)
-    gspo     one r a completion, exp of its mean log-ratio, so that its clip is 3e-4 below and
+    gspo     one r per completion, exp of its mean log-ratio, and so a clip of 3e-4 below and
              4e-4 above; mean over completions (arXiv:2507.18071)
-    sapo     f(r) A with f(r) = 4 / tau sigmoid(tau (r - 1)), tau 1.0 where A > 0 and 1.05
-             elsewhere, so that f'(1) = 1; reduced as grpo (arXiv:2511.20347)
+    sapo     f(r) A with f(r) = 4 / tau sigmoid(tau (r - 1)), tau 1.0 for A > 0 and 1.05
+             otherwise, so that f'(1) = 1; reduced as grpo (arXiv:2511.20347)
 
-`clip` is how far r may lie below and above 1. `weight` [R, C] multiplies each token's gain, and
-`penalty` [R, C] is added to its loss before it is reduced; both take part in no gradient but
-through their own arrays.
+clip: how far r may lie below and above 1. importance_weights [R, L]: multiply each token's
+objective. kl_penalty [R, L]: added to each token's loss before the reduction.
 """
 
 import functools
@@ -29,41 +31,51 @@ import numpy as np
 
 from jaxasa import config
 
-RATIO_LIMIT = 2.0
-_TINY = 1e-4  # added to the deviation of a group, as in TRL
+TIS_CAP = 2.0
+_STD_EPSILON = 1e-4  # as in TRL
 
 
-def grpo(logps, behaviour, advantages, mask, *, clip=(0.2, 0.2), weight=1.0, penalty=0.0):
-    """Mean over tokens, then over completions."""
-    gains = _clipped(jnp.exp(logps - behaviour), advantages, clip)
-    return _by_completion(penalty - weight * gains, mask)
+def grpo(
+    logps, old_logps, advantages, mask, *, clip=(0.2, 0.2), importance_weights=1.0, kl_penalty=0.0
+):
+    """GRPO: mean over tokens, then over completions."""
+    objective = _clipped_objective(jnp.exp(logps - old_logps), advantages, clip)
+    return _mean_per_completion(kl_penalty - importance_weights * objective, mask)
 
 
-def dr_grpo(logps, behaviour, advantages, mask, *, clip=(0.2, 0.2), weight=1.0, penalty=0.0):
-    """Sum over tokens divided by R x C."""
-    gains = _clipped(jnp.exp(logps - behaviour), advantages, clip)
-    return ((penalty - weight * gains) * mask).sum() / mask.size
+def dr_grpo(
+    logps, old_logps, advantages, mask, *, clip=(0.2, 0.2), importance_weights=1.0, kl_penalty=0.0
+):
+    """Dr. GRPO: sum over tokens divided by R x L."""
+    objective = _clipped_objective(jnp.exp(logps - old_logps), advantages, clip)
+    return ((kl_penalty - importance_weights * objective) * mask).sum() / mask.size
 
 
-def dapo(logps, behaviour, advantages, mask, *, clip=(0.2, 0.28), weight=1.0, penalty=0.0):
-    """Mean over all active tokens."""
-    gains = _clipped(jnp.exp(logps - behaviour), advantages, clip)
-    return ((penalty - weight * gains) * mask).sum() / jnp.maximum(mask.sum(), 1)
+def dapo(
+    logps, old_logps, advantages, mask, *, clip=(0.2, 0.28), importance_weights=1.0, kl_penalty=0.0
+):
+    """DAPO: mean over all unmasked tokens."""
+    objective = _clipped_objective(jnp.exp(logps - old_logps), advantages, clip)
+    return ((kl_penalty - importance_weights * objective) * mask).sum() / jnp.maximum(mask.sum(), 1)
 
 
-def gspo(logps, behaviour, advantages, mask, *, clip=(3e-4, 4e-4), weight=1.0, penalty=0.0):
-    """One ratio a completion, clipped; mean over completions."""
-    log_ratio = ((logps - behaviour) * mask).sum(-1) / _lengths(mask)
-    gains = _clipped(jnp.exp(log_ratio)[:, None], advantages, clip)
-    return _by_completion(penalty - weight * gains, mask)
+def gspo(
+    logps, old_logps, advantages, mask, *, clip=(3e-4, 4e-4), importance_weights=1.0, kl_penalty=0.0
+):
+    """GSPO: one clipped ratio per completion; mean over completions."""
+    log_ratio = ((logps - old_logps) * mask).sum(-1) / _lengths(mask)
+    objective = _clipped_objective(jnp.exp(log_ratio)[:, None], advantages, clip)
+    return _mean_per_completion(kl_penalty - importance_weights * objective, mask)
 
 
-def sapo(logps, behaviour, advantages, mask, *, tau=(1.0, 1.05), weight=1.0, penalty=0.0):
-    """A soft gate instead of a clip; `tau` where the advantage is positive, and elsewhere."""
+def sapo(
+    logps, old_logps, advantages, mask, *, tau=(1.0, 1.05), importance_weights=1.0, kl_penalty=0.0
+):
+    """SAPO: a soft gate instead of a clip; `tau` for positive advantages and for others."""
     advantages = advantages[:, None]
     slope = jnp.where(advantages > 0, *tau)
-    gate = 4 / slope * jax.nn.sigmoid(slope * (jnp.exp(logps - behaviour) - 1))
-    return _by_completion(penalty - weight * gate * advantages, mask)
+    gate = 4 / slope * jax.nn.sigmoid(slope * (jnp.exp(logps - old_logps) - 1))
+    return _mean_per_completion(kl_penalty - importance_weights * gate * advantages, mask)
 
 
 LOSSES: dict[str, Callable] = {
@@ -76,7 +88,7 @@ LOSSES: dict[str, Callable] = {
 
 
 def loss_of(stage: config.GrpoStage) -> Callable:
-    """The loss that `stage.loss` names, with the stage's clip where it has one of its own."""
+    """The loss named by `stage.loss`, with `stage.clip_ratio` if that is set."""
     loss = LOSSES[stage.loss]
     if stage.clip_ratio is None:
         return loss
@@ -84,39 +96,49 @@ def loss_of(stage: config.GrpoStage) -> Callable:
     return functools.partial(loss, clip=pair)
 
 
-def advantages(rewards: np.ndarray, by_deviation: bool) -> np.ndarray:
-    """rewards [P, G] -> R - mean(R), divided by std(R) + 1e-4 (ddof 1) where `scale_rewards`."""
+def scales_rewards(stage: config.GrpoStage) -> bool:
+    """Whether advantages are divided by the group's standard deviation: all but Dr. GRPO's."""
+    return stage.loss != "dr_grpo" if stage.scale_rewards is None else stage.scale_rewards
+
+
+def group_advantages(rewards: np.ndarray, scale_rewards: bool) -> np.ndarray:
+    """rewards [B x Q, G] -> rewards minus the group's mean, [B x Q, G].
+
+    scale_rewards: divides them by the group's standard deviation (of a sample: ddof 1) + 1e-4.
+    """
     centred = rewards - rewards.mean(1, keepdims=True)
-    return centred / (rewards.std(1, ddof=1, keepdims=True) + _TINY) if by_deviation else centred
+    if not scale_rewards:
+        return centred
+    return centred / (rewards.std(1, ddof=1, keepdims=True) + _STD_EPSILON)
 
 
-def k3(logps, reference) -> jax.Array:
-    """Estimate of KL(policy || reference) a token, never negative: x - log x - 1 of the ratio
-    x = reference / policy (Schulman, "Approximating KL divergence", 2020)."""
-    log_ratio = reference - logps
+def kl_k3(logps, ref_logps) -> jax.Array:
+    """Per-token estimate of KL(policy || reference), never negative: x - log x - 1 of the ratio
+    x = reference / policy (k3 of Schulman, "Approximating KL divergence", 2020)."""
+    log_ratio = ref_logps - logps
     return jnp.exp(log_ratio) - log_ratio - 1
 
 
-def truncated_ratio(logps, sampled) -> jax.Array:
-    """How much likelier the learner finds what the sampler drew: a weight of at most 2.
+def truncated_is_weight(old_logps, sampler_logps) -> jax.Array:
+    """Truncated importance-sampling weight per token: min(exp(old_logps - sampler_logps), 2).
 
-    In bf16 the two differ in rounding although their weights are the same (truncated importance
-    sampling, https://fengyao.notion.site/off-policy-rl).
+    In bf16, sampler and learner round differently although their weights are the same
+    (https://fengyao.notion.site/off-policy-rl). Has no gradient.
     """
-    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(logps - sampled), RATIO_LIMIT))
+    return jax.lax.stop_gradient(jnp.minimum(jnp.exp(old_logps - sampler_logps), TIS_CAP))
 
 
-def _clipped(ratio, advantages, clip) -> jax.Array:
-    """min(r A, clip(r) A): ratio [R, C] or [R, 1], advantages [R]."""
+def _clipped_objective(ratio, advantages, clip) -> jax.Array:
+    """PPO's clipped objective min(r A, clip(r) A): ratio [R, L] or [R, 1], advantages [R]."""
     low, high = clip
     clipped = jnp.clip(ratio, 1.0 - low, 1.0 + high)
     return jnp.minimum(ratio * advantages[:, None], clipped * advantages[:, None])
 
 
-def _by_completion(losses, mask) -> jax.Array:
+def _mean_per_completion(losses, mask) -> jax.Array:
     return ((losses * mask).sum(-1) / _lengths(mask)).mean()
 
 
 def _lengths(mask) -> jax.Array:
-    """Active tokens a completion; 1 for one that is masked altogether, whose sum is 0."""
+    """Unmasked tokens per completion; 1 for one that is masked altogether, whose sum is 0."""
     return jnp.maximum(mask.sum(-1), 1)

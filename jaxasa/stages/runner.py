@@ -1,142 +1,133 @@
-"""The curriculum: text (tiny only), spatial, align, sft, grpo. `train` runs one of them.
-
-Each stage is a file with `task(context) -> common.Task`: its batches, its step, its evaluation.
-"""
+"""Runs a stage of the curriculum in a work folder."""
 
 import dataclasses
 import shutil
-from pathlib import Path
+from typing import Any
 
 import jax
 
 from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
-from jaxasa.core.workdir import scenes_of
-from jaxasa.data import pipeline
-from jaxasa.data.dynamic_mixing import Mixed
+from jaxasa.core.workdir import WorkFolder
+from jaxasa.data import pipeline, questions
+from jaxasa.data.dynamic_mixing import DynamicMixing
 from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
 from jaxasa.models import flops
 from jaxasa.models.asa import ASA
 from jaxasa.parallel import chips, mesh
-from jaxasa.stages import align, grpo, initial_state, sft, spatial, text
-from jaxasa.stages.common import Context
+from jaxasa.stages.initial_state import WeightSource, initial_state, tokenizer_for
+from jaxasa.stages.registry import STAGES
+from jaxasa.stages.stage import Context, TrainingStage
 from jaxasa.train import loop, state
-
-TASKS = {
-    "text": text.task,
-    "spatial": spatial.task,
-    "align": align.task,
-    "sft": sft.task,
-    "grpo": grpo.task,
-}
-BALANCED = ("sft", "grpo")  # stages that weigh their questions
 
 
 def train(
-    run: config.Run, stage: str, workdir: str | Path, config_text: str, profile: int = 0
-) -> state.State:
-    """Trains `stage` in `workdir`, from where stages/initial_state.py says.
+    run: config.Run, stage: str, work: WorkFolder, config_text: str, profile: int = 0
+) -> state.TrainState:
+    """Trains a stage, from its last checkpoint or from the weights that initial_state.py names.
 
-    profile: steps to trace (loop.train).
-    Raises ConfigError where the sounds, scenes or checkpoints that it builds on are missing.
+    config_text: the resolved gin config. profile: number of steps to trace (train/loop.py).
+    Raises ConfigError if sounds, scenes or checkpoints that it builds on are missing.
     """
-    folder = Path(workdir)
-    context = prepare(run, stage, folder)
+    context = prepare(run, stage, work)
     with jax.set_mesh(context.mesh):
-        task = TASKS[stage](context)
-        return fit(context, task, context.stage, folder, config_text, profile)
+        return fit(run, context, STAGES[stage].task(context), work, config_text, profile)
 
 
-def prepare(run: config.Run, stage: str, folder: Path) -> Context:
-    """What `stage` builds its task from, out of a work folder. Raises ConfigError as `train`."""
-    bank = Bank.load(folder / "sounds")
-    most = run.model.spatial.num_classes
-    if len(bank.classes) > most:
-        raise ConfigError(f"Spatial.num_classes is {most}, expected at least {len(bank.classes)}")
-    options = getattr(run, stage)
-    needs_scenes, clips, asking = stage != "text", bank.clips("train"), None
-    if stage in BALANCED:
-        asking = pipeline.balanced(run.scenes, clips, bank.classes, run.seed, run.questions)
-    dev = None
-    if needs_scenes:
-        dev = pipeline.Readable(Records(scenes_of(run, folder, "dev")), options.max_damaged_records)
+def prepare(run: config.Run, name: str, work: WorkFolder) -> Context[Any]:
+    """The context of a stage, from the data in a work folder. Raises ConfigError as `train`."""
+    stage, options = STAGES[name], getattr(run, name)
+    bank = Bank.load(work.sounds)
+    limit = run.model.spatial.num_classes
+    if len(bank.classes) > limit:
+        raise ConfigError(f"Spatial.num_classes is {limit}, expected at least {len(bank.classes)}")
+    clips = bank.clips("train")
+    about_scenes = run.scenes, clips, bank.classes, run.seed, run.questions
+    sampler = questions.QuestionSampler(bank.classes, run.questions)
+    if stage.balances_questions:
+        sampler = pipeline.balanced_question_sampler(*about_scenes)
+    train_scenes, dev = None, None
+    if stage.reads_scenes:
+        train_scenes = training_scenes(run, name, work)
+        dev = pipeline.SkipDamaged(Records(work.scenes_of(run, "dev")), options.max_damaged_records)
+    source = WeightSource.of_run(run)
+    corpus = pipeline.tokenizer_corpus(*about_scenes)
     return Context(
-        run=run,
         stage=options,
         asa=ASA(run.model),
-        mesh=mesh.make(run.mesh),
-        text=initial_state.tokenizer(run, bank, folder),
+        mesh=mesh.make_mesh(run.mesh),
+        scenes=run.scenes,
+        seed=run.seed,
+        tokenizer=tokenizer_for(work.tokenizer, source, corpus, run.model),
         classes=bank.classes,
         clips=clips,
-        train=_train_scenes(run, folder, stage) if needs_scenes else None,
+        question_sampler=sampler,
+        train=train_scenes,
         dev=dev,
-        asking=asking,
     )
+
+
+def training_scenes(run: config.Run, stage: str, work: WorkFolder) -> Records | DynamicMixing:
+    """The training scenes: stored ones, or mixed on the fly if Scenes.rir_rooms is set.
+
+    Stored ones are the same in all stages. Each stage mixes its own, so that questions are on
+    scenes that the encoders were not trained on.
+    """
+    if run.scenes.rir_rooms:
+        seed = int(keys.rng(run.seed, "mixed scenes", stage).integers(2**31))
+        return DynamicMixing(run.scenes, work.sounds, work.rirs, seed)
+    return Records(work.scenes_of(run, "train"))
 
 
 def fit(
-    context: Context,
+    run: config.Run,
+    context: Context[Any],
     task: loop.Task,
-    options: config.Stage,
-    folder: Path,
+    work: WorkFolder,
     config_text: str,
     profile: int = 0,
-) -> state.State:
-    """Trains `task` as `options` say, in a mesh that is set; see `train`."""
-    run, stage = context.run, task.name
-    out = folder / "checkpoints" / stage
-    for place in [out, out / "best"] if options.best_metric else [out]:
+) -> state.TrainState:
+    """Trains `task` by the options of `context`, in a mesh that is set; see `train`."""
+    name, options, folder = task.name, context.stage, work.checkpoint(task.name)
+    for place in [folder, folder / "best"] if options.best_metric else [folder]:
         place.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            shutil.copyfile(folder / "tokenizer.json", place / "tokenizer.json")
+            shutil.copyfile(work.tokenizer, place / work.tokenizer.name)
     meta = {
-        "stage": stage,
+        "stage": name,
         "classes": list(context.classes),
-        "seconds": run.scenes.seconds,
-        "sounds": Bank.load(folder / "sounds").name,
-        "model": dataclasses.asdict(run.model),
-        "tokenizer": "tokenizer.json",
+        "seconds": context.scenes.seconds,
+        "sounds": Bank.load(work.sounds).name,
+        "model": dataclasses.asdict(context.model),
+        "tokenizer": work.tokenizer.name,
         "pretrained": {k: v for k, v in dataclasses.asdict(run.pretrained).items() if v},
     }
+    source = WeightSource.of_stage(run, name, work)
     return loop.train(
         task,
-        initial_state.at(run, stage, folder, context.asa, context.mesh, context.classes),
+        initial_state(context, folder, source, work.tokenizer),
         options,
-        folder=out,
-        logs=folder / "logs" / stage,
+        folder=folder,
+        logs=work.logs(name),
         meta=meta,
         config_text=config_text,
-        seed=run.seed,
+        seed=context.seed,
         profile=profile,
-        full=_full_speed(context, stage),
+        peak_steps_per_s=_peak_steps_per_s(context, STAGES[name]),
     )
 
 
-def _full_speed(context: Context, stage: str) -> float | None:
-    """Steps a second if every device did nothing but the model's own products, at its peak.
-
-    None where the chip is not known.
-    """
-    peak = chips.peak(jax.devices()[0].device_kind)
+def _peak_steps_per_s(context: Context[Any], stage: TrainingStage) -> float | None:
+    """Steps per second at the devices' peak FLOP/s; None for an unknown device."""
+    peak = chips.peak_flops(jax.devices()[0].device_kind)
     if peak is None:
         return None
-    run = context.run
+    options, seconds = context.stage, context.scenes.seconds
     shapes = jax.eval_shape(lambda key: context.asa.init(key), jax.random.key(0))
-    work = flops.model_flops(run, stage, shapes)
-    if stage == "grpo":
-        work = run.grpo.num_iterations * work + flops.model_flops(run, "rollout", shapes)
+    workloads = [stage.workload(options)] * options.updates_per_step
+    if stage.rollout is not None:
+        workloads.append(stage.rollout.workload(options))
+    work = sum(flops.model_flops(x, context.model, seconds, shapes) for x in workloads)
     return peak * context.mesh.size / work
-
-
-def _train_scenes(run: config.Run, folder: Path, stage: str) -> Records | Mixed:
-    """The scenes of train: stored, or mixed from DIR/responses where Scenes.rir_rooms is set.
-
-    Stored ones are the same in all stages. Each stage mixes its own: what hears is then asked about
-    scenes that it was not trained on.
-    """
-    if run.scenes.rir_rooms:
-        own = int(keys.rng(run.seed, "mixed scenes", stage).integers(2**31))
-        return Mixed(run.scenes, folder / "sounds", folder / "responses", own)
-    return Records(scenes_of(run, folder, "train"))

@@ -1,33 +1,64 @@
-"""Stage 3 (`sft`): questions with reasoning traces; projector and adapters learn."""
+"""Stage 3 (`sft`): supervised fine-tuning of projector and adapters on questions with traces.
 
+Shapes: B scenes, Q questions of each, A audio tokens, D width.
+"""
+
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
+from jaxasa import config
 from jaxasa.data import imported_questions, pipeline
+from jaxasa.models.flops import Workload
 from jaxasa.stages import common
+from jaxasa.stages.stage import QUESTION_FIELDS, Context, Loss, TrainingStage
+from jaxasa.train import loop
+
+EVAL_QUESTIONS = 4  # per scene
 
 
-def asked(context: common.Context, count: int, augment: bool = True, **shares):
-    """The maker of examples with `count` questions a scene; augment: turned, where it can be."""
-    return pipeline.Asked(
-        context.asking,
-        context.run.model,
-        context.text,
+def qa_examples(
+    context: Context[Any], questions_per_scene: int, augment: bool = True, **options
+) -> pipeline.QaExamples:
+    """make(element, rng, progress) -> a scene with questions.
+
+    augment: rotates scenes, if they can be. options: further fields of the result.
+    """
+    return pipeline.QaExamples(
+        context.question_sampler,
+        context.model,
+        context.tokenizer,
         context.audio_tokens,
-        count,
-        augment=augment and context.turns,
-        **shares,
+        questions_per_scene,
+        augment=augment and context.can_rotate,
+        **options,
     )
 
 
-def guests(context: common.Context) -> list[pipeline.Guest]:
-    """Imported questions, the folders of `stage.qa_datasets` in equal shares."""
-    run, stage, text = context.run, context.stage, context.text
-    make = imported_questions.Asked(
-        run.model, text, context.audio_tokens, stage.questions_per_scene
+def examples(context: Context[config.SftStage]) -> pipeline.QaExamples:
+    """Scenes with questions, augmented."""
+    stage = context.stage
+    return qa_examples(
+        context,
+        stage.questions_per_scene,
+        mono_prob=stage.mono_prob,
+        audio_dropout_prob=stage.audio_dropout_prob,
+        spatial_dropout_prob=stage.spatial_dropout_prob,
+        open_ended_prob=pipeline.OPEN_ENDED_PROB,
+        level_mix=stage.level_mix,
+    )
+
+
+def extra_datasets(context: Context[config.SftStage]) -> list[pipeline.MixtureComponent]:
+    """Imported questions: the folders of `stage.qa_datasets`, in equal shares."""
+    stage, model, tokenizer = context.stage, context.model, context.tokenizer
+    make = imported_questions.ImportedQaExamples(
+        model, tokenizer, context.audio_tokens, stage.questions_per_scene
     )
     return [
-        pipeline.Guest(
-            imported_questions.Imported(folder, run.model, text, run.scenes.seconds),
+        pipeline.MixtureComponent(
+            imported_questions.ImportedQuestions(folder, model, tokenizer, context.scenes.seconds),
             make,
             stage.qa_datasets_weight / len(stage.qa_datasets),
         )
@@ -35,58 +66,63 @@ def guests(context: common.Context) -> list[pipeline.Guest]:
     ]
 
 
-def project(context: common.Context, params, batch):
+def embed_audio(context: Context[Any], params, batch) -> jax.Array:
     """Projected audio tokens [B, A, D] of a batch of scenes."""
-    audio = context.asa.listen(params, common.hear(batch))
-    tokens, _ = context.asa.project(params, audio, batch["nulled"])
-    return tokens
+    audio = context.asa.encode_audio(params, common.augment_audio(batch))
+    audio_embeds, _ = context.asa.project(params, audio, batch["drop_spatial"])
+    return audio_embeds
 
 
-def flat(x):
-    """[B, Q, ...] -> [B Q, ...]."""
-    return x.reshape(-1, *x.shape[2:])
-
-
-def objective(context: common.Context):
-    """loss(params, batch, key): a scene is heard once, and asked `stage.questions_per_scene` questions."""
-    asa, text = context.asa, context.text
+def objective(context: Context[config.SftStage]) -> Loss:
+    """Cross-entropy of replies; a scene's audio is encoded once for all its questions."""
+    asa, tokenizer = context.asa, context.tokenizer
 
     def loss(params, batch, key):
-        tokens = jnp.repeat(project(context, params, batch), batch["prompt"].shape[1], axis=0)
-        prompt, reply = flat(batch["prompt"]), flat(batch["reply"])
+        audio_embeds = embed_audio(context, params, batch)
+        audio_embeds = jnp.repeat(audio_embeds, batch["prompt"].shape[1], axis=0)
+        prompt = common.merge_leading_dims(batch["prompt"])
+        reply = common.merge_leading_dims(batch["reply"])
         weight = common.ANSWER_WEIGHT
-        return common.reply_loss(asa, params, prompt, reply, tokens, text, True, weight)
+        return common.reply_loss(asa, params, prompt, reply, audio_embeds, tokenizer, weight)
 
     return loss
 
 
-def examples(context: common.Context):
-    """The maker of training examples."""
-    stage = context.stage
-    return asked(
-        context,
-        stage.questions_per_scene,
-        mono_share=stage.mono_prob,
-        no_audio_share=stage.audio_dropout_prob,
-        null_share=stage.spatial_dropout_prob,
-        open_share=pipeline.OPEN_SHARE,
-        levels=stage.level_mix,
-    )
-
-
-def task(context: common.Context) -> common.Task:
-    """Questions on scenes heard once each."""
-    loss, make = objective(context), examples(context)
-
-    def measure(params, batch):
-        value, hits = loss(params, batch, None)
-        return {"loss": value} | hits
-
-    plain = asked(context, 4, augment=False)
-    batch = common.held_out(context, context.dev, plain, "sft/dev")
-    return common.Task(
+def task(context: Context[config.SftStage]) -> loop.Task:
+    """Questions on scenes; evaluation without augmentation."""
+    loss = objective(context)
+    assert context.dev is not None
+    make_eval = qa_examples(context, EVAL_QUESTIONS, augment=False)
+    batch = common.eval_batch(context, context.dev, make_eval, "sft/dev")
+    return loop.Task(
         "sft",
-        common.batches(context, make, "sft", guests(context)),
-        common.gradient_step(context, loss),
-        common.evaluation(context, measure, batch),
+        common.training_batches(context, examples(context), "sft", extra_datasets(context)),
+        common.training_step(context, loss),
+        common.evaluation(context, loss, batch),
     )
+
+
+def workload(stage: config.SftStage) -> Workload:
+    """Scenes through the encoders once each, and their questions through the decoder."""
+    rows = stage.batch_size * stage.questions_per_scene
+    return Workload(
+        scenes=stage.batch_size,
+        prompts=rows,
+        completions=rows,
+        uses_adapters=True,
+        trainable=stage.trainable,
+    )
+
+
+STAGE = TrainingStage(
+    name="sft",
+    title="stage 3: supervised fine-tuning on questions",
+    system="full model after SFT",
+    examples=examples,
+    objective=objective,
+    task=task,
+    workload=workload,
+    parts=config.PARTS,
+    depends_on=QUESTION_FIELDS,
+    balances_questions=True,
+)

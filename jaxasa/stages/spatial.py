@@ -1,27 +1,32 @@
-"""Stage 1 (`spatial`): the spatial encoder's slots, room and dense map; tags of the semantic one.
+"""Stage 1 (`spatial`): slots, room and dense map of the spatial encoder; tags of the semantic one.
 
-Slots are matched to sources once for the whole clip (permutation-invariant: Hungarian
-assignment on presence, class and activity-weighted direction), without a gradient through
-the assignment. The projector's experts learn their auxiliary targets at token rate.
+Slots are matched to sources once per clip, which makes the loss permutation-invariant (Hungarian
+assignment on presence, class, direction and activity, without a gradient, as in DETR). The
+projector's experts learn their auxiliary targets at token rate.
+
+Shapes: B scenes, S slots and as many sources (padding has present = 0), T frames or tokens,
+K classes, M mel bands.
 """
 
-from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxasa import config
 from jaxasa.data import features, pipeline, recordings
-from jaxasa.models.asa import Disguise
-from jaxasa.models.projector import Experts
-from jaxasa.models.spatial import Heard, Slots, unit
+from jaxasa.models.asa import Augmentation
+from jaxasa.models.flops import Workload
+from jaxasa.models.projector import ExpertOutputs
+from jaxasa.models.spatial import Slots, SpatialOutput, unit_vector
 from jaxasa.stages import common
+from jaxasa.stages.stage import AUDIO_FIELDS, Batch, Context, Loss, TrainingStage
+from jaxasa.train import loop
 
-Batch = Mapping[str, jax.Array]
-AWAY = 4.0  # of 1 less the cosine between a slot and a source, as a cost
-COLOURS = 8  # points of a random filter over the mel bands
-# Of the experts' losses.
-WEIGHTS = {
+DIRECTION_COST_WEIGHT = 4.0  # of 1 - cosine between a slot and a source, in the matching
+EQ_POINTS = 8  # of the random EQ, over the mel bands
+EXPERT_WEIGHTS = {
     "tags": 8.0,
     "clip_tags": 4.0,
     "class_direction": 8.0,
@@ -31,31 +36,54 @@ WEIGHTS = {
 }
 
 
-def activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
-    """Share of each frame in which a source is heard: span [..., 2] (seconds) -> [..., T]."""
+class LabelMasks(NamedTuple):
+    """1.0 for labels that are known, 0.0 for others: real recordings leave some open.
+
+    label [B, S], log_distance [B, S], room [B, 4].
+    """
+
+    label: jax.Array
+    log_distance: jax.Array
+    room: jax.Array
+
+
+def mask_labels(batch: Batch) -> tuple[LabelMasks, Batch]:
+    """(masks, batch with 0 for unknown labels), from -1 for classes and NaN for numbers."""
+    masks = LabelMasks(
+        batch["label"] >= 0, jnp.isfinite(batch["log_distance"]), jnp.isfinite(batch["room"])
+    )
+    filled = {name: jnp.where(mask, batch[name], 0) for name, mask in masks._asdict().items()}
+    return LabelMasks(*(mask.astype(jnp.float32) for mask in masks)), {**batch, **filled}
+
+
+def frame_activity(span: jax.Array, frames: int, seconds: float) -> jax.Array:
+    """Share of each frame in which a source sounds: span [..., 2] (seconds) -> [..., T]."""
     edges = jnp.linspace(0.0, seconds, frames + 1)
     low = jnp.maximum(edges[:-1], span[..., :1])
     high = jnp.minimum(edges[1:], span[..., 1:])
     return jnp.clip((high - low) * frames / seconds, 0.0, 1.0)
 
 
-def match(slots: Slots, batch: Batch, active: jax.Array, sure: Mapping) -> jax.Array:
-    """Slot of each source, int [B, S]: least cost of presence, class, direction and activity.
+def match_slots(slots: Slots, batch: Batch, active: jax.Array, masks: LabelMasks) -> jax.Array:
+    """Slot of each source, int [B, S]: minimal cost of presence, class, direction and activity.
 
-    Direction weighs most: it tells slots that begin at different peaks apart for good, so that
-    each can learn what it is to be there. sure: masks of `known`.
+    Direction weighs most: it separates slots that begin at different peaks for good, so that each
+    specializes. active [B, S, T]: `frame_activity` of the sources.
     """
-    heard = batch["present"][:, None, :]
-    presence = optax.sigmoid_binary_cross_entropy(slots.presence[..., None], heard)
+    present = batch["present"][:, None, :]
+    presence = optax.sigmoid_binary_cross_entropy(slots.presence[..., None], present)
     label = -jnp.take_along_axis(
         jax.nn.log_softmax(slots.label), batch["label"][:, None, :], axis=-1
     )
-    away = 1.0 - jnp.einsum("bic,bjc->bij", unit(slots.direction), batch["direction"])
+    cosine = jnp.einsum("bic,bjc->bij", unit_vector(slots.direction), batch["direction"])
+    direction = 1.0 - cosine
     logits = slots.activity[:, :, None, :]
     timing = optax.sigmoid_binary_cross_entropy(logits, active[:, None]).mean(-1)
-    label = label * sure["label"][:, None, :]
-    cost = presence + heard * (
-        label + AWAY * away * (1.0 - batch["mono"][:, None, None]) + 2.0 * timing
+    label = label * masks.label[:, None, :]
+    cost = presence + present * (
+        label
+        + DIRECTION_COST_WEIGHT * direction * (1.0 - batch["mono"][:, None, None])
+        + 2.0 * timing
     )
 
     def assign(cost):
@@ -65,55 +93,44 @@ def match(slots: Slots, batch: Batch, active: jax.Array, sure: Mapping) -> jax.A
     return jax.vmap(assign)(jax.lax.stop_gradient(cost))
 
 
-def known(batch: Batch) -> tuple[dict, dict]:
-    """(masks, batch with 0 for what is not known): what real recordings leave open teaches nothing.
+def slot_loss(output: SpatialOutput, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
+    """(loss, metrics) of the matched slots and of the room. Mono scenes have no direction loss."""
+    masks, batch = mask_labels(batch)
+    slots = output.slots
+    active = frame_activity(batch["span"], slots.activity.shape[-1], seconds)
+    order = match_slots(slots, batch, active, masks)
 
-    masks, float: label [B, S], log_distance [B, S], room [B, 4].
-    """
-    masks = {
-        "label": batch["label"] >= 0,
-        "log_distance": jnp.isfinite(batch["log_distance"]),
-        "room": jnp.isfinite(batch["room"]),
-    }
-    filled = {name: jnp.where(mask, batch[name], 0) for name, mask in masks.items()}
-    return {name: mask.astype(jnp.float32) for name, mask in masks.items()}, {**batch, **filled}
+    def reorder(x):
+        return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
+    def mean(x, weights):
+        return (x * weights).sum() / jnp.maximum(weights.sum(), 1.0)
 
-def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, dict]:
-    """Losses of the matched slots and of the room; direction counts only where it is heard."""
-    sure, batch = known(batch)
-    slots = heard.slots
-    active = activity(batch["span"], slots.activity.shape[-1], seconds)
-    order = match(slots, batch, active, sure)
-    pick = lambda x: jnp.take_along_axis(  # noqa: E731
-        x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1
-    )
-    slots = Slots(*(pick(x) for x in slots))
+    slots = Slots(*(reorder(x) for x in slots))
     present = batch["present"]
     spatial = present * (1.0 - batch["mono"][:, None])
-    mean = lambda x, w: (x * w).sum() / jnp.maximum(w.sum(), 1.0)  # noqa: E731
-    found = unit(jnp.einsum("bstc,bst->bsc", slots.direction_in_time, active))
-    cosine = (found * batch["direction"]).sum(-1)
+    mean_direction = unit_vector(jnp.einsum("bstc,bst->bsc", slots.direction_in_time, active))
+    cosine = (mean_direction * batch["direction"]).sum(-1)
     label = optax.softmax_cross_entropy_with_integer_labels(slots.label, batch["label"])
     timing = optax.sigmoid_binary_cross_entropy(slots.activity, active).mean(-1)
-    room = jnp.stack(heard.room, -1)
+    room = jnp.stack(output.room, -1)
+    distance_error = jnp.abs(slots.log_distance - batch["log_distance"])
     losses = {
         "presence": optax.sigmoid_binary_cross_entropy(slots.presence, present).mean(),
-        "label": mean(label, present * sure["label"]),
+        "label": mean(label, present * masks.label),
         "activity": mean(timing, present),
         "direction": mean(1.0 - cosine, spatial),
-        "distance": mean(
-            jnp.abs(slots.log_distance - batch["log_distance"]), present * sure["log_distance"]
-        ),
-        "room": mean(jnp.abs(room - batch["room"]), sure["room"]),
+        "distance": mean(distance_error, present * masks.log_distance),
+        "room": mean(jnp.abs(room - batch["room"]), masks.room),
     }
-    # And as the slot finds it by itself, without knowing when the source is heard. Two ears learn
-    # from it; of FOA that is a peak's direction, which has nothing to learn, and is only measured.
-    alone = (unit(slots.direction) * batch["direction"]).sum(-1)
-    losses["direction"] = 0.5 * (losses["direction"] + mean(1.0 - alone, spatial))
-    angle = jnp.degrees(jnp.arccos(jnp.clip(alone, -1, 1)))
-    measured = losses | {
-        "class_accuracy": mean(slots.label.argmax(-1) == batch["label"], present * sure["label"]),
+    # The slot's own direction, which does not depend on the labels' activity. Binaural models
+    # learn from it; in FOA it is the direction of a peak, which has no gradient.
+    own_cosine = (unit_vector(slots.direction) * batch["direction"]).sum(-1)
+    losses["direction"] = 0.5 * (losses["direction"] + mean(1.0 - own_cosine, spatial))
+    angle = jnp.degrees(jnp.arccos(jnp.clip(own_cosine, -1, 1)))
+    is_correct = slots.label.argmax(-1) == batch["label"]
+    metrics = losses | {
+        "class_accuracy": mean(is_correct, present * masks.label),
         "doa_median": jnp.nanmedian(jnp.where(spatial > 0, angle, jnp.nan)),
     }
     total = (
@@ -124,147 +141,164 @@ def slot_loss(heard: Heard, batch: Batch, seconds: float) -> tuple[jax.Array, di
         + 0.5 * losses["distance"]
         + 0.5 * losses["room"]
     )
-    return total, measured
+    return total, metrics
 
 
 def expert_loss(
-    experts: Experts, batch: Batch, seconds: float, classes: int
+    experts: ExpertOutputs, batch: Batch, seconds: float, num_classes: int
 ) -> tuple[jax.Array, dict]:
-    """Auxiliary losses of the projector's experts at token rate, targets bound to classes.
+    """(loss, metrics) of the projector's experts at token rate, with one target per class.
 
-    Where sources of one class are heard at once, which only recordings have, the targets are the
-    means of their directions and log distances.
-    An expert that the projector is built without has no loss. A source of a class without a name
-    is in none of them but the count.
+    seconds: length of a scene. If several sources of a class are active at once, which only real
+    recordings have, the targets are the means of their directions and log distances. An expert
+    that the projector was built without has no loss. A source of an unnamed class only counts
+    for the number of active sources.
     """
-    sure, batch = known(batch)
+    masks, batch = mask_labels(batch)
     frames = next((x.shape[1] for x in experts if x is not None), 1)
-    active = activity(batch["span"], frames, seconds) * batch["present"][..., None]
-    names = jax.nn.one_hot(batch["label"], classes) * sure["label"][..., None]
-    count = jnp.einsum("bst,bsc->btc", active, names)
+    active = frame_activity(batch["span"], frames, seconds) * batch["present"][..., None]
+    one_hot = jax.nn.one_hot(batch["label"], num_classes) * masks.label[..., None]
+    count = jnp.einsum("bst,bsc->btc", active, one_hot)
     tags = jnp.minimum(count, 1.0)
-    where = jnp.einsum("bst,bsc,bsd->btcd", active, names, batch["direction"])
-    where = where / jnp.maximum(count, 1.0)[..., None]
-    told = jnp.einsum("bst,bsc,bs->btc", active, names, sure["log_distance"])
-    far = jnp.einsum(
-        "bst,bsc,bs->btc", active, names, sure["log_distance"] * batch["log_distance"]
-    ) / jnp.maximum(told, 1e-6)
-    told = jnp.minimum(told, 1.0)
+    direction = jnp.einsum("bst,bsc,bsd->btcd", active, one_hot, batch["direction"])
+    direction = direction / jnp.maximum(count, 1.0)[..., None]
+    has_distance = jnp.einsum("bst,bsc,bs->btc", active, one_hot, masks.log_distance)
+    log_distance = jnp.einsum(
+        "bst,bsc,bs->btc", active, one_hot, masks.log_distance * batch["log_distance"]
+    ) / jnp.maximum(has_distance, 1e-6)
+    has_distance = jnp.minimum(has_distance, 1.0)
     spatial = (1.0 - batch["mono"])[:, None, None]
-    losses, measured = {}, {}
+    losses, metrics = {}, {}
     if experts.tags is not None:
-        # Once more for the whole clip, where a class is heard if any moment has it.
-        whole = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(frames)
-        heard = (tags.max(1) > 0.2).astype(jnp.float32)
+        # Also for the whole clip, which has a class if any token has it.
+        clip_logits = jax.nn.logsumexp(experts.tags, axis=1) - jnp.log(frames)
+        clip_tags = (tags.max(1) > 0.2).astype(jnp.float32)
         losses["tags"] = optax.sigmoid_binary_cross_entropy(experts.tags, tags).mean()
-        losses["clip_tags"] = optax.sigmoid_binary_cross_entropy(whole, heard).mean()
-        rank = (whole[..., None, :] > whole[..., :, None]).sum(-1)
-        found = (rank < heard.sum(-1, keepdims=True)) * heard
-        measured["tag_recall"] = found.sum() / jnp.maximum(heard.sum(), 1.0)
+        losses["clip_tags"] = optax.sigmoid_binary_cross_entropy(clip_logits, clip_tags).mean()
+        rank = (clip_logits[..., None, :] > clip_logits[..., :, None]).sum(-1)
+        recalled = (rank < clip_tags.sum(-1, keepdims=True)) * clip_tags
+        metrics["tag_recall"] = recalled.sum() / jnp.maximum(clip_tags.sum(), 1.0)
     if experts.direction is not None:
-        # Most of the targets are zero: what is heard weighs more.
+        # Most targets are zero; those of active classes weigh more.
         weights = (1.0 + 4.0 * tags) * spatial
-        error = jnp.square(experts.direction - where).sum(-1)
+        error = jnp.square(experts.direction - direction).sum(-1)
         losses["class_direction"] = (error * weights).mean()
     if experts.log_distance is not None:
-        away = jnp.abs(experts.log_distance - far) * told
-        losses["class_distance"] = away.sum() / jnp.maximum(told.sum(), 1.0)
+        error = jnp.abs(experts.log_distance - log_distance) * has_distance
+        losses["class_distance"] = error.sum() / jnp.maximum(has_distance.sum(), 1.0)
     if experts.reverberation is not None:
-        columns = jnp.array([0, 2])
-        away = jnp.abs(experts.reverberation - batch["room"][:, None, columns])
-        told = jnp.broadcast_to(sure["room"][:, None, columns], away.shape)
-        losses["reverberation"] = (away * told).sum() / jnp.maximum(told.sum(), 1.0)
+        columns = jnp.array([0, 2])  # log RT60 and DRR
+        error = jnp.abs(experts.reverberation - batch["room"][:, None, columns])
+        is_known = jnp.broadcast_to(masks.room[:, None, columns], error.shape)
+        losses["reverberation"] = (error * is_known).sum() / jnp.maximum(is_known.sum(), 1.0)
     if experts.count is not None:
         losses["active_count"] = jnp.abs(experts.count - active.sum(1)).mean()
-    total = sum((WEIGHTS[name] * value for name, value in losses.items()), jnp.zeros(()))
-    return total, losses | measured
+    total = sum((EXPERT_WEIGHTS[name] * value for name, value in losses.items()), jnp.zeros(()))
+    return total, losses | metrics
 
 
-def mel_mask(key: jax.Array, batch: int, frames: int, mels: int) -> jax.Array:
-    """SpecAugment (arXiv:1904.08779): one band of frequency and one of time hidden, bool."""
+def spec_mask(key: jax.Array, batch: int, frames: int, mels: int) -> jax.Array:
+    """SpecAugment (arXiv:1904.08779): masks a band of time and one of frequency, bool [B, T, M]."""
     keys = jax.random.split(key)
 
-    def bands(key, size, widest):
+    def bands(key, size, max_width):
         start_key, width_key = jax.random.split(key)
         start = jax.random.randint(start_key, (batch, 1), 0, size)
-        width = jax.random.randint(width_key, (batch, 1), 0, widest + 1)
-        place = jnp.arange(size)[None]
-        return (place >= start) & (place < start + width)
+        width = jax.random.randint(width_key, (batch, 1), 0, max_width + 1)
+        index = jnp.arange(size)[None]
+        return (index >= start) & (index < start + width)
 
     rows = bands(keys[0], frames, frames // 8)
     columns = bands(keys[1], mels, mels // 6)
     return rows[:, :, None] | columns[:, None, :]
 
 
-def colour(key: jax.Array, batch: int, deviation: float) -> jax.Array:
-    """Random filters (after FilterAugment, arXiv:2110.03282): [batch, COLOURS], log10 of power.
+def random_eq(key: jax.Array, batch: int, std_db: float) -> jax.Array:
+    """Random EQ (after FilterAugment, arXiv:2110.03282): log10 of power [B, EQ_POINTS].
 
-    deviation: standard deviation in dB of each point.
+    std_db: standard deviation of each point, in dB.
     """
-    return jax.random.normal(key, (batch, COLOURS)) * (deviation / 10)
+    return jax.random.normal(key, (batch, EQ_POINTS)) * (std_db / 10)
 
 
-def _objectives(context: common.Context):
-    """(loss(params, batch, key), measure(params, batch)): the latter hears without disguise."""
-    run, stage, asa = context.run, context.stage, context.asa
-    seconds = run.scenes.seconds
+def objective(context: Context[config.SpatialStage]) -> Loss:
+    """Loss of slots, room, tags and experts; without a key, there is no augmentation of spectra."""
+    asa, stage, seconds = context.asa, context.stage, context.scenes.seconds
+    num_classes = context.model.spatial.num_classes
 
-    def heard(params, batch, disguise=None):
-        audio = asa.listen(params, common.hear(batch), disguise)
-        _, experts = asa.project(params, audio)
-        by_slot, measured = slot_loss(audio.heard, batch, seconds)
-        by_expert, more = expert_loss(experts, batch, seconds, run.model.spatial.num_classes)
-        return by_slot + by_expert, measured | more
+    def augmentation(batch, key) -> Augmentation:
+        rows, samples = batch["audio"].shape[:2]
+        mask_key, eq_key = jax.random.split(key)
+        mask = spec_mask(mask_key, rows, samples // features.HOP, context.model.semantic.n_mels)
+        return Augmentation(mask, random_eq(eq_key, rows, stage.random_eq_db))
 
     def loss(params, batch, key):
-        size, samples = batch["audio"].shape[:2]
-        mask_key, colour_key = jax.random.split(key)
-        hidden = mel_mask(mask_key, size, samples // features.HOP, run.model.semantic.n_mels)
-        return heard(params, batch, Disguise(hidden, colour(colour_key, size, stage.random_eq_db)))
+        augmented = None if key is None else augmentation(batch, key)
+        audio = asa.encode_audio(params, common.augment_audio(batch), augmented)
+        _, experts = asa.project(params, audio)
+        slots, slot_metrics = slot_loss(audio.spatial, batch, seconds)
+        auxiliary, expert_metrics = expert_loss(experts, batch, seconds, num_classes)
+        return slots + auxiliary, slot_metrics | expert_metrics
 
-    def measure(params, batch):
-        value, measured = heard(params, batch)
-        return {"loss": value} | measured
-
-    return loss, measure
+    return loss
 
 
-def objective(context: common.Context):
-    """loss(params, batch, key) of slots, room, tags and experts."""
-    return _objectives(context)[0]
+def examples(
+    context: Context[config.SpatialStage], augment: bool = True
+) -> pipeline.SpatialExamples:
+    """Scenes with slot targets; without `augment`, neither rotated nor mono."""
+    mono_prob = context.stage.mono_prob if augment else 0.0
+    num_slots = context.model.spatial.num_slots
+    return pipeline.SpatialExamples(
+        context.classes, num_slots, mono_prob, augment and context.can_rotate
+    )
 
 
-def examples(context: common.Context, augment: bool = True) -> pipeline.Targets:
-    """The maker of examples; without `augment` they are as they were rendered."""
-    mono_share = context.stage.mono_prob if augment else 0.0
-    slots = context.run.model.spatial.num_slots
-    return pipeline.Targets(context.classes, slots, mono_share, augment and context.turns)
-
-
-def guests(context: common.Context) -> list[pipeline.Guest]:
-    """Real recordings, the folders of `stage.real_recordings` in equal shares, in the second phase."""
+def extra_datasets(context: Context[config.SpatialStage]) -> list[pipeline.MixtureComponent]:
+    """Real recordings: the folders of `stage.real_recordings`, in equal shares, late in a stage."""
     stage, make = context.stage, examples(context)
-    share = stage.real_recordings_weight / max(len(stage.real_recordings), 1)
-    seconds, classes = context.run.scenes.seconds, context.classes
+    weight = stage.real_recordings_weight / max(len(stage.real_recordings), 1)
+    seconds, classes = context.scenes.seconds, context.classes
     return [
-        pipeline.Guest(
+        pipeline.MixtureComponent(
             recordings.Recordings(folder, seconds, classes),
             make,
-            share,
+            weight,
             stage.real_recordings_start,
         )
         for folder in stage.real_recordings
     ]
 
 
-def task(context: common.Context) -> common.Task:
-    """Both encoders and the experts' heads, on scenes turned by random yaws."""
-    loss, measure = _objectives(context)
-    plain, count = examples(context, False), 2 * common.EVAL_SCENES
-    batch = common.held_out(context, context.dev, plain, "spatial/dev", count)
-    return common.Task(
-        "spatial",
-        common.batches(context, examples(context), "spatial", guests(context)),
-        common.gradient_step(context, loss),
-        common.evaluation(context, measure, batch),
+def task(context: Context[config.SpatialStage]) -> loop.Task:
+    """Both encoders and the experts' heads, on randomly rotated scenes."""
+    loss = objective(context)
+    assert context.dev is not None
+    make_eval, count = examples(context, augment=False), 2 * common.EVAL_SCENES
+    batch = common.eval_batch(context, context.dev, make_eval, "spatial/dev", count)
+    batches = common.training_batches(
+        context, examples(context), "spatial", extra_datasets(context)
     )
+    return loop.Task(
+        "spatial",
+        batches,
+        common.training_step(context, loss),
+        common.evaluation(context, loss, batch),
+    )
+
+
+def workload(stage: config.SpatialStage) -> Workload:
+    """Scenes through encoders and projector."""
+    return Workload(scenes=stage.batch_size, trainable=stage.trainable)
+
+
+STAGE = TrainingStage(
+    name="spatial",
+    title="stage 1: spatial encoder",
+    examples=examples,
+    objective=objective,
+    task=task,
+    workload=workload,
+    parts=("semantic", "spatial", "decoder", "projector"),
+    depends_on=AUDIO_FIELDS,
+)

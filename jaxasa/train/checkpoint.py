@@ -20,13 +20,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from jaxasa import config
 from jaxasa.config import ConfigError
-from jaxasa.core.files import write_text
-from jaxasa.core.workdir import HARMLESS
-from jaxasa.train.state import State
+from jaxasa.core.files import atomic_write_json, atomic_write_text
+from jaxasa.train.state import TrainState
 
+META, CONFIG = "meta.json", "config.gin"  # of the latest step, beside the steps
 _PARTS = {"state": "_METADATA", "data": "metadata", "about": "metadata"}
 _SHOWN = 4
+# Entries of `meta` in which a run may differ from the checkpoint that it goes on from.
+_NOT_COMPARED = {"made_by", *config.speed_options(config.Model, "model")}
 
 # Orbax warns of each option that reading only implies, and logs the traceback of an error several
 # times before it raises it; its other errors are still heard.
@@ -37,7 +40,7 @@ logging.getLogger("absl").addFilter(
 )
 
 
-class Store:
+class CheckpointManager:
     """The checkpoints of one stage; as a context manager it ends only when all are written.
 
     Writing goes on beside training. Half-written steps of an earlier run are named in a
@@ -47,34 +50,34 @@ class Store:
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder = Path(folder).resolve()
         if jax.process_index() == 0:
-            for path in _numbered(self.folder):
-                if not _is_whole(path):
+            for path in _step_folders(self.folder):
+                if not _is_complete(path):
                     logging.warning("half-written checkpoint ignored: %s", path)
                     shutil.rmtree(path)
-        _wait("checkpoint folder")
+        _sync_processes("checkpoint folder")
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
             item_handlers=_handlers(),
         )
 
-    def __enter__(self) -> "Store":
+    def __enter__(self) -> "CheckpointManager":
         return self
 
     def __exit__(self, kind, *_) -> None:
         try:
-            with _writing(self.folder):
+            with _write_errors(self.folder):
                 self._manager.close()
         except ConfigError:
             if kind is None:  # else what ended the training matters more
                 raise
 
-    def latest(self) -> int | None:
+    def latest_step(self) -> int | None:
         """Number of the last whole (or just now being written) step."""
         return self._manager.latest_step()
 
     def save(
-        self, step: int, state: State, data_state: Mapping, meta: Mapping, config_text: str
+        self, step: int, state: TrainState, data_state: Mapping, meta: Mapping, config_text: str
     ) -> None:
         """Starts writing; returns once `state` is copied.
 
@@ -83,28 +86,30 @@ class Store:
         Raises ConfigError where this step, or an earlier one, cannot be written (a full disk):
         whole steps stay, and training goes on from the last of them.
         """
-        with _writing(self.folder):
+        with _write_errors(self.folder):
             for later in [n for n in self._manager.all_steps() if n >= step]:
                 self._manager.delete(later)
             self._save(step, state, data_state, meta, config_text)
 
-    def _save(self, step: int, state: State, data_state, meta: Mapping, config_text: str) -> None:
+    def _save(
+        self, step: int, state: TrainState, data_state, meta: Mapping, config_text: str
+    ) -> None:
         meta = json.loads(json.dumps(meta))
         if jax.process_index() == 0:
-            write_text(self.folder / "meta.json", json.dumps(meta, indent=1) + "\n")
-            write_text(self.folder / "config.gin", config_text)
+            atomic_write_json(self.folder / META, meta)
+            atomic_write_text(self.folder / CONFIG, config_text)
         is_saved = self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(_tree(state)),
-                data=ocp.args.JsonSave({"processes": _gather(data_state)}),
+                data=ocp.args.JsonSave({"processes": _gather_data_states(data_state)}),
                 about=ocp.args.JsonSave({"meta": meta, "config": config_text}),
             ),
         )
         if not is_saved:
             raise RuntimeError(f"{self.folder}: step {step} was not saved")
 
-    def restore(self, template: State, meta: Mapping) -> tuple[State, dict]:
+    def restore(self, template: TrainState, meta: Mapping) -> tuple[TrainState, dict]:
         """(state, data state) of the last step; arrays lie where those of `template` lie.
 
         The mesh may differ from the one that saved. Raises ConfigError, naming fields and
@@ -113,9 +118,9 @@ class Store:
         processes differs and their data states do too, and when the files cannot be read.
         """
         self._manager.wait_until_finished()
-        step = self.latest()
+        step = self.latest_step()
         place = self.folder / str(step)
-        with _reading(place):
+        with _read_errors(place):
             shapes = self._manager.item_metadata(step)["state"].tree
         faults = list(_differences(_meta(place), json.loads(json.dumps(meta)), ""))
         if faults:
@@ -134,42 +139,42 @@ class Store:
             state=ocp.args.PyTreeRestore(item=tree, restore_args=arguments),
             data=ocp.args.JsonRestore(),
         )
-        with _reading(place):
+        with _read_errors(place):
             found = self._manager.restore(step, args=restore)
         states = found["data"]["processes"]
         if len(states) == jax.process_count():
-            return State(**found["state"]), states[jax.process_index()]
+            return TrainState(**found["state"]), states[jax.process_index()]
         # Batches drawn, the same number everywhere: it serves any number of processes.
         if any(state != states[0] for state in states):
             raise ConfigError(
                 f"{place}: data states of {len(states)} processes that differ, "
                 f"expected {jax.process_count()} of them as run now"
             )
-        return State(**found["state"]), states[0]
+        return TrainState(**found["state"]), states[0]
 
     def meta(self) -> dict:
         """What was saved with the last step; meta.json may tell of one that never got whole."""
-        return _meta(self.folder / str(self.latest()))
+        return _meta(self.folder / str(self.latest_step()))
 
     def wait(self) -> None:
         """Returns once all that was saved is whole."""
-        with _writing(self.folder):
+        with _write_errors(self.folder):
             self._manager.wait_until_finished()
 
 
-def is_in(folder: str | Path) -> bool:
-    """Whether `folder` holds a whole checkpoint."""
-    return any(_is_whole(path) for path in _numbered(Path(folder)))
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether `list_folder` holds a whole checkpoint."""
+    return any(_is_complete(path) for path in _step_folders(Path(folder)))
 
 
 def load(folder: str | Path) -> tuple[dict, dict]:
-    """(parameters as a nested dict of numpy arrays, meta) of the last whole step in `folder`.
+    """(parameters as a nested dict of numpy arrays, meta) of the last whole step in `list_folder`.
 
     With several processes, all of them must call it. Raises ConfigError where there is none,
     or where it cannot be read.
     """
     folder = Path(folder).resolve()
-    steps = [path for path in _numbered(folder) if _is_whole(path)]
+    steps = [path for path in _step_folders(folder) if _is_complete(path)]
     if not steps:
         raise ConfigError(f"{folder}: expected a folder with a whole checkpoint")
     place = max(steps, key=lambda path: int(path.name))
@@ -177,7 +182,7 @@ def load(folder: str | Path) -> tuple[dict, dict]:
     options = ocp.CheckpointManagerOptions(read_only=True)
     with (
         ocp.CheckpointManager(folder, options=options, item_handlers=_handlers()) as manager,
-        _reading(place),
+        _read_errors(place),
     ):
         item = {"params": manager.item_metadata(step)["state"].tree["params"]}
         host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
@@ -194,18 +199,18 @@ def _handlers() -> dict:
     }
 
 
-def _tree(state: State) -> dict:
+def _tree(state: TrainState) -> dict:
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    return tree | ({"reference": state.reference} if state.reference else {})
+    return tree | ({"reference": state.ref_params} if state.ref_params else {})
 
 
-def _numbered(folder: Path) -> list[Path]:
+def _step_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [path for path in folder.iterdir() if path.is_dir() and path.name.isdecimal()]
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     """Whether orbax committed this step and each of its parts is there."""
     try:
         about = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
@@ -217,12 +222,12 @@ def _is_whole(path: Path) -> bool:
 
 def _meta(place: Path) -> dict:
     """What was saved with the step in `place`."""
-    with _reading(place):
+    with _read_errors(place):
         return json.loads((place / "about" / "metadata").read_text(encoding="utf-8"))["meta"]
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
@@ -235,7 +240,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reading(place: Path) -> Iterator[None]:
+def _read_errors(place: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
@@ -249,8 +254,10 @@ def _reading(place: Path) -> Iterator[None]:
 def _differences(saved, now, name: str) -> Iterator[str]:
     """ "decoder.width was 64, is 128" for each value in which two JSON trees differ."""
     if isinstance(saved, dict) and isinstance(now, dict):
-        for key in sorted({*saved, *now} - {*HARMLESS}):
+        for key in sorted({*saved, *now}):
             inner = f"{name}.{key}" if name else key
+            if inner in _NOT_COMPARED:
+                continue
             yield from _differences(saved.get(key), now.get(key), inner)
     elif saved != now:
         yield f"{name.removeprefix('model.')} was {saved!r}, is {now!r}"
@@ -283,12 +290,12 @@ def _check_shapes(place: Path, saved_tree, tree) -> None:
         )
 
 
-def _wait(name: str) -> None:
+def _sync_processes(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
-def _gather(data_state: Mapping) -> list:
+def _gather_data_states(data_state: Mapping) -> list:
     """The data states of all processes, in the order of their indices."""
     if jax.process_count() == 1:
         return [data_state]

@@ -1,35 +1,30 @@
 """The training loop, the same for every stage.
 
-A task is what a stage gives:
-    name                     "sft"
-    batches                  iterator with get_state() -> JSON-able dict, set_state(dict)
-    step(state, batch, key)  -> (state with step + 1, {"loss": [], ...}); runs on the host
-    evaluate(params)         -> {name: number} or None
+What a step returns: "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is
+time, recorded as a share of the elapsed time ("share/NAME"); "samples", if present, is a list of
+JSON-able dicts for people to read (logs/samples.jsonl); everything else is recorded as the mean
+over the steps since the last record.
 
-Of what a step returns, "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is
-time, recorded as a share ("share/NAME"); "samples", if it is there, is a list of JSON-able dicts to
-look at (logs/samples.jsonl); all else is recorded as the mean over the steps since the last record.
-
-What goes wrong, and what is done:
+Failures and their handling:
     SIGTERM                  the step is finished and saved; exit code 75: start it again (SIGINT
-                             too, where a process is alone)
-    kill -9, power           goes on from the last whole checkpoint; half-written ones are removed
+                             too, if there is one process)
+    kill -9, power           resumes from the last complete checkpoint; incomplete ones are removed
     a full disk              ends with the reason; the checkpoint before is kept
-    loss or gradient is      ends with the step; what is not finite is not saved
-        no number
-    a damaged record         named, counted, replaced by the next; ends beyond stage.max_damaged_records
-    a vanished shard         ends with its name
-    another process is gone  ends within JAXASA_TIMEOUT seconds, with the reason (parallel/distributed.py)
+    loss or gradient is      ends with the step's number; a state that is not finite is not saved
+        not finite
+    a damaged record         reported, counted, replaced by the next one; ends beyond
+                             stage.max_damaged_records
+    a missing shard          ends with its name
+    another process is gone  ends within JAXASA_TIMEOUT seconds, with the reason
+                             (parallel/distributed.py)
 """
 
-import contextlib
 import functools
-import math
 import signal
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,17 +32,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from jaxasa import config
-from jaxasa.config import ConfigError
 from jaxasa.train import checkpoint, metrics
-from jaxasa.train.state import State
-
-COUNTS = ("examples", "tokens")
-# Evaluations whose names end so; of others, such as losses and angles, less is better.
-MORE_IS_BETTER = ("accuracy", "recall", "L1", "L2", "L3")
+from jaxasa.train.best import BestCheckpoint
+from jaxasa.train.state import TrainState
 
 
 class Batches(Protocol):
-    """Batches without end, and where among them the reader stands."""
+    """An endless iterator over batches whose position can be saved as JSON."""
 
     def __iter__(self) -> Iterator[Any]: ...
     def __next__(self) -> Any: ...
@@ -55,23 +46,27 @@ class Batches(Protocol):
     def set_state(self, state: Mapping) -> None: ...
 
 
-class Task(Protocol):
-    """What the loop asks of a stage."""
+@dataclass(frozen=True)
+class Task:
+    """What to train: a stage's name, data, step and evaluation.
+
+    step(state, batch, key): (state with step + 1, metrics such as {"loss": []}); runs on the host.
+    evaluate(params): {name: number}, or None for no evaluation.
+    """
 
     name: str
     batches: Batches
-
-    def step(self, state: State, batch: Any, key: jax.Array) -> tuple[State, Mapping[str, Any]]: ...
-    def evaluate(self, params: Mapping) -> Mapping[str, float] | None: ...
+    step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, Mapping[str, Any]]]
+    evaluate: Callable[[Mapping], Mapping[str, float] | None]
 
 
 class Preempted(Exception):
-    """Asked to stop: the state is saved, the stage unfinished (exit code 75)."""
+    """A signal asked to stop: the state is saved, the stage unfinished (exit code 75)."""
 
 
 def train(
     task: Task,
-    state: State,
+    state: TrainState,
     stage: config.Stage,
     *,
     folder: str | Path,
@@ -80,82 +75,83 @@ def train(
     config_text: str,
     seed: int,
     profile: int = 0,
-    full: float | None = None,
-) -> State:
-    """Trains from the latest checkpoint in `folder`, else from `state`; returns the last state.
+    peak_steps_per_s: float | None = None,
+) -> TrainState:
+    """Trains from the latest checkpoint in `list_folder`, or else from `state`; returns the last state.
 
-    Saves, evaluates and records as `stage` says, and at the last step. Step i uses a key made
-    of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best_metric` keeps the
-    state of the best evaluation in folder/best. profile: steps to trace, from the third that this
-    process does (TensorBoard shows what is in logs/profile). full: steps a second of devices that
-    do the model's products at their peak; the share of it that is reached is recorded as "mfu".
+    Saves, evaluates and records as `stage` says, and at the last step. The key of step i is made
+    of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best_metric` keeps
+    the state of the best evaluation in folder/best.
+    meta, config_text: saved with each checkpoint. profile: number of steps to trace, from the
+    third of this process on (logs/profile, for TensorBoard). peak_steps_per_s: at the devices' peak
+    FLOP/s, the denominator of the recorded "mfu".
     Raises ConfigError for a checkpoint of another config, for a loss that is not finite and for a
-    `stage.best_metric` that is no evaluation, Preempted after SIGTERM or SIGINT, once saved.
+    `stage.best_metric` that is no evaluation; Preempted after SIGTERM or SIGINT, once saved.
     """
-    with checkpoint.Store(folder) as store:
-        saved = store.latest()
-        if saved is not None:
-            state, data_state = store.restore(state, meta)
+    with checkpoint.CheckpointManager(folder) as manager:
+        if manager.latest_step() is not None:
+            state, data_state = manager.restore(state, meta)
             task.batches.set_state(data_state)
         step = int(state.step)
         if step >= stage.steps:
             return state
 
-        keys = _keys(seed, task.name, state.step.sharding)
-        window = _Window(task.name, step, full)
+        def snapshot() -> tuple[TrainState, Mapping, Mapping, str]:
+            return state, task.batches.get_state(), meta, config_text
+
+        step_key = _step_keys(seed, task.name, state.step.sharding)
+        window = metrics.MetricWindow(task.name, step, peak_steps_per_s)
         with (
-            metrics.Writer(task.name, logs, step, stage.steps) as writer,
-            _Best(stage.best_metric, store.folder / "best") as best,
-            _Trace(Path(logs) / "profile", step + 2, profile) as trace,
-            _Stop() as stop,
+            metrics.MetricWriter(task.name, logs, step, stage.steps) as writer,
+            BestCheckpoint(stage.best_metric, manager.folder / "best") as best,
+            _Profiler(Path(logs) / "profile", step + 2, profile) as profiler,
+            _PreemptionGuard() as guard,
         ):
             if stage.best_metric and step == 0:
-                # Known at once whether there is such an evaluation, and how good the start was.
-                about = task.batches.get_state(), meta, config_text
-                best.offer(0, task.evaluate(state.params), state, *about)
+                # Shows at once whether that evaluation exists, and how good the initial state is.
+                best.update(0, task.evaluate(state.params), *snapshot())
                 window.restart()
-            before = values = None
+            before_last = last = None
             while step < stage.steps:
-                trace.at(step)
-                # One step may be under way meanwhile. A host that ran further ahead of its devices
-                # would hold more batches, and wait for data that no device waits for.
-                jax.block_until_ready(before)
+                profiler.before(step)
+                # Waits for the step before the last: one may be running while the next batch is
+                # drawn. Running further ahead would hold more batches in memory.
+                jax.block_until_ready(before_last)
                 # Drawn after saving, so that a saved data state is that of the saved step.
                 with window.waiting():
                     batch = next(task.batches)
-                before = values
-                state, values = task.step(state, batch, keys(step))
+                before_last = last
+                state, last = task.step(state, batch, step_key(step))
                 step += 1
-                window.add(values)
+                window.add(last)
                 writer.advance(step)
 
                 is_last = step == stage.steps
-                is_stopped = stop.asked(step)
-                is_saving = is_last or is_stopped or step % stage.save_every == 0
-                is_evaluating = is_last or (not is_stopped and step % stage.eval_every == 0)
+                is_preempted = guard.is_requested(step)
+                is_saving = is_last or is_preempted or step % stage.save_every == 0
+                is_evaluating = is_last or (not is_preempted and step % stage.eval_every == 0)
                 if step % stage.log_every == 0 or is_saving or is_evaluating:
-                    values, samples = window.close()
-                    writer.write(step, values)
-                    writer.samples(step, samples)
-                # Before saving: a step that has a checkpoint has all of its records too.
+                    means, samples = window.close()
+                    writer.write(step, means)
+                    writer.write_samples(step, samples)
+                # Before saving: a step that has a checkpoint has all its records too.
                 if is_evaluating:
-                    found = task.evaluate(state.params)
-                    if found:
-                        writer.write(step, {f"eval/{k}": v for k, v in found.items()})
-                    about = task.batches.get_state(), meta, config_text
-                    best.offer(step, found, state, *about)
+                    evaluation = task.evaluate(state.params)
+                    if evaluation:
+                        writer.write(step, {f"eval/{k}": v for k, v in evaluation.items()})
+                    best.update(step, evaluation, *snapshot())
                 if is_saving:
-                    store.save(step, state, task.batches.get_state(), meta, config_text)
+                    manager.save(step, *snapshot())
                 if is_evaluating or is_saving:
                     window.restart()
-                # The last step's evaluation and save take a while: asked again, not to be missed.
-                if is_stopped or (is_last and stop.asked(step)):
+                # A signal may have come during the last step's evaluation and save.
+                if is_preempted or (is_last and guard.is_requested(step)):
                     raise Preempted(f"{task.name}: stopped and saved at step {step}")
     return state
 
 
 @functools.cache
-def _keys(seed: int, name: str, sharding: jax.sharding.Sharding) -> Callable[[int], jax.Array]:
+def _step_keys(seed: int, name: str, sharding: jax.sharding.Sharding) -> Callable[[int], jax.Array]:
     """Step -> random key, on every device of the state, so that no step has to move it."""
 
     def key(step) -> jax.Array:
@@ -165,130 +161,14 @@ def _keys(seed: int, name: str, sharding: jax.sharding.Sharding) -> Callable[[in
     return jax.jit(key, out_shardings=sharding)
 
 
-class _Window:
-    """Steps since the last record: their metrics, the time they took, the wait for data."""
-
-    def __init__(self, name: str, step: int, full: float | None):
-        self._name, self._step, self._full = name, step, full
-        self._values: list[Mapping[str, Any]] = []
-        self.restart()
-
-    def restart(self) -> None:
-        self._began, self._waited = time.monotonic(), 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self._waited += time.monotonic() - began
-
-    def add(self, values: Mapping[str, Any]) -> None:
-        # Kept on the device, so that the host runs ahead of it until the window closes.
-        self._values.append(values)
-
-    def close(self) -> tuple[dict[str, float], list[dict]]:
-        """What is recorded of the window, and the last step's samples.
-
-        Raises ConfigError naming the step of a loss that is not finite.
-        """
-        samples = [row.get("samples", []) for row in self._values]
-        rows = [{k: v for k, v in row.items() if k != "samples"} for row in self._values]
-        rows = jax.device_get(rows)
-        for row in rows:
-            self._step += 1
-            # A gradient that is not finite shows in the next loss, which may come after a save.
-            for name in ("loss", "gradient_norm"):
-                value = float(row.get(name, 0.0))
-                if not math.isfinite(value):
-                    raise ConfigError(
-                        f"{self._name}: {name} is {value} at step {self._step}, expected a finite "
-                        "number: lower learning_rate or clip; the last checkpoint is kept"
-                    )
-        spent = max(time.monotonic() - self._began, 1e-9)
-        means = {}
-        for name in {name: None for row in rows for name in row}:
-            found = [float(row[name]) for row in rows if name in row]
-            if name in COUNTS:
-                means[f"{name}_per_s"] = math.fsum(found) / spent
-            elif name.startswith("seconds/"):
-                means[f"share/{name.removeprefix('seconds/')}"] = math.fsum(found) / spent
-            else:
-                means[name] = math.fsum(found) / len(found)
-        means["steps_per_s"] = len(rows) / spent
-        if self._full:
-            means["mfu"] = means["steps_per_s"] / self._full
-        means["data_wait"] = self._waited / spent
-        self._values.clear()
-        self.restart()
-        return means, samples[-1] if samples else []
-
-
-class _Best:
-    """Keeps the state of the best evaluation of `name` in `folder`; does nothing for ""."""
-
-    def __init__(self, name: str, folder: Path):
-        self._name, self._folder = name, folder
-        self._store: checkpoint.Store | None = None
-        self._value = -math.inf
-
-    def __enter__(self) -> "_Best":
-        if self._name:
-            self._store = checkpoint.Store(self._folder, keep=1)
-            if self._store.latest() is not None:
-                about = self._store.meta()["best"]
-                config.check(
-                    about["name"] == self._name,
-                    "Stage.best_metric",
-                    self._name,
-                    f"{about['name']!r}, as {self._folder} was kept by; or remove that folder",
-                )
-                self._value = self._goodness(about["value"])
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._store is not None:
-            self._store.__exit__(None, None, None)
-
-    def _goodness(self, value: float) -> float:
-        return value if self._name.endswith(MORE_IS_BETTER) else -value
-
-    def offer(
-        self,
-        step: int,
-        found: Mapping[str, float] | None,
-        state: State,
-        data_state: Mapping,
-        meta: Mapping,
-        config_text: str,
-    ) -> None:
-        """Saves `state` if `found` says that it is the best so far.
-
-        Raises ConfigError where there is no evaluation of that name.
-        """
-        if self._store is None:
-            return
-        if found is None or self._name not in found:
-            raise ConfigError(
-                f"Stage.best_metric is {self._name!r}, expected one of the evaluations "
-                f"{', '.join(found or ['(none)'])}"
-            )
-        value = float(found[self._name])
-        if self._goodness(value) > self._value:
-            self._value = self._goodness(value)
-            about = {"name": self._name, "value": value, "step": step}
-            self._store.save(step, state, data_state, {**meta, "best": about}, config_text)
-            # Whole before the loop's own checkpoint of this step: from that on it would be lost.
-            self._store.wait()
-
-
-class _Trace:
-    """A trace of the profiler over `count` steps from step `first` on."""
+class _Profiler:
+    """A profiler trace of `count` steps from step `first` on."""
 
     def __init__(self, folder: Path, first: int, count: int):
-        self._folder, self._first, self._last = folder, first, first + count
+        self._folder, self._first, self._end = folder, first, first + count
         self._is_on = False
 
-    def __enter__(self) -> "_Trace":
+    def __enter__(self) -> "_Profiler":
         return self
 
     def __exit__(self, *_) -> None:
@@ -296,41 +176,42 @@ class _Trace:
             jax.profiler.stop_trace()
             self._is_on = False
 
-    def at(self, step: int) -> None:
-        """Begins or ends the trace before `step`, if it is time."""
-        if self._first <= step < self._last and not self._is_on:
+    def before(self, step: int) -> None:
+        """Starts or stops the trace, if it is time, before `step` runs."""
+        if self._first <= step < self._end and not self._is_on:
             jax.profiler.start_trace(str(self._folder))
             self._is_on = True
-        elif step >= self._last:
+        elif step >= self._end:
             self.__exit__()
 
 
-class _Stop:
-    """Turns the first SIGTERM or SIGINT into a request; a second one acts at once."""
+class _PreemptionGuard:
+    """Turns the first SIGTERM or SIGINT into a request to stop; a second one acts at once."""
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self):
-        self._is_asked = False
-        self._before: dict[int, Any] = {}
+        self._is_requested = False
+        self._old_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Stop":
+    def __enter__(self) -> "_PreemptionGuard":
         # With several processes, jax's own SIGTERM handler agrees on one step among them.
         in_main = threading.current_thread() is threading.main_thread()
         if jax.process_count() == 1 and in_main:
-            self._before = {s: signal.signal(s, self._ask) for s in self._SIGNALS}
+            self._old_handlers = {s: signal.signal(s, self._request) for s in self._SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._old_handlers = {}
 
-    def _ask(self, *_) -> None:
-        self._is_asked = True
+    def _request(self, *_) -> None:
+        self._is_requested = True
         self.__exit__()
 
-    def asked(self, step: int) -> bool:
+    def is_requested(self, step: int) -> bool:
+        """Whether to stop after `step`; with several processes, the same answer in all."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._is_asked
+        return self._is_requested

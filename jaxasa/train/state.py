@@ -1,4 +1,4 @@
-"""What a training step carries along, as one pytree."""
+"""The training state: step, parameters, optimizer state, reference parameters, as one pytree."""
 
 import dataclasses
 import functools
@@ -18,56 +18,59 @@ from jaxasa.train import optim
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class State:
-    """step: int32 [], steps done. params: nested dict, all of the model, learning or not.
+class TrainState:
+    """step: int32 [], steps done. params: nested dict of all parameters, trainable or frozen.
 
     opt_state: optax state over the flat dict {path: array} of the trainable parameters.
-    reference: those parameters as they were at step 0, where the stage keeps them; else {}.
+    ref_params: those parameters as they were at step 0, if the stage keeps them; else {}.
     """
 
     step: jax.Array
     params: dict
     opt_state: optax.OptState
-    reference: dict = dataclasses.field(default_factory=dict)
+    ref_params: dict = dataclasses.field(default_factory=dict)
 
 
-def stored(params: Mapping, stage: config.Stage, frozen_dtype: str = "float32") -> dict:
-    """Nested `params` as a stage keeps them: what it trains in float32, the rest in `frozen_dtype`.
+def cast_params(params: Mapping, stage: config.Stage, frozen_dtype: str = "float32") -> dict:
+    """Nested `params` in the types that a stage stores: trainable ones in float32, the others in
+    `frozen_dtype`.
 
-    Arrays of numpy or jax; under `jax.eval_shape` shapes will do. Raises as `optim.split` does.
+    Takes numpy or jax arrays; under `jax.eval_shape`, shapes. Raises ConfigError as `trees.split`.
     """
     trainable, frozen = trees.split(params, stage.trainable)
 
-    def as_type(leaf, dtype):
+    def cast(leaf, dtype):
         return leaf if leaf.dtype == dtype else leaf.astype(dtype)
 
     return trees.merge(
-        {path: as_type(leaf, jnp.float32) for path, leaf in trainable.items()},
-        {path: as_type(leaf, jnp.dtype(frozen_dtype)) for path, leaf in frozen.items()},
+        {path: cast(leaf, jnp.float32) for path, leaf in trainable.items()},
+        {path: cast(leaf, jnp.dtype(frozen_dtype)) for path, leaf in frozen.items()},
     )
 
 
-def shapes(
+def abstract_state(
     params: Mapping,
     stage: config.Stage,
     mesh: Mesh,
     frozen_dtype: str = "float32",
     rules: sharding.Rules = sharding.RULES,
-) -> State:
-    """`create` of parameters or of their shapes, and nothing is allocated.
+) -> TrainState:
+    """What `create` returns, as shapes: each leaf a jax.ShapeDtypeStruct with its sharding.
 
-    Every leaf is a jax.ShapeDtypeStruct with its sharding. Raises ConfigError as `create` does.
+    params: arrays or shapes. Nothing is allocated. Raises ConfigError as `create` does.
     """
-    kept = jax.eval_shape(functools.partial(stored, stage=stage, frozen_dtype=frozen_dtype), params)
-    lies = sharding.params_sharding(kept, mesh, rules)
-    trainable, _ = trees.split(kept, stage.trainable)
-    opt_state = jax.eval_shape(optim.make(stage).init, trainable)
-    reference = trainable if stage.keeps_ref_params else {}
-    whole = NamedSharding(mesh, PartitionSpec())
+    cast = functools.partial(cast_params, stage=stage, frozen_dtype=frozen_dtype)
+    params = jax.eval_shape(cast, params)
+    trainable, _ = trees.split(params, stage.trainable)
+    opt_state = jax.eval_shape(optim.make_optimizer(stage).init, trainable)
+    ref_params = trainable if stage.keeps_ref_params else {}
+    replicated = NamedSharding(mesh, PartitionSpec())
+    of_params = sharding.params_sharding(params, mesh, rules)
+    of_others = (sharding.state_sharding(x, of_params) for x in (opt_state, ref_params))
     return jax.tree.map(
-        lambda leaf, lie: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=lie),
-        State(jax.ShapeDtypeStruct((), np.int32), kept, opt_state, reference),
-        State(whole, lies, *(sharding.state_sharding(x, lies) for x in (opt_state, reference))),
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        TrainState(jax.ShapeDtypeStruct((), np.int32), params, opt_state, ref_params),
+        TrainState(replicated, of_params, *of_others),
     )
 
 
@@ -77,21 +80,21 @@ def create(
     mesh: Mesh,
     rules: sharding.Rules = sharding.RULES,
     frozen_dtype: str = "float32",
-) -> State:
-    """State at step 0 that lies on `mesh` by `rules`; `params` hold numpy or jax arrays.
+) -> TrainState:
+    """State at step 0 on `mesh`, sharded by `rules`; `params` hold numpy or jax arrays.
 
-    What of them lies there already, in its type, becomes part of the state, and is not copied.
-
-    Raises ConfigError as `optim.split` and `sharding.params_sharding` do.
+    Arrays that already have their type and sharding become part of the state without a copy.
+    Raises ConfigError as `trees.split` and `sharding.params_sharding` do.
     """
-    lies = jax.tree.map(
-        lambda leaf: leaf.sharding, shapes(params, stage, mesh, frozen_dtype, rules)
+    shardings = jax.tree.map(
+        lambda leaf: leaf.sharding, abstract_state(params, stage, mesh, frozen_dtype, rules)
     )
     # Only values of plain dicts: flax may give other mappings.
-    placed = sharding.place(stored(params, stage, frozen_dtype), lies.params)
-    trainable, _ = trees.split(placed, stage.trainable)
-    opt_state = jax.jit(optim.make(stage).init, out_shardings=lies.opt_state)(trainable)
-    # Copies: an update overwrites what it is given.
-    copied = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=lies.reference)
-    reference = copied(trainable) if stage.keeps_ref_params else {}
-    return State(sharding.place(np.int32(0), lies.step), placed, opt_state, reference)
+    params = sharding.put(cast_params(params, stage, frozen_dtype), shardings.params)
+    trainable, _ = trees.split(params, stage.trainable)
+    init = jax.jit(optim.make_optimizer(stage).init, out_shardings=shardings.opt_state)
+    # Copies: an update donates its state.
+    copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=shardings.ref_params)
+    ref_params = copy(trainable) if stage.keeps_ref_params else {}
+    step = sharding.put(np.int32(0), shardings.step)
+    return TrainState(step, params, init(trainable), ref_params)
