@@ -19,7 +19,7 @@ from jaxasa.viz import binauralize
 SCENES = config.Scenes(
     train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=2, workers=1
 )
-HEAD = hrtf.Sphere()
+HEAD = hrtf.SphereHrtf()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_binaural_and_foa_data_sets_share_scenes_and_labels(workdir):
         sound, labels = binaural_records[index]
         assert sound.shape == (24_000, 2)
         assert {**labels, "gain": 0} == {**foa_records[index][1], "gain": 0}
-        spec = scenes.draw(SCENES, bank.clips("train"), 7, "train", index)
+        spec = scenes.sample_scene(SCENES, bank.clips("train"), 7, "train", index)
         expected, scene = binaural.render(spec, bank.audio, HEAD)
         assert scene == labels
         assert np.abs(records.to_float(sound) - expected).max() < 2e-4
@@ -75,10 +75,10 @@ def test_stored_scene_is_rendered_by_image_sources(workdir, tmp_path):
 
 def test_scene_in_json_needs_its_sound_bank(workdir, tmp_path):
     bank = sounds.Bank.load(workdir / "sounds")
-    spec = specs.of_record(records.Records(workdir / "scenes" / "train"), 2, bank)
+    spec = specs.scene_of_record(records.Records(workdir / "scenes" / "train"), 2, bank)
     path, out = tmp_path / "scene.json", tmp_path / "scene.wav"
     path.write_text(scenes.to_json(spec))
-    assert specs.find(path, None, None) == spec
+    assert specs.load_scene(path, None, None) == spec
     assert binauralize.binauralize(path, out, sounds=bank.folder)["method"] == "images"
     expected, _ = binaural.render(spec, bank.audio, HEAD)
     assert np.abs(read_stereo(out) - expected).max() < 1e-4
@@ -174,7 +174,7 @@ def test_inapplicable_options_are_refused(workdir, tmp_path):
     soundfile.write(sound, np.zeros((160, 4)), 16_000)
     scene, stored = workdir / "scenes" / "train", workdir / "binaural" / "train"
     data = tmp_path / "scene.json"
-    data.write_text(scenes.to_json(specs.find(scene, 0, bank)))
+    data.write_text(scenes.to_json(specs.load_scene(scene, 0, bank)))
     for source, options, word in (
         (sound, {"index": 0}, "--index 0"),
         (sound, {"sounds": bank}, "--sounds"),
@@ -187,5 +187,5 @@ def test_inapplicable_options_are_refused(workdir, tmp_path):
         with pytest.raises(ConfigError, match=f"{word}.*expected none with it"):
             binauralize.binauralize(source, out, **options)
     with pytest.raises(ConfigError, match="--sounds .*scene in JSON"):
-        specs.find(data, None, bank)
+        specs.load_scene(data, None, bank)
     assert not out.exists()

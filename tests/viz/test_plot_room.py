@@ -58,18 +58,18 @@ def test_first_reflections_are_mirror_images():
 
 def test_scene_in_json(tmp_path, capsys):
     clips = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 1.0) for i in range(3)]
-    spec = scenes.draw(Scenes(train=1, dev=1, benchmark=1), clips, 0, "dev", 4)
+    spec = scenes.sample_scene(Scenes(train=1, dev=1, benchmark=1), clips, 0, "dev", 4)
     path, out = tmp_path / "scene.json", tmp_path / "scene.png"
     path.write_text(scenes.to_json(spec))
     last = len(spec.sources) - 1
-    assert main.main(["draw", str(out), "--scene", str(path), "--which", str(last)]) == 0
+    assert main.main(["plot", str(out), "--scene", str(path), "--source_index", str(last)]) == 0
     assert "RT60" in capsys.readouterr().out and out.stat().st_size > 10_000
     view = plot_room.view_of_scene(spec)
     assert view.sources[last] == (spec.sources[last].label, spec.sources[last].position)
 
 
 def test_default_room_is_plotted_without_arguments(tmp_path):
-    assert main.main(["draw", str(tmp_path / "room.png")]) == 0
+    assert main.main(["plot", str(tmp_path / "room.png")]) == 0
     assert (tmp_path / "room.png").stat().st_size > 10_000
 
 
@@ -84,14 +84,14 @@ def test_default_room_is_plotted_without_arguments(tmp_path):
         (["room.png", "--room", "0", "5", "3"], "room is (0.0, 5.0, 3.0)"),
         (["room.png", "--rt60", "0.01"], "Sabine"),
         (["room.png", "--rt60", "nan"], "rt60 is nan"),
-        (["room.png", "--which", "1"], "source is 1, expected 0 to 0"),
+        (["room.png", "--source_index", "1"], "source is 1, expected 0 to 0"),
         (["room.png", "--scene", "none.json"], "none.json"),
     ],
     ids=lambda value: value if isinstance(value, str) else "_".join(value[1:3]),
 )
 def test_invalid_arguments_are_named(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
-    assert main.main(["draw", *arguments]) == 2
+    assert main.main(["plot", *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
