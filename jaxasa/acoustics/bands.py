@@ -5,7 +5,7 @@ reflects all bands alike reflects an untouched impulse. The lowest reaches down 
 highest (5.6 kHz and up) to the Nyquist frequency.
 
     >>> from jaxasa.acoustics import bands
-    >>> bands.weights([1000.0, 2**0.5 * 1000.0]).round(2)[3:5]  # of the 1 and 2 kHz bands
+    >>> bands.gains([1000.0, 2**0.5 * 1000.0]).round(2)[3:5]  # of the 1 and 2 kHz bands
     array([[1. , 0.5],
            [0. , 0.5]])
 """
@@ -17,10 +17,10 @@ import numpy as np
 from jaxasa.acoustics import rooms
 from jaxasa.core.audio import SAMPLE_RATE
 
-LEAD = 64  # samples of a response before time zero: delay filters are symmetric
+PRE_SAMPLES = 64  # samples of a response before time zero: delay filters are symmetric
 
 
-def weights(frequencies) -> np.ndarray:
+def gains(frequencies) -> np.ndarray:
     """Returns the gain of each octave band [7, F] at frequencies (Hz); gains sum to 1."""
     octave = np.log2(np.maximum(frequencies, 1e-3) / rooms.BANDS[0])
     position = np.clip(octave, 0, len(rooms.BANDS) - 1)
@@ -29,6 +29,6 @@ def weights(frequencies) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def weights_of(size: int) -> np.ndarray:
+def rfft_gains(size: int) -> np.ndarray:
     """Returns the gains [7, size // 2 + 1] float32 of a real transform of `size` samples."""
-    return weights(np.fft.rfftfreq(size, 1 / SAMPLE_RATE)).astype(np.float32)
+    return gains(np.fft.rfftfreq(size, 1 / SAMPLE_RATE)).astype(np.float32)

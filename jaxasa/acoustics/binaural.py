@@ -10,7 +10,7 @@ and independent at the two ears. A recording exists in FOA only: `foa_decoder` d
     >>> from jaxasa.config import Scenes
     >>> clips = [scenes.Clip("bell-1", "bell", "bell-1", 1.0)]
     >>> ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
-    >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
+    >>> spec = scenes.sample_scene(ranges, clips, seed=0, split="train", index=0)
     >>> ears, labels = binaural.render(spec, lambda clip: np.ones(16000, np.float32))
     >>> ears.shape, labels["sources"][0]["class"]
     ((32000, 2), 'bell')
@@ -26,7 +26,7 @@ import scipy.signal
 from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, noise, paths, rooms
 from jaxasa.acoustics import render as foa_render
 from jaxasa.acoustics.hrtf import Hrtf
-from jaxasa.acoustics.rir import LEAD
+from jaxasa.acoustics.rir import PRE_SAMPLES
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.core import keys
@@ -35,7 +35,7 @@ from jaxasa.core.audio import SAMPLE_RATE
 
 def render(
     spec: SceneSpec,
-    audio: Callable[[str], np.ndarray],
+    read_clip: Callable[[str], np.ndarray],
     head: Hrtf | None = None,
     full: bool = False,
 ) -> tuple[np.ndarray, dict]:
@@ -46,22 +46,22 @@ def render(
     rigid sphere. Raises ConfigError for a scene or clip that cannot be rendered: where walls
     differ and scatter nothing, late sound is no diffuse field, and full=True alone serves.
     """
-    diffuse = spec.scattering > 0 or not rooms.uneven(spec.absorption)
+    diffuse = spec.scattering > 0 or not rooms.has_nonuniform_absorption(spec.absorption)
     expected = "above 0 where walls differ and the scene is for two ears"
     check(bool(full or diffuse), "SceneSpec.scattering", spec.scattering, expected)
     head = hrtf.load("sphere") if head is None else head
-    around, scene = foa_render.render(spec, audio, full=full)
+    around, scene = foa_render.render(spec, read_clip, full=full)
     length = len(around)
     mix = np.zeros((2, length), np.float32)
     for i, source in enumerate(spec.sources):
         key = (spec.seed, "binaural tail", spec.split, spec.index, i)
         start = round(source.onset * SAMPLE_RATE)
-        dry = foa_render.dry(source, audio(source.clip))[: length - start]
-        if source.trajectory or spec.turning:
-            mix += binaural_motion.moving(
+        dry = foa_render.dry_source(source, read_clip(source.clip))[: length - start]
+        if source.waypoints or spec.yaw_trajectory:
+            mix += binaural_motion.render_moving_binaural(
                 dry,
                 start,
-                functools.partial(paths.at, source.path()),
+                functools.partial(paths.position_at, source.path()),
                 spec.yaw_at,
                 *(spec.room, spec.absorption, spec.listener, head),
                 functools.partial(keys.rng, *key),
@@ -71,8 +71,10 @@ def render(
             continue
         where = (spec.room, spec.absorption, source.position, spec.listener)
         args = (*where, head, spec.yaw, keys.rng(*key))
-        ears = binaural_rir.response(*args, full=full, scattering=spec.scattering)
-        heard = scipy.signal.oaconvolve(dry[None], ears, axes=1)[:, LEAD : LEAD + length - start]
+        ears = binaural_rir.shoebox_brir(*args, full=full, scattering=spec.scattering)
+        heard = scipy.signal.oaconvolve(dry[None], ears, axes=1)[
+            :, PRE_SAMPLES : PRE_SAMPLES + length - start
+        ]
         mix[:, start : start + heard.shape[1]] += heard
     ambient, sensors = _noise_powers(spec, around[:, 0], scene)
     mix += _noise(spec, head, length, ambient)
@@ -80,7 +82,9 @@ def render(
         rng = keys.rng(spec.seed, "binaural sensor noise", spec.split, spec.index)
         mix += rng.standard_normal((2, length), np.float32) * np.float32(sensors**0.5)
     peak = float(np.abs(mix).max())
-    scene["gain"] = min(foa_render.LEVEL, foa_render.PEAK / peak) if peak else foa_render.LEVEL
+    scene["gain"] = (
+        min(foa_render.MAX_GAIN, foa_render.PEAK / peak) if peak else foa_render.MAX_GAIN
+    )
     return np.ascontiguousarray((mix * np.float32(scene["gain"])).T), scene
 
 
@@ -101,11 +105,11 @@ def _noise(spec: SceneSpec, head: Hrtf, length: int, power: float) -> np.ndarray
     rng = keys.rng(spec.seed, "binaural noise", spec.split, spec.index)
     size = scipy.fft.next_fast_len(length, real=True)
     f = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    shape = power * noise.pink(size).astype(float) ** 2
+    shape = power * noise.pink_amplitudes(size).astype(float) ** 2
     field = _diffuse(head)
     grid = np.linspace(0, SAMPLE_RATE / 2, field.shape[-1])
     left, right, real, imaginary = (np.interp(f, grid, part) * shape for part in field)
-    spectra = binaural_rir.correlated(left, right, real + 1j * imaginary, rng)
+    spectra = binaural_rir.correlated_noise(left, right, real + 1j * imaginary, rng)
     return scipy.fft.irfft(spectra, size)[:, :length]
 
 

@@ -14,8 +14,8 @@ the response of the place and the yaw of its middle. The tail is one draw of noi
     >>> room, listener, dry = (6.0, 5.0, 3.0), (3.0, 2.0, 1.5), np.ones(1600, np.float32)
     >>> walls = rooms.absorption(room, 0.2)
     >>> passing = lambda t: np.stack([1 + 4 * t, 4 + 0 * t, 1.5 + 0 * t], axis=-1)  # 4 m/s along x
-    >>> binaural_motion.moving(
-    ...     dry, 0, passing, lambda t: 0 * t, room, walls, listener, hrtf.Sphere(),
+    >>> binaural_motion.render_moving_binaural(
+    ...     dry, 0, passing, lambda t: 0 * t, room, walls, listener, hrtf.SphereHrtf(),
     ...     lambda: np.random.default_rng(0), 4000,
     ... ).shape
     (2, 4000)
@@ -29,7 +29,7 @@ import scipy.signal
 
 from jaxasa.acoustics import bands, binaural_rir, hrtf, rir, rooms
 from jaxasa.acoustics.hrtf import Hrtf
-from jaxasa.acoustics.rir import LEAD
+from jaxasa.acoustics.rir import PRE_SAMPLES
 from jaxasa.core.audio import SAMPLE_RATE
 
 _FINE = 4  # times as many samples of the dry signal are interpolated
@@ -40,7 +40,7 @@ _TURN = SAMPLE_RATE // 30  # samples between the places whose reflections take t
 Place = Callable[[np.ndarray], np.ndarray]
 
 
-def moving(
+def render_moving_binaural(
     dry: np.ndarray,
     start: int,
     place: Place,
@@ -75,15 +75,15 @@ def moving(
         part = dry[samples] * (1 - np.abs(samples - k * _TURN) / _TURN).astype(np.float32)
         middle = np.array([start + min(k * _TURN, len(dry) - 1)]) / SAMPLE_RATE
         source = place(middle)[0]
-        flight = float(np.linalg.norm(source - where)) / rooms.SPEED
+        flight = float(np.linalg.norm(source - where)) / rooms.SPEED_OF_SOUND
         turned = float(yaw(middle + flight)[0])
-        response = binaural_rir.response(
+        response = binaural_rir.shoebox_brir(
             *(room, absorption, source, where, head, turned, rng()),
             direct=False,
             scattering=scattering,
         )
         at = start + samples[0]
-        heard = scipy.signal.oaconvolve(part[None], response, axes=1)[:, LEAD:]
+        heard = scipy.signal.oaconvolve(part[None], response, axes=1)[:, PRE_SAMPLES:]
         heard = heard[:, : length - at]
         out[:, at : at + heard.shape[1]] += heard
     return out
@@ -93,7 +93,7 @@ def _direct(dry, start: int, place: Place, yaw: Place, listener, head: Hrtf, len
     """Returns the direct sound [2, length]."""
     emitted = np.arange(-_MARGIN, len(dry) + _MARGIN)
     distance = np.linalg.norm(place((start + emitted) / SAMPLE_RATE) - listener, axis=1)
-    arrival = start + emitted + distance * (SAMPLE_RATE / rooms.SPEED)
+    arrival = start + emitted + distance * (SAMPLE_RATE / rooms.SPEED_OF_SOUND)
     level = 1 / (np.gradient(arrival) * distance)
     frames = np.arange(-1, -(-length // (_FRAME // 2)) + 1) * (_FRAME // 2)
     middle = frames + _FRAME // 2
@@ -102,7 +102,7 @@ def _direct(dry, start: int, place: Place, yaw: Place, listener, head: Hrtf, len
     c, s = np.cos(angle), np.sin(angle)
     x, y, z = offset.T
     offset = np.stack([c * x - s * y, s * x + c * y, z], axis=1)
-    taps, delay = head.at(offset)
+    taps, delay = head.filters(offset)
     spectra = np.fft.rfft(taps, _SIZE) * _air(np.linalg.norm(offset, axis=1))[:, None]
     # Read at fractions of a sample by splines of order 5, from four times as many samples.
     padded = np.pad(dry.astype(float), _MARGIN)
@@ -122,10 +122,10 @@ def _direct(dry, start: int, place: Place, yaw: Place, listener, head: Hrtf, len
                 low = frames[k] + _FRAME  # the output begins one frame early
                 out[ear, low : low + _SIZE] += np.fft.irfft(np.fft.rfft(frame, _SIZE) * spectrum)
     # Filters begin LEAD samples early.
-    begin = _FRAME + hrtf.LEAD
+    begin = _FRAME + hrtf.PRE_TAPS
     return rir.high_pass(out[:, begin : begin + length]).astype(np.float32)
 
 
 def _air(distance: np.ndarray) -> np.ndarray:
     """Returns what the air leaves of sound [N, F] after so many metres."""
-    return np.exp(-0.5 * distance[:, None] * rooms.AIR) @ bands.weights_of(_SIZE)
+    return np.exp(-0.5 * distance[:, None] * rooms.AIR_ABSORPTION) @ bands.rfft_gains(_SIZE)

@@ -5,9 +5,9 @@ sources are summed before the way back, and four inverse transforms a block do f
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import bands, convolve
-    >>> echo = np.zeros((4, bands.LEAD + 10), np.float32)
-    >>> echo[0, bands.LEAD + 5] = 0.5
-    >>> convolve.convolve([(2, np.ones(1, np.float32))], [echo], 10)[0].round(3) + 0.0
+    >>> echo = np.zeros((4, bands.PRE_SAMPLES + 10), np.float32)
+    >>> echo[0, bands.PRE_SAMPLES + 5] = 0.5
+    >>> convolve.convolve_tracks([(2, np.ones(1, np.float32))], [echo], 10)[0].round(3) + 0.0
     array([0. , 0. , 0. , 0. , 0. , 0. , 0. , 0.5, 0. , 0. ], dtype=float32)
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 import scipy.fft
 
 from jaxasa.acoustics import numba_jit
-from jaxasa.acoustics.bands import LEAD
+from jaxasa.acoustics.bands import PRE_SAMPLES
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _add_product(out, dry, response, fresh):
     """Adds dry [F] times response [C, F] to out [C, F], or stores it where out is `fresh`."""
     for c in range(out.shape[0]):
@@ -46,7 +46,7 @@ def _transform_size(length: int, longest: int, sources: int, channels: int) -> i
     return best[1]
 
 
-def convolve(
+def convolve_tracks(
     tracks: Sequence[tuple[int, np.ndarray]], responses: Sequence[np.ndarray], length: int
 ) -> np.ndarray:
     """Returns the sum [C, length] of each track (start sample, signal) through its response [C, n].
@@ -65,7 +65,7 @@ def convolve(
             dry.reshape(-1)[start - first * hop : end - first * hop] = track[: end - start]
             parts = scipy.fft.rfft(dry, size)
             heard.append((first, parts, scipy.fft.rfft(response, size)))
-    out = np.zeros((channels, length + LEAD + size), np.float32)
+    out = np.zeros((channels, length + PRE_SAMPLES + size), np.float32)
     spectrum = np.empty((channels, size // 2 + 1), np.complex64)
     for block in range(-(-length // hop)):
         fresh = True
@@ -76,4 +76,4 @@ def convolve(
         if not fresh:
             start = block * hop
             out[:, start : start + size] += scipy.fft.irfft(spectrum, size)
-    return out[:, LEAD : length + LEAD]
+    return out[:, PRE_SAMPLES : length + PRE_SAMPLES]

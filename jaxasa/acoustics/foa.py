@@ -25,14 +25,14 @@ CHANNELS = ("W", "Y", "Z", "X")
 
 # What each convention's stored channels must be indexed and multiplied by to become W, Y, Z, X
 # in SN3D. FuMa stores W, X, Y, Z with W attenuated by 3 dB; N3D scales first order by sqrt(3).
-_CONVENTIONS = {
+CONVENTIONS = {
     "ambix": ((0, 1, 2, 3), (1.0, 1.0, 1.0, 1.0)),
     "n3d": ((0, 1, 2, 3), (1.0, 3**-0.5, 3**-0.5, 3**-0.5)),
     "fuma": ((0, 2, 3, 1), (2**0.5, 1.0, 1.0, 1.0)),
 }
 
 
-def wrap(azimuth):
+def wrap_azimuth(azimuth):
     """Returns the azimuth (degrees, scalar or array) in (-180, 180]."""
     wrapped = 180.0 - np.mod(180.0 - np.asarray(azimuth, float), 360.0)
     # np.mod of a tiny negative number rounds up to 360 itself.
@@ -47,14 +47,14 @@ def encode(azimuth, elevation) -> np.ndarray:
     return np.stack([np.ones_like(z), y, z, x], axis=-1)
 
 
-def direction(vector) -> tuple[np.ndarray, np.ndarray]:
+def cartesian_to_azel(vector) -> tuple[np.ndarray, np.ndarray]:
     """Returns (azimuth, elevation) in degrees of vectors [..., 3] given as x, y, z."""
     x, y, z = np.moveaxis(np.asarray(vector, float), -1, 0)
     azimuth = np.degrees(np.arctan2(y, x))
-    return wrap(azimuth), np.degrees(np.arctan2(z, np.hypot(x, y)))
+    return wrap_azimuth(azimuth), np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
-def sphere(count: int) -> np.ndarray:
+def fibonacci_sphere(count: int) -> np.ndarray:
     """Returns even directions [count, 3] (x, y, z): a Fibonacci lattice (Gonzalez 2010)."""
     k = np.arange(count) + 0.5
     z = 1 - 2 * k / count
@@ -63,7 +63,7 @@ def sphere(count: int) -> np.ndarray:
     return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1)
 
 
-def rotation(yaw=0.0, pitch=0.0, roll=0.0) -> np.ndarray:
+def rotation_matrix(yaw=0.0, pitch=0.0, roll=0.0) -> np.ndarray:
     """Returns the matrix [..., 3, 3] that turns a vector x, y, z by roll, then pitch, then yaw.
 
     Degrees, scalars or arrays of one shape; every turn is about the room's axes. Positive yaw
@@ -89,7 +89,7 @@ def rotate(signal: np.ndarray, yaw=0.0, pitch=0.0, roll=0.0, inverse: bool = Fal
     """
     signal = np.asarray(signal)
     real = signal.dtype if np.issubdtype(signal.dtype, np.floating) else float
-    turn = rotation(yaw, pitch, roll).astype(real)
+    turn = rotation_matrix(yaw, pitch, roll).astype(real)
     if inverse:
         turn = np.swapaxes(turn, -1, -2)
     # Rows and columns in the order Y, Z, X of the channels.
@@ -116,12 +116,12 @@ def intensity(signal: np.ndarray) -> np.ndarray:
     return signal[:, 0].astype(float) @ signal[:, [3, 1, 2]] / len(signal)
 
 
-def from_convention(signal: np.ndarray, name: str) -> np.ndarray:
+def to_ambix(signal: np.ndarray, name: str) -> np.ndarray:
     """Returns a signal [..., 4] stored as `name` (ambix, n3d or fuma) as W, Y, Z, X in SN3D.
 
     Raises ConfigError for another name or another number of channels.
     """
-    check(name in _CONVENTIONS, "FOA convention", name, " or ".join(_CONVENTIONS))
+    check(name in CONVENTIONS, "FOA convention", name, " or ".join(CONVENTIONS))
     check(signal.shape[-1] == 4, "FOA channels", signal.shape[-1], "4")
-    order, gains = _CONVENTIONS[name]
+    order, gains = CONVENTIONS[name]
     return signal[..., list(order)] * np.asarray(gains, signal.dtype)

@@ -23,7 +23,7 @@ frequencies the correction goes to zero by itself. Errors and limits are in the 
     >>> import numpy as np
     >>> from jaxasa.acoustics import foa, foa_decoder, hrtf
     >>> noise = np.random.default_rng(0).standard_normal((16000, 1))
-    >>> ears = foa_decoder.decode(noise * foa.encode(90, 0), hrtf.Sphere())  # from the left
+    >>> ears = foa_decoder.decode(noise * foa.encode(90, 0), hrtf.SphereHrtf())  # from the left
     >>> ears.shape, bool(ears[:, 0].std() > ears[:, 1].std())
     ((16000, 2), True)
 """
@@ -38,7 +38,7 @@ from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.config import check
 from jaxasa.core.audio import SAMPLE_RATE
 
-LIMIT = 600.0  # Hz: up to here phases are fitted, above it magnitudes
+MAGNITUDE_FIT_HZ = 600.0  # Hz: up to here phases are fitted, above it magnitudes
 _FRAME, _HOP, _SIZE = 512, 128, 1024
 _STEP = 5  # degrees between directions in which the HRTF is tabulated
 _BLOCK = 256  # frames at once
@@ -94,8 +94,8 @@ class _Decoder:
         elevation = np.arange(-90, 90 + _STEP, _STEP)
         grid = np.stack(np.meshgrid(azimuth, elevation, indexing="ij"), axis=-1)
         unit = foa.encode(grid[..., 0], grid[..., 1])[..., [3, 1, 2]]
-        taps, delay = head.at(100.0 * unit.reshape(-1, 3))
-        shift = np.exp(2j * np.pi / _SIZE * bins * hrtf.LEAD)
+        taps, delay = head.filters(100.0 * unit.reshape(-1, 3))
+        shift = np.exp(2j * np.pi / _SIZE * bins * hrtf.PRE_TAPS)
         table = scipy.fft.rfft(taps, _SIZE) * shift.astype(np.complex64)
         # [F, ear, direction]: neighbours in direction are gathered together.
         self._table = np.ascontiguousarray(np.moveaxis(table, 0, -1).swapaxes(0, 1))
@@ -157,14 +157,14 @@ def _direction(spectrum: np.ndarray, state) -> tuple[np.ndarray, np.ndarray, tup
 def linear_decoder(head: Hrtf, size: int) -> np.ndarray:
     """Returns D [F, 2, 4]: ears from W, Y, Z, X at the frequencies of an rfft of `size` samples."""
     offset, weight = hrtf.sphere_nodes()
-    wanted = hrtf.response(head, offset, size).transpose(2, 1, 0)
+    wanted = hrtf.hrtf_spectrum(head, offset, size).transpose(2, 1, 0)
     unit = offset / np.linalg.norm(offset, axis=1, keepdims=True)
     gains = np.concatenate([np.ones((len(unit), 1)), unit[:, [1, 2, 0]]], axis=1)
     # Least squares over the sphere: W, Y, Z, X are orthogonal, of powers 1, 1/3, 1/3, 1/3.
     solve = weight[:, None] * gains * np.array([1, 3, 3, 3])
     found = wanted @ solve
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    for k in np.flatnonzero(frequency > LIMIT):
+    for k in np.flatnonzero(frequency > MAGNITUDE_FIT_HZ):
         phase = found[k - 1] @ gains.T
         phase /= np.maximum(np.abs(phase), 1e-12)
         found[k] = (np.abs(wanted[k]) * phase) @ solve
@@ -173,7 +173,7 @@ def linear_decoder(head: Hrtf, size: int) -> np.ndarray:
     want = (wanted * weight) @ wanted.conj().swapaxes(1, 2)
     mixed = _matching(have, want) @ found
     # From least squares to matched covariance over the octave below the limit and the limit.
-    blend = np.clip(2 * frequency / LIMIT - 1, 0, 1)[:, None, None]
+    blend = np.clip(2 * frequency / MAGNITUDE_FIT_HZ - 1, 0, 1)[:, None, None]
     return (1 - blend) * found + blend * mixed
 
 

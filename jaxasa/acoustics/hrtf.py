@@ -20,7 +20,7 @@ Schlosberg 1954 for a far source): the phase that remains is small and smooth. `
 a measured HRTF instead.
 
     >>> from jaxasa.acoustics import hrtf
-    >>> taps, delay = hrtf.Sphere().at([[0.0, 1.5, 0.0]])  # a source 1.5 m to the left
+    >>> taps, delay = hrtf.SphereHrtf().filters([[0.0, 1.5, 0.0]])  # a source 1.5 m to the left
     >>> round(float(delay[0, 1] - delay[0, 0]), 1)  # samples by which the right ear is later
     9.8
 """
@@ -35,9 +35,9 @@ from jaxasa.acoustics import rooms
 from jaxasa.config import check
 from jaxasa.core.audio import SAMPLE_RATE
 
-LEAD = 24  # samples of a filter before its delay: band-limited filters ring on both sides
-RADIUS = 0.0875  # metres
-EARS = 100.0  # degrees: azimuth of the left ear, behind the middle (Blauert 1997)
+PRE_TAPS = 24  # samples of a filter before its delay: band-limited filters ring on both sides
+HEAD_RADIUS = 0.0875  # metres
+EAR_AZIMUTH = 100.0  # degrees: azimuth of the left ear, behind the middle (Blauert 1997)
 
 
 class Hrtf(Protocol):
@@ -45,7 +45,7 @@ class Hrtf(Protocol):
 
     name: str
 
-    def at(self, offset) -> tuple[np.ndarray, np.ndarray]:
+    def filters(self, offset) -> tuple[np.ndarray, np.ndarray]:
         """Returns filters [N, 2, n] float32 and delays [N, 2] of the left and the right ear.
 
         offset [N, 3]: x (front), y (left), z (up) of the source from the head's centre, metres.
@@ -59,21 +59,21 @@ class Hrtf(Protocol):
 def load(name: str) -> Hrtf:
     """Returns the HRTF called "sphere", or the one in a SOFA file; raises ConfigError."""
     if name == "sphere":
-        return Sphere()
+        return SphereHrtf()
     from jaxasa.acoustics import sofa
 
-    return sofa.read(name)
+    return sofa.read_sofa(name)
 
 
-def response(head: Hrtf, offset, size: int) -> np.ndarray:
+def hrtf_spectrum(head: Hrtf, offset, size: int) -> np.ndarray:
     """Returns the HRTF [N, 2, size // 2 + 1] at the frequencies of an rfft of `size` samples.
 
     Delays included, so that a direction's interaural phase is in it; offset as in Hrtf.at.
     """
-    taps, delay = head.at(offset)
+    taps, delay = head.filters(offset)
     spectrum = np.fft.rfft(taps, size)
     turn = -2j * np.pi / size * np.arange(spectrum.shape[-1])
-    return spectrum * np.exp(turn * (delay[..., None] - LEAD))
+    return spectrum * np.exp(turn * (delay[..., None] - PRE_TAPS))
 
 
 @functools.cache
@@ -106,11 +106,11 @@ def diffuse_field(head: Hrtf, size: int) -> np.ndarray:
     coherence is |[0, 1]| / sqrt([0, 0] [1, 1]), near 1 at low and near 0 at high frequencies.
     """
     offset, weight = sphere_nodes()
-    found = response(head, offset, size)
+    found = hrtf_spectrum(head, offset, size)
     return np.einsum("n,nef,ngf->egf", weight, found, found.conj())
 
 
-def path(rho, theta):
+def extra_path(rho, theta):
     """Returns the extra path (in radii) to a point of a sphere at the angle theta (radians).
 
     Against the way to the centre, for a source at rho radii: straight where the ear sees the
@@ -126,7 +126,7 @@ def path(rho, theta):
     return np.where(theta <= limit, seen, around)
 
 
-def sphere_response(rho: float, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
+def sphere_transfer_function(rho: float, mu: np.ndarray, theta: np.ndarray) -> np.ndarray:
     """Returns H [len(theta), len(mu)] of a rigid sphere, by the series in the module's docstring.
 
     Signals go as exp(+i omega t), so a later arrival has the more negative phase. rho > 1 is
@@ -153,29 +153,29 @@ def _hankel(m, x, derivative: bool = False):
     )
 
 
-class Sphere:
+class SphereHrtf:
     """The HRTF of a rigid sphere with two ears on its equator.
 
     radius: metres. ears: azimuth of the left ear in degrees, the right one's mirrored. Sources
     nearer than 1.2 radii are heard as from there. Raises ConfigError for values out of range.
     """
 
-    def __init__(self, radius: float = RADIUS, ears: float = EARS):
+    def __init__(self, radius: float = HEAD_RADIUS, ear_azimuth: float = EAR_AZIMUTH):
         check(0.05 <= radius <= 0.15, "head radius", radius, "0.05 to 0.15 metres")
-        check(60 <= ears <= 120, "ear azimuth", ears, "60 to 120 degrees")
-        self.name = f"sphere of {radius} m, ears at {ears} degrees"
+        check(60 <= ear_azimuth <= 120, "ear azimuth", ear_azimuth, "60 to 120 degrees")
+        self.name = f"sphere of {radius} m, ears at {ear_azimuth} degrees"
         self._radius = radius
-        angle = np.radians(ears)
+        angle = np.radians(ear_azimuth)
         self._ears = np.array([[np.cos(angle), s * np.sin(angle), 0] for s in (1, -1)])
 
-    def at(self, offset) -> tuple[np.ndarray, np.ndarray]:
+    def filters(self, offset) -> tuple[np.ndarray, np.ndarray]:
         """See Hrtf.at."""
         offset = np.atleast_2d(np.asarray(offset, float))
         distance = np.linalg.norm(offset, axis=1)
         cosine = np.clip(offset @ self._ears.T / distance[:, None], -1, 1)
         theta = np.arccos(cosine)
         rho = np.maximum(distance / self._radius, 1 / _NEAR[0])[:, None]
-        delay = path(rho, theta) * (self._radius / rooms.SPEED * SAMPLE_RATE)
+        delay = extra_path(rho, theta) * (self._radius / rooms.SPEED_OF_SOUND * SAMPLE_RATE)
         table = _table(self._radius)
         near = np.clip(np.interp(1 / rho, _NEAR[::-1], np.arange(len(_NEAR))[::-1]), 0, None)
         r, r_share = _split(np.broadcast_to(near, theta.shape), len(_NEAR))
@@ -203,15 +203,15 @@ def _table(radius: float) -> np.ndarray:
     """Returns filters [distances, angles, taps] without the delay of `path`."""
     theta = np.linspace(0, np.pi, _ANGLES)
     frequency = np.fft.rfftfreq(_SIZE, 1 / SAMPLE_RATE)
-    mu = 2 * np.pi * frequency * radius / rooms.SPEED
+    mu = 2 * np.pi * frequency * radius / rooms.SPEED_OF_SOUND
     out = np.empty((len(_NEAR), _ANGLES, _TAPS), np.float32)
     for i, near in enumerate(_NEAR):
         rho = 1 / near if near else np.inf
         found = np.empty((_ANGLES, len(mu)), complex)
         found[:, 0] = _static(rho, theta)
-        found[:, 1:] = sphere_response(rho, mu[1:], theta)
-        shift = path(rho if near else 1e6, theta)[:, None] * mu
-        out[i] = shorten(found * np.exp(1j * shift), _TAPS)
+        found[:, 1:] = sphere_transfer_function(rho, mu[1:], theta)
+        shift = extra_path(rho if near else 1e6, theta)[:, None] * mu
+        out[i] = window_hrir(found * np.exp(1j * shift), _TAPS)
     return out
 
 
@@ -222,14 +222,14 @@ def _static(rho: float, theta: np.ndarray) -> np.ndarray:
     return legendre @ ((2 * m + 1) / (m + 1) * (1 / rho) ** m)
 
 
-def shorten(spectrum: np.ndarray, taps: int) -> np.ndarray:
+def window_hrir(spectrum: np.ndarray, taps: int) -> np.ndarray:
     """Returns filters [..., taps] of spectra [..., F] whose delay is about zero, now at LEAD.
 
     The ends are faded: what is cut there is the ringing of the limit at 8 kHz.
     """
     long = np.fft.irfft(spectrum)
-    cut = np.concatenate([long[..., -LEAD:], long[..., : taps - LEAD]], axis=-1)
-    fade = LEAD * 2 // 3
+    cut = np.concatenate([long[..., -PRE_TAPS:], long[..., : taps - PRE_TAPS]], axis=-1)
+    fade = PRE_TAPS * 2 // 3
     window = np.ones(taps)
     window[:fade] = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / fade) ** 2
     window[-fade:] = window[:fade][::-1]

@@ -9,11 +9,11 @@ Delays are fractions of a sample. A Hann-windowed sinc delayed by f is nearly a 
 whose coefficients are fixed filters (Farrow 1988), so an image only adds its gains times
 1, f, ..., f^5 at its nearest sample, and all filters run once per response, on spectra, together
 with the gains of the octave bands. The error is below -60 dB up to 7 kHz. Late images are so many
-that no ear or decay curve knows their delays to less than a sample: `coarse` leaves fractions out.
+that no ear or decay curve knows their delays to less than a sample: `nearest_sample_rir` leaves fractions out.
 
     >>> from jaxasa.acoustics import bands, image_source
-    >>> direct = image_source.images((9, 9, 9), [1.0] * 7, (6.43, 4, 4), (3, 4, 4), 5.0, air=False)
-    >>> int(direct[0].argmax()) - bands.LEAD  # 3.43 m, 10 ms, 160 samples
+    >>> direct = image_source.image_rir((9, 9, 9), [1.0] * 7, (6.43, 4, 4), (3, 4, 4), 5.0, air=False)
+    >>> int(direct[0].argmax()) - bands.PRE_SAMPLES  # 3.43 m, 10 ms, 160 samples
     160
 """
 
@@ -27,38 +27,42 @@ import scipy.fft
 from jaxasa.acoustics import bands, numba_jit, rooms
 from jaxasa.core.audio import SAMPLE_RATE
 
-ORDER = 6  # powers of the fractional delay
-FAINT = 1e-3  # amplitude that walls leave of an image: 60 dB down, `coarse` leaves it out
+NUM_POWERS = 6  # powers of the fractional delay
+MIN_WALL_GAIN = (
+    1e-3  # amplitude that walls leave of an image: 60 dB down, `nearest_sample_rir` leaves it out
+)
 _TAPS = 81
 # The filters of low bands ring on both sides, and transforms are circular.
 _RING = 1024
 
 
 @functools.cache
-def farrow() -> np.ndarray:
+def farrow_filters() -> np.ndarray:
     """Returns the filters [6, 81]: sum_k f^k filter_k is the Hann-windowed sinc delayed by f."""
     fraction = np.linspace(-0.5, 0.5, 129)
     offset = np.arange(_TAPS) - _TAPS // 2 - fraction[:, None]
     target = np.sinc(offset) * (0.5 + 0.5 * np.cos(2 * np.pi * offset / (_TAPS + 1)))
-    powers = np.vander(fraction, ORDER, increasing=True)
+    powers = np.vander(fraction, NUM_POWERS, increasing=True)
     return np.linalg.lstsq(powers, target, rcond=None)[0]
 
 
 @functools.lru_cache(maxsize=32)
-def spectra(size: int, step: int = 1) -> np.ndarray:
+def farrow_spectra(size: int, decimation: int = 1) -> np.ndarray:
     """Returns the filters' spectra [6, size // 2 + 1] complex64 at SAMPLE_RATE / step.
 
     Time zero moves to LEAD of SAMPLE_RATE.
     """
-    shifted = np.zeros((ORDER, size))
-    shifted[:, :_TAPS] = farrow()
-    shifted = np.roll(shifted, bands.LEAD // step - _TAPS // 2, axis=1)
+    shifted = np.zeros((NUM_POWERS, size))
+    shifted[:, :_TAPS] = farrow_filters()
+    shifted = np.roll(shifted, bands.PRE_SAMPLES // decimation - _TAPS // 2, axis=1)
     return np.fft.rfft(shifted).astype(np.complex64)
 
 
-def transform_size(length: int, step: int = 1) -> int:
+def fft_size(length: int, decimation: int = 1) -> int:
     """Returns the size at SAMPLE_RATE / step for `length` samples and the filters' ringing."""
-    return scipy.fft.next_fast_len(-(-(length + bands.LEAD + _RING) // step), real=True)
+    return scipy.fft.next_fast_len(
+        -(-(length + bands.PRE_SAMPLES + _RING) // decimation), real=True
+    )
 
 
 def axis_images(source: float, listener: float, size: float, radius: float):
@@ -69,7 +73,7 @@ def axis_images(source: float, listener: float, size: float, radius: float):
     return _axis_images(float(source), float(listener), float(size), float(radius))
 
 
-@numba_jit.exact
+@numba_jit.njit_strict
 def _axis_images(source, listener, size, radius):
     reach = int(radius / (2 * size)) + 1
     offset = np.empty(4 * reach + 2)
@@ -94,13 +98,13 @@ def _axes(room, reflect, source, listener, radius: float):
     return [offset for offset, _, _ in axes], gains
 
 
-def reflections(absorption) -> np.ndarray:
+def reflection_coefficients(absorption) -> np.ndarray:
     """Returns the pressure reflection [6, 7] of each wall per band; absorption: [7] or [6, 7]."""
     reflect = np.sqrt(1 - np.asarray(absorption, float))
     return np.broadcast_to(reflect, (len(rooms.WALLS), reflect.shape[-1]))
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
     """Adds each image's powers of W, Y, Z, X to out [bands, n, 24], the lowest power first.
 
@@ -155,7 +159,7 @@ def _add_images(out, x, y, z, gain_x, gain_y, gain_z, radius, rate):
                         x_f *= square
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _filter(spectrum, filters, weights):
     """Returns [4, F]: the powers' spectrum [bands, F, 24] through their filters, bands weighed."""
     out = np.empty((4, spectrum.shape[1]), np.complex64)
@@ -180,7 +184,7 @@ def _filter(spectrum, filters, weights):
     return out
 
 
-def images(
+def image_rir(
     room,
     absorption,
     source,
@@ -189,7 +193,7 @@ def images(
     fade: float | None = None,
     air: bool = True,
     octaves: slice = slice(None),
-    step: int = 1,
+    decimation: int = 1,
 ) -> np.ndarray:
     """Returns the images nearer than `radius` (m), [4, n + LEAD] float32; time zero is LEAD.
 
@@ -198,32 +202,32 @@ def images(
     that ends at `radius`. Only what is in `octaves` is heard, made at SAMPLE_RATE / step: twice the
     frequency at which the highest of them ends, or more.
     """
-    reflect = reflections(absorption)[:, octaves]
-    damping = rooms.AIR[octaves] if air else np.zeros(1)
+    reflect = reflection_coefficients(absorption)[:, octaves]
+    damping = rooms.AIR_ABSORPTION[octaves] if air else np.zeros(1)
     alike = not air and bool((reflect == reflect[:, :1]).all())
     if alike:
         reflect = reflect[:, :1]  # of flat walls, one band does for all
     offsets, gains = _axes(room, reflect, source, listener, radius)
-    length = int(radius * SAMPLE_RATE / rooms.SPEED) + 2
-    size = transform_size(length, step)
+    length = int(radius * SAMPLE_RATE / rooms.SPEED_OF_SOUND) + 2
+    size = fft_size(length, decimation)
     powers = np.zeros((reflect.shape[1], size, 24), np.float32)
-    rate = SAMPLE_RATE / step / rooms.SPEED
+    rate = SAMPLE_RATE / decimation / rooms.SPEED_OF_SOUND
     _add_images(powers, *offsets, *gains, float(radius), rate)
     # All images of a sample have come from one distance, as far as air and fade can tell.
-    distance = np.arange(math.ceil(length / step)) / rate
+    distance = np.arange(math.ceil(length / decimation)) / rate
     level = np.exp(-0.5 * damping[:, None] * distance)
     if fade is not None:
         level *= np.cos(np.pi / 2 * ((distance - fade) / (radius - fade)).clip(0, 1))
     if air or fade is not None:
         powers[:, : level.shape[1]] *= level[:, :, None].astype(np.float32)
-    weights = bands.weights_of(size * step)[octaves, : size // 2 + 1]
+    weights = bands.rfft_gains(size * decimation)[octaves, : size // 2 + 1]
     if alike:
         weights = weights.sum(axis=0, keepdims=True)
-    spectrum = _filter(scipy.fft.rfft(powers, axis=1), spectra(size, step), weights)
-    return scipy.fft.irfft(spectrum, size * step)[:, : length + bands.LEAD]
+    spectrum = _filter(scipy.fft.rfft(powers, axis=1), farrow_spectra(size, decimation), weights)
+    return scipy.fft.irfft(spectrum, size * decimation)[:, : length + bands.PRE_SAMPLES]
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _add_coarse(out, x, y, z, gain_x, gain_y, gain_z, peak, inner, radius, rate):
     """Adds images from `inner` to `radius` (m) to out [n, bands, 4], each at its nearest sample.
 
@@ -239,13 +243,13 @@ def _add_coarse(out, x, y, z, gain_x, gain_y, gain_z, peak, inner, radius, rate)
             for b in range(count):
                 over[b] = gain_x[i, b] * gain_y[j, b]
                 loudest = max(loudest, over[b])
-            if left <= 0 or loudest < FAINT:
+            if left <= 0 or loudest < MIN_WALL_GAIN:
                 continue
             first = np.searchsorted(z, -math.sqrt(left), side="right")
             last = np.searchsorted(z, math.sqrt(left))
-            while first < last and loudest * peak[first] < FAINT:
+            while first < last and loudest * peak[first] < MIN_WALL_GAIN:
                 first += 1
-            while first < last and loudest * peak[last - 1] < FAINT:
+            while first < last and loudest * peak[last - 1] < MIN_WALL_GAIN:
                 last -= 1
             for k in range(first, last):
                 square = z[k] * z[k]
@@ -258,7 +262,7 @@ def _add_coarse(out, x, y, z, gain_x, gain_y, gain_z, peak, inner, radius, rate)
                 x_of = np.float32(x[i]) * inverse
                 for b in range(count):
                     gain = over[b] * gain_z[k, b]
-                    if gain >= FAINT:
+                    if gain >= MIN_WALL_GAIN:
                         w = gain * inverse
                         row[b, 0] += w
                         row[b, 1] += w * y_of
@@ -266,7 +270,7 @@ def _add_coarse(out, x, y, z, gain_x, gain_y, gain_z, peak, inner, radius, rate)
                         row[b, 3] += w * x_of
 
 
-def coarse(
+def nearest_sample_rir(
     room,
     absorption,
     source,
@@ -278,26 +282,28 @@ def coarse(
 ) -> np.ndarray:
     """Returns the images from `inner` to `radius` (m) at their nearest samples, [4, n + LEAD].
 
-    As `images`, at a tenth of its cost or less. What walls have weakened to FAINT is left out, so
+    As `image_rir`, at a tenth of its cost or less. What walls have weakened to FAINT is left out, so
     that few layers are left along an axis whose walls absorb much. level(times [n] in s) gives the
     amplitudes [7, n] with which images are heard.
     """
-    reflect = reflections(absorption)
+    reflect = reflection_coefficients(absorption)
     offsets, gains = _axes(room, reflect, source, listener, radius)
     for d, gain in enumerate(gains):
-        loud = np.flatnonzero(gain.max(axis=1) >= FAINT)
+        loud = np.flatnonzero(gain.max(axis=1) >= MIN_WALL_GAIN)
         offsets[d], gains[d] = (part[loud[0] : loud[-1] + 1] for part in (offsets[d], gain))
-    rate = SAMPLE_RATE / rooms.SPEED
+    rate = SAMPLE_RATE / rooms.SPEED_OF_SOUND
     length = int(radius * rate) + 2
     found = np.zeros((length, reflect.shape[1], 4), np.float32)
     _add_coarse(found, *offsets, *gains, gains[2].max(axis=1), float(inner), float(radius), rate)
     distance = np.arange(length) / rate
-    heard = level(distance / rooms.SPEED)
+    heard = level(distance / rooms.SPEED_OF_SOUND)
     if air:
-        heard = heard * np.exp(-0.5 * rooms.AIR[:, None] * distance)
+        heard = heard * np.exp(-0.5 * rooms.AIR_ABSORPTION[:, None] * distance)
     found *= heard.T[:, :, None].astype(np.float32)
-    size = transform_size(length)
+    size = fft_size(length)
     spectrum = np.zeros((4, size // 2 + 1), np.complex64)
-    for band, weight in enumerate(bands.weights_of(size)):
+    for band, weight in enumerate(bands.rfft_gains(size)):
         spectrum += scipy.fft.rfft(found[:, band].T, size) * weight
-    return np.roll(scipy.fft.irfft(spectrum, size), bands.LEAD, axis=1)[:, : length + bands.LEAD]
+    return np.roll(scipy.fft.irfft(spectrum, size), bands.PRE_SAMPLES, axis=1)[
+        :, : length + bands.PRE_SAMPLES
+    ]

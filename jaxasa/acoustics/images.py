@@ -7,7 +7,7 @@ in each wall, and at 2 i L - s, after |i - 1| in the wall at 0 and |i| in the on
 
     >>> from jaxasa.acoustics import images
     >>> room, absorption = (6, 5, 3), [0.2] * 7
-    >>> offset, gain = images.near(room, absorption, (2, 1, 1), (4, 3, 1.5), radius=20.0)
+    >>> offset, gain = images.image_sources(room, absorption, (2, 1, 1), (4, 3, 1.5), radius=20.0)
     >>> offset[0].tolist(), gain.shape  # the source itself, then its images
     ([-2.0, -2.0, -0.5], (379, 7))
 """
@@ -15,10 +15,12 @@ in each wall, and at 2 i L - s, after |i - 1| in the wall at 0 and |i| in the on
 import numpy as np
 
 from jaxasa.acoustics import rooms
-from jaxasa.acoustics.image_source import axis_images, reflections
+from jaxasa.acoustics.image_source import axis_images, reflection_coefficients
 
 
-def near(room, absorption, source, listener, radius: float) -> tuple[np.ndarray, np.ndarray]:
+def image_sources(
+    room, absorption, source, listener, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the offsets [N, 3] (m) and gains [N, 7] of the images nearer than `radius` (m).
 
     Offsets are from the listener, in the room's frame, nearest first. Gains are 1 / distance,
@@ -36,8 +38,8 @@ def near(room, absorption, source, listener, radius: float) -> tuple[np.ndarray,
     order = np.argsort(distance, kind="stable")
     pair, k, distance = pair[order], k[order], distance[order]
     chosen = i[pair], j[pair], k
-    walls = reflections(absorption)
-    gain = np.exp(-0.5 * distance[:, None] * rooms.AIR) / distance[:, None]
+    walls = reflection_coefficients(absorption)
+    gain = np.exp(-0.5 * distance[:, None] * rooms.AIR_ABSORPTION) / distance[:, None]
     for d, (axis, at) in enumerate(zip(axes, chosen, strict=True)):
         for hits, wall in zip(axis[1:], walls[2 * d : 2 * d + 2], strict=True):
             gain *= (wall ** hits[:, None])[at]

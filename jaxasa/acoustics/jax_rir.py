@@ -7,12 +7,12 @@ length and a box of image orders that serve all of its rooms; batches of rooms o
 least. Where rooms differ much, `at_once` maps over a few at a time.
 
     >>> import jax
-    >>> from jaxasa.acoustics import batch, rooms
+    >>> from jaxasa.acoustics import jax_rir, rooms
     >>> sizes = [(6, 5, 3), (5, 4, 3)]
     >>> walls = [rooms.absorption(size, 0.3) for size in sizes]
     >>> sources, listeners = [[(1, 1, 1), (4, 3, 2)]] * 2, [(3, 2, 1.5)] * 2
-    >>> shape = batch.plan(sizes, walls, sources, listeners)
-    >>> batch.responses(sizes, walls, sources, listeners, jax.random.key(0), shape).shape
+    >>> shape = jax_rir.plan_shape(sizes, walls, sources, listeners)
+    >>> jax_rir.batch_rirs(sizes, walls, sources, listeners, jax.random.key(0), shape).shape
     (2, 2, 4, 4864)
 """
 
@@ -33,7 +33,7 @@ _RING_DOWN = 2048  # samples in which the high-pass has died away
 
 
 @dataclass(frozen=True)
-class Shape:
+class RirBatchShape:
     """The static sizes of a batch.
 
     length: samples of a response after LEAD. seconds: that hold images of all octaves, of the
@@ -44,13 +44,13 @@ class Shape:
 
     length: int
     seconds: tuple[float, ...]
-    reach: tuple[tuple[int, int, int], ...]
+    periods: tuple[tuple[int, int, int], ...]
     octaves: bool
     full: bool
     air: bool
 
 
-def plan(
+def plan_shape(
     sizes,
     absorption,
     sources,
@@ -58,7 +58,7 @@ def plan(
     full: bool = False,
     air: bool = True,
     scattering: float | np.ndarray = 0.0,
-) -> Shape:
+) -> RirBatchShape:
     """Returns the Shape that serves all rooms of a batch; arguments as in `rir_rooms`.
 
     Raises ConfigError (rooms.validate) for the first room, source or listener that is none.
@@ -68,41 +68,45 @@ def plan(
         for source in here:
             rooms.validate(size, walls, source, listener)
         far = max(math.dist(source, listener) for source in here)
-        seconds = max(seconds, rir.lasting(size, walls, far, air))
-        lost.append(rooms.log_absorption(walls))
-        ends.append(rir.followed(np.asarray(size, float), lost[-1], far, air))
+        seconds = max(seconds, rir.rir_duration(size, walls, far, air))
+        lost.append(rooms.absorption_exponents(walls))
+        ends.append(rir.image_end_times(np.asarray(size, float), lost[-1], far, air))
     length = int(seconds * SAMPLE_RATE)
     seconds = length / SAMPLE_RATE
     mixed = np.broadcast_to(scattering, len(ends))
     coarse = [
-        0.0 if full else float(rir.coarse_end(np.asarray(size, float), walls, seconds, part))
+        0.0
+        if full
+        else float(rir.coarse_image_end_time(np.asarray(size, float), walls, seconds, part))
         for size, walls, part in zip(sizes, absorption, mixed, strict=True)
     ]
     heard = np.full((len(ends), 2), seconds) if full else np.array(ends)
     heard = np.column_stack([heard, coarse]).clip(max=seconds)
-    reach = heard[:, :, None] * rooms.SPEED / (2 * np.asarray(sizes, float)[:, None])
+    reach = heard[:, :, None] * rooms.SPEED_OF_SOUND / (2 * np.asarray(sizes, float)[:, None])
     # Of what is followed coarsely, axes hold only as many as are not faint.
-    reach[:, 2] = np.minimum(reach[:, 2], -math.log(image_source.FAINT) / np.min(lost, axis=1))
-    reflect = np.array([image_source.reflections(walls) for walls in absorption])
-    return Shape(
+    reach[:, 2] = np.minimum(
+        reach[:, 2], -math.log(image_source.MIN_WALL_GAIN) / np.min(lost, axis=1)
+    )
+    reflect = np.array([image_source.reflection_coefficients(walls) for walls in absorption])
+    return RirBatchShape(
         length=length,
         seconds=tuple(heard.max(axis=0).tolist()),
-        reach=tuple(tuple(group) for group in (reach.max(axis=0).astype(int) + 1).tolist()),
+        periods=tuple(tuple(group) for group in (reach.max(axis=0).astype(int) + 1).tolist()),
         octaves=air or not bool((reflect == reflect[..., :1]).all()),
         full=full,
         air=air,
     )
 
 
-def responses(
+def batch_rirs(
     sizes,
     absorption,
     sources,
     listeners,
     key: jax.Array,
-    shape: Shape,
+    shape: RirBatchShape,
     scattering: float | np.ndarray | jax.Array = 0.0,
-    at_once: int | None = None,
+    rooms_per_chunk: int | None = None,
 ) -> jax.Array:
     """Returns the responses [R, S, 4, LEAD + length] float32 of R rooms with S sources each.
 
@@ -114,11 +118,15 @@ def responses(
     if shape.full:
         none = not np.any(scattering)
         rooms.check(none, "scattering", scattering, "0 where all are images")
-    return _responses(sizes, absorption, sources, listeners, key, shape, scattering, at_once)
+    return _responses(
+        sizes, absorption, sources, listeners, key, shape, scattering, rooms_per_chunk
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "at_once"))
-def _responses(sizes, absorption, sources, listeners, key, shape: Shape, scattering, at_once):
+def _responses(
+    sizes, absorption, sources, listeners, key, shape: RirBatchShape, scattering, at_once
+):
     keys = jax.vmap(lambda r: jax.random.fold_in(key, r))(jnp.arange(len(sizes)))
     parts = (sizes, absorption, sources, listeners, jnp.broadcast_to(scattering, len(sizes)))
     arrays = tuple(jnp.asarray(part, jnp.float32) for part in parts)
@@ -132,28 +140,28 @@ def _responses(sizes, absorption, sources, listeners, key, shape: Shape, scatter
     return jax.lax.map(of_room, (*arrays, keys), batch_size=at_once or len(sizes))
 
 
-def _response(size, walls, source, listener, key, shape: Shape, scattering):
+def _response(size, walls, source, listener, key, shape: RirBatchShape, scattering):
     where = (size, walls, source, listener)
     if shape.full:
-        radius = shape.length / SAMPLE_RATE * rooms.SPEED
+        radius = shape.length / SAMPLE_RATE * rooms.SPEED_OF_SOUND
         return _high_pass(_images(*where, radius, None, shape, 0, slice(None), 1))
-    logs, distance = rooms.log_absorption(walls, jnp), jnp.linalg.norm(source - listener)
-    ends = rir.followed(size, logs, distance, shape.air, scattering, jnp)
+    logs, distance = rooms.absorption_exponents(walls, jnp), jnp.linalg.norm(source - listener)
+    ends = rir.image_end_times(size, logs, distance, shape.air, scattering, jnp)
     noise, seconds = ends, shape.length / SAMPLE_RATE
     if shape.seconds[2]:
-        last = rir.coarse_end(size, walls, seconds, scattering, jnp)
+        last = rir.coarse_image_end_time(size, walls, seconds, scattering, jnp)
         noise = tuple(jnp.maximum(end, last) for end in ends)
-    late = _tail(*where, key, shape, scattering, rir.kept_by(noise[0], noise[1], jnp))
-    start = (jnp.minimum(*noise) * rir.FADE * SAMPLE_RATE).astype(int)
+    late = _tail(*where, key, shape, scattering, rir.image_crossfade(noise[0], noise[1], jnp))
+    start = (jnp.minimum(*noise) * rir.FADE_START * SAMPLE_RATE).astype(int)
     late = jnp.where(jnp.arange(shape.length) < start, 0.0, late)
-    out = jnp.pad(late, ((0, 0), (bands.LEAD, 0)))
-    for i, (octaves, step) in enumerate(rir.GROUPS):
-        radius = ends[i] * rooms.SPEED
-        out += _images(*where, radius, radius * rir.FADE, shape, i, octaves, step)
+    out = jnp.pad(late, ((0, 0), (bands.PRE_SAMPLES, 0)))
+    for i, (octaves, step) in enumerate(rir.BAND_GROUPS):
+        radius = ends[i] * rooms.SPEED_OF_SOUND
+        out += _images(*where, radius, radius * rir.FADE_START, shape, i, octaves, step)
     if shape.seconds[2]:
-        inner = jnp.minimum(*ends) * rir.FADE * rooms.SPEED
-        radius = jnp.minimum(last, seconds) * rooms.SPEED
-        kept, exact = (rir.kept_by(two[0], two[1], jnp) for two in (noise, ends))
+        inner = jnp.minimum(*ends) * rir.FADE_START * rooms.SPEED_OF_SOUND
+        radius = jnp.minimum(last, seconds) * rooms.SPEED_OF_SOUND
+        kept, exact = (rir.image_crossfade(two[0], two[1], jnp) for two in (noise, ends))
         out += _coarse(*where, inner, radius, lambda t: kept(t) - exact(t), shape)
     return _high_pass(out)
 
@@ -175,14 +183,16 @@ def _axes(source, listener, size, reflect, reach):
     return offsets, gains
 
 
-def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, octaves, step: int):
+def _images(
+    size, walls, source, listener, radius, fade, shape: RirBatchShape, i: int, octaves, step: int
+):
     """As image_source.images, of the group `i` of Shape's two: [4, LEAD + length]."""
     reflect = jnp.sqrt(1 - jnp.broadcast_to(walls, (len(rooms.WALLS), walls.shape[-1])))[:, octaves]
     if not shape.octaves:
         reflect = reflect[:, :1]
     count = math.ceil((int(shape.seconds[i] * SAMPLE_RATE) + 2) / step)
-    rate = SAMPLE_RATE / step / rooms.SPEED
-    (x, y, z), gains = _axes(source, listener, size, reflect, shape.reach[i])
+    rate = SAMPLE_RATE / step / rooms.SPEED_OF_SOUND
+    (x, y, z), gains = _axes(source, listener, size, reflect, shape.periods[i])
     over = gains[1][:, None] * gains[2]
 
     def add_plane(plane, powers):
@@ -194,46 +204,48 @@ def _images(size, walls, source, listener, radius, fade, shape: Shape, i: int, o
         level = jnp.where(distance < radius, 1 / distance, 0.0)
         turn = jnp.broadcast_arrays(distance, y[:, None], z, x[plane])
         harmonic = level[..., None] * jnp.stack(turn, -1) / distance[..., None]
-        powered = harmonic[..., None] * fraction[..., None, None] ** jnp.arange(image_source.ORDER)
+        powered = harmonic[..., None] * fraction[..., None, None] ** jnp.arange(
+            image_source.NUM_POWERS
+        )
         gain = gains[0][plane] * over
         values = gain[..., None] * powered.reshape(*distance.shape, 1, -1)
         where = jnp.where(level > 0, sample, count).astype(int).reshape(-1)
         return powers.at[where].add(values.reshape(-1, *values.shape[2:]), mode="drop")
 
-    width = 4 * image_source.ORDER
+    width = 4 * image_source.NUM_POWERS
     powers = jnp.zeros((count, reflect.shape[1], width), jnp.float32)
     powers = jax.lax.fori_loop(0, len(x), add_plane, powers)
     distance = np.arange(count)[:, None] / rate
     level = jnp.ones((1, 1))
     if shape.air:
-        level = jnp.exp(-0.5 * distance * rooms.AIR[octaves])
+        level = jnp.exp(-0.5 * distance * rooms.AIR_ABSORPTION[octaves])
     if fade is not None:
         level *= jnp.cos(jnp.clip((distance - fade) / (radius - fade), 0, 1) * jnp.pi / 2)
     powers *= level[:, :, None]
-    n = image_source.transform_size(count * step, step)
-    spectrum = jnp.fft.rfft(powers, n, axis=0).reshape(n // 2 + 1, -1, 4, image_source.ORDER)
-    weights = bands.weights_of(n * step)[octaves, : n // 2 + 1]
+    n = image_source.fft_size(count * step, step)
+    spectrum = jnp.fft.rfft(powers, n, axis=0).reshape(n // 2 + 1, -1, 4, image_source.NUM_POWERS)
+    weights = bands.rfft_gains(n * step)[octaves, : n // 2 + 1]
     if not shape.octaves:
         weights = weights.sum(axis=0, keepdims=True)
     mixed = jnp.einsum("bf,fbck->fck", weights, spectrum)
-    filtered = jnp.einsum("kf,fck->cf", image_source.spectra(n, step), mixed)
-    found = jnp.fft.irfft(filtered, n * step)[:, : shape.length + bands.LEAD]
-    return jnp.pad(found, ((0, 0), (0, shape.length + bands.LEAD - found.shape[1])))
+    filtered = jnp.einsum("kf,fck->cf", image_source.farrow_spectra(n, step), mixed)
+    found = jnp.fft.irfft(filtered, n * step)[:, : shape.length + bands.PRE_SAMPLES]
+    return jnp.pad(found, ((0, 0), (0, shape.length + bands.PRE_SAMPLES - found.shape[1])))
 
 
-def _coarse(size, walls, source, listener, inner, radius, level, shape: Shape):
+def _coarse(size, walls, source, listener, inner, radius, level, shape: RirBatchShape):
     """As image_source.coarse: [4, LEAD + length]."""
     reflect = jnp.sqrt(1 - walls)
-    (x, y, z), gains = _axes(source, listener, size, reflect, shape.reach[2])
+    (x, y, z), gains = _axes(source, listener, size, reflect, shape.periods[2])
     count = int(shape.seconds[2] * SAMPLE_RATE) + 2
-    rate = SAMPLE_RATE / rooms.SPEED
+    rate = SAMPLE_RATE / rooms.SPEED_OF_SOUND
     over = gains[1][:, None] * gains[2]
 
     def add_plane(plane, found):
         distance = jnp.sqrt(x[plane] ** 2 + y[:, None] ** 2 + z**2)
         near = (distance >= inner) & (distance < radius)
         gain = gains[0][plane] * over
-        gain = jnp.where((gain >= image_source.FAINT) & near[..., None], gain, 0.0)
+        gain = jnp.where((gain >= image_source.MIN_WALL_GAIN) & near[..., None], gain, 0.0)
         turn = jnp.stack(jnp.broadcast_arrays(distance, y[:, None], z, x[plane]), -1)
         harmonic = turn / (distance**2)[..., None]
         values = (gain[..., None] * harmonic[..., None, :]).reshape(-1, *found.shape[1:])
@@ -243,27 +255,27 @@ def _coarse(size, walls, source, listener, inner, radius, level, shape: Shape):
     found = jnp.zeros((count, reflect.shape[1], 4), jnp.float32)
     found = jax.lax.fori_loop(0, len(x), add_plane, found)
     distance = np.arange(count) / rate
-    heard = level(distance / rooms.SPEED)
+    heard = level(distance / rooms.SPEED_OF_SOUND)
     if shape.air:
-        heard *= jnp.exp(-0.5 * rooms.AIR[:, None] * distance)
-    n = image_source.transform_size(count)
+        heard *= jnp.exp(-0.5 * rooms.AIR_ABSORPTION[:, None] * distance)
+    n = image_source.fft_size(count)
     spectrum = jnp.fft.rfft(found * heard.T[:, :, None], n, axis=0)
-    mixed = jnp.einsum("bf,fbc->cf", bands.weights_of(n), spectrum)
-    made = jnp.pad(jnp.fft.irfft(mixed, n)[:, : shape.length], ((0, 0), (bands.LEAD, 0)))
-    return jnp.pad(made, ((0, 0), (0, shape.length + bands.LEAD - made.shape[1])))
+    mixed = jnp.einsum("bf,fbc->cf", bands.rfft_gains(n), spectrum)
+    made = jnp.pad(jnp.fft.irfft(mixed, n)[:, : shape.length], ((0, 0), (bands.PRE_SAMPLES, 0)))
+    return jnp.pad(made, ((0, 0), (0, shape.length + bands.PRE_SAMPLES - made.shape[1])))
 
 
-def _tail(size, walls, source, listener, key, shape: Shape, scattering, kept):
+def _tail(size, walls, source, listener, key, shape: RirBatchShape, scattering, kept):
     """As tail.tail: [4, length]."""
     frames, hop = -(-shape.length // (tail.FRAME // 2)) + 1, tail.FRAME // 2
     times = np.arange(frames) * hop / SAMPLE_RATE
-    parts = rooms.parts(size, walls, times, shape.air, jnp)
-    energy = rooms.combine(size, walls, times, parts, source, listener, scattering, jnp)
+    parts = rooms.mode_energies(size, walls, times, shape.air, jnp)
+    energy = rooms.sum_modes(size, walls, times, parts, source, listener, scattering, jnp)
     level = jnp.sqrt(energy * (tail.FRAME / 2 / SAMPLE_RATE))
-    weights = bands.weights_of(tail.FRAME)
+    weights = bands.rfft_gains(tail.FRAME)
     signs = jax.random.rademacher(key, (2, 4, frames, weights.shape[1]), jnp.float32)
     spectrum = jax.lax.complex(*signs) * jnp.einsum("bct,bf->ctf", level, weights)
-    spectrum *= tail.beside(kept(times), weights, jnp)
+    spectrum *= tail.complementary_gain(kept(times), weights, jnp)
     window = np.sin(np.pi * (np.arange(tail.FRAME) + 0.5) / tail.FRAME)
     framed = jnp.fft.irfft(spectrum, tail.FRAME) * window.astype(np.float32)
     out = framed[:, :-1, hop:] + framed[:, 1:, :hop]
@@ -274,5 +286,5 @@ def _high_pass(signal):
     """As rir.high_pass, by its exact response on a spectrum with room for its ring."""
     n = scipy.fft.next_fast_len(signal.shape[-1] + _RING_DOWN, real=True)
     f = np.fft.rfftfreq(n, 1 / SAMPLE_RATE)
-    response = scipy.signal.sosfreqz(rir.HIGH_PASS, f, fs=SAMPLE_RATE)[1].astype(np.complex64)
+    response = scipy.signal.sosfreqz(rir.HIGH_PASS_SOS, f, fs=SAMPLE_RATE)[1].astype(np.complex64)
     return jnp.fft.irfft(jnp.fft.rfft(signal, n) * response, n)[:, : signal.shape[-1]]

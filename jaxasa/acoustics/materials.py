@@ -4,7 +4,7 @@ A coefficient is the share of the energy that a wall keeps of diffuse sound in a
 names and where the numbers are from stand in config/materials.py.
 
     >>> from jaxasa.acoustics import materials, rooms
-    >>> office = materials.walls("plasterboard", "carpet", "ceiling_tile")
+    >>> office = materials.room_absorption("plasterboard", "carpet", "ceiling_tile")
     >>> office.shape  # walls by octave bands
     (6, 7)
     >>> rooms.decay_time((6, 5, 3), office).round(1)  # bare sides answer each other
@@ -23,11 +23,11 @@ def absorption(material: str) -> np.ndarray:
     return np.array(TABLE[material])
 
 
-def walls(sides: str | tuple[str, str, str, str], floor: str, ceiling: str) -> np.ndarray:
+def room_absorption(walls: str | tuple[str, str, str, str], floor: str, ceiling: str) -> np.ndarray:
     """Returns the absorption [6, 7] of a room's walls in the order of rooms.WALLS.
 
     sides: one material, or four (back, front, right, left). Raises ConfigError for unknown names.
     """
-    four = (sides,) * 4 if isinstance(sides, str) else tuple(sides)
-    check(len(four) == 4, "sides", sides, "a material, or four: back, front, right, left")
+    four = (walls,) * 4 if isinstance(walls, str) else tuple(walls)
+    check(len(four) == 4, "walls", walls, "a material, or four: back, front, right, left")
     return np.stack([absorption(material) for material in (*four, floor, ceiling)])

@@ -7,7 +7,7 @@ from -5 to -25 dB (T20 of ISO 3382), in octaves of third-order Butterworth shape
     >>> from jaxasa.acoustics import bands, measure
     >>> noise = np.random.default_rng(0).standard_normal((1, 9600))
     >>> decay = 10 ** (-3 * np.arange(9600) / SAMPLE_RATE / 0.3)  # 60 dB in 0.3 s
-    >>> round(measure.rt60(np.pad(noise * decay, ((0, 0), (bands.LEAD, 0)))), 1)
+    >>> round(measure.rt60(np.pad(noise * decay, ((0, 0), (bands.PRE_SAMPLES, 0)))), 1)
     0.3
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 import scipy.fft
 
 from jaxasa.acoustics import numba_jit
-from jaxasa.acoustics.bands import LEAD
-from jaxasa.acoustics.rooms import SPEED
+from jaxasa.acoustics.bands import PRE_SAMPLES
+from jaxasa.acoustics.rooms import SPEED_OF_SOUND
 from jaxasa.core.audio import SAMPLE_RATE
 
 
@@ -32,7 +32,7 @@ def rt60(response: np.ndarray) -> float:
 
 def octave_rt60(response: np.ndarray, centres) -> np.ndarray:
     """Returns the RT60 (s) [len(centres)] of W in the octaves around `centres` (Hz): T20."""
-    signal = response[0, LEAD:]
+    signal = response[0, PRE_SAMPLES:]
     size = scipy.fft.next_fast_len((len(signal) + 2048) // 4, real=True) * 4
     spectrum = scipy.fft.rfft(signal, size)
     decays = []
@@ -58,7 +58,7 @@ def decay_curve(signal: np.ndarray, step: int = 8) -> np.ndarray:
     return 10 * np.log10(decay / decay[0] + 1e-12)
 
 
-@numba_jit.exact
+@numba_jit.njit_strict
 def _energy_left(signal, step):
     """Returns the energy of a signal [n] from each `step` samples on; an odd end is left out."""
     left = np.empty(len(signal) // step)
@@ -88,6 +88,6 @@ def drr(response: np.ndarray, distance: float) -> float:
 
     Direct is what comes up to 2.5 ms after the direct sound of a source at `distance` (m).
     """
-    split = LEAD + round(distance / SPEED * SAMPLE_RATE) + SAMPLE_RATE // 400
+    split = PRE_SAMPLES + round(distance / SPEED_OF_SOUND * SAMPLE_RATE) + SAMPLE_RATE // 400
     energy = response[0].astype(float) ** 2
     return float(10 * np.log10(energy[:split].sum() / max(energy[split:].sum(), 1e-12)))

@@ -23,7 +23,7 @@ each sample and image.
     >>> room, listener = (6.0, 5.0, 3.0), (3.0, 2.0, 1.5)
     >>> path = np.array([[0.0, 1.0, 4.0, 1.5], [1.0, 5.0, 4.0, 1.5]])
     >>> dry = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    >>> motion.early(dry, 0, path, room, rooms.absorption(room, 0.4), listener, 20000).shape
+    >>> motion.early_sound(dry, 0, path, room, rooms.absorption(room, 0.4), listener, 20000).shape
     (4, 20000)
 """
 
@@ -39,14 +39,14 @@ from jaxasa.acoustics import bands, image_source, numba_jit, paths, rir, rooms
 from jaxasa.core.audio import SAMPLE_RATE
 
 HOP = 32  # samples between computed delays
-TAIL_STEP = 0.5  # metres that a source moves from one tail to the next
+TAIL_STEP_M = 0.5  # metres that a source moves from one tail to the next
 _TAPS, _ORDER = 81, 7
 _DRIFT = 0.2  # samples
 _CHUNK = 32  # hops: what they add to stays in the cache while all images pass
 _MARGIN = 64  # samples before and after the dry signal, for its interpolation; a multiple of HOP
 _RING = 1024  # samples that the filters of low bands ring on
 _NOTHING = 1e-5  # reflection (-100 dB) below which an image is left out
-_SAMPLES = SAMPLE_RATE / rooms.SPEED  # samples a metre
+_SAMPLES = SAMPLE_RATE / rooms.SPEED_OF_SOUND  # samples a metre
 
 
 @functools.cache
@@ -62,7 +62,7 @@ def _readers() -> np.ndarray:
     return np.linalg.lstsq(powers, target, rcond=None)[0].astype(np.float32)
 
 
-@numba_jit.exact
+@numba_jit.njit_strict
 def _place(points, low, high, first, signs, shifts, radius, fade, arrival, gains):
     """Sets arrival [n] (samples) and gains [5, n] (W, Y, Z, X, distance); False if out of reach.
 
@@ -89,7 +89,7 @@ def _place(points, low, high, first, signs, shifts, radius, fade, arrival, gains
     return near
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _read(out, copies, low, high, arrival, gains, reflection, air, values, encoded):
     """Adds one image to out [4, 7, n] for the hops low to high of the dry signal's copies."""
     hops = high - low
@@ -134,7 +134,7 @@ def _read(out, copies, low, high, arrival, gains, reflection, air, values, encod
                     total[n] += gain * row[n]
 
 
-@numba_jit.exact
+@numba_jit.njit_strict
 def _add_images(out, copies, points, first, x, y, z, radius, fade, reflection, air):
     """Adds all images to out [4, 7, n]. x, y, z: [images, 3 + 7] of each axis, as _axis has them.
 
@@ -189,10 +189,10 @@ def _axis(
 def mixing_radius(path: np.ndarray, room, listener) -> float:
     """Returns the path length (m) up to which images are followed: of one mixing time."""
     furthest = np.linalg.norm(path[:, 1:] - listener, axis=1).max()
-    return float(rir.mixing_time(room, furthest) * rooms.SPEED)
+    return float(rir.mixing_time_at(room, furthest) * rooms.SPEED_OF_SOUND)
 
 
-def early(
+def early_sound(
     dry: np.ndarray,
     start: int,
     path,
@@ -212,14 +212,14 @@ def early(
     """
     path = np.asarray(path, float)
     radius = mixing_radius(path, room, listener)
-    fade = radius * rir.FADE
+    fade = radius * rir.FADE_START
     if full:
-        decay = float(rooms.decay_time(room, absorption, air).max()) * rooms.SPEED
-        radius = fade = max(decay, radius + 0.005 * rooms.SPEED)
+        decay = float(rooms.decay_time(room, absorption, air).max()) * rooms.SPEED_OF_SOUND
+        radius = fade = max(decay, radius + 0.005 * rooms.SPEED_OF_SOUND)
     hops = -(-(len(dry) + 2 * _MARGIN) // HOP)
     times = (start - _MARGIN + HOP * np.arange(hops + 1)) / SAMPLE_RATE
-    points = paths.at(path, times)
-    walls = image_source.reflections(absorption)
+    points = paths.position_at(path, times)
+    walls = image_source.reflection_coefficients(absorption)
     loudest = walls.max(axis=0)
     walls = np.divide(walls, loudest, out=np.ones_like(walls), where=loudest > 0)
     x, y, z = (
@@ -231,9 +231,9 @@ def early(
     out = np.zeros((4, len(rooms.BANDS), _MARGIN + length + _RING), np.float32)
     # Both the dry signal's margin and the room for it in `out` are _MARGIN: `start` remains.
     args = (out, _copies(dry, hops), points, float(start), x, y, z, radius, fade)
-    _add_images(*args, reflection, rooms.AIR * air)
+    _add_images(*args, reflection, rooms.AIR_ABSORPTION * air)
     size = scipy.fft.next_fast_len(out.shape[-1] + _RING, real=True)
-    weights = bands.weights_of(size)
+    weights = bands.rfft_gains(size)
     spectrum = np.zeros((4, weights.shape[1]), np.complex64)
     for band, weight in enumerate(weights):
         spectrum += scipy.fft.rfft(out[:, band], size) * weight
@@ -250,7 +250,7 @@ def _copies(dry: np.ndarray, hops: int) -> np.ndarray:
     return np.ascontiguousarray(copies, dtype=np.float32)
 
 
-def tails(
+def late_segments(
     dry: np.ndarray,
     start: int,
     path,
@@ -268,14 +268,14 @@ def tails(
     scattering: as in rir.response.
     """
     path = np.asarray(path, float)
-    travelled = paths.travelled(path)
+    travelled = paths.cumulative_length(path)
     way = np.interp((start + np.arange(len(dry))) / SAMPLE_RATE, path[:, 0], travelled)
     length = way[-1] - way[0]
-    steps = max(round(length / TAIL_STEP), 1) if length > 0 else 0
+    steps = max(round(length / TAIL_STEP_M), 1) if length > 0 else 0
     position = (way - way[0]) / length * steps if steps else np.zeros(len(dry))
     marks = np.linspace(way[0], way[-1], steps + 1)
     places = np.stack([np.interp(marks, travelled, path[:, c]) for c in (1, 2, 3)], axis=1)
-    if mixing_radius(path, room, listener) > rooms.mixing_time(room) * rooms.SPEED:
+    if mixing_radius(path, room, listener) > rooms.mixing_time(room) * rooms.SPEED_OF_SOUND:
         # Far in a flat room: no tail may begin earlier than the images' fade.
         away = np.linalg.norm(path[:, 1:] - listener, axis=1)
         places[:] = path[away.argmax(), 1:]
@@ -284,7 +284,7 @@ def tails(
         part = dry * np.sin(np.pi / 2 * near).astype(np.float32)
         where = (room, absorption, place, listener)
         distance = math.dist(place, listener)
-        ends = (float(rir.mixing_time(room, distance)),) * 2  # as images that move are followed
-        seconds = rir.lasting(room, absorption, distance, air)
-        late = rir.late(where, ends, seconds, rng, air, scattering)
+        ends = (float(rir.mixing_time_at(room, distance)),) * 2  # as images that move are followed
+        seconds = rir.rir_duration(room, absorption, distance, air)
+        late = rir.late_reverb(where, ends, seconds, rng, air, scattering)
         yield part, rir.high_pass(late)

@@ -5,7 +5,7 @@ diag(1, 1/3, 1/3, 1/3): the mean square of a coordinate on the sphere is 1/3.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import noise
-    >>> field = noise.diffuse(np.random.default_rng(0), 32000)
+    >>> field = noise.diffuse_noise(np.random.default_rng(0), 32000)
     >>> (field @ field.T / 32000).round(1) + 0.0
     array([[1. , 0. , 0. , 0. ],
            [0. , 0.3, 0. , 0. ],
@@ -22,7 +22,7 @@ import scipy.fft
 from jaxasa.core.audio import SAMPLE_RATE
 
 
-def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
+def random_sign_spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Returns complex64 [*shape], real and imaginary parts 1 or -1, to be transformed.
 
     A bit each is all they draw, any transform of a hundred of them is normal, and the energy of
@@ -37,18 +37,18 @@ def spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def pink(size: int) -> np.ndarray:
+def pink_amplitudes(size: int) -> np.ndarray:
     """Returns the amplitudes [size // 2 + 1] of pink noise of power 1, flat below 100 Hz."""
     f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
     shape = 1 / np.sqrt(np.maximum(f, 100.0) * (1 + (60.0 / f) ** 8))
     return (shape * np.sqrt(size / (2 * np.mean(shape**2)))).astype(np.float32)
 
 
-def diffuse(rng: np.random.Generator, length: int, level: float = 1.0) -> np.ndarray:
+def diffuse_noise(rng: np.random.Generator, length: int, level: float = 1.0) -> np.ndarray:
     """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the power level^2 on average."""
     size = scipy.fft.next_fast_len(length, real=True)
-    amplitude = pink(size) * np.float32(level)
-    drawn = spectrum(rng, 4, len(amplitude))
+    amplitude = pink_amplitudes(size) * np.float32(level)
+    drawn = random_sign_spectrum(rng, 4, len(amplitude))
     drawn[0] *= amplitude
     drawn[1:] *= amplitude * np.float32(3**-0.5)
     return scipy.fft.irfft(drawn, size)[:, :length]

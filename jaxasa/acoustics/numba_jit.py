@@ -14,5 +14,7 @@ import numba
 # into one instruction: an image adds to 24 of them.
 numba.config.SLP_VECTORIZE = 1
 
-exact = numba.njit(cache=True)
-fast = numba.njit(cache=True, fastmath=True)  # sums in any order; nothing is NaN or infinite
+njit_strict = numba.njit(cache=True)
+njit_fastmath = numba.njit(
+    cache=True, fastmath=True
+)  # sums in any order; nothing is NaN or infinite

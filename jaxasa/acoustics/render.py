@@ -13,7 +13,7 @@ the sensors is white, independent in each channel and turns with the listener.
     >>> from jaxasa.config import Scenes
     >>> clips = [scenes.Clip("bell-1", "bell", "bell-1", 1.0)]
     >>> ranges = Scenes(train=1, dev=1, benchmark=1, seconds=2.0, sources=(1, 1))
-    >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=0)
+    >>> spec = scenes.sample_scene(ranges, clips, seed=0, split="train", index=0)
     >>> audio, description = render.render(spec, lambda clip: np.ones(16000, np.float32))
     >>> audio.shape, description["sources"][0]["class"]
     ((32000, 4), 'bell')
@@ -27,35 +27,35 @@ import numpy as np
 import soxr
 
 from jaxasa.acoustics import foa, motion, noise, numba_jit, rir, rooms
-from jaxasa.acoustics.convolve import convolve
+from jaxasa.acoustics.convolve import convolve_tracks
 from jaxasa.acoustics.scenes import SceneSpec, Source, describe, validate
 from jaxasa.config import check
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
 
-LEVEL = 0.25  # gain from a clip, heard at 1 m, to the scene
+MAX_GAIN = 0.25  # gain from a clip, heard at 1 m, to the scene
 PEAK = 0.9
 _CUT = 0.01  # seconds of fade where a clip is cut
 
-Audio = Callable[[str], np.ndarray]
+ReadClip = Callable[[str], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Response:
+class MeasuredRir:
     """A room response [4, n] (see rir), and what is measured on it: DRR (dB), RT60 (s or NaN)."""
 
-    signal: np.ndarray
+    rir: np.ndarray
     drr: float
     rt60: float
 
 
-def measure(response: np.ndarray, distance: float) -> Response:
+def measure_rir(response: np.ndarray, distance: float) -> MeasuredRir:
     """Returns a response [4, n] of a source at `distance` (m) with its DRR and RT60."""
-    return Response(response, rir.drr(response, distance), rir.rt60(response))
+    return MeasuredRir(response, rir.drr(response, distance), rir.rt60(response))
 
 
 def render(
-    spec: SceneSpec, audio: Audio, full: bool = False, air: bool = True
+    spec: SceneSpec, read_clip: ReadClip, full: bool = False, air: bool = True
 ) -> tuple[np.ndarray, dict]:
     """Renders a scene to FOA [T, 4] float32 at 16 kHz, and returns its description.
 
@@ -75,27 +75,29 @@ def render(
         rng = keys.rng(spec.seed, "tail", spec.split, spec.index, i)
         where = (spec.room, spec.absorption, source.position, spec.listener)
         response = rir.shoebox_rir(*where, rng, full, air, spec.scattering)
-        responses.append(measure(response, _distance(spec, source)))
-    return _mix(spec, audio, responses, full, air)
+        responses.append(measure_rir(response, _distance(spec, source)))
+    return _mix(spec, read_clip, responses, full, air)
 
 
-def mix(spec: SceneSpec, audio: Audio, responses: Sequence[Response]) -> tuple[np.ndarray, dict]:
+def render_with_rirs(
+    spec: SceneSpec, read_clip: ReadClip, rirs: Sequence[MeasuredRir]
+) -> tuple[np.ndarray, dict]:
     """Renders a scene as `render` does, with the responses given: one for each of spec.sources.
 
     Raises ConfigError for a source that moves: it has no one response.
     """
     validate(spec)
-    check(len(responses) == len(spec.sources), "responses", len(responses), "one for each source")
+    check(len(rirs) == len(spec.sources), "responses", len(rirs), "one for each source")
     for i, source in enumerate(spec.sources):
-        where = f"SceneSpec.sources[{i}].trajectory"
-        check(not source.trajectory, where, source.trajectory, "none, with a given response")
-    return _mix(spec, audio, [responses[k] for k in _order(spec)])
+        where = f"SceneSpec.sources[{i}].waypoints"
+        check(not source.waypoints, where, source.waypoints, "none, with a given response")
+    return _mix(spec, read_clip, [rirs[k] for k in _order(spec)])
 
 
 def _mix(
     spec: SceneSpec,
-    audio: Audio,
-    responses: Sequence[Response],
+    audio: ReadClip,
+    responses: Sequence[MeasuredRir],
     full: bool = False,
     air: bool = True,
 ) -> tuple[np.ndarray, dict]:
@@ -104,17 +106,19 @@ def _mix(
     tracks, through, heard = [], [], []
     for i, (k, response) in enumerate(zip(_order(spec), responses, strict=True)):
         source = spec.sources[k]
-        start, played = round(source.onset * SAMPLE_RATE), dry(source, audio(source.clip))
-        if not source.trajectory:
+        start, played = round(source.onset * SAMPLE_RATE), dry_source(source, audio(source.clip))
+        if not source.waypoints:
             tracks.append((start, played))
-            through.append(response.signal)
+            through.append(response.rir)
             continue
         where = (source.path(), spec.room, spec.absorption, spec.listener)
         played = played[: length - start]
-        heard.append(motion.early(played, start, *where, length, full, air))
+        heard.append(motion.early_sound(played, start, *where, length, full, air))
         if not full:
             rng = keys.rng(spec.seed, "moving tail", spec.split, spec.index, i)
-            for part, tail in motion.tails(played, start, *where, rng, air, spec.scattering):
+            for part, tail in motion.late_segments(
+                played, start, *where, rng, air, spec.scattering
+            ):
                 tracks.append((start, part))
                 through.append(tail)
     for entry, response in zip(scene["sources"], responses, strict=True):
@@ -123,21 +127,21 @@ def _mix(
     if decays:
         scene["rt60"] = float(np.mean(decays))
     if tracks:
-        heard.append(convolve(tracks, through, length))
+        heard.append(convolve_tracks(tracks, through, length))
     mixed = sum(heard[1:], start=heard[0])
     mixed = foa.rotate(mixed.T, -spec.yaw)
     power = sounding_power(mixed[:, 0], scene["sources"])
     mixed += _noise(spec, length, power)
-    if spec.turning:
+    if spec.yaw_trajectory:
         mixed = foa.rotate(mixed, spec.yaw - spec.yaw_at(np.arange(length) / SAMPLE_RATE))
     if spec.sensor_snr is not None:
         mixed += _sensor_noise(spec, spec.sensor_snr, length, power)
     peak = float(np.abs(mixed).max())
-    scene["gain"] = min(LEVEL, PEAK / peak) if peak > 0 else LEVEL
+    scene["gain"] = min(MAX_GAIN, PEAK / peak) if peak > 0 else MAX_GAIN
     return _interleaved(mixed.T, np.float32(scene["gain"])), scene
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _interleaved(channels, gain):
     """Returns gain times channels [4, T] float32 as [T, 4]."""
     out = np.empty((channels.shape[1], 4), np.float32)
@@ -149,7 +153,7 @@ def _interleaved(channels, gain):
 
 def _order(spec: SceneSpec) -> list[int]:
     """Returns the sources' places in the order of the description, as its entries have it."""
-    arrivals = [s.onset + _distance(spec, s) / rooms.SPEED for s in spec.sources]
+    arrivals = [s.onset + _distance(spec, s) / rooms.SPEED_OF_SOUND for s in spec.sources]
     return sorted(range(len(arrivals)), key=arrivals.__getitem__)
 
 
@@ -157,7 +161,7 @@ def _distance(spec: SceneSpec, source: Source) -> float:
     return math.dist(source.position, spec.listener)
 
 
-def dry(source: Source, clip: np.ndarray) -> np.ndarray:
+def dry_source(source: Source, clip: np.ndarray) -> np.ndarray:
     """Returns the clip as played: at its speed, cut with a fade, at its own gain."""
     ok = clip.ndim == 1 and len(clip) > 0
     check(ok, f"clip {source.clip}", clip.shape, "mono samples")
@@ -166,8 +170,8 @@ def dry(source: Source, clip: np.ndarray) -> np.ndarray:
         first = int(finite.argmin())
         where = f"clip {source.clip}, sample {first}"
         check(False, where, float(clip[first]), "finite samples")
-    if source.speed != 1:
-        clip = soxr.resample(clip, SAMPLE_RATE * source.speed, SAMPLE_RATE, quality="MQ")
+    if source.playback_rate != 1:
+        clip = soxr.resample(clip, SAMPLE_RATE * source.playback_rate, SAMPLE_RATE, quality="MQ")
     wanted = max(round(source.seconds * SAMPLE_RATE), 1)
     played = clip[:wanted] * np.float32(10 ** (source.gain / 20))
     # A clip's length in seconds is rounded: only what is missing beyond that was cut.
@@ -190,7 +194,7 @@ def sounding_power(w: np.ndarray, sources: list[dict]) -> float:
 def _noise(spec: SceneSpec, length: int, power: float) -> np.ndarray:
     """Returns diffuse noise [T, 4], covariance diag(1, 1/3, 1/3, 1/3), pink above 100 Hz."""
     rng = keys.rng(spec.seed, "noise", spec.split, spec.index)
-    return noise.diffuse(rng, length, (power / 10 ** (spec.snr / 10)) ** 0.5).T
+    return noise.diffuse_noise(rng, length, (power / 10 ** (spec.snr / 10)) ** 0.5).T
 
 
 def _sensor_noise(spec: SceneSpec, snr: float, length: int, power: float) -> np.ndarray:

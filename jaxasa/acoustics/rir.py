@@ -16,7 +16,7 @@ high-pass at 100 Hz ends both.
     >>> from jaxasa.acoustics import rir, rooms
     >>> room, source, listener = (6, 5, 3), (1, 1, 1.5), (3, 2, 1.5)
     >>> walls, rng = rooms.absorption(room, 0.4), np.random.default_rng(0)
-    >>> response = rir.response(room, walls, source, listener, rng)
+    >>> response = rir.shoebox_rir(room, walls, source, listener, rng)
     >>> response.shape
     (4, 6464)
     >>> bool(0.3 < rir.rt60(response) < 0.5)
@@ -29,22 +29,25 @@ import numpy as np
 import scipy.signal
 
 from jaxasa.acoustics import image_source, numba_jit, rooms, tail
-from jaxasa.acoustics.bands import LEAD as LEAD
+from jaxasa.acoustics.bands import PRE_SAMPLES as PRE_SAMPLES
 from jaxasa.acoustics.measure import drr as drr
 from jaxasa.acoustics.measure import rt60 as rt60
 from jaxasa.core.audio import SAMPLE_RATE
 
-FADE = 2 / 3  # of the time at which all is tail: where it begins to replace the images
-EARLY = 3.5  # mixing times that images are followed
+FADE_START = 2 / 3  # of the time at which all is tail: where it begins to replace the images
+EARLY_MIXING_TIMES = 3.5  # mixing times that images are followed
 # The lowest octaves have few modes, which are no noise: their images are cheap
 # (few samples), and followed for the RT60 or until there are MOST_LOW of them.
-LOW, MOST_LOW = 2, 60_000
-MOST_COARSE = 10_000_000  # between uneven walls: half a second's work at most
-GROUPS = ((slice(LOW, None), 1), (slice(LOW), 8))  # octaves, and one in so many samples
-HIGH_PASS = scipy.signal.butter(4, rooms.HIGH_PASS, "highpass", fs=SAMPLE_RATE, output="sos")
+NUM_LOW_BANDS, MAX_LOW_BAND_IMAGES = 2, 60_000
+MAX_COARSE_IMAGES = 10_000_000  # between uneven walls: half a second's work at most
+BAND_GROUPS = (
+    (slice(NUM_LOW_BANDS, None), 1),
+    (slice(NUM_LOW_BANDS), 8),
+)  # octaves, and one in so many samples
+HIGH_PASS_SOS = scipy.signal.butter(4, rooms.HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos")
 
 
-@numba_jit.fast
+@numba_jit.njit_fastmath
 def _cascade(sections, signal, out):
     """Filters signal [C, T] through second-order sections [K, 6] (direct form II transposed)."""
     for c in range(signal.shape[0]):
@@ -64,86 +67,98 @@ def high_pass(signal: np.ndarray) -> np.ndarray:
     """Returns signal [..., T] float32 without what is below 100 Hz (Butterworth, fourth order)."""
     out = np.empty(signal.shape, np.float32)
     rows = np.ascontiguousarray(signal).reshape(-1, signal.shape[-1])
-    _cascade(HIGH_PASS, rows, out.reshape(rows.shape))
+    _cascade(HIGH_PASS_SOS, rows, out.reshape(rows.shape))
     return out
 
 
-def mixing_time(room, distance, xp=np):
+def mixing_time_at(room, distance, xp=np):
     """Returns the time (s) at which the response of a source at `distance` (m) is all tail.
 
     That of the room, but a far source in a flat room is heard before the cross-fade.
     """
-    return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED + 0.005)
+    return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED_OF_SOUND + 0.005)
 
 
-def lasting(room, absorption, distance: float, air: bool) -> float:
+def rir_duration(room, absorption, distance: float, air: bool) -> float:
     """Returns how long (s) a response lasts: until all bands fell by 60 dB, and past the mixing."""
     decay = float(rooms.decay_time(room, absorption, air).max())
-    return max(decay, float(mixing_time(room, distance)) + 0.005)
+    return max(decay, float(mixing_time_at(room, distance)) + 0.005)
 
 
-def followed(size, logs, distance, air: bool, scattering=0.0, xp=np):
+def image_end_times(size, logs, distance, air: bool, scattering=0.0, xp=np):
     """Returns for how long (s) images are followed: those of all octaves, of the LOW lowest.
 
     size: [3]. logs: rooms.log_absorption [7, 3]. distance (m): of the source. Walls that scatter
     (0 to 1) leave no wavefronts beyond one mixing time.
     """
-    mixing = mixing_time(size, distance, xp)
-    decay = rooms.mean_decay_time(size, logs, air, xp)[:LOW].max()
-    low = xp.maximum(EARLY * mixing, xp.minimum(decay, _holding(MOST_LOW, size)))
-    return tuple(mixing + (1 - scattering) * (end - mixing) for end in (EARLY * mixing, low))
+    mixing = mixing_time_at(size, distance, xp)
+    decay = rooms.millington_rt60(size, logs, air, xp)[:NUM_LOW_BANDS].max()
+    low = xp.maximum(
+        EARLY_MIXING_TIMES * mixing,
+        xp.minimum(decay, _time_of_image_count(MAX_LOW_BAND_IMAGES, size)),
+    )
+    return tuple(
+        mixing + (1 - scattering) * (end - mixing) for end in (EARLY_MIXING_TIMES * mixing, low)
+    )
 
 
-def _holding(count: int, size):
+def _time_of_image_count(count: int, size):
     """Returns the time (s) by which so many images are heard: a sphere's volume over the room's."""
-    return (3 / (4 * np.pi) * count * size[0] * size[1] * size[2]) ** (1 / 3) / rooms.SPEED
+    return (3 / (4 * np.pi) * count * size[0] * size[1] * size[2]) ** (1 / 3) / rooms.SPEED_OF_SOUND
 
 
-def coarse_end(size, absorption, seconds: float, scattering=0.0, xp=np):
+def coarse_image_end_time(size, absorption, seconds: float, scattering=0.0, xp=np):
     """Returns the time (s) at which the last image is heard where walls are uneven; 0 elsewhere.
 
     It is so far behind the response's end, after `seconds`, that none fades before, unless there
     are more than MOST_COARSE. Walls that scatter leave no wavefronts to follow.
     """
-    end = xp.minimum(seconds / FADE, _holding(MOST_COARSE, size))
-    return xp.where(rooms.uneven(absorption, xp) & (scattering == 0), end, 0.0)
+    end = xp.minimum(seconds / FADE_START, _time_of_image_count(MAX_COARSE_IMAGES, size))
+    return xp.where(rooms.has_nonuniform_absorption(absorption, xp) & (scattering == 0), end, 0.0)
 
 
-def kept_by(high, low, xp=np):
+def image_crossfade(high, low, xp=np):
     """Returns tail.tail's `kept`: how much of the images of each band there is at a time."""
-    ends = xp.stack([*[low] * LOW, *[high] * (len(rooms.BANDS) - LOW)])[:, None]
-    return lambda times: xp.cos(cross_fade(times, ends))
+    ends = xp.stack([*[low] * NUM_LOW_BANDS, *[high] * (len(rooms.BANDS) - NUM_LOW_BANDS)])[:, None]
+    return lambda times: xp.cos(crossfade_phase(times, ends))
 
 
-def late(where, ends, seconds: float, rng, air: bool = True, scattering: float = 0.0) -> np.ndarray:
+def late_reverb(
+    where, ends, seconds: float, rng, air: bool = True, scattering: float = 0.0
+) -> np.ndarray:
     """Returns what comes beside images that are followed for `ends` (s), [4, LEAD + n] float32.
 
-    where: room, absorption, source, listener as in `shoebox_rir`. ends: as from `followed`.
-    seconds: as from `lasting`. It is a tail, and where walls are uneven the later images, coarsely.
+    where: room, absorption, source, listener as in `shoebox_rir`. ends: as from `image_end_times`.
+    seconds: as from `rir_duration`. It is a tail, and where walls are uneven the later images, coarsely.
     """
     room, absorption, source, listener = where
     length, size = int(seconds * SAMPLE_RATE), np.asarray(room, float)
-    last = float(coarse_end(size, absorption, seconds, scattering))
+    last = float(coarse_image_end_time(size, absorption, seconds, scattering))
     begins = tuple(max(float(end), last) for end in ends)  # from when there is nothing else
-    out = np.zeros((4, LEAD + length), np.float32)
-    if min(begins) * FADE * SAMPLE_RATE < length:
-        options = {"air": air, "scattering": scattering, "kept": kept_by(*begins)}
-        out[:, LEAD:] = tail.tail(room, absorption, length, rng, source, listener, **options)
+    out = np.zeros((4, PRE_SAMPLES + length), np.float32)
+    if min(begins) * FADE_START * SAMPLE_RATE < length:
+        options = {"air": air, "scattering": scattering, "image_gain": image_crossfade(*begins)}
+        out[:, PRE_SAMPLES:] = tail.noise_tail(
+            room, absorption, length, rng, source, listener, **options
+        )
         # No frame of noise may be heard before its fade.
-        out[:, : LEAD + int(min(begins) * FADE * SAMPLE_RATE)] = 0
+        out[:, : PRE_SAMPLES + int(min(begins) * FADE_START * SAMPLE_RATE)] = 0
     if last > min(ends):
-        inner, radius = min(ends) * FADE * rooms.SPEED, min(last, seconds) * rooms.SPEED
-        kept, exact = kept_by(*begins), kept_by(*ends)
+        inner, radius = (
+            min(ends) * FADE_START * rooms.SPEED_OF_SOUND,
+            min(last, seconds) * rooms.SPEED_OF_SOUND,
+        )
+        kept, exact = image_crossfade(*begins), image_crossfade(*ends)
         span = room, absorption, source, listener, inner, radius
-        coarse = image_source.coarse(*span, lambda t: kept(t) - exact(t), air)
+        coarse = image_source.nearest_sample_rir(*span, lambda t: kept(t) - exact(t), air)
         n = min(coarse.shape[1], out.shape[1])
         out[:, :n] += coarse[:, :n]
     return out
 
 
-def cross_fade(time: np.ndarray, mixing: float) -> np.ndarray:
+def crossfade_phase(time: np.ndarray, mixing: float) -> np.ndarray:
     """Returns the phase (0 to pi / 2) of the cross-fade at times (s): cosine images, sine tail."""
-    return ((time / mixing - FADE) / (1 - FADE)).clip(0, 1) * np.pi / 2
+    return ((time / mixing - FADE_START) / (1 - FADE_START)).clip(0, 1) * np.pi / 2
 
 
 def shoebox_rir(
@@ -170,16 +185,16 @@ def shoebox_rir(
     rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
     rooms.check(not (full and scattering), "scattering", scattering, "0 where all are images")
     distance = math.dist(source, listener)
-    seconds = lasting(room, absorption, distance, air)
+    seconds = rir_duration(room, absorption, distance, air)
     where = (room, absorption, source, listener)
     if full:
-        return high_pass(image_source.images(*where, seconds * rooms.SPEED, air=air))
-    size, logs = np.asarray(room, float), rooms.log_absorption(absorption)
-    ends = followed(size, logs, distance, air, scattering)
-    out = late(where, ends, seconds, rng, air, scattering)
-    for end, (octaves, step) in zip(ends, GROUPS, strict=True):
-        radius = float(end) * rooms.SPEED
-        images = image_source.images(*where, radius, radius * FADE, air, octaves, step)
+        return high_pass(image_source.image_rir(*where, seconds * rooms.SPEED_OF_SOUND, air=air))
+    size, logs = np.asarray(room, float), rooms.absorption_exponents(absorption)
+    ends = image_end_times(size, logs, distance, air, scattering)
+    out = late_reverb(where, ends, seconds, rng, air, scattering)
+    for end, (octaves, step) in zip(ends, BAND_GROUPS, strict=True):
+        radius = float(end) * rooms.SPEED_OF_SOUND
+        images = image_source.image_rir(*where, radius, radius * FADE_START, air, octaves, step)
         n = min(images.shape[1], out.shape[1])
         out[:, :n] += images[:, :n]
     return high_pass(out)

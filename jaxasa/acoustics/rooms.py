@@ -50,21 +50,24 @@ import numpy as np
 
 from jaxasa.config import check
 
-SPEED = 343.0
+SPEED_OF_SOUND = 343.0
 BANDS = (125.0, 250.0, 500.0, 1000.0, 2000.0, 4000.0, 8000.0)
 WALLS = ("back", "front", "right", "left", "floor", "ceiling")  # x, y and z of 0 and of the size
 # Energy attenuation of air per metre in each band at 20 degrees C and 30 to 50 % humidity
 # (Vorlaender, Auralization, 2008, table of the annex).
-AIR = np.array([0.1, 0.3, 0.6, 1.0, 1.9, 5.8, 20.3]) * 1e-3
+AIR_ABSORPTION = np.array([0.1, 0.3, 0.6, 1.0, 1.9, 5.8, 20.3]) * 1e-3
 METHODS = ("calibrated", "eyring", "sabine")
-NEAREST = 0.05  # metres: a source this near is inside the listener's head
-HIGH_PASS = 100.0  # hertz: what responses leave out below (rir.high_pass)
+MIN_SOURCE_DISTANCE = 0.05  # metres: a source this near is inside the listener's head
+HIGH_PASS_HZ = 100.0  # hertz: what responses leave out below (rir.high_pass)
 _SIXTY_DB = 6 * math.log(10)
 _NODES = 6  # of the quadrature over directions
-_STEEP_NODES = 8  # of that where walls have absorptions of their own
+_DENSE_NODES = 8  # of that where walls have absorptions of their own
 # Of the sum over layers: round trips to either side, wave numbers a band, and moments.
-_LAYERS, _WAVES, _MOMENTS = 8, 5, 24
-_MUCH = (0.3, 0.6)  # -ln(1 - absorption) of an axis from which layers begin to count, and alone do
+_LAYERS, _WAVE_NUMBERS, _LAYER_TIMES = 8, 5, 24
+_LAYERED_FROM_TO = (
+    0.3,
+    0.6,
+)  # -ln(1 - absorption) of an axis from which layers begin to count, and alone do
 # Shares of the bands, cut midway between their centres, of the spectrum up to 8 kHz.
 _BANDWIDTH = np.diff([0.0, *(2**0.5 * np.array(BANDS[:-1])), 8000.0]) / 8000.0
 
@@ -75,24 +78,31 @@ def validate(room, absorption=None, source=None, listener=None) -> None:
     room: three sizes above 0 (m). absorption: [7], or [6, 7] in the order of WALLS, in (0, 1].
     source, listener: inside the room, NEAREST or more apart (m).
     """
-    ok = _finite(room, (3,)) and min(room) > 0
-    check(ok, "room", _plain(room), "length, width and height above 0 metres")
+    ok = _is_finite(room, (3,)) and min(room) > 0
+    check(ok, "room", _as_list(room), "length, width and height above 0 metres")
     if absorption is not None:
         n = len(BANDS)
-        ok = _finite(absorption, (n,)) or _finite(absorption, (len(WALLS), n))
+        ok = _is_finite(absorption, (n,)) or _is_finite(absorption, (len(WALLS), n))
         ok = ok and bool(np.all(np.greater(absorption, 0)) and np.all(np.less_equal(absorption, 1)))
-        check(ok, "absorption", _plain(absorption), f"[{n}] or [6, {n}] above 0 and up to 1")
+        check(ok, "absorption", _as_list(absorption), f"[{n}] or [6, {n}] above 0 and up to 1")
     for name, point in (("source", source), ("listener", listener)):
         if point is not None:
-            ok = _finite(point, (3,)) and all(0 < p < s for p, s in zip(point, room, strict=True))
-            expected = f"x, y, z in metres inside the room {_plain(room)}"
-            check(ok, name, _plain(point), expected)
+            ok = _is_finite(point, (3,)) and all(
+                0 < p < s for p, s in zip(point, room, strict=True)
+            )
+            expected = f"x, y, z in metres inside the room {_as_list(room)}"
+            check(ok, name, _as_list(point), expected)
     if source is not None and listener is not None:
         apart = math.dist(source, listener)
-        check(apart >= NEAREST, "source", _plain(source), f"{NEAREST} m or more from the listener")
+        check(
+            apart >= MIN_SOURCE_DISTANCE,
+            "source",
+            _as_list(source),
+            f"{MIN_SOURCE_DISTANCE} m or more from the listener",
+        )
 
 
-def _finite(values, shape: tuple[int, ...]) -> bool:
+def _is_finite(values, shape: tuple[int, ...]) -> bool:
     try:
         values = np.asarray(values, float)
     except (TypeError, ValueError):
@@ -100,7 +110,7 @@ def _finite(values, shape: tuple[int, ...]) -> bool:
     return values.shape == shape and bool(np.isfinite(values).all())
 
 
-def _plain(values):
+def _as_list(values):
     return values.tolist() if isinstance(values, np.ndarray) else values
 
 
@@ -109,14 +119,14 @@ def volume(room) -> float:
     return float(room[0] * room[1] * room[2])
 
 
-def surface(room) -> float:
+def surface_area(room) -> float:
     """Returns the area (m2) of the six walls of a room (length, width, height)."""
     return float(2 * (room[0] * room[1] + room[0] * room[2] + room[1] * room[2]))
 
 
-def sabine_floor(room) -> float:
+def sabine_min_rt60(room) -> float:
     """Returns the RT60 (s) that Sabine's formula gives for walls of absorption 1: 0.161 V / S."""
-    return 0.161 * volume(room) / surface(room)
+    return 0.161 * volume(room) / surface_area(room)
 
 
 def mixing_time(room) -> float:
@@ -133,22 +143,22 @@ def _inverse_wave_numbers() -> tuple[np.ndarray, np.ndarray]:
     """
     f = np.arange(2.0, 8000.0, 4.0)
     octave = np.clip(np.log2(f / BANDS[0]), 0, len(BANDS) - 1) - np.arange(len(BANDS))[:, None]
-    energy = np.cos(np.pi / 2 * np.minimum(abs(octave), 1)) ** 4 / (1 + (HIGH_PASS / f) ** 8)
-    k = 2 * np.pi * f / SPEED
+    energy = np.cos(np.pi / 2 * np.minimum(abs(octave), 1)) ** 4 / (1 + (HIGH_PASS_HZ / f) ** 8)
+    k = 2 * np.pi * f / SPEED_OF_SOUND
     return energy @ (1 / k) / energy.sum(axis=1), energy @ (1 / k**2) / energy.sum(axis=1)
 
 
 @functools.cache
-def _octant(steep: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def _octant(dense: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Returns unit vectors [D, 3] of one octant, its three edges and its axes, and weights [D].
 
     The weights of the octant sum to 1, and those of each edge (x = 0, y = 0, z = 0) too. steep
     has nodes densest at the edges, for decays that differ much between axes.
     """
-    count = _STEEP_NODES if steep else _NODES
+    count = _DENSE_NODES if dense else _NODES
     nodes, weights = np.polynomial.legendre.leggauss(count)
     nodes, weights = (nodes + 1) / 2, weights / 2
-    if steep:
+    if dense:
         nodes, weights = nodes**2 * (3 - 2 * nodes), weights * 6 * nodes * (1 - nodes)
     z, phi = np.repeat(nodes, count), np.tile(nodes, count) * np.pi / 2
     flat = np.sqrt(1 - z * z)
@@ -159,7 +169,7 @@ def _octant(steep: bool = False) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([inside, *edges, np.eye(3)]), np.concatenate(weight)
 
 
-def _shares(size, xp=np, steep: bool = False):
+def _mode_weights(size, xp=np, steep: bool = False):
     """Returns the weights [7, D] of all directions in each band, positions averaged.
 
     Oblique directions weigh 1 together; tangential and axial ones come on top.
@@ -167,24 +177,24 @@ def _shares(size, xp=np, steep: bool = False):
     # Of each axis: pi / 2 V times the area of the wall across it, and times its length.
     areas, lengths = np.pi / 2 / size, np.pi / 2 / (size[0] * size[1] * size[2]) * size
     first, second = (mean[:, None] for mean in _inverse_wave_numbers())
-    count = _STEEP_NODES if steep else _NODES
+    count = _DENSE_NODES if steep else _NODES
     oblique = xp.ones((len(BANDS), count**2))
     shares = [oblique, first * xp.repeat(areas, count), second * lengths]
     return xp.concatenate(shares, axis=1) * _octant(steep)[1]
 
 
 @functools.lru_cache(maxsize=8)
-def _kept_shares(size: bytes) -> np.ndarray:
-    return _shares(np.frombuffer(size))
+def _cached_mode_weights(size: bytes) -> np.ndarray:
+    return _mode_weights(np.frombuffer(size))
 
 
-def uneven(absorption, xp=np):
+def has_nonuniform_absorption(absorption, xp=np):
     """Returns whether walls are given one by one and not all alike; absorption [7] or [6, 7]."""
     walls = xp.asarray(absorption)
     return xp.any(walls != walls[:1]) if walls.ndim == 2 else xp.asarray(False)
 
 
-def log_absorption(absorption, xp=np):
+def absorption_exponents(absorption, xp=np):
     """Returns -ln(1 - absorption) [7, 3] of [7] or [6, 7], the mean of the two walls of an axis.
 
     Arrays of numpy or, with xp=jax.numpy, under jit.
@@ -195,16 +205,16 @@ def log_absorption(absorption, xp=np):
     return (walls[0::2] + walls[1::2]).T / 2
 
 
-def _rates(size, logs, steep: bool = False):
+def _wall_loss(size, logs, steep: bool = False):
     """Returns the energy lost to walls per metre of path [7, D] in each direction."""
     return (logs / size) @ _octant(steep)[0].T
 
 
-def _placed(size, logs, times, source, listener, xp=np):
+def _position_factor(size, logs, times, source, listener, xp=np):
     """Returns how much more [7, 3, T] of the modes without an axis there is at two positions."""
     wave = (logs * _inverse_wave_numbers()[0][:, None]) / size**2
     # Beyond 20 the sums are 1 to the last digit; at 0 they may have no limit.
-    g = xp.clip(SPEED * np.pi * wave[:, :, None] * times, 1e-3, 20.0)
+    g = xp.clip(SPEED_OF_SOUND * np.pi * wave[:, :, None] * times, 1e-3, 20.0)
     sine, cosine = xp.sinh(g), xp.cosh(g)
 
     def summed(x):
@@ -214,7 +224,7 @@ def _placed(size, logs, times, source, listener, xp=np):
     return alone + (summed(source + listener) + summed(source - listener)) / 2 - 2
 
 
-def _layered(size, absorption, times, source, listener, xp=np):
+def _layer_factor(size, absorption, times, source, listener, xp=np):
     """As _placed, of the layers of images between walls [6, 7] that absorb much."""
     walls = -0.5 * xp.log(xp.maximum(1 - xp.asarray(absorption, float), 1e-12)).T
     low, high = walls[:, 0::2, None], walls[:, 1::2, None]
@@ -223,11 +233,11 @@ def _layered(size, absorption, times, source, listener, xp=np):
     x = (1 - 2 * mirrored) * source[:, None] + 2 * i * size[:, None] - listener[:, None]
     gain = xp.exp(-low * np.abs(i - mirrored) - high * np.abs(i)).astype(np.float32)
     # Slow in time: moments are few, and what is between is interpolated.
-    path = SPEED * times
-    moments = np.geomspace(1.0, max(2.0, path.max()), _MOMENTS)
-    between = np.stack([np.interp(path, moments, one) for one in np.eye(_MOMENTS)])
-    octave = np.linspace(-0.5, 0.5, _WAVES)
-    k = 2 * np.pi / SPEED * np.clip(np.outer(BANDS, 2**octave), HIGH_PASS, 8000.0)
+    path = SPEED_OF_SOUND * times
+    moments = np.geomspace(1.0, max(2.0, path.max()), _LAYER_TIMES)
+    between = np.stack([np.interp(path, moments, one) for one in np.eye(_LAYER_TIMES)])
+    octave = np.linspace(-0.5, 0.5, _WAVE_NUMBERS)
+    k = 2 * np.pi / SPEED_OF_SOUND * np.clip(np.outer(BANDS, 2**octave), HIGH_PASS_HZ, 8000.0)
     phase = (0.5 * x**2)[:, None] / moments[:, None]
     phase = (k[:, :, None, None, None] * phase).astype(np.float32)
     summed = [xp.einsum("bdx,bkdtx->bkdt", gain, f(phase)) for f in (xp.cos, xp.sin)]
@@ -240,8 +250,8 @@ def _layered(size, absorption, times, source, listener, xp=np):
 def _decay_paths(room: tuple, logs: bytes) -> np.ndarray:
     """Returns the paths [7] (m) on which the closed form falls by 60 dB, without air (T20)."""
     size = np.array(room)
-    rate = _rates(size, np.frombuffer(logs).reshape(-1, 3))
-    weight = _shares(size) / rate
+    rate = _wall_loss(size, np.frombuffer(logs).reshape(-1, 3))
+    weight = _mode_weights(size) / rate
     path = np.linspace(0.0, 1.0, 128) * (5.9 / rate.min(axis=1))[:, None]
     decay = np.einsum("bd,bpd->bp", weight, np.exp(-path[:, :, None] * rate[:, None]))
     level = 10 * np.log10(decay / decay[:, :1])
@@ -255,7 +265,7 @@ def _wall_decay(room, logs) -> np.ndarray:
     """Returns the decay rates [7] (1 / s) that walls alone give, by T20 of the closed form."""
     size = tuple(float(v) for v in room)
     raw = np.ascontiguousarray(logs, float).tobytes()
-    return _SIXTY_DB * SPEED / _decay_paths(size, raw)
+    return _SIXTY_DB * SPEED_OF_SOUND / _decay_paths(size, raw)
 
 
 def absorption(room, rt60, method: str = "calibrated", air: bool = True) -> np.ndarray:
@@ -271,13 +281,13 @@ def absorption(room, rt60, method: str = "calibrated", air: bool = True) -> np.n
     validate(room)
     target = np.broadcast_to(np.asarray(rt60, float), len(BANDS))
     ok = bool(np.isfinite(target).all() and target.min() > 0)
-    check(ok, "rt60", _plain(rt60), "seconds above 0")
+    check(ok, "rt60", _as_list(rt60), "seconds above 0")
     if method != "eyring":
-        floor = sabine_floor(room)
+        floor = sabine_min_rt60(room)
         expected = f"at least {floor:.3f} s (Sabine)"
         check(target.min() >= floor, "rt60", float(target.min()), expected)
     # Decay rates of walls and air add, each 6 ln(10) / T60.
-    lost = SPEED * AIR if air else np.zeros(len(BANDS))
+    lost = SPEED_OF_SOUND * AIR_ABSORPTION if air else np.zeros(len(BANDS))
     walls = _SIXTY_DB / target - lost
     if walls.min() <= 0:
         worst = int(walls.argmin())
@@ -286,7 +296,7 @@ def absorption(room, rt60, method: str = "calibrated", air: bool = True) -> np.n
         check(False, "rt60", float(target[worst]), expected)
     if method == "calibrated":
         return 1 - np.exp(-walls / _wall_decay(room, np.ones((len(BANDS), 3))))
-    mean = 0.161 * volume(room) / surface(room) * walls / _SIXTY_DB
+    mean = 0.161 * volume(room) / surface_area(room) * walls / _SIXTY_DB
     # At the floor itself rounding may pass 1 by a hair.
     return np.minimum(mean, 1.0) if method == "sabine" else 1 - np.exp(-mean)
 
@@ -296,17 +306,17 @@ def decay_time(room, absorption, air: bool = True) -> np.ndarray:
 
     absorption: [7] of all walls (then this is the inverse of `absorption`), or [6, 7] by WALLS.
     """
-    rate = _wall_decay(room, log_absorption(absorption))
-    return _SIXTY_DB / (rate + SPEED * AIR * air)
+    rate = _wall_decay(room, absorption_exponents(absorption))
+    return _SIXTY_DB / (rate + SPEED_OF_SOUND * AIR_ABSORPTION * air)
 
 
-def mean_decay_time(size, logs, air: bool, xp=np):
+def millington_rt60(size, logs, air: bool, xp=np):
     """Returns the RT60 (s) [7] of the mean free path, 4 V / S where all walls are alike.
 
     size: [3]. logs: log_absorption [7, 3]. Eyring's, with each axis weighed by its own walls.
     Arrays of numpy or, with xp=jax.numpy, under jit.
     """
-    return _SIXTY_DB / (SPEED * ((logs / size).sum(axis=1) / 2 + AIR * air))
+    return _SIXTY_DB / (SPEED_OF_SOUND * ((logs / size).sum(axis=1) / 2 + AIR_ABSORPTION * air))
 
 
 def tail_energy(
@@ -326,34 +336,37 @@ def tail_energy(
     """
     size, times = np.asarray(room, float), np.asarray(times, float)
     walls = np.asarray(absorption, float)
-    if walls.ndim == 2 and not uneven(walls):
+    if walls.ndim == 2 and not has_nonuniform_absorption(walls):
         walls = walls[0]
     raw = (size.tobytes(), walls.tobytes(), times.tobytes(), bool(air))
     if source is not None:
         source, listener = np.asarray(source, float), np.asarray(listener, float)
-    return combine(size, walls, times, _kept_parts(*raw), source, listener, scattering)
+    return sum_modes(size, walls, times, _cached_mode_energies(*raw), source, listener, scattering)
 
 
 @functools.lru_cache(maxsize=8)
-def _kept_parts(*raw) -> tuple[np.ndarray, ...]:
+def _cached_mode_energies(*raw) -> tuple[np.ndarray, ...]:
     # All sources of a scene share them.
     size, walls, times = (np.frombuffer(part) for part in raw[:3])
     walls = walls if len(walls) == len(BANDS) else walls.reshape(len(WALLS), -1)
-    return parts(size, walls, times, raw[3])
+    return mode_energies(size, walls, times, raw[3])
 
 
-def parts(size, absorption, times, air: bool, xp=np) -> tuple:
+def mode_energies(size, absorption, times, air: bool, xp=np) -> tuple:
     """The energy of oblique [7, 4, T], tangential and axial modes [7, 4, 3, T] by missing axis.
 
     size: [3]. absorption: [7] or [6, 7]. Arrays of numpy or, with xp=jax.numpy, under jit.
     Axial modes are by the axis along which they are.
     """
     steep = absorption.ndim == 2
-    unit, count = _octant(steep)[0], _STEEP_NODES if steep else _NODES
+    unit, count = _octant(steep)[0], _DENSE_NODES if steep else _NODES
     squares = np.concatenate([np.ones((1, len(unit))), unit[:, [1, 2, 0]].T ** 2])
-    rate = SPEED * (_rates(size, log_absorption(absorption, xp), steep) + AIR[:, None] * air)
+    rate = SPEED_OF_SOUND * (
+        _wall_loss(size, absorption_exponents(absorption, xp), steep)
+        + AIR_ABSORPTION[:, None] * air
+    )
     decay = xp.exp((-rate[:, :, None] * times).astype(np.float32))
-    decay = _shares(size, xp, steep)[:, :, None] * decay
+    decay = _mode_weights(size, xp, steep)[:, :, None] * decay
     n = count**2
     oblique = xp.einsum("cd,bdt->bct", squares[:, :n], decay[:, :n])
     edges = decay[:, n:-3].reshape(len(BANDS), 3, count, -1)
@@ -361,16 +374,18 @@ def parts(size, absorption, times, air: bool, xp=np) -> tuple:
     return oblique, edges, squares[:, -3:, None] * decay[:, None, -3:]
 
 
-def combine(size, absorption, times, kept, source, listener, scattering, xp=np):
+def sum_modes(size, absorption, times, kept, source, listener, scattering, xp=np):
     """The sum of `parts` for positions [3] (or None), mixed by scattering: tail_energy."""
     oblique, edges, axial = kept
     if source is not None:
-        logs = log_absorption(absorption, xp)
-        more = _placed(size, logs, times, source, listener, xp)
+        logs = absorption_exponents(absorption, xp)
+        more = _position_factor(size, logs, times, source, listener, xp)
         if absorption.ndim == 2:
-            share = xp.clip((logs - _MUCH[0]) / (_MUCH[1] - _MUCH[0]), 0, 1)[..., None]
-            share = share * uneven(absorption, xp)
-            layered = _layered(size, absorption, times, source, listener, xp)
+            share = xp.clip(
+                (logs - _LAYERED_FROM_TO[0]) / (_LAYERED_FROM_TO[1] - _LAYERED_FROM_TO[0]), 0, 1
+            )[..., None]
+            share = share * has_nonuniform_absorption(absorption, xp)
+            layered = _layer_factor(size, absorption, times, source, listener, xp)
             more = more + share * (layered - more)
         edges = edges * more[:, None]
         # An axial mode lacks the other two axes.
@@ -380,7 +395,7 @@ def combine(size, absorption, times, kept, source, listener, scattering, xp=np):
     total = xp.maximum(total, 0.1 * oblique)
     w = total[:, :1]
     total = xp.concatenate([w, total[:, 1:] + scattering * (w / 3 - total[:, 1:])], axis=1)
-    return 4 * np.pi * SPEED / (size[0] * size[1] * size[2]) * total
+    return 4 * np.pi * SPEED_OF_SOUND / (size[0] * size[1] * size[2]) * total
 
 
 def expected_drr(room, absorption, distance: float, air: bool = True) -> float:
@@ -389,8 +404,8 @@ def expected_drr(room, absorption, distance: float, air: bool = True) -> float:
     All energy after the direct sound, by the closed form (Barron's revised theory).
     """
     size = np.asarray(room, float)
-    rate = _rates(size, log_absorption(absorption)) + AIR[:, None] * air
-    shares = _kept_shares(size.tobytes())
+    rate = _wall_loss(size, absorption_exponents(absorption)) + AIR_ABSORPTION[:, None] * air
+    shares = _cached_mode_weights(size.tobytes())
     reverberant = (shares * np.exp(-rate * distance) / rate).sum(axis=1) @ _BANDWIDTH
     reverberant *= 4 * np.pi / volume(room)
     return float(-10 * np.log10(distance**2 * reverberant))

@@ -14,9 +14,9 @@ which no draw of named materials has an RT60 in the range are passed over).
     >>> from jaxasa.config import Scenes
     >>> clips = [scenes.Clip("bell-1", "bell", "bell-1", 1.5)]
     >>> ranges = Scenes(train=1, dev=1, benchmark=1, sources=(1, 1), moving_source_prob=1.0)
-    >>> spec = scenes.draw(ranges, clips, seed=0, split="train", index=3)
+    >>> spec = scenes.sample_scene(ranges, clips, seed=0, split="train", index=3)
     >>> description = scenes.describe(spec)
-    >>> description["id"], len(description["sources"][0]["trajectory"])
+    >>> description["id"], len(description["sources"][0]["doa_trajectory"])
     ('train/000003', 50)
 """
 
@@ -39,8 +39,8 @@ from jaxasa.acoustics.spec import (  # noqa: F401  (a scene's spec is found here
 from jaxasa.config import ConfigError, Scenes, check
 from jaxasa.core import keys
 
-HEARD = 0.4  # seconds: least time a source is heard, and between the starts of two
-FRAME = 0.1  # seconds between the moments at which a description follows what moves
+MIN_AUDIBLE_S = 0.4  # seconds: least time a source is heard, and between the starts of two
+FRAME_S = 0.1  # seconds between the moments at which a description follows what moves
 _LOWEST, _HIGHEST = math.sin(math.radians(-40.0)), math.sin(math.radians(60.0))  # elevation
 _LISTENER_MARGIN, _SOURCE_MARGIN = 0.5, 0.3
 _CANDIDATES, _ATTEMPTS = 96, 60
@@ -58,7 +58,9 @@ class Layout:
     scattering: float = 0.0
 
 
-def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: int) -> SceneSpec:
+def sample_scene(
+    scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: int
+) -> SceneSpec:
     """Draws scene `index` of `split`: classes, then source recordings, then clips uniformly; no audio.
 
     Azimuths in the listener's frame are uniform, whatever the room and the class, because the
@@ -66,12 +68,12 @@ def draw(scenes: Scenes, clips: Sequence[Clip], seed: int, split: str, index: in
     """
     rng = keys.rng(seed, "scene", split, index)
     own = keys.rng(seed, "walls", split, index)
-    return compose(
-        scenes, clips, seed, split, index, rng, lambda count: draw_layout(scenes, count, rng, own)
+    return sample_scene_in(
+        scenes, clips, seed, split, index, rng, lambda count: sample_layout(scenes, count, rng, own)
     )
 
 
-def draw_layout(
+def sample_layout(
     scenes: Scenes, count: int, rng: np.random.Generator, own: np.random.Generator
 ) -> Layout:
     """Draws a room, a listener and `count` places; raises ConfigError where they do not fit.
@@ -85,7 +87,7 @@ def draw_layout(
     return Layout(room, absorption, rt60, listener, tuple(positions), scattering)
 
 
-def compose(
+def sample_scene_in(
     scenes: Scenes,
     clips: Sequence[Clip],
     seed: int,
@@ -98,7 +100,7 @@ def compose(
     count = int(rng.integers(scenes.sources[0], scenes.sources[1] + 1))
     chosen = _choose_clips(clips, count, scenes, rng)
     place = layout(count)
-    delays = [math.dist(place.listener, p) / rooms.SPEED for p in place.positions]
+    delays = [math.dist(place.listener, p) / rooms.SPEED_OF_SOUND for p in place.positions]
     arrivals = _arrivals(scenes.seconds, count, max(delays), rng)
     gains = rng.uniform(*scenes.gain, count).tolist()
     speeds = rng.uniform(*scenes.speed_perturbation, count).tolist()
@@ -113,7 +115,7 @@ def compose(
             recording_id=clip.recording_id,
             onset=arrival - delay,
             seconds=min(length, scenes.seconds - arrival),
-            speed=speed,
+            playback_rate=speed,
             gain=gain,
             position=position,
         )
@@ -126,7 +128,7 @@ def compose(
             _set_moving(scenes, place, source, keys.rng(seed, "motion", split, index, i))
             for i, source in enumerate(sources)
         ]
-    yaw = foa.wrap(rng.uniform(-180.0, 180.0))
+    yaw = foa.wrap_azimuth(rng.uniform(-180.0, 180.0))
     snr = float(rng.uniform(*scenes.snr))
     turning: tuple[tuple[float, float], ...] = ()
     if scenes.listener_turn_prob:
@@ -146,7 +148,7 @@ def compose(
         yaw=yaw,
         sources=tuple(sources),
         snr=snr,
-        turning=turning,
+        yaw_trajectory=turning,
         sensor_snr=sensor_snr,
         scattering=place.scattering,
     )
@@ -170,10 +172,10 @@ def _set_moving(scenes: Scenes, place: Layout, source: Source, rng) -> Source:
         )
 
     pace = float(rng.uniform(*scenes.walk_speed))
-    walk = paths.walk(
+    walk = paths.sample_walk(
         source.position, source.onset, source.seconds, pace, place.listener, allowed, rng
     )
-    return dataclasses.replace(source, trajectory=walk)
+    return dataclasses.replace(source, waypoints=walk)
 
 
 def _turning(scenes: Scenes, yaw: float, rng) -> tuple[tuple[float, float], ...]:
@@ -202,7 +204,10 @@ def _group(clips: Sequence[Clip]) -> list[list[list[Clip]]]:
         tree: dict[str, dict[str, list[Clip]]] = {}
         for clip in clips:
             tree.setdefault(clip.label, {}).setdefault(clip.recording_id, []).append(clip)
-        known = clips, [[recordings[t] for t in sorted(recordings)] for _, recordings in sorted(tree.items())]
+        known = (
+            clips,
+            [[recordings[t] for t in sorted(recordings)] for _, recordings in sorted(tree.items())],
+        )
         _grouped = known
     return known[1]
 
@@ -224,7 +229,7 @@ def _place(scenes: Scenes, count: int, rng, own):
     for _ in range(_ATTEMPTS):
         ranges = np.array([scenes.length, scenes.width, scenes.height])
         room = rng.uniform(ranges[:, 0], ranges[:, 1])
-        if rooms.sabine_floor(room) > scenes.rt60[1]:
+        if rooms.sabine_min_rt60(room) > scenes.rt60[1]:
             continue
         if scenes.floor_materials and (made := _made_of(scenes, room, own)) is None:
             continue
@@ -258,7 +263,7 @@ def _made_of(scenes: Scenes, room, rng):
         )
         floor = scenes.floor_materials[rng.integers(len(scenes.floor_materials))]
         ceiling = scenes.ceiling_materials[rng.integers(len(scenes.ceiling_materials))]
-        walls = materials.walls(sides, floor, ceiling)
+        walls = materials.room_absorption(sides, floor, ceiling)
         rt60 = float(rooms.decay_time(room, walls)[2:4].mean())
         if low <= rt60 <= high:
             return rt60, tuple(map(tuple, walls.tolist()))
@@ -295,20 +300,20 @@ def _colour(scenes: Scenes, room, rng) -> tuple[float, tuple[float, ...]]:
     Rooms differ in colour: the RT60 of a band follows a slope of -15 to +5 % per octave, and
     varies by 8 % beyond it. The mean of the 500 Hz and 1 kHz bands stays nominal.
     """
-    floor = rooms.sabine_floor(room)
+    floor = rooms.sabine_min_rt60(room)
     rt60 = float(rng.uniform(max(scenes.rt60[0], floor), scenes.rt60[1]))
     octaves = np.arange(len(rooms.BANDS)) - 2.5
     factor = np.exp(rng.uniform(-0.15, 0.05) * octaves + 0.08 * rng.standard_normal(octaves.size))
     factor /= (factor[2] + factor[3]) / 2
-    ceiling = 0.9 * 6 * math.log(10) / (rooms.SPEED * rooms.AIR)
+    ceiling = 0.9 * 6 * math.log(10) / (rooms.SPEED_OF_SOUND * rooms.AIR_ABSORPTION)
     target = np.clip(rt60 * factor, floor, ceiling)
     return rt60, tuple(rooms.absorption(room, target).tolist())
 
 
 def _arrivals(seconds: float, count: int, earliest: float, rng) -> list[float]:
     """Returns arrival times (s) in random order, HEARD apart and before the end where possible."""
-    span = max(seconds - HEARD - earliest, 0.0)
-    gap = min(HEARD, span / count)
+    span = max(seconds - MIN_AUDIBLE_S - earliest, 0.0)
+    gap = min(MIN_AUDIBLE_S, span / count)
     free = np.sort(rng.uniform(0.0, span - gap * (count - 1), count))
     times = earliest + free + gap * np.arange(count)
     return rng.permutation(times).tolist()
@@ -330,12 +335,12 @@ def _overlapping(scenes: Scenes, lengths: list[float], earliest: float, rng):
             return (starts + rng.uniform(0.0, spare)).tolist(), cut.tolist()
         longest *= 0.95
         expected = f"shares at which {len(lengths)} sources fit in {scenes.seconds} s"
-        check(longest >= HEARD, "Scenes.overlap", scenes.overlap, expected)
+        check(longest >= MIN_AUDIBLE_S, "Scenes.overlap", scenes.overlap, expected)
 
 
-def frames(seconds: float) -> np.ndarray:
+def frame_times(seconds: float) -> np.ndarray:
     """Returns the moments (s) at which a description follows motion: the middle of each FRAME."""
-    return (np.arange(math.ceil(seconds / FRAME - 1e-6)) + 0.5) * FRAME
+    return (np.arange(math.ceil(seconds / FRAME_S - 1e-6)) + 0.5) * FRAME_S
 
 
 def describe(spec: SceneSpec) -> dict:
@@ -346,22 +351,22 @@ def describe(spec: SceneSpec) -> dict:
     expected: `render.render` replaces both by what it measures.
 
     Of a moving source, azimuth, elevation, distance and drr are those at its onset. It has a
-    "trajectory" beside them, and so has each source where the listener turns: [azimuth,
-    elevation, distance] as heard at each of `frames`, before the onset too. A turning listener
-    has "yaw", degrees at each of `frames`: azimuth + yaw is a bearing in the room.
+    "doa_trajectory" beside them, and so has each source where the listener turns: [azimuth,
+    elevation, distance] as heard at each of `frame_times`, before the onset too. A turning listener
+    has "yaw", degrees at each of `frame_times`: azimuth + yaw is a bearing in the room.
     """
     described = []
     for source in spec.sources:
         vector = np.subtract(source.position, spec.listener)
-        azimuth, elevation = foa.direction(vector)
+        azimuth, elevation = foa.cartesian_to_azel(vector)
         distance = float(np.linalg.norm(vector))
-        onset = source.onset + distance / rooms.SPEED
-        yaw = float(spec.yaw_at(onset)) if spec.turning else spec.yaw
+        onset = source.onset + distance / rooms.SPEED_OF_SOUND
+        yaw = float(spec.yaw_at(onset)) if spec.yaw_trajectory else spec.yaw
         entry = {
             "class": source.label,
             "recording_id": source.recording_id,
             "clip": source.clip,
-            "azimuth": foa.wrap(azimuth - yaw),
+            "azimuth": foa.wrap_azimuth(azimuth - yaw),
             "elevation": float(elevation),
             "distance": distance,
             "onset": onset,
@@ -369,12 +374,12 @@ def describe(spec: SceneSpec) -> dict:
             "level": source.gain,
             "drr": rooms.expected_drr(spec.room, spec.absorption, distance),
         }
-        if source.trajectory:
+        if source.waypoints:
             end = source.onset + source.seconds
-            away = math.dist(paths.at(source.path(), end), spec.listener)
-            entry["offset"] = min(end + away / rooms.SPEED, spec.seconds)
-        if source.trajectory or spec.turning:
-            entry["trajectory"] = _trajectory(spec, source)
+            away = math.dist(paths.position_at(source.path(), end), spec.listener)
+            entry["offset"] = min(end + away / rooms.SPEED_OF_SOUND, spec.seconds)
+        if source.waypoints or spec.yaw_trajectory:
+            entry["doa_trajectory"] = _trajectory(spec, source)
         described.append(entry)
     scene = {
         "id": f"{spec.split}/{spec.index:06d}",
@@ -385,31 +390,33 @@ def describe(spec: SceneSpec) -> dict:
         "snr": spec.snr,
         "sources": sorted(described, key=lambda s: s["onset"]),
     }
-    if spec.turning:
-        scene["yaw"] = foa.wrap(spec.yaw_at(frames(spec.seconds))).tolist()
+    if spec.yaw_trajectory:
+        scene["yaw"] = foa.wrap_azimuth(spec.yaw_at(frame_times(spec.seconds))).tolist()
     return scene
 
 
 def _trajectory(spec: SceneSpec, source: Source) -> list[list[float]]:
-    """Returns [azimuth, elevation, distance] of a source as heard at each of `frames`."""
-    times = frames(spec.seconds)
-    vector = paths.heard(source.path(), spec.listener, times) - spec.listener
-    azimuth, elevation = foa.direction(vector)
-    seen = foa.wrap(azimuth - spec.yaw_at(times))
+    """Returns [azimuth, elevation, distance] of a source as heard at each of `frame_times`."""
+    times = frame_times(spec.seconds)
+    vector = paths.retarded_position(source.path(), spec.listener, times) - spec.listener
+    azimuth, elevation = foa.cartesian_to_azel(vector)
+    seen = foa.wrap_azimuth(azimuth - spec.yaw_at(times))
     return np.stack([seen, elevation, np.linalg.norm(vector, axis=1)], axis=1).tolist()
 
 
-def turn(scene: dict, yaw: float) -> dict:
+def rotate_scene(scene: dict, yaw: float) -> dict:
     """Returns the description after rotating the sound field by +`yaw` degrees about z.
 
     Trajectories turn with it, and a turning listener's own yaw the other way.
     """
     turned = []
     for source in scene["sources"]:
-        changed = {"azimuth": foa.wrap(source["azimuth"] + yaw)}
-        if "trajectory" in source:
-            changed["trajectory"] = [[foa.wrap(a + yaw), *r] for a, *r in source["trajectory"]]
+        changed = {"azimuth": foa.wrap_azimuth(source["azimuth"] + yaw)}
+        if "doa_trajectory" in source:
+            changed["doa_trajectory"] = [
+                [foa.wrap_azimuth(a + yaw), *r] for a, *r in source["doa_trajectory"]
+            ]
         turned.append({**source, **changed})
     if "yaw" in scene:
-        scene = {**scene, "yaw": [foa.wrap(y - yaw) for y in scene["yaw"]]}
+        scene = {**scene, "yaw": [foa.wrap_azimuth(y - yaw) for y in scene["yaw"]]}
     return {**scene, "sources": turned}

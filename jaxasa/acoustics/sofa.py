@@ -37,7 +37,7 @@ _LONGEST = 256  # samples at 16 kHz: the rest of longer responses is cut
 _FINE = 8  # fractions of a sample that delays are first found in
 
 
-def read(path: Path | str) -> "Measured":
+def read_sofa(path: Path | str) -> "MeasuredHrtf":
     """Returns the HRTF of a SOFA file; raises ConfigError, naming the file, for any other."""
     path = Path(path)
     check(path.is_file(), "HRTF", str(path), '"sphere" or a SOFA file')
@@ -55,7 +55,7 @@ def read(path: Path | str) -> "Measured":
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"{path}: {problem}, expected a SOFA file") from None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return Measured(f"{path.name} ({digest})", *_contents(file, str(path)))
+    return MeasuredHrtf(f"{path.name} ({digest})", *_contents(file, str(path)))
 
 
 def _contents(file, path: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
@@ -113,7 +113,7 @@ def _cartesian(file, name: str, path: str, typed: str | None = None) -> np.ndarr
     return unit * value[:, 2:]
 
 
-class Measured:
+class MeasuredHrtf:
     """An HRTF measured in some directions.
 
     source [N, 3]: positions (m) around the head. responses [N, 2, n] at `rate` Hz, left ear
@@ -142,20 +142,20 @@ class Measured:
         at = _delays(spectrum)
         turn = 2j * np.pi / _SIZE * np.arange(spectrum.shape[-1])
         samples = int(responses.shape[-1] * SAMPLE_RATE / rate) + 1
-        taps = min(max(samples + hrtf.LEAD, 3 * hrtf.LEAD), _LONGEST)
-        self._taps = hrtf.shorten(spectrum * np.exp(turn * at[..., None]), taps)
+        taps = min(max(samples + hrtf.PRE_TAPS, 3 * hrtf.PRE_TAPS), _LONGEST)
+        self._taps = hrtf.window_hrir(spectrum * np.exp(turn * at[..., None]), taps)
         self._delay = at + delay[first] * SAMPLE_RATE / rate
         self._level()
 
     def _level(self) -> None:
         offset, weight = hrtf.sphere_nodes()
-        taps, delay = self.at(offset)
+        taps, delay = self.filters(offset)
         self._delay -= weight @ delay.mean(axis=1)
         power = np.einsum("n,nef->f", weight, np.abs(np.fft.rfft(taps, 1024)) ** 2) / 2
         octave = [power[round(0.7 * k) : round(1.4 * k)].mean() for k in (16, 32, 64, 128, 256)]
         self._taps *= np.float32(np.exp(-np.log(octave).mean() / 2))
 
-    def at(self, offset) -> tuple[np.ndarray, np.ndarray]:
+    def filters(self, offset) -> tuple[np.ndarray, np.ndarray]:
         """See hrtf.Hrtf.at; measured at one distance, so only the direction matters."""
         offset = np.atleast_2d(np.asarray(offset, float))
         unit = offset / np.linalg.norm(offset, axis=1, keepdims=True)
@@ -174,7 +174,7 @@ def _resampled(responses: np.ndarray, rate: float) -> np.ndarray:
     """Returns the spectra [N, 2, F] at 16 kHz; the gain of a response does not depend on rate."""
     n = responses.shape[-1]
     flat = responses.reshape(-1, n).T
-    pad = round(rate * hrtf.LEAD / SAMPLE_RATE)
+    pad = round(rate * hrtf.PRE_TAPS / SAMPLE_RATE)
     padded = np.pad(flat, ((pad, pad), (0, 0)))
     if rate != SAMPLE_RATE:
         padded = soxr.resample(padded, rate, SAMPLE_RATE, "HQ") * (rate / SAMPLE_RATE)

@@ -1,18 +1,19 @@
-"""A scene before it is sound: SceneSpec, its JSON, and what makes it impossible to render.
+"""SceneSpec, the specification from which a scene is rendered: fields, JSON and validation.
 
-Positions are in room metres (one corner at 0, 0, 0), times in seconds of the scene. A source
-with a `trajectory` moves while it sounds; a listener with a `listener_turn_prob` turns. What is not used is
-not written: the JSON of a scene at rest holds neither.
+Positions are room coordinates in metres (one corner is the origin), times are seconds of the
+scene. A source with `waypoints` moves while it sounds; a listener with a `yaw_trajectory` turns.
+Optional fields at their defaults are left out of the JSON, so a static scene has neither.
 
     >>> from jaxasa.acoustics import spec
-    >>> bell = spec.Source("bell", "bell-1", "bell-1", onset=0.5, seconds=1.0, speed=1.0,
-    ...                    gain=0.0, position=(2.0, 4.0, 1.5), trajectory=((1.5, 3.0, 4.0, 1.5),))
+    >>> bell = spec.Source("bell", "bell-1", "bell-1", onset=0.5, seconds=1.0,
+    ...                    playback_rate=1.0, gain=0.0, position=(2.0, 4.0, 1.5),
+    ...                    waypoints=((1.5, 3.0, 4.0, 1.5),))
     >>> scene = spec.SceneSpec(seed=0, split="train", index=0, seconds=3.0, room=(6.0, 5.0, 3.0),
     ...                        absorption=(0.3,) * 7, rt60=0.4, listener=(3.0, 2.0, 1.5),
     ...                        yaw=0.0, sources=(bell,), snr=30.0)
     >>> spec.from_json(spec.to_json(scene)) == scene
     True
-    >>> bell.path().tolist()  # straight from where it is at its onset
+    >>> bell.path().tolist()  # from its position at onset, in a straight line
     [[0.5, 2.0, 4.0, 1.5], [1.5, 3.0, 4.0, 1.5]]
 """
 
@@ -26,9 +27,8 @@ import numpy as np
 from jaxasa.acoustics import paths, rooms
 from jaxasa.config import ConfigError, check, tuples
 
-NEAREST = 0.05  # metres between a source and the listener
-MOST_SOURCES = 8
-_UNUSED = {"turning": (), "sensor_snr": None, "trajectory": (), "scattering": 0.0}
+MAX_SOURCES = 8
+_OPTIONAL = {"yaw_trajectory": (), "sensor_snr": None, "waypoints": (), "scattering": 0.0}
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Source:
-    """A clip at a place: onset is emission (s), seconds as played after `speed`, gain in dB.
+    """A sound source: one clip played at a position.
 
-    position: where it is at its onset. trajectory: the way-points (seconds, x, y, z) that it
-    then goes to, in straight lines and at even speed from one to the next; empty, it rests.
+    onset: time of emission (s), not of arrival. seconds: length as played, after resampling by
+    `playback_rate` (1: unchanged, 2: an octave up and half as long). gain: dB. position: x, y, z
+    (m) at onset. waypoints: rows (seconds, x, y, z) that the source then moves through, in
+    straight lines at constant speed between two rows; empty for a static source.
     """
 
     label: str
@@ -54,27 +56,27 @@ class Source:
     recording_id: str
     onset: float
     seconds: float
-    speed: float
+    playback_rate: float
     gain: float
     position: tuple[float, float, float]
-    trajectory: tuple[tuple[float, float, float, float], ...] = ()
+    waypoints: tuple[tuple[float, float, float, float], ...] = ()
 
     def path(self) -> np.ndarray:
-        """Returns its way-points [K, 4] (see paths), the first being its position at onset."""
-        return np.array([(self.onset, *self.position), *self.trajectory], float)
+        """Returns the path [K, 4] (see paths): the position at onset, then the waypoints."""
+        return np.array([(self.onset, *self.position), *self.waypoints], float)
 
 
 @dataclass(frozen=True)
 class SceneSpec:
-    """All that rendering needs beside the clips.
+    """Everything that rendering needs except the clips' audio.
 
-    room: (length, width, height) in metres. absorption: per octave band of rooms.BANDS, 7 numbers
-    for all walls, or such a row for each of rooms.WALLS. rt60: nominal, s. yaw: degrees by which
-    the listener has turned left from the room's x axis when the scene begins. snr: of the diffuse
-    noise, dB. turning: (seconds, yaw) to which the listener turns evenly, yaw going on beyond 180
-    degrees; empty, it keeps still. sensor_snr: of the microphones' own white noise, dB; None is
-    no such noise. scattering: 0 to 1, how far walls mix the directions of late sound
-    (rir.response).
+    room: length, width, height (m). absorption: energy absorption coefficients per octave band
+    of rooms.BANDS, 7 numbers for all walls, or one such row for each of rooms.WALLS. rt60:
+    nominal (s). yaw: of the listener at time 0, degrees counter-clockwise from the room's x axis.
+    snr: of the diffuse noise (dB). yaw_trajectory: rows (seconds, yaw) between which the
+    listener's yaw is linear; it is not wrapped at 180 degrees; empty for a static listener.
+    sensor_snr: of the microphones' white noise (dB), or None for no such noise. scattering: 0 to
+    1, how isotropic the walls make late sound (see rir.shoebox_rir).
     """
 
     seed: int
@@ -88,28 +90,28 @@ class SceneSpec:
     yaw: float
     sources: tuple[Source, ...]
     snr: float
-    turning: tuple[tuple[float, float], ...] = ()
+    yaw_trajectory: tuple[tuple[float, float], ...] = ()
     sensor_snr: float | None = None
     scattering: float = 0.0
 
     def yaw_at(self, seconds):
         """Returns the listener's yaw (degrees, not wrapped) at `seconds` (scalar or array)."""
-        times, yaws = zip((0.0, self.yaw), *self.turning, strict=True)
+        times, yaws = zip((0.0, self.yaw), *self.yaw_trajectory, strict=True)
         return np.interp(seconds, times, yaws)
 
 
 def to_json(spec: SceneSpec) -> str:
-    """Returns the scene as one line of JSON; from_json gives it back exactly."""
+    """Returns the scene as one line of JSON; `from_json` inverts it exactly."""
     raw = dataclasses.asdict(spec)
     for part in (raw, *raw["sources"]):
-        for name, unused in _UNUSED.items():
-            if name in part and part[name] == unused:
+        for name, default in _OPTIONAL.items():
+            if name in part and part[name] == default:
                 del part[name]
     return json.dumps(raw)
 
 
 def from_json(text: str) -> SceneSpec:
-    """Returns the scene that to_json wrote, validated; raises ConfigError for anything else."""
+    """Parses and validates the JSON of `to_json`; raises ConfigError for anything else."""
     try:
         raw = {name: tuples(value) for name, value in json.loads(text).items()}
         sources = tuple(
@@ -129,7 +131,7 @@ def _number(value) -> bool:
 
 
 def _numbers(value, count: int) -> bool:
-    """Whether `value` is a tuple or list of `count` finite numbers."""
+    """Returns whether `value` is a tuple or list of `count` finite numbers."""
     return isinstance(value, (tuple, list)) and len(value) == count and all(map(_number, value))
 
 
@@ -152,16 +154,16 @@ def validate(spec: SceneSpec) -> None:
     check(ok, "SceneSpec.room", spec.room, "length, width and height above 0 metres")
     _check_absorption(spec.absorption)
     ok = _number(spec.scattering) and 0 <= spec.scattering <= 1
-    check(ok, "SceneSpec.scattering", spec.scattering, "a share from 0 to 1")
+    check(ok, "SceneSpec.scattering", spec.scattering, "a number from 0 to 1")
     _check_inside("SceneSpec.listener", spec.listener, spec.room)
     for name in ("yaw", "snr"):
         value = getattr(spec, name)
         check(_number(value), f"SceneSpec.{name}", value, "a number")
     ok = spec.sensor_snr is None or _number(spec.sensor_snr)
     check(ok, "SceneSpec.sensor_snr", spec.sensor_snr, "a number of dB or None")
-    _check_times("SceneSpec.turning", spec.turning, 2, 0.0, "(seconds, yaw)")
-    ok = isinstance(spec.sources, tuple) and 0 < len(spec.sources) <= MOST_SOURCES
-    check(ok, "SceneSpec.sources", spec.sources, f"1 to {MOST_SOURCES} sources")
+    _check_times("SceneSpec.yaw_trajectory", spec.yaw_trajectory, 2, 0.0, "(seconds, yaw)")
+    ok = isinstance(spec.sources, tuple) and 0 < len(spec.sources) <= MAX_SOURCES
+    check(ok, "SceneSpec.sources", spec.sources, f"1 to {MAX_SOURCES} sources")
     for i, source in enumerate(spec.sources):
         _validate_source(spec, source, f"SceneSpec.sources[{i}]")
 
@@ -177,12 +179,12 @@ def _check_absorption(absorption) -> None:
     check(ok, "SceneSpec.absorption", absorption, expected)
 
 
-def _check_times(field: str, rows, width: int, first: float, what: str) -> None:
-    """Checks rows of `width` numbers whose first, a time, rises from beyond `first`."""
+def _check_times(field: str, rows, width: int, start: float, columns: str) -> None:
+    """Checks rows of `width` numbers, the first of which is a time that rises from `start` on."""
     ok = isinstance(rows, (tuple, list)) and all(_numbers(row, width) for row in rows)
-    times = [first, *(row[0] for row in rows)] if ok else []
+    times = [start, *(row[0] for row in rows)] if ok else []
     ok = ok and all(a < b for a, b in zip(times, times[1:], strict=False))
-    check(ok, field, rows, f"rows of {what} whose times rise from above {first} s")
+    check(ok, field, rows, f"rows of {columns} whose times rise from above {start} s")
 
 
 def _validate_source(spec: SceneSpec, source: Source, where: str) -> None:
@@ -192,26 +194,28 @@ def _validate_source(spec: SceneSpec, source: Source, where: str) -> None:
         check(isinstance(value, str), f"{where}.{name}", value, "a name")
     _check_inside(f"{where}.position", source.position, spec.room)
     distance = math.dist(source.position, spec.listener)
-    expected = f"a place at least {NEAREST} m from the listener {spec.listener}"
-    check(distance >= NEAREST, f"{where}.position", source.position, expected)
+    nearest = rooms.MIN_SOURCE_DISTANCE
+    expected = f"a position at least {nearest} m from the listener {spec.listener}"
+    check(distance >= nearest, f"{where}.position", source.position, expected)
     ok = _number(source.onset) and source.onset >= 0
-    ok = ok and source.onset + distance / rooms.SPEED < spec.seconds
-    check(ok, f"{where}.onset", source.onset, f"at least 0 and heard before {spec.seconds} s")
-    for name in ("seconds", "speed"):
+    ok = ok and source.onset + distance / rooms.SPEED_OF_SOUND < spec.seconds
+    check(ok, f"{where}.onset", source.onset, f"at least 0 and audible before {spec.seconds} s")
+    for name in ("seconds", "playback_rate"):
         value = getattr(source, name)
         check(_number(value) and value > 0, f"{where}.{name}", value, "a number above 0")
     check(_number(source.gain), f"{where}.gain", source.gain, "a number of dB")
-    _validate_trajectory(spec, source, f"{where}.trajectory")
+    _validate_waypoints(spec, source, f"{where}.waypoints")
 
 
-def _validate_trajectory(spec: SceneSpec, source: Source, where: str) -> None:
-    _check_times(where, source.trajectory, 4, source.onset, "(seconds, x, y, z)")
-    if not source.trajectory:
+def _validate_waypoints(spec: SceneSpec, source: Source, where: str) -> None:
+    _check_times(where, source.waypoints, 4, source.onset, "(seconds, x, y, z)")
+    if not source.waypoints:
         return
-    for row in source.trajectory:
+    for row in source.waypoints:
         _check_inside(where, row[1:], spec.room)
     path = source.path()
-    distance = paths.closest(path, spec.listener)
-    check(distance >= NEAREST, where, round(distance, 4), f"{NEAREST} m or more from the listener")
-    speed = paths.fastest(path)
-    check(speed <= paths.FASTEST, where, round(speed, 2), f"at most {paths.FASTEST} m/s")
+    distance = paths.min_distance(path, spec.listener)
+    expected = f"{rooms.MIN_SOURCE_DISTANCE} m or more from the listener"
+    check(distance >= rooms.MIN_SOURCE_DISTANCE, where, round(distance, 4), expected)
+    speed = paths.max_speed(path)
+    check(speed <= paths.MAX_SPEED, where, round(speed, 2), f"at most {paths.MAX_SPEED} m/s")

@@ -7,7 +7,7 @@ products). Frames of 256 samples are shaped as spectra and overlap by half.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import tail
-    >>> late = tail.tail((4, 4, 4), [0.2] * 7, 8000, np.random.default_rng(0))
+    >>> late = tail.noise_tail((4, 4, 4), [0.2] * 7, 8000, np.random.default_rng(0))
     >>> energy = (late**2).sum(axis=1)
     >>> bool(abs(energy[1:].sum() / energy[0] - 1) < 0.1)  # a third each in a cube
     True
@@ -24,7 +24,7 @@ from jaxasa.core.audio import SAMPLE_RATE
 FRAME = 256
 
 
-def tail(
+def noise_tail(
     room,
     absorption,
     length: int,
@@ -33,7 +33,7 @@ def tail(
     listener=None,
     air: bool = True,
     scattering: float = 0.0,
-    kept: Callable[[np.ndarray], np.ndarray] | None = None,
+    image_gain: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Returns noise [4, length] with the expected energy of all images in each band and time.
 
@@ -45,11 +45,11 @@ def tail(
     times = np.arange(frames) * hop / SAMPLE_RATE
     energy = rooms.tail_energy(room, absorption, times, source, listener, air, scattering)
     level = np.sqrt(energy * (FRAME / 2 / SAMPLE_RATE)).transpose(1, 2, 0).astype(np.float32)
-    weights = bands.weights_of(FRAME)
-    spectrum = noise.spectrum(rng, 4, frames, weights.shape[1])
+    weights = bands.rfft_gains(FRAME)
+    spectrum = noise.random_sign_spectrum(rng, 4, frames, weights.shape[1])
     spectrum *= level @ weights
-    if kept is not None:
-        spectrum *= beside(kept(times).astype(np.float32), weights)
+    if image_gain is not None:
+        spectrum *= complementary_gain(image_gain(times).astype(np.float32), weights)
     framed = scipy.fft.irfft(spectrum, FRAME)
     framed *= np.sin(np.pi * (np.arange(FRAME) + 0.5) / FRAME).astype(np.float32)
     # Frame t is centred on t * hop: its first half belongs to the hop before.
@@ -57,7 +57,7 @@ def tail(
     return out.reshape(4, -1)[:, :length]
 
 
-def beside(kept, weights, xp=np):
+def complementary_gain(kept, weights, xp=np):
     """Returns the amplitudes [T, F] of noise beside images of amplitudes kept [7, T] a band.
 
     weights: [7, F] of the bands. Bands overlap, so energies are taken at each frequency: there

@@ -9,20 +9,20 @@ from jaxasa.config import ConfigError
 
 def test_both_engines_hear_the_same_room():
     """Flat walls, three sources for all of 10 s, an RT60 as nominal: what is timed is a scene."""
-    spec = benchmark.scene(0.3, 1, octaves=False)
+    spec = benchmark.benchmark_scene(0.3, 1, octaves=False)
     scenes.validate(spec)
     assert len(set(spec.absorption)) == 1 and len(spec.sources) == 3
     audio, described = render.render(spec, benchmark._dry, air=False)
     assert audio.shape == (160000, 4)
     assert described["rt60"] == pytest.approx(0.3, rel=0.15)
-    octaves = benchmark.scene(0.3, 1, octaves=True)
+    octaves = benchmark.benchmark_scene(0.3, 1, octaves=True)
     assert len(set(octaves.absorption)) == 7 and octaves.sources == spec.sources
 
 
 def test_a_row_of_the_table():
     pytest.importorskip("pyroomacoustics")
     shown = []
-    made = benchmark.run((0.2,), repeats=1, show=shown.append)
+    made = benchmark.run_benchmark((0.2,), repeats=1, log=shown.append)
     (row,) = made["rows"]
     assert row["rt60"] == 0.2 and row["backend"] == "cpu"
     assert row["ratio"] == pytest.approx(row["pyroomacoustics_ms"] / row["ours_ms"])
@@ -34,14 +34,14 @@ def test_a_row_of_the_table():
 def test_missing_pyroomacoustics_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
     with pytest.raises(ConfigError, match="pip install"):
-        benchmark.run()
+        benchmark.run_benchmark()
 
 
 def test_simulate_asks_for_a_folder_or_a_benchmark(monkeypatch, tmp_path, capsys):
     assert main.main(["simulate"]) == 2
     assert "--workdir is missing" in capsys.readouterr().err
     rows = {"rows": [{"rt60": 0.3, "ours_ms": 1.0, "pyroomacoustics_ms": 2.0, "ratio": 2.0}]}
-    monkeypatch.setattr(benchmark, "run", lambda: rows)
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda: rows)
     out = tmp_path / "benchmark.json"
     assert main.main(["simulate", "--benchmark", "--json", str(out)]) == 0
     assert '"ratio": 2.0' in out.read_text()

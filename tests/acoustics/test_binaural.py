@@ -12,7 +12,7 @@ from jaxasa.config import ConfigError, Scenes
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
 
-HEAD = hrtf.Sphere()
+HEAD = hrtf.SphereHrtf()
 ANECHOIC = np.ones(7)
 SIZE = 8192
 FREQUENCY = np.fft.rfftfreq(SIZE, 1 / SAMPLE_RATE)
@@ -24,18 +24,18 @@ LISTENER = np.array([2.6, 2.2, 1.5])
 
 @pytest.fixture
 def no_air(monkeypatch):
-    monkeypatch.setattr(rooms, "AIR", np.zeros(7))
+    monkeypatch.setattr(rooms, "AIR_ABSORPTION", np.zeros(7))
 
 
 def _exact(offset) -> np.ndarray:
     """The series at both ears [2, COMB], at 1 / distance and after the flight, high-passed."""
     distance = float(np.linalg.norm(offset))
-    angle = np.radians(hrtf.EARS)
+    angle = np.radians(hrtf.EAR_AZIMUTH)
     ears = np.array([[np.cos(angle), s * np.sin(angle), 0] for s in (1, -1)])
     theta = np.arccos(np.clip(ears @ offset / distance, -1, 1))
-    mu = 2 * np.pi * FREQUENCY[COMB] * hrtf.RADIUS / rooms.SPEED
-    found = hrtf.sphere_response(distance / hrtf.RADIUS, mu, theta)
-    delay = distance / rooms.SPEED + rir.LEAD / SAMPLE_RATE
+    mu = 2 * np.pi * FREQUENCY[COMB] * hrtf.HEAD_RADIUS / rooms.SPEED_OF_SOUND
+    found = hrtf.sphere_transfer_function(distance / hrtf.HEAD_RADIUS, mu, theta)
+    delay = distance / rooms.SPEED_OF_SOUND + rir.PRE_SAMPLES / SAMPLE_RATE
     high_pass = np.fft.rfft(rir.high_pass(np.eye(1, SIZE)[0]))[COMB]
     return found * high_pass * np.exp(-2j * np.pi * FREQUENCY[COMB] * delay) / distance
 
@@ -63,7 +63,7 @@ def test_the_direct_sound_is_the_hrtf(no_air, azimuth, elevation, distance, yaw)
     a, e = np.radians([azimuth, elevation])
     offset = distance * np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
     where = (ROOM, ANECHOIC, LISTENER + offset, LISTENER, HEAD, yaw, keys.rng(0))
-    found = np.fft.rfft(binaural_rir.response(*where), SIZE)[:, COMB]
+    found = np.fft.rfft(binaural_rir.shoebox_brir(*where), SIZE)[:, COMB]
     expected = _exact(_turned(offset, yaw))
     (level, cross), (wanted, other) = _differences(found), _differences(expected)
     assert np.abs(level - wanted).max() < 0.1
@@ -84,14 +84,14 @@ def test_every_image_comes_through_its_own_direction(no_air):
     listener = np.array([3.1, 2.6, 3.3])
     absorption = np.full(7, 0.995)
     where = (room, absorption, source, listener, HEAD, yaw)
-    found = binaural_rir.response(*where, keys.rng(0), full=True)
+    found = binaural_rir.shoebox_brir(*where, keys.rng(0), full=True)
     box = pra.ShoeBox(room, fs=SAMPLE_RATE, materials=pra.Material(0.995), max_order=2)
     box.add_source(source)
     box.add_microphone(listener)
     box.image_source_model()
     offsets = box.sources[0].images.T - listener
     damping = np.ravel(box.sources[0].damping)
-    reach = (found.shape[1] - rir.LEAD) / SAMPLE_RATE * rooms.SPEED
+    reach = (found.shape[1] - rir.PRE_SAMPLES) / SAMPLE_RATE * rooms.SPEED_OF_SOUND
     near = np.linalg.norm(offsets, axis=1) < reach - 1
     assert near.sum() > 6
     expected = sum(
@@ -109,7 +109,7 @@ def _pairs(count: int):
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
         absorption = rooms.absorption(room, rng.uniform(0.2, 0.3))
         where = (room, absorption, source, listener, HEAD, rng.uniform(-180, 180))
-        yield [binaural_rir.response(*where, keys.rng(i), full=f) for f in (False, True)]
+        yield [binaural_rir.shoebox_brir(*where, keys.rng(i), full=f) for f in (False, True)]
 
 
 def test_the_tail_is_that_of_all_images():
@@ -117,7 +117,7 @@ def test_the_tail_is_that_of_all_images():
     for pair in _pairs(10):
         energy = [(r.astype(float) ** 2).sum(axis=1) for r in pair]
         total.append(10 * np.log10(energy[0] / energy[1]))
-        rest = [r[:, rir.LEAD + 1120 :].astype(float) for r in pair]
+        rest = [r[:, rir.PRE_SAMPLES + 1120 :].astype(float) for r in pair]
         late.append(10 * np.log10(np.divide(*[(r**2).sum(axis=1) for r in rest])))
         coherence.append([_coherence(r) for r in rest])
     np.testing.assert_allclose(total, 0, atol=0.4)
@@ -135,23 +135,25 @@ def test_the_tail_s_covariance_is_the_images():
     """
     room, yaw = (4.6, 3.7, 2.6), 35.0
     absorption = rooms.absorption(room, 0.25)
-    offset, gain = images.near(room, absorption, (1.2, 2.8, 0.9), (3.1, 1.3, 1.6), 70.0)
+    offset, gain = images.image_sources(room, absorption, (1.2, 2.8, 0.9), (3.1, 1.3, 1.6), 70.0)
     late = np.linalg.norm(offset, axis=1) > 25.0
     offset, gain = offset[late], gain[late]
     frequency = np.fft.rfftfreq(binaural_rir._FRAME, 1 / SAMPLE_RATE)
-    bands = octaves.weights(frequency)
+    bands = octaves.gains(frequency)
     summed = np.zeros((3, len(frequency)), complex)
     for low in range(0, len(offset), 4096):
         part = slice(low, low + 4096)
-        ears = hrtf.response(HEAD, binaural_rir.turned(offset[part], -yaw), binaural_rir._FRAME)
+        ears = hrtf.hrtf_spectrum(
+            HEAD, binaural_rir.rotate_about_z(offset[part], -yaw), binaural_rir._FRAME
+        )
         power = (gain[part] @ bands) ** 2
         pairs = ((0, 0), (1, 1), (0, 1))
         summed += [(power * ears[:, a] * ears[:, b].conj()).sum(axis=0) for a, b in pairs]
-    times = np.arange(25.0, 70.0, 0.5) / rooms.SPEED
+    times = np.arange(25.0, 70.0, 0.5) / rooms.SPEED_OF_SOUND
     energy = binaural_rir.directional_energy(room, absorption, times)
     power = np.einsum("bdt,bf->tfd", np.sqrt(energy), bands) ** 2
     left, right, real, imaginary = np.einsum("tfd,fdp->pf", power, binaural_rir._octants(HEAD, yaw))
-    step = 0.5 / rooms.SPEED
+    step = 0.5 / rooms.SPEED_OF_SOUND
     for found, wanted in ((left, summed[0].real), (right, summed[1].real)):
         assert np.abs(10 * np.log10(found[24:120] * step / wanted[24:120])).max() < 0.8
     scale = np.sqrt(left * right)
@@ -191,7 +193,7 @@ def test_the_tail_of_a_cube_is_a_diffuse_field():
         coherence = [c[0, 1] / np.sqrt(c[0, 0] * c[1, 1]) for c in (cross, wanted)]
         assert coherence[0] == pytest.approx(coherence[1], abs=0.1)
         # Mean power a bin over W's, whose octaves have what tail_energy says.
-        weights = octaves.weights(FREQUENCY[use])
+        weights = octaves.gains(FREQUENCY[use])
         expected = (np.sqrt(w) @ weights) ** 2 * np.abs(diffuse[0, 0, use])
         power = np.diag(cross) / (len(tails) * use.sum())
         assert 10 * np.log10(power / expected.mean()) == pytest.approx([0, 0], abs=0.7)
@@ -225,7 +227,7 @@ def _clip(clip: str) -> np.ndarray:
 
 def test_a_scene_keeps_its_labels():
     for i in range(3):
-        spec = scenes.draw(CONFIG, CLIPS, 5, "train", i)
+        spec = scenes.sample_scene(CONFIG, CLIPS, 5, "train", i)
         around, labels = render.render(spec, _clip)
         ears, found = binaural.render(spec, _clip, HEAD)
         assert ears.shape == (len(around), 2) and ears.dtype == np.float32
@@ -241,7 +243,9 @@ def test_a_scene_keeps_its_labels():
 def test_side_and_onset_are_in_the_audio():
     one = dataclasses.replace(CONFIG, sources=(1, 1), snr=(60.0, 60.0))
     for i in range(8):
-        spec = dataclasses.replace(scenes.draw(one, CLIPS, 2, "train", i), absorption=(1.0,) * 7)
+        spec = dataclasses.replace(
+            scenes.sample_scene(one, CLIPS, 2, "train", i), absorption=(1.0,) * 7
+        )
         ears, scene = binaural.render(spec, _clip, HEAD)
         (source,) = scene["sources"]
         start = int(source["onset"] * SAMPLE_RATE)
@@ -255,11 +259,15 @@ def test_side_and_onset_are_in_the_audio():
         side = np.sin(np.radians(source["azimuth"])) * np.cos(np.radians(source["elevation"]))
         # Left ahead is a negative lag; a front or back source may fall on either side.
         assert abs(side) < 0.2 or np.sign(-lag) == np.sign(side)
-        assert abs(-lag / SAMPLE_RATE - 2.2 * hrtf.RADIUS / rooms.SPEED * side) < 1.3e-4
+        assert (
+            abs(-lag / SAMPLE_RATE - 2.2 * hrtf.HEAD_RADIUS / rooms.SPEED_OF_SOUND * side) < 1.3e-4
+        )
 
 
 def test_ambient_noise_is_as_loud_as_in_foa_and_diffuse():
-    spec = scenes.draw(dataclasses.replace(CONFIG, snr=(100.0, 100.0)), CLIPS, 1, "train", 0)
+    spec = scenes.sample_scene(
+        dataclasses.replace(CONFIG, snr=(100.0, 100.0)), CLIPS, 1, "train", 0
+    )
     spec = dataclasses.replace(spec, seconds=6.0)
     noise = {}
     for kind, rendered in (
@@ -285,17 +293,6 @@ def test_ambient_noise_is_as_loud_as_in_foa_and_diffuse():
         assert coherence == pytest.approx(part[0, 1] / np.sqrt(part[0, 0] * part[1, 1]), abs=0.12)
 
 
-@dataclasses.dataclass(frozen=True)
-class Walking(scenes.Source):
-    trajectory: tuple = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Turning(scenes.SceneSpec):
-    turning: tuple = ()
-    sensor_snr: float | None = None
-
-
 def _first_and_last(ears: np.ndarray) -> list[float]:
     """Level difference of left over right (dB) in the first and the last fifth of the sound."""
     loud = np.flatnonzero(np.abs(ears).max(axis=1) > 0.05 * np.abs(ears).max())
@@ -312,19 +309,19 @@ def test_what_moves_is_heard_to_move():
         "snr": 80.0,
     }
     walk = {"label": "bell", "clip": "1", "recording_id": "t", "onset": 0.2, "seconds": 1.0} | {
-        **{"speed": 1.0, "gain": 0.0, "position": (3.5, 4.0, 1.5)}
+        **{"playback_rate": 1.0, "gain": 0.0, "position": (3.5, 4.0, 1.5)}
     }
-    walking = Walking(**walk, trajectory=((1.2, 3.5, 1.0, 1.5),))
+    walking = scenes.Source(**walk, waypoints=((1.2, 3.5, 1.0, 1.5),))
     ears, _ = binaural.render(scenes.SceneSpec(**scene, sources=(walking,)), _clip, HEAD)
     first, last = _first_and_last(ears)
     assert first > 4 and last < -4
     # The source stays on the left, and the listener turns to it and beyond.
     still = scenes.Source(**walk)
-    spec = Turning(**scene, sources=(still,), turning=((0.2, 0.0), (1.2, 160.0)))
+    spec = scenes.SceneSpec(**scene, sources=(still,), yaw_trajectory=((0.2, 0.0), (1.2, 160.0)))
     first, last = _first_and_last(binaural.render(spec, _clip, HEAD)[0])
     assert first > 4 and last < -4
     # Sensors hiss apart from each other, where a diffuse field has both ears in step.
-    spec = Turning(**scene, sources=(still,), sensor_snr=0.0)
+    spec = scenes.SceneSpec(**scene, sources=(still,), sensor_snr=0.0)
     ears, _ = binaural.render(spec, _clip, HEAD)
     after = _coherence(ears[int(1.8 * SAMPLE_RATE) :].T.astype(float))
     assert (
@@ -334,13 +331,13 @@ def test_what_moves_is_heard_to_move():
 
 
 def test_silence_renders_to_silence():
-    spec = scenes.draw(CONFIG, CLIPS, 1, "train", 0)
+    spec = scenes.sample_scene(CONFIG, CLIPS, 1, "train", 0)
     ears, scene = binaural.render(spec, lambda _: np.zeros(SAMPLE_RATE, np.float32), HEAD)
-    assert not ears.any() and scene["gain"] == render.LEVEL
+    assert not ears.any() and scene["gain"] == render.MAX_GAIN
 
 
 def test_many_images_are_added_in_parts(monkeypatch):
-    offset, gain = images.near(ROOM, [0.2] * 7, (1, 1, 1), LISTENER, 12.0)
+    offset, gain = images.image_sources(ROOM, [0.2] * 7, (1, 1, 1), LISTENER, 12.0)
     whole = binaural_rir._add_up(offset, gain, HEAD, 600)
     monkeypatch.setattr(binaural_rir, "_CHUNK", 7)
     np.testing.assert_allclose(binaural_rir._add_up(offset, gain, HEAD, 600), whole, atol=1e-6)
@@ -360,20 +357,20 @@ def test_ears_hear_the_walls_and_scattering_of_the_spec():
     walls = tuple(map(tuple, np.linspace(0.2, 0.9, 6)[:, None].repeat(7, 1).tolist()))
     clips = [scenes.Clip("0", "bell", "t", 0.5)]
     ranges = Scenes(train=1, dev=1, benchmark=1, seconds=1.5, sources=(1, 1), snr=(90.0, 90.0))
-    spec = scenes.draw(ranges, clips, 0, "train", 0)
+    spec = scenes.sample_scene(ranges, clips, 0, "train", 0)
     spec = dataclasses.replace(spec, absorption=walls, scattering=1.0)
     found, scene = binaural.render(spec, _clip)
     source, start = spec.sources[0], round(spec.sources[0].onset * SAMPLE_RATE)
     where = (spec.room, np.array(walls), source.position, spec.listener, hrtf.load("sphere"))
     rng = keys.rng(0, "binaural tail", "train", 0, 0)
-    ears = binaural_rir.response(*where, spec.yaw, rng, scattering=1.0)
-    dry = render.dry(source, _clip("0"))
+    ears = binaural_rir.shoebox_brir(*where, spec.yaw, rng, scattering=1.0)
+    dry = render.dry_source(source, _clip("0"))
     expected = np.zeros_like(found)
     for ear in (0, 1):
-        heard = np.convolve(dry, ears[ear])[rir.LEAD :][: len(found) - start]
+        heard = np.convolve(dry, ears[ear])[rir.PRE_SAMPLES :][: len(found) - start]
         expected[start : start + len(heard), ear] = heard * scene["gain"]
     assert np.abs(found - expected).max() < 2e-3 * np.abs(found).max()
     with pytest.raises(ConfigError, match="scattering is 1.0, expected 0"):
-        binaural_rir.response(*where, spec.yaw, rng, full=True, scattering=1.0)
+        binaural_rir.shoebox_brir(*where, spec.yaw, rng, full=True, scattering=1.0)
     with pytest.raises(ConfigError, match="scattering is 0.0, expected above 0 where walls"):
         binaural.render(dataclasses.replace(spec, scattering=0.0), _clip)

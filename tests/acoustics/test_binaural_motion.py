@@ -8,7 +8,7 @@ from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, rir, rooms
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
 
-HEAD = hrtf.Sphere()
+HEAD = hrtf.SphereHrtf()
 ROOM, LISTENER = (6.0, 5.0, 3.0), np.array([3.0, 2.0, 1.5])
 ANECHOIC = np.ones(7)
 
@@ -44,7 +44,7 @@ def _rng():
 
 
 def _moving(dry, start, place, yaw, absorption, length):
-    return binaural_motion.moving(
+    return binaural_motion.render_moving_binaural(
         dry, start, place, yaw, ROOM, absorption, LISTENER, HEAD, _rng, length
     )
 
@@ -58,13 +58,13 @@ def _fine_steps(dry, start: int, place, yaw, length: int, step: int = 8) -> np.n
             continue
         part = dry[samples] * (1 - np.abs(samples - k) / step)
         source = place(np.array([(start + k) / SAMPLE_RATE]))[0]
-        flight = np.linalg.norm(source - LISTENER) / rooms.SPEED
+        flight = np.linalg.norm(source - LISTENER) / rooms.SPEED_OF_SOUND
         turned = float(yaw(np.array([(start + k) / SAMPLE_RATE + flight]))[0])
-        found = binaural_rir.response(ROOM, ANECHOIC, source, LISTENER, HEAD, turned, _rng())
+        found = binaural_rir.shoebox_brir(ROOM, ANECHOIC, source, LISTENER, HEAD, turned, _rng())
         found = found[:, :400]
         for ear in (0, 1):
             whole = np.convolve(part, found[ear])
-            at = start + samples[0] + 1000 - rir.LEAD
+            at = start + samples[0] + 1000 - rir.PRE_SAMPLES
             out[ear, at : at + len(whole)] += whole
     return out[:, 1000 : 1000 + length]
 
@@ -93,8 +93,10 @@ def test_direct_sound_is_that_of_fine_steps(place, yaw):
 def test_at_rest_it_is_the_response():
     dry, start, absorption = _noise(4000), 300, rooms.absorption(ROOM, 0.3)
     found = _moving(dry, start, _still, lambda t: _ahead(t) + 25, absorption, 8000)
-    response = binaural_rir.response(ROOM, absorption, _still(0.0), LISTENER, HEAD, 25.0, _rng())
-    whole = scipy.signal.oaconvolve(dry[None], response, axes=1)[:, rir.LEAD :]
+    response = binaural_rir.shoebox_brir(
+        ROOM, absorption, _still(0.0), LISTENER, HEAD, 25.0, _rng()
+    )
+    whole = scipy.signal.oaconvolve(dry[None], response, axes=1)[:, rir.PRE_SAMPLES :]
     expected = np.zeros((2, 8000))
     expected[:, start:] = whole[:, : 8000 - start]
     error = found - expected
@@ -114,7 +116,7 @@ def test_pitch_rises_on_the_way_here_and_falls_on_the_way_back():
         ears = _moving(tone, 0, place, _ahead, ANECHOIC, 4500)[0, 500:4000]
         spectrum = np.abs(np.fft.rfft(ears * np.hanning(len(ears)), 1 << 18))
         hertz = np.argmax(spectrum) * SAMPLE_RATE / (1 << 18)
-        assert hertz == pytest.approx(2000 / (1 - speed / rooms.SPEED), abs=2)
+        assert hertz == pytest.approx(2000 / (1 - speed / rooms.SPEED_OF_SOUND), abs=2)
 
 
 def test_reflections_move_too_and_do_not_click():

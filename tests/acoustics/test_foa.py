@@ -42,8 +42,10 @@ def test_rotation_by_yaw_pitch_and_roll_is_exact(azimuth, elevation, yaw, pitch,
     # By fixed axes: roll about x (left rises), pitch about y (front rises: negative), yaw about z.
     turned = Rotation.from_euler("xyz", [roll, -pitch, yaw], degrees=True).apply(unit)
     found = foa.rotate(foa.encode(azimuth, elevation), yaw, pitch, roll)
-    np.testing.assert_allclose(found, foa.encode(*foa.direction(turned)), atol=1e-5)
-    np.testing.assert_allclose(found[[3, 1, 2]], foa.rotation(yaw, pitch, roll) @ unit, atol=1e-9)
+    np.testing.assert_allclose(found, foa.encode(*foa.cartesian_to_azel(turned)), atol=1e-5)
+    np.testing.assert_allclose(
+        found[[3, 1, 2]], foa.rotation_matrix(yaw, pitch, roll) @ unit, atol=1e-9
+    )
     back = foa.rotate(found, yaw, pitch, roll, inverse=True)
     np.testing.assert_allclose(back, foa.encode(azimuth, elevation), atol=1e-9)
 
@@ -57,7 +59,7 @@ def test_turns_go_where_their_names_say():
 
 @given(ANGLE, ANGLE, ANGLE)
 def test_rotation_keeps_energy_and_handedness(yaw, pitch, roll):
-    turn = foa.rotation(yaw, pitch, roll)
+    turn = foa.rotation_matrix(yaw, pitch, roll)
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-12)
     assert np.linalg.det(turn) == pytest.approx(1)
 
@@ -76,17 +78,17 @@ def test_rotation_of_each_sample_by_its_own_angles():
 
 @given(st.floats(-1e4, 1e4))
 def test_wrap_is_in_range_and_the_same_angle(azimuth):
-    wrapped = foa.wrap(azimuth)
+    wrapped = foa.wrap_azimuth(azimuth)
     assert -180 < wrapped <= 180
     turns = (wrapped - azimuth) / 360
     assert abs(turns - round(turns)) < 1e-9
 
 
 def test_wrap_of_the_back():
-    assert foa.wrap(-180.0) == 180.0
-    assert foa.wrap(180.0) == 180.0
-    assert foa.wrap(np.nextafter(180.0, 181.0)) <= 180.0
-    np.testing.assert_allclose(foa.wrap(np.array([190.0, -190.0, 540.0])), [-170, 170, 180])
+    assert foa.wrap_azimuth(-180.0) == 180.0
+    assert foa.wrap_azimuth(180.0) == 180.0
+    assert foa.wrap_azimuth(np.nextafter(180.0, 181.0)) <= 180.0
+    np.testing.assert_allclose(foa.wrap_azimuth(np.array([190.0, -190.0, 540.0])), [-170, 170, 180])
 
 
 @given(st.floats(-179, 179), st.floats(-89, 89))
@@ -94,7 +96,7 @@ def test_intensity_points_to_the_source(azimuth, elevation):
     carrier = np.random.default_rng(0).standard_normal(64)
     signal = carrier[:, None] * foa.encode(azimuth, elevation)
     np.testing.assert_allclose(
-        foa.direction(foa.intensity(signal)), (azimuth, elevation), atol=1e-6
+        foa.cartesian_to_azel(foa.intensity(signal)), (azimuth, elevation), atol=1e-6
     )
 
 
@@ -102,9 +104,9 @@ def test_fuma_and_n3d_are_converted():
     w, y, z, x = foa.encode(30.0, 20.0)
     fuma = np.array([w / 2**0.5, x, y, z])
     n3d = np.array([w, y * 3**0.5, z * 3**0.5, x * 3**0.5])
-    np.testing.assert_allclose(foa.from_convention(fuma, "fuma"), [w, y, z, x])
-    np.testing.assert_allclose(foa.from_convention(n3d, "n3d"), [w, y, z, x])
+    np.testing.assert_allclose(foa.to_ambix(fuma, "fuma"), [w, y, z, x])
+    np.testing.assert_allclose(foa.to_ambix(n3d, "n3d"), [w, y, z, x])
     with pytest.raises(ConfigError, match="acn"):
-        foa.from_convention(n3d, "acn")
+        foa.to_ambix(n3d, "acn")
     with pytest.raises(ConfigError, match="channels is 3"):
-        foa.from_convention(n3d[:3], "n3d")
+        foa.to_ambix(n3d[:3], "n3d")

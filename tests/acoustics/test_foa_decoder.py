@@ -9,7 +9,7 @@ from jaxasa.acoustics import binaural, foa, foa_decoder, hrtf, render, scenes
 from jaxasa.config import ConfigError, Scenes
 from jaxasa.core.audio import SAMPLE_RATE
 
-HEAD = hrtf.Sphere()
+HEAD = hrtf.SphereHrtf()
 LOW = ((100, 200), (200, 400), (400, 600))
 HIGH = ((600, 1200), (1200, 2400), (2400, 4800), (4800, 7000))
 FREQUENCY = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)
@@ -31,7 +31,7 @@ def _through(signal: np.ndarray, azimuth: float, elevation: float) -> np.ndarray
     """The ears [T, 2] of a plane wave through the HRTF itself."""
     far = 100 * foa.encode(azimuth, elevation)[[3, 1, 2]]
     size = 2 * len(signal)
-    found = np.fft.rfft(signal, size) * hrtf.response(HEAD, [far], size)[0]
+    found = np.fft.rfft(signal, size) * hrtf.hrtf_spectrum(HEAD, [far], size)[0]
     return np.fft.irfft(found, size)[:, : len(signal)].T
 
 
@@ -70,7 +70,7 @@ def test_the_linear_decoder_alone_agrees_at_low_frequencies_only():
     for azimuth, elevation in DIRECTIONS:
         heard = decoder @ foa.encode(azimuth, elevation)
         far = 100 * foa.encode(azimuth, elevation)[[3, 1, 2]]
-        wanted = hrtf.response(HEAD, [far], 1024)[0].T
+        wanted = hrtf.hrtf_spectrum(HEAD, [far], 1024)[0].T
         ratio = heard[:, 0] / heard[:, 1] / (wanted[:, 0] / wanted[:, 1])
         for hertz in (150, 400, 2000):
             at = ratio[np.argmin(np.abs(frequency - hertz))]
@@ -133,7 +133,7 @@ def test_a_recorded_scene_is_the_scene_below_600_hz():
     clips = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 2.0) for i in range(3)]
     error = []
     for i in range(6):
-        spec = scenes.draw(config, clips, 9, "train", i)
+        spec = scenes.sample_scene(config, clips, 9, "train", i)
         spec = dataclasses.replace(spec, sources=(dataclasses.replace(spec.sources[0], gain=0.0),))
         around, labels = render.render(spec, lambda clip: 0.1 * _noise(int(clip), 2.0))
         ears, found = binaural.render(spec, lambda clip: 0.1 * _noise(int(clip), 2.0), HEAD)

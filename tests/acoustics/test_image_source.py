@@ -12,7 +12,7 @@ ANECHOIC = np.ones(7)
 
 
 def _direct(source, listener=LISTENER) -> np.ndarray:
-    return image_source.images(ROOM, ANECHOIC, source, listener, 5.0, air=False)
+    return image_source.image_rir(ROOM, ANECHOIC, source, listener, 5.0, air=False)
 
 
 @pytest.mark.parametrize("azimuth, elevation", [(0, 0), (90, 0), (-135, 20), (30, 40), (170, -35)])
@@ -29,7 +29,7 @@ def test_level_falls_with_distance_and_delay_rises():
     spectra = [np.abs(np.fft.rfft(r, 4096)[50:1600]) for r in (near, far)]
     np.testing.assert_allclose(spectra[0] / spectra[1], 2, rtol=2e-3)
     for d, response in ((0.7, near), (1.4, far)):
-        assert abs(int(np.argmax(response)) - rir.LEAD - d / 343 * 16000) <= 0.5
+        assert abs(int(np.argmax(response)) - rir.PRE_SAMPLES - d / 343 * 16000) <= 0.5
 
 
 @pytest.mark.parametrize("fraction", np.linspace(-0.5, 0.5, 9))
@@ -39,7 +39,7 @@ def test_fractional_delay_is_accurate(fraction):
     frequency = np.fft.rfftfreq(8192, 1 / SAMPLE_RATE)
     use = frequency < 7000
     spectrum = np.fft.rfft(_direct(LISTENER + [distance, 0, 0])[0], 8192)[use] * distance
-    delay = rir.LEAD / SAMPLE_RATE + distance / 343
+    delay = rir.PRE_SAMPLES / SAMPLE_RATE + distance / 343
     error = np.abs(spectrum - np.exp(-2j * np.pi * frequency[use] * delay))
     assert 20 * np.log10(error.max()) < -50
     assert 10 * np.log10(np.mean(error**2)) < -70
@@ -50,9 +50,9 @@ def test_first_reflection_has_the_walls_colour():
     absorption = np.array([0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9])
     room, listener = (60.0, 60.0, 60.0), np.array([30.0, 30.0, 3.0])
     where = (listener + [2.0, 0, 0], listener, 10.0)
-    images = image_source.images(room, absorption, *where, air=False)[0]
-    direct = 2.0 * np.abs(np.fft.rfft(images[: rir.LEAD + 187], 16000))
-    floor = math.hypot(2, 6) * np.abs(np.fft.rfft(images[rir.LEAD + 187 :], 16000))
+    images = image_source.image_rir(room, absorption, *where, air=False)[0]
+    direct = 2.0 * np.abs(np.fft.rfft(images[: rir.PRE_SAMPLES + 187], 16000))
+    floor = math.hypot(2, 6) * np.abs(np.fft.rfft(images[rir.PRE_SAMPLES + 187 :], 16000))
     assert floor[250] / direct[250] == pytest.approx(0.9**0.5, rel=0.05)
     assert floor[2000] / direct[2000] == pytest.approx(0.1**0.5, rel=0.05)
 
@@ -67,8 +67,8 @@ def test_each_wall_reflects_with_its_own_absorption(wall):
     source = listener + 8.0 * normal
     absorption = np.ones((6, 7))
     absorption[wall] = 0.36
-    images = image_source.images(size, absorption, source, listener, 15.0, air=False)
-    echo = rir.LEAD + round(12.0 / 343 * 16000)
+    images = image_source.image_rir(size, absorption, source, listener, 15.0, air=False)
+    echo = rir.PRE_SAMPLES + round(12.0 / 343 * 16000)
     spectrum = np.fft.rfft(images[:, echo - 60 : echo + 60], 512)[:, 40:200]
     np.testing.assert_allclose(np.abs(spectrum[0]), 0.8 / 12, rtol=0.02)
     gains = (spectrum / spectrum[0]).real.mean(axis=1)
@@ -78,12 +78,14 @@ def test_each_wall_reflects_with_its_own_absorption(wall):
 def test_air_takes_what_the_table_says():
     far = LISTENER + [2.8, 0, 0]
     where = (ROOM, ANECHOIC, far, LISTENER, 5.0)
-    heard = [image_source.images(*where, air=air)[0] for air in (True, False)]
+    heard = [image_source.image_rir(*where, air=air)[0] for air in (True, False)]
     with_air, without = (np.abs(np.fft.rfft(w, 16000)) for w in heard)
     for band in (1, 4, 5):
         f = int(rooms.BANDS[band])
         lost = -20 * np.log10(with_air[f] / without[f])
-        assert lost == pytest.approx(10 * np.log10(np.e) * rooms.AIR[band] * 2.8, rel=0.05)
+        assert lost == pytest.approx(
+            10 * np.log10(np.e) * rooms.AIR_ABSORPTION[band] * 2.8, rel=0.05
+        )
 
 
 def test_all_images_within_the_radius_are_there():
@@ -91,7 +93,7 @@ def test_all_images_within_the_radius_are_there():
     room, source = (2.0, 1.7, 1.3), (0.4, 1.1, 0.9)
     listener = np.array([1.3, 0.5, 0.4])
     rigid = np.full(7, 1e-9)
-    found = image_source.images(room, rigid, source, listener, 6.0, air=False)
+    found = image_source.image_rir(room, rigid, source, listener, 6.0, air=False)
     n, mirrored = np.arange(-6, 7), (1, -1)
     axes = [
         np.array([m * s + 2 * i * size for i in n for m in mirrored]) - r
@@ -102,7 +104,7 @@ def test_all_images_within_the_radius_are_there():
     near = d < 6.0
     x, y, z, d = x[near], y[near], z[near], d[near]
     f = np.arange(1.0, 6000.0, 40.0)
-    phase = np.exp(-2j * np.pi * f[:, None] * (d / 343 + rir.LEAD / 16000)) / d
+    phase = np.exp(-2j * np.pi * f[:, None] * (d / 343 + rir.PRE_SAMPLES / 16000)) / d
     expected = np.stack([(phase * g).sum(axis=1) for g in (np.ones_like(d), y / d, z / d, x / d)])
     samples = np.exp(-2j * np.pi * f[:, None] * np.arange(found.shape[1]) / 16000)
     error = np.linalg.norm(found @ samples.T - expected) / np.linalg.norm(expected)

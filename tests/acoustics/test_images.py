@@ -16,7 +16,7 @@ WALLS = ("west", "east", "south", "north", "floor", "ceiling")
 
 @pytest.fixture
 def no_air(monkeypatch):
-    monkeypatch.setattr(rooms, "AIR", np.zeros(7))
+    monkeypatch.setattr(rooms, "AIR_ABSORPTION", np.zeros(7))
 
 
 def test_images_are_pyroomacoustics_images(no_air):
@@ -30,7 +30,7 @@ def test_images_are_pyroomacoustics_images(no_air):
     theirs = box.sources[0].images.T - LISTENER
     distance = np.linalg.norm(theirs, axis=1)
     near = distance < 15.0  # up to order 16, all that near are there
-    offset, gain = images.near(
+    offset, gain = images.image_sources(
         ROOM, np.outer(list(walls.values()), np.ones(7)), SOURCE, LISTENER, 15.0
     )
     assert len(offset) == near.sum() > 300
@@ -42,16 +42,16 @@ def test_images_are_pyroomacoustics_images(no_air):
 
 def test_images_come_nearest_first_and_lose_what_walls_and_air_take():
     absorption = np.linspace(0.1, 0.7, 7)
-    offset, gain = images.near(ROOM, absorption, SOURCE, LISTENER, 6.0)
+    offset, gain = images.image_sources(ROOM, absorption, SOURCE, LISTENER, 6.0)
     distance = np.linalg.norm(offset, axis=1)
     assert np.all(np.diff(distance) >= 0) and distance[-1] < 6.0
     np.testing.assert_allclose(offset[0], SOURCE - LISTENER, atol=1e-9)
-    air = np.exp(-0.5 * rooms.AIR * distance[0])
+    air = np.exp(-0.5 * rooms.AIR_ABSORPTION * distance[0])
     np.testing.assert_allclose(gain[0], air / distance[0])
     # The nearest reflection is the floor's: one wall.
     mirror = SOURCE * [1, 1, -1] - LISTENER
     (floor,) = np.flatnonzero(np.abs(offset - mirror).max(axis=1) < 1e-9)
-    loss = gain[floor] * distance[floor] / np.exp(-0.5 * rooms.AIR * distance[floor])
+    loss = gain[floor] * distance[floor] / np.exp(-0.5 * rooms.AIR_ABSORPTION * distance[floor])
     np.testing.assert_allclose(loss, np.sqrt(1 - absorption))
 
 
@@ -59,14 +59,14 @@ def test_the_list_sums_up_to_the_foa_response():
     """The response that `rir` adds up image by image is the list's, encoded."""
     absorption = np.full(7, 0.6)
     response = rir.shoebox_rir(ROOM, absorption, SOURCE, LISTENER, keys.rng(0), full=True)
-    radius = (response.shape[1] - rir.LEAD) / SAMPLE_RATE * rooms.SPEED
-    offset, gain = images.near(ROOM, absorption, SOURCE, LISTENER, radius)
-    time = np.linalg.norm(offset, axis=1) / rooms.SPEED + rir.LEAD / SAMPLE_RATE
+    radius = (response.shape[1] - rir.PRE_SAMPLES) / SAMPLE_RATE * rooms.SPEED_OF_SOUND
+    offset, gain = images.image_sources(ROOM, absorption, SOURCE, LISTENER, radius)
+    time = np.linalg.norm(offset, axis=1) / rooms.SPEED_OF_SOUND + rir.PRE_SAMPLES / SAMPLE_RATE
     frequency = np.fft.rfftfreq(8192, 1 / SAMPLE_RATE)
     use = np.flatnonzero((frequency > 500) & (frequency < 6000))
-    bands = octaves.weights(frequency[use])
+    bands = octaves.gains(frequency[use])
     waves = (gain @ bands) * np.exp(-2j * np.pi * time[:, None] * frequency[use])
-    expected = foa.encode(*foa.direction(offset)).T @ waves
+    expected = foa.encode(*foa.cartesian_to_azel(offset)).T @ waves
     found = np.fft.rfft(response, 8192)[:, use]
     # What the high-pass does to phases near 500 Hz is the same in all channels.
     turn = np.fft.rfft(rir.high_pass(np.eye(1, 8192)[0]))[use]
@@ -75,5 +75,5 @@ def test_the_list_sums_up_to_the_foa_response():
 
 
 def test_no_image_is_nearer_than_the_direct_sound():
-    offset, gain = images.near(ROOM, [0.3] * 7, SOURCE, LISTENER, 1.0)
+    offset, gain = images.image_sources(ROOM, [0.3] * 7, SOURCE, LISTENER, 1.0)
     assert offset.shape == (0, 3) and gain.shape == (0, 7)

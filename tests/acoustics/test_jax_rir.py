@@ -17,8 +17,8 @@ BATCH = (SIZES, WALLS, SOURCES, LISTENERS)
 @pytest.fixture(scope="module")
 def made():
     """Shape, and 4 draws of the batch: [4, rooms, sources, 4, n]."""
-    shape = jax_rir.plan(*BATCH)
-    draws = [jax_rir.responses(*BATCH, jax.random.key(k), shape, 0.0) for k in range(4)]
+    shape = jax_rir.plan_shape(*BATCH)
+    draws = [jax_rir.batch_rirs(*BATCH, jax.random.key(k), shape, 0.0) for k in range(4)]
     return shape, np.asarray(draws)
 
 
@@ -31,7 +31,9 @@ def _numba(r, s, seed=0, **options):
 def test_early_images_are_those_of_the_compiled_path(made):
     for r in range(2):
         # Before the cross-fade of the room; the octave filters ring a little further.
-        early = rir.LEAD + int(rooms.mixing_time(SIZES[r]) * rir.FADE * SAMPLE_RATE) - 200
+        early = (
+            rir.PRE_SAMPLES + int(rooms.mixing_time(SIZES[r]) * rir.FADE_START * SAMPLE_RATE) - 200
+        )
         for s in range(3):
             ours, theirs = made[1][0, r, s, :, :early], _numba(r, s)[:, :early]
             error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
@@ -40,7 +42,7 @@ def test_early_images_are_those_of_the_compiled_path(made):
 
 def test_tails_have_the_energy_and_decay_of_the_compiled_path(made):
     for r in range(2):
-        start = rir.LEAD + int(rooms.mixing_time(SIZES[r]) * SAMPLE_RATE)
+        start = rir.PRE_SAMPLES + int(rooms.mixing_time(SIZES[r]) * SAMPLE_RATE)
         for s in range(3):
             theirs = np.stack([_numba(r, s, seed) for seed in range(4)])
             n = theirs.shape[-1]
@@ -54,11 +56,11 @@ def test_tails_have_the_energy_and_decay_of_the_compiled_path(made):
 def test_full_mode_flat_walls_and_walls_of_their_own():
     walls = np.repeat(np.linspace(0.3, 0.8, 6)[:, None], 7, axis=1)
     where = (SIZES[:1], walls[None], SOURCES[:1, :2], LISTENERS[:1])
-    shape = jax_rir.plan(*where, full=True, air=False)
+    shape = jax_rir.plan_shape(*where, full=True, air=False)
     assert not shape.octaves
-    found = np.asarray(jax_rir.responses(*where, jax.random.key(0), shape))
+    found = np.asarray(jax_rir.batch_rirs(*where, jax.random.key(0), shape))
     with pytest.raises(ConfigError, match="scattering is 0.5, expected 0"):
-        jax_rir.responses(*where, jax.random.key(0), shape, 0.5)
+        jax_rir.batch_rirs(*where, jax.random.key(0), shape, 0.5)
     for s in range(2):
         expected = rir.shoebox_rir(
             SIZES[0], walls, SOURCES[0, s], LISTENERS[0], keys.rng(0), full=True, air=False
@@ -72,9 +74,11 @@ def test_uneven_walls_have_the_late_images_of_the_compiled_path():
     walls = np.linspace([0.2, 0.3, 0.5, 0.3, 0.9, 0.7], [0.3, 0.2, 0.5, 0.6, 0.8, 0.7], 7).T
     even = np.tile(rooms.absorption(SIZES[1], 0.25), (6, 1))
     where = (SIZES, np.stack([walls, even]), SOURCES[:, :1], LISTENERS)
-    shape = jax_rir.plan(*where)
-    assert shape.seconds[2] > 0 and jax_rir.plan(*where, scattering=0.3).seconds[2] == 0
-    found = np.asarray(jax_rir.responses(*where, jax.random.key(0), shape, at_once=1))[:, 0]
+    shape = jax_rir.plan_shape(*where)
+    assert shape.seconds[2] > 0 and jax_rir.plan_shape(*where, scattering=0.3).seconds[2] == 0
+    found = np.asarray(jax_rir.batch_rirs(*where, jax.random.key(0), shape, rooms_per_chunk=1))[
+        :, 0
+    ]
     for r in range(2):
         expected = rir.shoebox_rir(SIZES[r], where[1][r], SOURCES[r, 0], LISTENERS[r], keys.rng(0))
         n = min(expected.shape[1], found.shape[-1])
@@ -87,8 +91,8 @@ def test_uneven_walls_have_the_late_images_of_the_compiled_path():
 
 def test_a_room_is_the_same_alone_and_in_a_batch(made):
     shape, draws = made
-    alone = jax_rir.responses(
-        *(part[:1] for part in BATCH), jax.random.key(0), shape, 0.0, at_once=1
+    alone = jax_rir.batch_rirs(
+        *(part[:1] for part in BATCH), jax.random.key(0), shape, 0.0, rooms_per_chunk=1
     )
     np.testing.assert_allclose(alone[0], draws[0, 0], atol=2e-5)
     assert np.abs(draws[1, 0] - draws[0, 0]).max() > 1e-3
@@ -96,9 +100,9 @@ def test_a_room_is_the_same_alone_and_in_a_batch(made):
 
 def test_scattering_reaches_the_tail(made):
     shape, draws = made
-    start = rir.LEAD + int(rooms.mixing_time(SIZES[1]) * SAMPLE_RATE)
+    start = rir.PRE_SAMPLES + int(rooms.mixing_time(SIZES[1]) * SAMPLE_RATE)
     each = np.array([0.0, 1.0])  # of each room its own
-    scattered = np.asarray(jax_rir.responses(*BATCH, jax.random.key(0), shape, each))
+    scattered = np.asarray(jax_rir.batch_rirs(*BATCH, jax.random.key(0), shape, each))
     np.testing.assert_allclose(scattered[0], draws[0, 0], atol=2e-5)
     shares = []
     for responses in (draws[:, 1], scattered[None, 1]):
@@ -109,6 +113,6 @@ def test_scattering_reaches_the_tail(made):
 
 def test_plan_names_what_is_no_room():
     with pytest.raises(ConfigError, match="source is"):
-        jax_rir.plan(SIZES, WALLS, SOURCES + 3.0, LISTENERS)
+        jax_rir.plan_shape(SIZES, WALLS, SOURCES + 3.0, LISTENERS)
     with pytest.raises(ConfigError, match="absorption is"):
-        jax_rir.plan(SIZES, 0 * WALLS, SOURCES, LISTENERS)
+        jax_rir.plan_shape(SIZES, 0 * WALLS, SOURCES, LISTENERS)

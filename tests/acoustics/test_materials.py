@@ -47,12 +47,14 @@ def test_the_book_as_others_quote_it():
 
 def test_every_material_makes_a_room():
     for name in materials.TABLE:
-        rooms.validate((6, 5, 3), materials.walls(name, name, name))
+        rooms.validate((6, 5, 3), materials.room_absorption(name, name, name))
 
 
 def test_walls_lie_in_the_order_of_the_room():
     sides = ("brick", "window", "curtains", "wooden_door")
-    made = dict(zip(rooms.WALLS, materials.walls(sides, "carpet", "ceiling_tile"), strict=True))
+    made = dict(
+        zip(rooms.WALLS, materials.room_absorption(sides, "carpet", "ceiling_tile"), strict=True)
+    )
     expected = dict(zip(("back", "front", "right", "left"), sides, strict=True))
     for wall, name in {**expected, "floor": "carpet", "ceiling": "ceiling_tile"}.items():
         np.testing.assert_array_equal(made[wall], materials.TABLE[name])
@@ -61,5 +63,5 @@ def test_walls_lie_in_the_order_of_the_room():
 def test_unknown_material_is_named():
     with pytest.raises(ConfigError, match="material is 'velvet', expected one of brick, "):
         materials.absorption("velvet")
-    with pytest.raises(ConfigError, match="sides is"):
-        materials.walls(("brick", "brick"), "carpet", "brick")
+    with pytest.raises(ConfigError, match="walls is"):
+        materials.room_absorption(("brick", "brick"), "carpet", "brick")

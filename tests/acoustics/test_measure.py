@@ -9,7 +9,7 @@ from jaxasa.acoustics import measure, rir, rooms
 def test_rt60_of_a_known_decay():
     noise = np.random.default_rng(0).standard_normal((40, 1, 9600))
     decay = 10 ** (-3 * np.arange(9600) / 16000 / 0.3)
-    found = [rir.rt60(np.pad(n * decay, ((0, 0), (rir.LEAD, 0)))) for n in noise]
+    found = [rir.rt60(np.pad(n * decay, ((0, 0), (rir.PRE_SAMPLES, 0)))) for n in noise]
     assert np.mean(found) == pytest.approx(0.3, rel=0.03)
 
 
@@ -30,12 +30,12 @@ def test_octaves_are_told_apart(centre):
 
 def test_rt60_of_a_direct_sound_alone_is_nan():
     response = np.zeros((4, 4000), np.float32)
-    response[:, rir.LEAD + 40] = 1.0
+    response[:, rir.PRE_SAMPLES + 40] = 1.0
     assert math.isnan(rir.rt60(response))
 
 
 def test_drr_of_two_known_impulses():
     response = np.zeros((4, 4000), np.float32)
-    response[0, rir.LEAD + round(16000 / 343)] = 1.0
+    response[0, rir.PRE_SAMPLES + round(16000 / 343)] = 1.0
     response[0, 1000] = 0.1
     assert rir.drr(response, 1.0) == pytest.approx(20, abs=1e-3)

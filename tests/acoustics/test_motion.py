@@ -15,7 +15,7 @@ ALMOST_ONE = (1 - 1e-12,) * 7  # anechoic; its decay time is a number
 
 @pytest.fixture
 def no_air(monkeypatch):
-    monkeypatch.setattr(rooms, "AIR", np.zeros(7))
+    monkeypatch.setattr(rooms, "AIR_ABSORPTION", np.zeros(7))
 
 
 class Tones:
@@ -40,11 +40,11 @@ def _heard(signal, path, mirror, shift, length):
     now = np.arange(length) / SAMPLE_RATE
     emitted = now.copy()
     for _ in range(6):
-        emitted = now - np.linalg.norm(paths.at(moved, emitted) - LISTENER, axis=1) / 343.0
-    vector = paths.at(moved, emitted) - LISTENER
+        emitted = now - np.linalg.norm(paths.position_at(moved, emitted) - LISTENER, axis=1) / 343.0
+    vector = paths.position_at(moved, emitted) - LISTENER
     distance = np.linalg.norm(vector, axis=1)
-    later = np.linalg.norm(paths.at(moved, emitted + 1e-5) - LISTENER, axis=1)
-    sooner = np.linalg.norm(paths.at(moved, emitted - 1e-5) - LISTENER, axis=1)
+    later = np.linalg.norm(paths.position_at(moved, emitted + 1e-5) - LISTENER, axis=1)
+    sooner = np.linalg.norm(paths.position_at(moved, emitted - 1e-5) - LISTENER, axis=1)
     y = signal(emitted) / (distance * (1 + (later - sooner) / 2e-5 / 343.0))
     x, up, side = vector[:, 0] / distance, vector[:, 2] / distance, vector[:, 1] / distance
     return y * np.stack([np.ones(length), side, up, x]), distance
@@ -63,7 +63,7 @@ def test_free_field_is_the_retarded_solution(no_air, speed, mean, worst):
     path = np.array([[0.0, 0.5, 2.4, 1.2], [4.0 / speed, 4.5, 2.4, 1.2]])
     signal, length = Tones(40), int(SAMPLE_RATE * min(4.0 / speed, 1.0))
     dry = signal.dry(length)
-    found = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, length)
+    found = motion.early_sound(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, length)
     expected = rir.high_pass(_heard(signal, path, 1, 0, length)[0])
     errors = _error(found, expected, 600)
     assert errors[0] < mean and errors[1] < worst
@@ -72,7 +72,7 @@ def test_free_field_is_the_retarded_solution(no_air, speed, mean, worst):
 def test_early_images_move_as_mirrors_do(no_air):
     path = np.array([[0.0, 1.0, 3.0, 1.2], [0.2, 1.5, 2.8, 1.2], [0.35, 1.4, 2.4, 1.3]])
     signal, length = Tones(8), 4500
-    found = motion.early(signal.dry(length), 0, path, ROOM, (0.4,) * 7, LISTENER, length)
+    found = motion.early_sound(signal.dry(length), 0, path, ROOM, (0.4,) * 7, LISTENER, length)
     radius = motion.mixing_radius(path, ROOM, LISTENER)
     assert radius == pytest.approx(rooms.mixing_time(ROOM) * 343.0)
     expected = np.zeros((4, length))
@@ -99,10 +99,10 @@ def test_a_source_at_rest_has_the_response_of_its_place():
     absorption = rooms.absorption(ROOM, np.array([0.5, 0.45, 0.4, 0.35, 0.35, 0.3, 0.25]))
     response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, np.random.default_rng(0))
     dry = np.random.default_rng(1).standard_normal(160).astype(np.float32)
-    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
+    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.PRE_SAMPLES :]
     until = int(rooms.mixing_time(ROOM) * 2 / 3 * SAMPLE_RATE)
     path = np.array([[0.0, *place]])
-    found = motion.early(dry, 100, path, ROOM, absorption, LISTENER, 4000)
+    found = motion.early_sound(dry, 100, path, ROOM, absorption, LISTENER, 4000)
     off, expected = found[:, 100 : 100 + until] - expected[:, :until], expected[:, :until]
     assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
     assert np.abs(found[:, :100]).max() < 1e-2 * np.abs(found).max()
@@ -116,9 +116,9 @@ def test_all_images_of_a_source_at_rest_are_the_full_response(by_wall):
         absorption = np.linspace(0.4, 1.0, 6)[:, None] * np.linspace(0.8, 1.0, 7)
     response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, None, full=True)
     dry = np.random.default_rng(1).standard_normal(64).astype(np.float32)
-    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.LEAD :]
+    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.PRE_SAMPLES :]
     path, length = np.array([[0.0, *place]]), expected.shape[1] - 64
-    found = motion.early(dry, 0, path, ROOM, absorption, LISTENER, length, full=True)
+    found = motion.early_sound(dry, 0, path, ROOM, absorption, LISTENER, length, full=True)
     off = found - expected[:, :length]
     assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
 
@@ -126,7 +126,7 @@ def test_all_images_of_a_source_at_rest_are_the_full_response(by_wall):
 def test_an_approaching_tone_is_heard_higher():
     path = np.array([[0.0, 4.5, 1.7, 1.5], [1.0, 2.7, 1.7, 1.5]])  # 1.8 m/s, head-on
     dry = np.sin(2 * np.pi * 2000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
-    w = motion.early(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, SAMPLE_RATE)[0, 2000:14000]
+    w = motion.early_sound(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, SAMPLE_RATE)[0, 2000:14000]
     spectrum = np.abs(np.fft.rfft(w * np.hanning(len(w)), 2**18))
     found = spectrum.argmax() * SAMPLE_RATE / 2**18
     assert found == pytest.approx(2000 / (1 - 1.8 / 343), abs=0.2)
@@ -140,11 +140,11 @@ def test_nothing_clicks():
     length = 2 * SAMPLE_RATE
     dry = np.sin(2 * np.pi * 1000 * np.arange(length) / SAMPLE_RATE).astype(np.float32)
     absorption = rooms.absorption(ROOM, 0.4)
-    heard = motion.early(dry, 0, path, ROOM, absorption, LISTENER, length)
+    heard = motion.early_sound(dry, 0, path, ROOM, absorption, LISTENER, length)
     rng = np.random.default_rng(0)
-    for part, tail in motion.tails(dry, 0, path, ROOM, absorption, LISTENER, rng):
+    for part, tail in motion.late_segments(dry, 0, path, ROOM, absorption, LISTENER, rng):
         for c in range(4):
-            heard[c] += np.convolve(part, tail[c])[rir.LEAD : rir.LEAD + length]
+            heard[c] += np.convolve(part, tail[c])[rir.PRE_SAMPLES : rir.PRE_SAMPLES + length]
     window = np.blackman(512)
     for c in range(4):
         frames = np.lib.stride_tricks.sliding_window_view(heard[c, 2000:-500], 512)[::128]
@@ -158,13 +158,15 @@ def test_parts_of_the_dry_signal_keep_its_power():
     dry = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
     absorption = rooms.absorption(ROOM, 0.3)
     rng = np.random.default_rng(1)
-    parts, tails = zip(*motion.tails(dry, 800, path, ROOM, absorption, LISTENER, rng), strict=True)
+    parts, tails = zip(
+        *motion.late_segments(dry, 800, path, ROOM, absorption, LISTENER, rng), strict=True
+    )
     assert len(parts) == 7  # 2.9 m, one every half metre
     np.testing.assert_allclose(sum(p**2 for p in parts), dry**2, rtol=1e-5)
     for i, j in itertools.combinations(range(7), 2):
         shared = np.vdot(tails[i], tails[j]) / np.linalg.norm(tails[i]) / np.linalg.norm(tails[j])
         assert abs(shared) < 0.1
-    (rest,) = motion.tails(dry, 0, path[:1], ROOM, absorption, LISTENER, rng)
+    (rest,) = motion.late_segments(dry, 0, path[:1], ROOM, absorption, LISTENER, rng)
     np.testing.assert_array_equal(rest[0], dry)
 
 
@@ -177,15 +179,15 @@ def test_energy_decays_as_at_rest():
     length, energies = 6400, np.zeros((2, 640))
 
     def through(response):
-        return np.stack([np.convolve(row, dry)[rir.LEAD :][:length] for row in response])
+        return np.stack([np.convolve(row, dry)[rir.PRE_SAMPLES :][:length] for row in response])
 
-    early = motion.early(dry, 0, moving, ROOM, absorption, LISTENER, length)
+    early = motion.early_sound(dry, 0, moving, ROOM, absorption, LISTENER, length)
     for seed in range(12):
         rng = np.random.default_rng(seed)
         heard = early.copy()
-        for part, tail in motion.tails(dry, 0, moving, ROOM, absorption, LISTENER, rng):
+        for part, tail in motion.late_segments(dry, 0, moving, ROOM, absorption, LISTENER, rng):
             for c in range(4):
-                heard[c] += np.convolve(part, tail[c])[rir.LEAD :][:length]
+                heard[c] += np.convolve(part, tail[c])[rir.PRE_SAMPLES :][:length]
         at_rest = through(rir.shoebox_rir(ROOM, absorption, place, LISTENER, rng))
         for row, found in zip(energies, (heard, at_rest), strict=True):
             row += (found[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
@@ -203,10 +205,10 @@ def test_where_walls_are_uneven_late_images_follow_the_path():
     dry = rng.standard_normal(int(0.7 * SAMPLE_RATE)).astype(np.float32)
     where = (path, room, walls, listener)
     length = len(dry) + SAMPLE_RATE // 2
-    expected = motion.early(dry, 0, *where, length, full=True)
-    found = motion.early(dry, 0, *where, length)
-    for part, tail in motion.tails(dry, 0, *where, rng):
-        heard = scipy.signal.fftconvolve(part[None], tail, axes=1)[:, rir.LEAD :][:, :length]
+    expected = motion.early_sound(dry, 0, *where, length, full=True)
+    found = motion.early_sound(dry, 0, *where, length)
+    for part, tail in motion.late_segments(dry, 0, *where, rng):
+        heard = scipy.signal.fftconvolve(part[None], tail, axes=1)[:, rir.PRE_SAMPLES :][:, :length]
         found[:, : heard.shape[1]] += heard
     # What is still heard after the source has ended, to 35 dB down.
     left = [np.cumsum((x**2).sum(0)[::-1])[::-1][len(dry) :] for x in (found, expected)]
@@ -223,7 +225,9 @@ def test_walls_that_scatter_make_the_tails_isotropic(scattering):
     rng = np.random.default_rng(0)
     energy = sum(
         (late[:, 3000:] ** 2).sum(axis=1)
-        for _, late in motion.tails(dry, 0, path, flat, walls, listener, rng, True, scattering)
+        for _, late in motion.late_segments(
+            dry, 0, path, flat, walls, listener, rng, True, scattering
+        )
     )
     if scattering:
         np.testing.assert_allclose(energy[1:] / energy[0], 1 / 3, rtol=0.15)

@@ -21,32 +21,32 @@ def a_path(draw):
 @given(a_path(), points)
 def test_closest_is_the_least_of_many_places(path, point):
     fine = np.linspace(path[0, 0], path[-1, 0], 2001)
-    least = np.linalg.norm(paths.at(path, fine) - point, axis=1).min()
-    step = paths.fastest(path) * (fine[1] - fine[0])
-    assert paths.closest(path, point) <= least + 1e-9
-    assert paths.closest(path, point) >= least - step / 2 - 1e-9
+    least = np.linalg.norm(paths.position_at(path, fine) - point, axis=1).min()
+    step = paths.max_speed(path) * (fine[1] - fine[0])
+    assert paths.min_distance(path, point) <= least + 1e-9
+    assert paths.min_distance(path, point) >= least - step / 2 - 1e-9
 
 
 @given(a_path(), points)
 def test_sound_takes_its_time_from_where_it_is_heard(path, point):
-    path[:, 0] *= max(1, paths.fastest(path) / paths.FASTEST)
+    path[:, 0] *= max(1, paths.max_speed(path) / paths.MAX_SPEED)
     arrivals = np.linspace(0, path[-1, 0] + 1, 7)
-    away = np.linalg.norm(paths.heard(path, point, arrivals) - point, axis=1)
+    away = np.linalg.norm(paths.retarded_position(path, point, arrivals) - point, axis=1)
     emitted = arrivals - away / 343.0
-    again = np.linalg.norm(paths.at(path, emitted) - point, axis=1)
+    again = np.linalg.norm(paths.position_at(path, emitted) - point, axis=1)
     np.testing.assert_allclose(away, again, atol=1e-6)
 
 
 def test_a_source_rests_before_and_after_its_path():
     path = np.array([[1.0, 0, 0, 0], [2.0, 3, 0, 0]])
-    np.testing.assert_array_equal(paths.at(path, [0.0, 1.5, 9.0])[:, 0], [0, 1.5, 3])
-    assert paths.fastest(path) == 3 and paths.fastest(path[:1]) == 0
+    np.testing.assert_array_equal(paths.position_at(path, [0.0, 1.5, 9.0])[:, 0], [0, 1.5, 3])
+    assert paths.max_speed(path) == 3 and paths.max_speed(path[:1]) == 0
 
 
 def _walks(count, speed=1.0, allowed=lambda place: True):
     rng = np.random.default_rng(0)
     for _ in range(count):
-        walk = paths.walk((4.0, 2.0, 1.0), 0.5, 3.0, speed, (3.0, 2.0, 1.5), allowed, rng)
+        walk = paths.sample_walk((4.0, 2.0, 1.0), 0.5, 3.0, speed, (3.0, 2.0, 1.5), allowed, rng)
         yield np.array([(0.5, 4.0, 2.0, 1.0), *walk])
 
 
@@ -86,4 +86,4 @@ def test_circles_go_both_ways():
 
 
 def test_closest_of_one_place():
-    assert paths.closest(np.array([[0.0, 1, 1, 1]]), (1, 1, 3)) == pytest.approx(2)
+    assert paths.min_distance(np.array([[0.0, 1, 1, 1]]), (1, 1, 3)) == pytest.approx(2)

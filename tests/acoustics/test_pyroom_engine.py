@@ -27,9 +27,9 @@ def noise(clip):
 def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
     heard = 0
     for i in range(12):
-        spec = scenes.draw(RANGES, CLIPS, 3, "train", i)
+        spec = scenes.sample_scene(RANGES, CLIPS, 3, "train", i)
         spec = dataclasses.replace(spec, absorption=(1.0,) * 7)
-        theirs, scene = pyroom_engine.scene(spec, noise)
+        theirs, scene = pyroom_engine.render_scene(spec, noise)
         ours, described = render.render(spec, noise)
         strip = lambda s: {k: v for k, v in s.items() if k not in ("rt60", "sources", "gain")}  # noqa: E731
         assert strip(scene) == strip(described)
@@ -38,8 +38,8 @@ def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
                 assert source[name] == mine[name]
             start = round(source["onset"] * SAMPLE_RATE)
             part = slice(start, start + 7600)
-            azimuth, elevation = foa.direction(foa.intensity(theirs[part]))
-            assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5
+            azimuth, elevation = foa.cartesian_to_azel(foa.intensity(theirs[part]))
+            assert abs(foa.wrap_azimuth(azimuth - source["azimuth"])) < 0.5
             assert abs(elevation - source["elevation"]) < 0.5
             # 10 log10 of a power of 0.01 at 1 m, less the distance, at the source's own gain.
             level = 10 * np.log10(np.mean(theirs[part, 0] ** 2) / scene["gain"] ** 2)
@@ -59,7 +59,7 @@ def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
 def test_a_room_decays_and_answers_as_ours_does():
     room, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
     walls = rooms.absorption(room, 0.25)
-    theirs = pyroom_engine.response(room, walls, source, listener)
+    theirs = pyroom_engine.pyroom_rir(room, walls, source, listener)
     ours = rir.shoebox_rir(room, walls, source, listener, np.random.default_rng(0), full=True)
     assert np.argmax(np.abs(theirs[0])) == np.argmax(np.abs(ours[0]))
     assert rir.rt60(theirs) == pytest.approx(rir.rt60(ours), rel=0.06)
@@ -71,9 +71,9 @@ def test_a_room_decays_and_answers_as_ours_does():
 
 
 def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
-    with pytest.raises(ConfigError, match=r"Scenes\.moving is 0\.5.*pyroomacoustics"):
+    with pytest.raises(ConfigError, match=r"Scenes\.moving_source_prob is 0\.5.*pyroomacoustics"):
         dataclasses.replace(RANGES, moving_source_prob=0.5)
-    with pytest.raises(ConfigError, match=r"Scenes\.responses is 3.*pyroomacoustics"):
+    with pytest.raises(ConfigError, match=r"Scenes\.rir_rooms is 3.*pyroomacoustics"):
         dataclasses.replace(RANGES, rir_rooms=3)
     with pytest.raises(ConfigError, match=r"Scenes\.engine is 'other', expected one of jaxasa"):
         dataclasses.replace(RANGES, engine="other")
@@ -81,11 +81,11 @@ def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
         ConfigError, match=r"Scenes\.scattering is \(0\.1, 0\.2\), expected \(\) for"
     ):
         dataclasses.replace(RANGES, scattering=(0.1, 0.2))
-    spec = scenes.draw(RANGES, CLIPS, 3, "train", 0)
+    spec = scenes.sample_scene(RANGES, CLIPS, 3, "train", 0)
     walk = tuple((5.0, *spec.sources[0].position) for _ in range(1))
-    walking = dataclasses.replace(spec.sources[0], trajectory=walk)
-    with pytest.raises(ConfigError, match=r"sources\[0\]\.trajectory.*no moving sources"):
-        pyroom_engine.scene(dataclasses.replace(spec, sources=(walking,)), noise)
+    walking = dataclasses.replace(spec.sources[0], waypoints=walk)
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.waypoints.*no moving sources"):
+        pyroom_engine.render_scene(dataclasses.replace(spec, sources=(walking,)), noise)
     from jaxasa.data import formats
 
     with pytest.raises(ConfigError, match=r"Scenes\.engine is 'pyroomacoustics'.*binaural"):

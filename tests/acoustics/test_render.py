@@ -60,7 +60,7 @@ def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
     gap = 400  # 25 ms of silence at the end of each clip part them
     heard = 0
     for i in range(200):
-        spec = scenes.draw(ranges, clips, 11, "train", i)
+        spec = scenes.sample_scene(ranges, clips, 11, "train", i)
         spec = dataclasses.replace(spec, absorption=ANECHOIC)
 
         def audio(clip):
@@ -73,8 +73,8 @@ def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
         for (start, end), source in zip(runs, scene["sources"], strict=True):
             assert abs(start / SAMPLE_RATE - source["onset"]) < 0.005
             assert abs(end / SAMPLE_RATE - (source["offset"] - gap / SAMPLE_RATE)) < 0.005
-            azimuth, elevation = foa.direction(foa.intensity(signal[start:end]))
-            assert abs(foa.wrap(azimuth - source["azimuth"])) < 0.5
+            azimuth, elevation = foa.cartesian_to_azel(foa.intensity(signal[start:end]))
+            assert abs(foa.wrap_azimuth(azimuth - source["azimuth"])) < 0.5
             assert abs(elevation - source["elevation"]) < 0.5
             heard += 1
     assert heard > 350
@@ -82,23 +82,28 @@ def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
 
 def test_moving_and_turning_are_in_the_audio_as_they_are_described():
     ranges = dataclasses.replace(
-        CONFIG, sources=(1, 1), moving=1.0, turning=0.5, snr=(60.0, 60.0), seconds=3.0
+        CONFIG,
+        sources=(1, 1),
+        moving_source_prob=1.0,
+        listener_turn_prob=0.5,
+        snr=(60.0, 60.0),
+        seconds=3.0,
     )
     clips = [dataclasses.replace(c, seconds=2.5) for c in CLIPS]
     turned = 0
     for i in range(20):
-        spec = scenes.draw(ranges, clips, 11, "train", i)
+        spec = scenes.sample_scene(ranges, clips, 11, "train", i)
         spec = dataclasses.replace(spec, absorption=ANECHOIC)
         signal, scene = render.render(spec, lambda clip: _noise_clip(clip, 2.5))
         (source,) = scene["sources"]
         turned += "yaw" in scene
-        assert len(source["trajectory"]) == 30
-        for k, (azimuth, elevation, distance) in enumerate(source["trajectory"]):
+        assert len(source["doa_trajectory"]) == 30
+        for k, (azimuth, elevation, distance) in enumerate(source["doa_trajectory"]):
             if not source["onset"] < 0.1 * k < source["offset"] - 0.1:
                 continue
             frame = signal[1600 * k : 1600 * (k + 1)]
-            found = foa.direction(foa.intensity(frame))
-            assert abs(foa.wrap(found[0] - azimuth)) < 1.5
+            found = foa.cartesian_to_azel(foa.intensity(frame))
+            assert abs(foa.wrap_azimuth(found[0] - azimuth)) < 1.5
             assert abs(found[1] - elevation) < 1.5
             level = np.sqrt(np.mean(frame[:, 0] ** 2)) / (scene["gain"] * 0.1)
             level /= 10 ** (source["level"] / 20)
@@ -136,10 +141,10 @@ def test_scenes_at_rest_sound_as_they_always_did(index):
         for i in range(60)
     ]
     lengths = {clip.id: clip.seconds for clip in clips}
-    spec = scenes.draw(ranges, clips, 5, "train", index)
+    spec = scenes.sample_scene(ranges, clips, 5, "train", index)
     spec = dataclasses.replace(spec, absorption=ANECHOIC, snr=150.0)
     found, scene = render.render(spec, lambda c: _noise_clip(c[4:], lengths[c]))
-    assert scene["gain"] == render.LEVEL
+    assert scene["gain"] == render.MAX_GAIN
     rms = np.sqrt(np.mean(found[:, 0] ** 2))
     np.testing.assert_allclose(found[3000:26000:5000], GOLDEN[index], atol=2e-3 * rms)
 
@@ -147,14 +152,14 @@ def test_scenes_at_rest_sound_as_they_always_did(index):
 def test_a_listener_who_turns_hears_the_field_rotated_at_each_sample():
     turning = ((0.5, 0.0), (2.0, 400.0))
     still, _ = render.render(_spec(snr=20.0), _noise_clip)
-    found, scene = render.render(_spec(snr=20.0, turning=turning), _noise_clip)
+    found, scene = render.render(_spec(snr=20.0, yaw_trajectory=turning), _noise_clip)
     yaw = np.radians(np.interp(np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE, [0.5, 2.0], [0.0, 400.0]))
     w, y, z, x = still.T
     expected = np.stack(
         [w, y * np.cos(yaw) - x * np.sin(yaw), z, x * np.cos(yaw) + y * np.sin(yaw)], 1
     )
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(still).max())
-    assert foa.wrap(scene["sources"][0]["trajectory"][-1][0]) == pytest.approx(90 - 40)
+    assert foa.wrap_azimuth(scene["sources"][0]["doa_trajectory"][-1][0]) == pytest.approx(90 - 40)
 
 
 def test_sensor_noise_is_white_and_independent_at_its_snr():
@@ -180,18 +185,18 @@ def test_mix_is_render_with_the_responses_given():
     for source in sources:
         where = (spec.room, spec.absorption, source.position, spec.listener)
         response = rir.shoebox_rir(*where, None, full=True)
-        responses.append(render.measure(response, math.dist(source.position, spec.listener)))
-    found, scene = render.mix(spec, _noise_clip, responses)
+        responses.append(render.measure_rir(response, math.dist(source.position, spec.listener)))
+    found, scene = render.render_with_rirs(spec, _noise_clip, responses)
     np.testing.assert_array_equal(found, expected)
     assert scene == described
-    moving = _spec(_source(trajectory=((1.0, 3.0, 4.1, 1.5),)))
-    with pytest.raises(ConfigError, match=r"sources\[0\].trajectory.*given response"):
-        render.mix(moving, _noise_clip, responses[:1])
+    moving = _spec(_source(waypoints=((1.0, 3.0, 4.1, 1.5),)))
+    with pytest.raises(ConfigError, match=r"sources\[0\].waypoints.*given response"):
+        render.render_with_rirs(moving, _noise_clip, responses[:1])
     with pytest.raises(ConfigError, match="responses is 1"):
-        render.mix(spec, _noise_clip, responses[:1])
+        render.render_with_rirs(spec, _noise_clip, responses[:1])
 
 
-OFFICE = materials.walls("plasterboard", "carpet", "ceiling_tile")
+OFFICE = materials.room_absorption("plasterboard", "carpet", "ceiling_tile")
 
 
 def test_a_scene_has_the_walls_and_scattering_of_its_spec():
@@ -200,16 +205,16 @@ def test_a_scene_has_the_walls_and_scattering_of_its_spec():
     found, scene = render.render(spec, _noise_clip)
     where = (spec.room, OFFICE, spec.sources[0].position, spec.listener)
     response = rir.shoebox_rir(*where, keys.rng(0, "tail", "train", 0, 0), scattering=0.7)
-    heard = render.measure(response, math.dist(*where[2:]))
+    heard = render.measure_rir(response, math.dist(*where[2:]))
     assert (scene["rt60"], scene["sources"][0]["drr"]) == (heard.rt60, heard.drr)
-    expected, _ = render.mix(spec, _noise_clip, [heard])
+    expected, _ = render.render_with_rirs(spec, _noise_clip, [heard])
     np.testing.assert_array_equal(found, expected)
     with pytest.raises(ConfigError, match="scattering is 0.7, expected 0"):
         render.render(spec, _noise_clip, full=True)
 
 
 def test_a_moving_scene_is_rendered_whole_and_alike_each_time():
-    sources = (_source(trajectory=((1.5, 3.8, 3.6, 1.5),)), _source(clip="2"))
+    sources = (_source(waypoints=((1.5, 3.8, 3.6, 1.5),)), _source(clip="2"))
     spec = _spec(*sources)
     found, scene = render.render(spec, _noise_clip)
     again, _ = render.render(spec, _noise_clip)
@@ -220,7 +225,7 @@ def test_a_moving_scene_is_rendered_whole_and_alike_each_time():
 
 
 def test_the_hybrid_has_the_energy_of_all_images_of_a_moving_source():
-    source = _source(trajectory=((0.9, 3.3, 3.8, 1.5),))
+    source = _source(waypoints=((0.9, 3.3, 3.8, 1.5),))
     absorption = tuple(rooms.absorption((6.0, 5.0, 3.0), 0.2).tolist())
     spec = _spec(source, seconds=1.2, absorption=absorption)
     hybrid, full = (
@@ -235,7 +240,7 @@ def test_the_hybrid_has_the_energy_of_all_images_of_a_moving_source():
 
 
 def test_render_is_deterministic_and_shaped():
-    spec = scenes.draw(CONFIG, CLIPS, 1, "train", 2)
+    spec = scenes.sample_scene(CONFIG, CLIPS, 1, "train", 2)
     first, description = render.render(spec, _noise_clip)
     again, same = render.render(spec, _noise_clip)
     assert first.shape == (80000, 4) and first.dtype == np.float32
@@ -259,13 +264,13 @@ def test_convolution_equals_the_direct_sum():
     rng = np.random.default_rng(0)
     responses = [rng.standard_normal((4, n)).astype(np.float32) for n in (900, 5000)]
     tracks = [(n, rng.standard_normal(m).astype(np.float32)) for n, m in ((7, 30000), (25000, 60))]
-    found = convolve.convolve(tracks, responses, 40000)
+    found = convolve.convolve_tracks(tracks, responses, 40000)
     expected = np.zeros((4, 80000))
     for (start, track), response in zip(tracks, responses, strict=True):
         for c in range(4):
             full = np.convolve(track, response[c])
             expected[c, start : start + len(full)] += full
-    expected = expected[:, rir.LEAD : rir.LEAD + 40000]
+    expected = expected[:, rir.PRE_SAMPLES : rir.PRE_SAMPLES + 40000]
     np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
 
 
@@ -287,12 +292,12 @@ def test_snr_and_covariance_of_the_noise():
 def test_gain_is_one_reference_until_it_would_clip():
     quiet, scene = render.render(_spec(_source(gain=-6.0)), _noise_clip)
     loud, louder = render.render(_spec(_source(gain=6.0)), _noise_clip)
-    assert scene["gain"] == louder["gain"] == render.LEVEL
+    assert scene["gain"] == louder["gain"] == render.MAX_GAIN
     ratio = np.linalg.norm(loud) / np.linalg.norm(quiet)
     assert 20 * np.log10(ratio) == pytest.approx(12, abs=0.05)
     clipped, loudest = render.render(_spec(_source(gain=60.0)), _noise_clip)
     assert np.abs(clipped).max() == pytest.approx(0.9, rel=1e-5)
-    assert loudest["gain"] < render.LEVEL
+    assert loudest["gain"] < render.MAX_GAIN
 
 
 def test_level_falls_as_one_over_distance():
@@ -326,7 +331,7 @@ def test_labels_are_measured_on_the_responses():
 def test_expected_drr_is_near_the_measured():
     error = []
     for i in range(12):
-        spec = scenes.draw(CONFIG, CLIPS, 3, "train", i)
+        spec = scenes.sample_scene(CONFIG, CLIPS, 3, "train", i)
         _, scene = render.render(spec, _noise_clip)
         pairs = zip(scene["sources"], scenes.describe(spec)["sources"], strict=True)
         error += [measured["drr"] - expected["drr"] for measured, expected in pairs]
@@ -336,12 +341,12 @@ def test_expected_drr_is_near_the_measured():
 
 def test_clip_is_cut_with_a_fade_and_resampled():
     tone = np.sin(2 * np.pi * 500 * np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
-    cut = render.dry(_source(seconds=0.5), tone)
+    cut = render.dry_source(_source(seconds=0.5), tone)
     assert len(cut) == 8000 and cut[-1] == 0
     np.testing.assert_array_equal(cut[:7840], tone[:7840])
-    whole = render.dry(_source(seconds=2.0), tone)
+    whole = render.dry_source(_source(seconds=2.0), tone)
     np.testing.assert_array_equal(whole, tone)
-    fast = render.dry(_source(seconds=1.0, speed=2.0), tone)
+    fast = render.dry_source(_source(seconds=1.0, playback_rate=2.0), tone)
     assert len(fast) == SAMPLE_RATE
     assert int(np.abs(np.fft.rfft(fast)).argmax()) == 1000
     assert tone[0] == 0 and np.abs(tone).max() > 0.99
@@ -364,4 +369,4 @@ def test_bad_clip_is_named(clip, words):
 def test_silence_renders_to_silence():
     signal, scene = render.render(_spec(), lambda _: np.zeros(SAMPLE_RATE, np.float32))
     assert not signal.any()
-    assert scene["gain"] == render.LEVEL
+    assert scene["gain"] == render.MAX_GAIN

@@ -28,9 +28,9 @@ def _pyroomacoustics(room, walls, source, listener, seconds: float) -> np.ndarra
     """
     import pyroomacoustics as pra
 
-    order = int(seconds * rooms.SPEED * np.linalg.norm(1 / np.asarray(room))) + 1
+    order = int(seconds * rooms.SPEED_OF_SOUND * np.linalg.norm(1 / np.asarray(room))) + 1
     pra.constants.set("rir_hpf_enable", False)
-    pra.constants.set("c", rooms.SPEED)
+    pra.constants.set("c", rooms.SPEED_OF_SOUND)
     names = ("west", "east", "south", "north", "floor", "ceiling")
     if np.ndim(walls) == 1:
         materials = {n: pra.Material(float(a)) for n, a in zip(names, walls, strict=True)}
@@ -49,7 +49,7 @@ def _pyroomacoustics(room, walls, source, listener, seconds: float) -> np.ndarra
     length = min(len(box.rir[c][0]) for c in range(4))
     rirs = np.stack([box.rir[c][0][:length] for c in range(4)])
     # pyroomacoustics delays all by 40 samples, this package by LEAD.
-    return rir.high_pass(np.pad(rirs, ((0, 0), (rir.LEAD - 40, 0))).astype(np.float32))
+    return rir.high_pass(np.pad(rirs, ((0, 0), (rir.PRE_SAMPLES - 40, 0))).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_full_mode_measures_as_pyroomacoustics(yardstick):
     """Onset, early energy a channel, RT60 a band, DRR, direction of the direct sound."""
     for room, source, listener, ours, theirs in yardstick:
         distance = float(np.linalg.norm(source - listener))
-        arrival = rir.LEAD + round(distance / rooms.SPEED * SAMPLE_RATE)
+        arrival = rir.PRE_SAMPLES + round(distance / rooms.SPEED_OF_SOUND * SAMPLE_RATE)
         onsets = [int(np.argmax(np.abs(r[0, : arrival + 20]))) for r in (ours, theirs)]
         assert abs(onsets[0] - onsets[1]) <= 1 and abs(onsets[0] - arrival) <= 1
         energy = [(r[:, : arrival + 800] ** 2).sum(axis=1) for r in (ours, theirs)]
@@ -88,15 +88,15 @@ def test_full_mode_measures_as_pyroomacoustics(yardstick):
         found, expected = (measure.octave_rt60(r, rooms.BANDS[:6]) for r in (ours, theirs))
         assert np.all(np.abs(found - expected) <= np.maximum(0.05 * expected, 0.02))
         assert rir.drr(ours, distance) == pytest.approx(rir.drr(theirs, distance), abs=0.5)
-        azimuth, elevation = foa.direction(source - listener)
+        azimuth, elevation = foa.cartesian_to_azel(source - listener)
         direct = [foa.intensity(r[:, arrival - 4 : arrival + 5].T) for r in (ours, theirs)]
         # Where a reflection comes at its heels, theirs says what is to be heard, else geometry.
         behind = 4 * np.minimum(source * listener, (room - source) * (room - listener))
         clear = np.sqrt(distance**2 + behind.min()) - distance > 0.6
         for one in direct if clear else direct[:1]:
-            expected = (azimuth, elevation) if clear else foa.direction(direct[1])
-            found = foa.direction(one)
-            assert abs(foa.wrap(found[0] - expected[0])) < 0.5
+            expected = (azimuth, elevation) if clear else foa.cartesian_to_azel(direct[1])
+            found = foa.cartesian_to_azel(one)
+            assert abs(foa.wrap_azimuth(found[0] - expected[0])) < 0.5
             assert abs(found[1] - expected[1]) < 0.5
 
 
@@ -119,7 +119,7 @@ def hybrids(request):
     for i in range(50):
         room = rng.uniform([3.5, 3.0, 2.4], [9.0, 7.0, 3.6])
         source, listener = rng.uniform(0.12, 0.88, (2, 3)) * room
-        rt60 = rng.uniform(max(0.2, 1.2 * rooms.sabine_floor(room)), 0.6)
+        rt60 = rng.uniform(max(0.2, 1.2 * rooms.sabine_min_rt60(room)), 0.6)
         where = (room, rooms.absorption(room, rt60), source, listener)
         pairs.append([rir.shoebox_rir(*where, keys.rng(0, i), full=full) for full in (False, True)])
     return pairs
@@ -127,7 +127,10 @@ def hybrids(request):
 
 def test_hybrid_decays_like_full_mode(hybrids):
     """T20 of W within 5 % in the median room and 10 % in the worst; energies, decay curves."""
-    ratio = [measure.t20(h[0, rir.LEAD :]) / measure.t20(f[0, rir.LEAD :]) for h, f in hybrids]
+    ratio = [
+        measure.t20(h[0, rir.PRE_SAMPLES :]) / measure.t20(f[0, rir.PRE_SAMPLES :])
+        for h, f in hybrids
+    ]
     assert np.median(np.abs(np.array(ratio) - 1)) < 0.05
     assert np.abs(np.array(ratio) - 1).max() < 0.10
     energy = [10 * np.log10((h**2).sum(axis=1) / (f**2).sum(axis=1)) for h, f in hybrids]
@@ -145,7 +148,7 @@ def test_hybrid_decays_like_full_mode(hybrids):
 def test_hybrid_begins_as_the_images_themselves(hybrids):
     for hybrid, full in hybrids[:8]:
         # Two thirds of the shortest mixing time; the octave filters ring a little further.
-        early = slice(0, rir.LEAD + int(16000 * 0.02))
+        early = slice(0, rir.PRE_SAMPLES + int(16000 * 0.02))
         error = np.linalg.norm(hybrid[:, early] - full[:, early]) / np.linalg.norm(full[:, early])
         assert 20 * np.log10(error) < -50
 
@@ -169,7 +172,9 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
         decays.append([measure.octave_rt60(r, rooms.BANDS[:6]) for r in both])
         ratios.append([rir.drr(r, distance) for r in both])
         for k, response in enumerate(both):
-            start = rir.LEAD + int(rir.EARLY * rir.mixing_time(room, distance) * SAMPLE_RATE)
+            start = rir.PRE_SAMPLES + int(
+                rir.EARLY_MIXING_TIMES * rir.mixing_time_at(room, distance) * SAMPLE_RATE
+            )
             late = scipy.signal.sosfilt(above, response, axis=1)[:, start:]
             covariances[k] += late @ late.T
     found, expected = np.mean(decays, axis=0)
@@ -188,9 +193,13 @@ def _uneven_rooms():
     sides = ("plasterboard", "wooden_lining", "curtains", "acoustic_plaster")
     ceilings, floors = ("ceiling_tile", "mineral_wool"), ("carpet", "linoleum")
     for _ in range(40):
-        walls = materials.walls(tuple(rng.choice(sides, 4)), *map(rng.choice, (floors, ceilings)))
+        walls = materials.room_absorption(
+            tuple(rng.choice(sides, 4)), *map(rng.choice, (floors, ceilings))
+        )
         room = rng.uniform([3.0, 2.6, 2.4], [5.0, 4.0, 3.0])
-        if 0.4 < rir.lasting(room, walls, 1.0, air=True) < 0.7:  # where the full mode is soon done
+        if (
+            0.4 < rir.rir_duration(room, walls, 1.0, air=True) < 0.7
+        ):  # where the full mode is soon done
             yield room, walls, *(rng.uniform(0.15, 0.85, (2, 3)) * room)
 
 
@@ -201,7 +210,10 @@ def test_hybrid_of_uneven_walls_decays_like_full_mode():
         both = [rir.shoebox_rir(*where, keys.rng(0), full=full) for full in (False, True)]
         n = min(r.shape[1] for r in both)
         found, expected = (r[:, :n] for r in both)
-        whole.append(measure.t20(found[0, rir.LEAD :]) / measure.t20(expected[0, rir.LEAD :]) - 1)
+        whole.append(
+            measure.t20(found[0, rir.PRE_SAMPLES :]) / measure.t20(expected[0, rir.PRE_SAMPLES :])
+            - 1
+        )
         octaves.append(np.divide(*(measure.octave_rt60(r, rooms.BANDS[:6]) for r in both)) - 1)
         curves = [measure.decay_curve(r[0]) for r in (found, expected)]
         furthest.append(np.abs(curves[0] - curves[1])[curves[1] > -40].max())
@@ -214,10 +226,17 @@ def test_noise_follows_where_uneven_walls_hold_too_many_images(monkeypatch):
     room, walls, *places = next(_uneven_rooms())
     size = np.asarray(room)
     whole = rir.shoebox_rir(room, walls, *places, keys.rng(0))
-    assert rir.coarse_end(size, walls, 0.5) == 0.75 and rir.coarse_end(size, walls[0], 0.5) == 0
-    monkeypatch.setattr(rir, "MOST_COARSE", 200_000)
+    assert (
+        rir.coarse_image_end_time(size, walls, 0.5) == 0.75
+        and rir.coarse_image_end_time(size, walls[0], 0.5) == 0
+    )
+    monkeypatch.setattr(rir, "MAX_COARSE_IMAGES", 200_000)
     fewer = [rir.shoebox_rir(room, walls, *places, keys.rng(k)) for k in (1, 2)]
-    fade = rir.LEAD + int(float(rir.coarse_end(size, walls, 9.0)) * rir.FADE * SAMPLE_RATE) - 200
+    fade = (
+        rir.PRE_SAMPLES
+        + int(float(rir.coarse_image_end_time(size, walls, 9.0)) * rir.FADE_START * SAMPLE_RATE)
+        - 200
+    )
     np.testing.assert_allclose(fewer[0][:, :fade], whole[:, :fade], atol=2e-4)
     assert np.abs(fewer[0] - fewer[1])[:, fade:].max() > 1e-4
     energy = [(r[:, fade:] ** 2).sum() for r in (*fewer, whole)]
@@ -241,7 +260,9 @@ def test_air_shortens_high_bands():
         for air in (True, False)
     ]
     rates = 1 / decays[0][1] - 1 / decays[1][1]
-    assert rates == pytest.approx(rooms.SPEED * rooms.AIR[5] / (6 * math.log(10)), rel=0.25)
+    assert rates == pytest.approx(
+        rooms.SPEED_OF_SOUND * rooms.AIR_ABSORPTION[5] / (6 * math.log(10)), rel=0.25
+    )
     assert decays[0][0] == pytest.approx(decays[1][0], rel=0.1)
 
 

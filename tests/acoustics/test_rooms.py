@@ -18,14 +18,14 @@ def test_absorption_and_decay_time_are_inverse():
 
 def test_calibration_is_near_eyring():
     absorption = rooms.absorption(ROOM, 0.5)[3]
-    air = 4 * rooms.AIR[3] * rooms.volume(ROOM)
-    eyring = 1 - np.exp(-(0.161 * rooms.volume(ROOM) / 0.5 - air) / rooms.surface(ROOM))
+    air = 4 * rooms.AIR_ABSORPTION[3] * rooms.volume(ROOM)
+    eyring = 1 - np.exp(-(0.161 * rooms.volume(ROOM) / 0.5 - air) / rooms.surface_area(ROOM))
     assert absorption == pytest.approx(eyring, rel=0.25)
 
 
 def test_refused_below_sabine_and_above_air():
     floor = 0.161 * 90 / 126
-    assert rooms.sabine_floor(ROOM) == pytest.approx(floor)
+    assert rooms.sabine_min_rt60(ROOM) == pytest.approx(floor)
     with pytest.raises(ConfigError, match="rt60 is 0.1, expected at least 0.115"):
         rooms.absorption(ROOM, 0.1)
     with pytest.raises(ConfigError, match="rt60 is 3.0, expected at most 1.98"):
@@ -50,9 +50,9 @@ def test_tail_energy_is_the_sum_over_random_images():
         x, y, z = np.meshgrid(*axes, indexing="ij")
         walls = sum(np.meshgrid(hits, hits, hits, indexing="ij"))
         d = np.sqrt(x * x + y * y + z * z)
-        energy = (1 - absorption[band]) ** walls * np.exp(-rooms.AIR[band] * d) / d**2
+        energy = (1 - absorption[band]) ** walls * np.exp(-rooms.AIR_ABSORPTION[band] * d) / d**2
         for t, time in enumerate(times):
-            near = np.abs(d / rooms.SPEED - time) < 0.01
+            near = np.abs(d / rooms.SPEED_OF_SOUND - time) < 0.01
             parts = [energy, energy * (y / d) ** 2, energy * (z / d) ** 2, energy * (x / d) ** 2]
             found[t] += [p[near].sum() / 0.02 / 12 for p in parts]
     expected = rooms.tail_energy(ROOM, absorption, times)[band].T
@@ -63,7 +63,7 @@ def _band_energy(responses: np.ndarray, step: int) -> np.ndarray:
     """Energy [7, windows] of W responses [n] in the octave bands, without phase."""
     size = 2 * len(responses)
     f = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    gains = bands.weights(f) / np.sqrt(1 + (rooms.HIGH_PASS / np.maximum(f, 1)) ** 8)
+    gains = bands.gains(f) / np.sqrt(1 + (rooms.HIGH_PASS_HZ / np.maximum(f, 1)) ** 8)
     heard = np.fft.irfft(np.fft.rfft(responses, size) * gains, size)[:, : len(responses)]
     white = (gains**2).mean(axis=1)[:, None]
     return (heard**2).reshape(len(gains), -1, step).sum(axis=2) / white
@@ -81,8 +81,8 @@ def test_modes_and_positions_of_the_tail(margin, walls):
     for _ in range(80):
         source, listener = rng.uniform(margin, 1 - margin, (2, 3)) * ROOM
         where = (ROOM, absorption, source, listener)
-        radius = length / SAMPLE_RATE * rooms.SPEED
-        images = image_source.images(*where, radius, air=False)[0, bands.LEAD :][:length]
+        radius = length / SAMPLE_RATE * rooms.SPEED_OF_SOUND
+        images = image_source.image_rir(*where, radius, air=False)[0, bands.PRE_SAMPLES :][:length]
         found = found + _band_energy(images, 1200)
         energy = rooms.tail_energy(ROOM, absorption, times, source, listener, air=False)
         expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / SAMPLE_RATE
@@ -104,15 +104,15 @@ def _heard(times: np.ndarray) -> np.ndarray:
 )
 def test_layers_between_walls_that_absorb_much(sides, floor, ceiling):
     """Against all images over 24 places: modes of walls that reflect would be 3 to 6 dB off."""
-    room, walls = (4.2, 3.4, 2.6), materials.walls(sides, floor, ceiling)
+    room, walls = (4.2, 3.4, 2.6), materials.room_absorption(sides, floor, ceiling)
     rng, length, found, expected = np.random.default_rng(0), 4800, 0.0, 0.0
     times = (np.arange(length)[::16] + 8) / SAMPLE_RATE
-    radius = length / SAMPLE_RATE * rooms.SPEED
+    radius = length / SAMPLE_RATE * rooms.SPEED_OF_SOUND
     for _ in range(24):
         source, listener = rng.uniform(0.1, 0.9, (2, 3)) * room
         where = (room, walls, source, listener)
-        images = image_source.coarse(*where, 0.0, radius, _heard, air=False)
-        found = found + _band_energy(images[0, bands.LEAD :][:length], 1200)
+        images = image_source.nearest_sample_rir(*where, 0.0, radius, _heard, air=False)
+        found = found + _band_energy(images[0, bands.PRE_SAMPLES :][:length], 1200)
         energy = rooms.tail_energy(*where[:2], times, source, listener, air=False)
         expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / SAMPLE_RATE
     error = 10 * np.log10(expected / found)[2:, 2:]  # 500 Hz and up, from 150 ms on
@@ -124,9 +124,11 @@ def test_walls_given_one_by_one_are_uneven_where_they_differ():
     places = ((1.0, 2.0, 1.0), (4.0, 3.0, 2.0))
     one, six = (rooms.tail_energy(ROOM, walls, times, *places) for walls in (alike[0], alike))
     np.testing.assert_array_equal(one, six)
-    assert not rooms.uneven(alike[0]) and not rooms.uneven(alike)
+    assert not rooms.has_nonuniform_absorption(alike[0]) and not rooms.has_nonuniform_absorption(
+        alike
+    )
     alike[3, 2] = 0.21
-    assert rooms.uneven(alike)
+    assert rooms.has_nonuniform_absorption(alike)
 
 
 def test_positions_average_to_the_whole_room():
@@ -145,7 +147,7 @@ def test_sabine_and_eyring_by_hand():
     )
     eyring = 1 - np.exp(-0.161 * v / (0.5 * s))
     np.testing.assert_allclose(rooms.absorption(ROOM, 0.5, "eyring", air=False), eyring)
-    with_air = (0.161 * v / 0.5 - 4 * rooms.AIR * v) / s
+    with_air = (0.161 * v / 0.5 - 4 * rooms.AIR_ABSORPTION * v) / s
     np.testing.assert_allclose(rooms.absorption(ROOM, 0.5, "sabine"), with_air, rtol=2e-3)
 
 
@@ -169,7 +171,7 @@ def test_calibrated_rooms_have_the_decay_that_was_asked_for():
 def test_eyring_goes_below_the_floor_and_methods_are_named():
     assert 0.6 < rooms.absorption(ROOM, 0.1, "eyring", air=False)[0] < 1
     np.testing.assert_allclose(
-        rooms.absorption(ROOM, rooms.sabine_floor(ROOM), "sabine", air=False), 1.0
+        rooms.absorption(ROOM, rooms.sabine_min_rt60(ROOM), "sabine", air=False), 1.0
     )
     with pytest.raises(ConfigError, match="rt60 is 0.1, expected at least 0.115"):
         rooms.absorption(ROOM, 0.1, "sabine")

@@ -18,14 +18,16 @@ CLIPS = [
 
 @pytest.fixture(scope="module")
 def drawn():
-    return [scenes.draw(CONFIG, CLIPS, 7, "train", i) for i in range(400)]
+    return [scenes.sample_scene(CONFIG, CLIPS, 7, "train", i) for i in range(400)]
 
 
 def test_draw_is_a_function_of_its_key(drawn):
-    again = scenes.draw(CONFIG, list(CLIPS), 7, "train", 3)
+    again = scenes.sample_scene(CONFIG, list(CLIPS), 7, "train", 3)
     assert again == drawn[3]
-    assert scenes.draw(CONFIG, CLIPS, 8, "train", 3) != again
-    assert scenes.draw(CONFIG, CLIPS, 7, "dev", 3) != dataclasses.replace(again, split="dev")
+    assert scenes.sample_scene(CONFIG, CLIPS, 8, "train", 3) != again
+    assert scenes.sample_scene(CONFIG, CLIPS, 7, "dev", 3) != dataclasses.replace(
+        again, split="dev"
+    )
 
 
 def test_draw_respects_ranges(drawn):
@@ -55,8 +57,8 @@ def test_sources_are_apart_in_bearing_and_time(drawn):
     for spec in drawn:
         found = scenes.describe(spec)["sources"]
         onsets = np.array([s["onset"] for s in found])
-        assert np.all(np.diff(onsets) >= scenes.HEARD - 1e-9)
-        assert np.all(onsets <= spec.seconds - scenes.HEARD + 1e-9)
+        assert np.all(np.diff(onsets) >= scenes.MIN_AUDIBLE_S - 1e-9)
+        assert np.all(onsets <= spec.seconds - scenes.MIN_AUDIBLE_S + 1e-9)
         azimuths = [s["azimuth"] for s in found]
         for i, a in enumerate(azimuths):
             for b in azimuths[:i]:
@@ -83,7 +85,9 @@ def test_classes_are_uniform_even_if_clips_are_not():
     clips = [scenes.Clip(f"a{i}", "many", f"t{i}", 1.0) for i in range(90)]
     clips += [scenes.Clip("b", "few", "t", 1.0)]
     one = dataclasses.replace(CONFIG, sources=(1, 1))
-    few = sum(scenes.draw(one, clips, 0, "x", i).sources[0].label == "few" for i in range(200))
+    few = sum(
+        scenes.sample_scene(one, clips, 0, "x", i).sources[0].label == "few" for i in range(200)
+    )
     assert 70 < few < 130
 
 
@@ -109,10 +113,10 @@ def test_description_is_in_the_listeners_frame(bell):
 
 def test_turn_rotates_azimuths_only(bell):
     scene = scenes.describe(bell)
-    turned = scenes.turn(scene, 150.0)
+    turned = scenes.rotate_scene(scene, 150.0)
     assert turned["sources"][0]["azimuth"] == pytest.approx(-150)
     assert scene["sources"][0]["azimuth"] == pytest.approx(60)
-    back = scenes.turn(turned, -150.0)
+    back = scenes.rotate_scene(turned, -150.0)
     assert back["sources"][0].pop("azimuth") == pytest.approx(60)
     assert all(scene["sources"][0][k] == v for k, v in back["sources"][0].items())
 
@@ -136,19 +140,19 @@ def test_scenes_at_rest_are_what_they_always_were():
     for ranges in (CONFIG, as_demo):
         for split in ("train", "dev"):
             for i in range(100):
-                raw = json.loads(scenes.to_json(scenes.draw(ranges, CLIPS, 5, split, i)))
+                raw = json.loads(scenes.to_json(scenes.sample_scene(ranges, CLIPS, 5, split, i)))
                 del raw["absorption"]
                 digest.update(json.dumps(_rounded(raw)).encode())
-    assert digest.hexdigest() == "1be906cac514a3fae02b2980ea4a7df1dc327b63a1240621d284f13193b5fa01"
+    assert digest.hexdigest() == "5fe77286cf6c72ce3fbdb55c29d792fd66c61b82ce0fd7426f65daa631e24ffb"
 
 
 def test_impossible_ranges_are_refused():
     far = dataclasses.replace(CONFIG, distance=(30.0, 40.0))
     with pytest.raises(ConfigError, match="30.0"):
-        scenes.draw(far, CLIPS, 0, "train", 0)
+        scenes.sample_scene(far, CLIPS, 0, "train", 0)
     crowd = dataclasses.replace(CONFIG, sources=(6, 6))
     with pytest.raises(ConfigError, match="Scenes.sources.*6"):
-        scenes.draw(crowd, CLIPS, 0, "train", 0)
+        scenes.sample_scene(crowd, CLIPS, 0, "train", 0)
 
 
 MOVING = dataclasses.replace(
@@ -159,18 +163,18 @@ MOVING = dataclasses.replace(
 def test_what_is_switched_on_moves_nothing_else():
     more = dataclasses.replace(
         CONFIG,
-        moving=1.0,
-        turning=1.0,
+        moving_source_prob=1.0,
+        listener_turn_prob=1.0,
         turn_rate=(20.0, 60.0),
         sensor_snr=(30.0, 50.0),
         scattering=(0.2, 0.8),
     )
     for i in range(40):
-        plain, spec = (scenes.draw(c, CLIPS, 7, "train", i) for c in (CONFIG, more))
-        assert spec.turning and 30 <= spec.sensor_snr <= 50
-        assert all(s.trajectory for s in spec.sources)
-        still = [dataclasses.replace(s, trajectory=()) for s in spec.sources]
-        off = {"turning": (), "sensor_snr": None, "scattering": 0.0}
+        plain, spec = (scenes.sample_scene(c, CLIPS, 7, "train", i) for c in (CONFIG, more))
+        assert spec.yaw_trajectory and 30 <= spec.sensor_snr <= 50
+        assert all(s.waypoints for s in spec.sources)
+        still = [dataclasses.replace(s, waypoints=()) for s in spec.sources]
+        off = {"yaw_trajectory": (), "sensor_snr": None, "scattering": 0.0}
         assert 0.2 <= spec.scattering <= 0.8
         assert dataclasses.replace(spec, sources=tuple(still), **off) == plain
 
@@ -189,7 +193,7 @@ def test_walls_are_of_the_materials_named():
     seen = {name: set() for name in rooms.WALLS}
     alike = 0
     for i in range(60):
-        spec = scenes.draw(MADE, CLIPS, 7, "train", i)
+        spec = scenes.sample_scene(MADE, CLIPS, 7, "train", i)
         scenes.validate(spec)
         assert scenes.from_json(scenes.to_json(spec)) == spec
         decay = rooms.decay_time(spec.room, spec.absorption)[2:4].mean()
@@ -215,13 +219,13 @@ def test_materials_that_no_room_can_have_in_the_range_are_refused():
         MADE, wall_materials=("marble",), floor_materials=("marble",), ceiling_materials=("marble",)
     )
     with pytest.raises(ConfigError, match=r"rt60 \(0.2, 1.0\), expected .*materials"):
-        scenes.draw(hard, CLIPS, 7, "train", 0)
+        scenes.sample_scene(hard, CLIPS, 7, "train", 0)
 
 
 def test_moving_sources_and_turning_listeners_keep_to_their_ranges():
-    drawn = [scenes.draw(MOVING, CLIPS, 7, "train", i) for i in range(150)]
+    drawn = [scenes.sample_scene(MOVING, CLIPS, 7, "train", i) for i in range(150)]
     sources = [(spec, s) for spec in drawn for s in spec.sources]
-    moving = [(spec, s) for spec, s in sources if s.trajectory]
+    moving = [(spec, s) for spec, s in sources if s.waypoints]
     assert 0.4 < len(moving) / len(sources) < 0.6
     for spec, source in moving:
         scenes.validate(spec)
@@ -235,30 +239,30 @@ def test_moving_sources_and_turning_listeners_keep_to_their_ranges():
         assert np.all((steps < 1e-9) | (steps >= 0.5 - 1e-6)) and steps.max() <= 2 + 1e-6
     walked = [np.ptp(s.path()[:, 1:3], axis=0).max() > 0 for _, s in moving]
     assert np.mean(walked) > 0.98
-    turning = [spec for spec in drawn if spec.turning]
+    turning = [spec for spec in drawn if spec.yaw_trajectory]
     assert 50 < len(turning) < 100
     for spec in turning:
-        (t0, y0), (t1, y1) = spec.turning
+        (t0, y0), (t1, y1) = spec.yaw_trajectory
         assert y0 == spec.yaw and 10 <= abs(y1 - y0) / (t1 - t0) <= 90 and t1 <= spec.seconds
-    assert 0.3 < np.mean([s.turning[1][1] > s.yaw for s in turning]) < 0.7
+    assert 0.3 < np.mean([s.yaw_trajectory[1][1] > s.yaw for s in turning]) < 0.7
 
 
 def test_eight_sources_fit():
     many = dataclasses.replace(CONFIG, sources=(8, 8), seconds=8.0)
     clips = [scenes.Clip(f"clip{i}", f"class{i}", f"recording{i}", 1.0) for i in range(9)]
     for i in range(30):
-        spec = scenes.draw(many, clips, 7, "train", i)
+        spec = scenes.sample_scene(many, clips, 7, "train", i)
         scenes.validate(spec)
         found = scenes.describe(spec)["sources"]
         assert len(found) == 8 and all(s["distance"] >= 0.6 - 1e-9 for s in found)
-        assert np.all(np.diff([s["onset"] for s in found]) >= scenes.HEARD - 1e-9)
+        assert np.all(np.diff([s["onset"] for s in found]) >= scenes.MIN_AUDIBLE_S - 1e-9)
 
 
 @pytest.mark.parametrize("low, high", [(0.0, 0.0), (0.25, 0.5), (1.0, 1.0)])
 def test_sources_overlap_by_the_share_asked_for(low, high):
     ranges = dataclasses.replace(CONFIG, overlap=(low, high), sources=(3, 3))
     for i in range(60):
-        spec = scenes.draw(ranges, CLIPS, 7, "train", i)
+        spec = scenes.sample_scene(ranges, CLIPS, 7, "train", i)
         scenes.validate(spec)
         found = scenes.describe(spec)["sources"]
         for a, b in zip(found, found[1:], strict=False):
@@ -275,16 +279,16 @@ def test_shares_that_do_not_fit_are_refused():
     crowd = dataclasses.replace(CONFIG, overlap=(0.0, 0.0), sources=(5, 5), seconds=1.5)
     clips = [dataclasses.replace(c, seconds=2.0) for c in CLIPS]
     with pytest.raises(ConfigError, match="Scenes.overlap.*5 sources fit in 1.5 s"):
-        scenes.draw(crowd, clips, 0, "train", 0)
+        scenes.sample_scene(crowd, clips, 0, "train", 0)
 
 
 def test_a_moving_source_is_described_at_every_frame(bell):
     path = ((2.5, 1.0, 4.0, 1.5),)  # from (3, 4): 2 m ahead of the listener's left, 1 m/s
-    walks = dataclasses.replace(bell.sources[0], trajectory=path)
+    walks = dataclasses.replace(bell.sources[0], waypoints=path)
     spec = dataclasses.replace(bell, sources=(walks,), yaw=0.0)
     (source,) = scenes.describe(spec)["sources"]
-    rows = np.array(source["trajectory"])
-    times = scenes.frames(spec.seconds)
+    rows = np.array(source["doa_trajectory"])
+    times = scenes.frame_times(spec.seconds)
     assert rows.shape == (40, 3) and times[0] == 0.05 and times[-1] == pytest.approx(3.95)
     # Heard where it was some 6 ms before.
     x = np.clip(times - 2.1 / 343 - 0.5, 0, 2)
@@ -295,35 +299,35 @@ def test_a_moving_source_is_described_at_every_frame(bell):
     assert source["azimuth"] == pytest.approx(90) and source["distance"] == pytest.approx(2)
     assert source["offset"] == pytest.approx(1.5 + np.hypot(2, 1) / 343)
     at_rest = scenes.describe(bell)
-    assert "trajectory" not in at_rest["sources"][0] and "yaw" not in at_rest
+    assert "doa_trajectory" not in at_rest["sources"][0] and "yaw" not in at_rest
 
 
 def test_a_turning_listener_hears_what_rests_go_round(bell):
-    spec = dataclasses.replace(bell, turning=((1.0, 30.0), (3.0, 250.0)))
+    spec = dataclasses.replace(bell, yaw_trajectory=((1.0, 30.0), (3.0, 250.0)))
     scene = scenes.describe(spec)
     (source,) = scene["sources"]
-    yaw = np.interp(scenes.frames(4.0), [1.0, 3.0], [30.0, 250.0])
-    azimuth = np.array(source["trajectory"])[:, 0]
+    yaw = np.interp(scenes.frame_times(4.0), [1.0, 3.0], [30.0, 250.0])
+    azimuth = np.array(source["doa_trajectory"])[:, 0]
     np.testing.assert_allclose(np.exp(1j * np.radians(azimuth + yaw)), 1j, atol=1e-9)
     np.testing.assert_allclose(scene["yaw"], (yaw + 180) % 360 - 180, atol=1e-9)
-    late = dataclasses.replace(bell, turning=((0.1, 30.0), (0.4, 75.0)))
+    late = dataclasses.replace(bell, yaw_trajectory=((0.1, 30.0), (0.4, 75.0)))
     assert scenes.describe(late)["sources"][0]["azimuth"] == pytest.approx(90 - 75)
 
 
 def test_turn_rotates_trajectories_and_keeps_bearings_in_the_room():
     for i in range(20):
-        scene = scenes.describe(scenes.draw(MOVING, CLIPS, 7, "train", i))
-        turned = scenes.turn(scene, 117.0)
+        scene = scenes.describe(scenes.sample_scene(MOVING, CLIPS, 7, "train", i))
+        turned = scenes.rotate_scene(scene, 117.0)
         assert ("yaw" in turned) == ("yaw" in scene)
         for before, after in zip(scene["sources"], turned["sources"], strict=True):
             pairs = [(before["azimuth"], after["azimuth"])]
-            if "trajectory" in before:
-                rows = np.array([before["trajectory"], after["trajectory"]])
+            if "doa_trajectory" in before:
+                rows = np.array([before["doa_trajectory"], after["doa_trajectory"]])
                 np.testing.assert_array_equal(rows[0, :, 1:], rows[1, :, 1:])
                 pairs += rows[:, :, 0].T.tolist()
             found = np.array([(b - a - 117 + 180) % 360 - 180 for a, b in pairs])
             assert np.abs(found).max() < 1e-9
         for a, b in zip(scene.get("yaw", ()), turned.get("yaw", ()), strict=True):
             assert abs((b - a + 117 + 180) % 360 - 180) < 1e-9
-        back = scenes.turn(turned, -117.0)
+        back = scenes.rotate_scene(turned, -117.0)
         assert back["sources"][0]["azimuth"] == pytest.approx(scene["sources"][0]["azimuth"])

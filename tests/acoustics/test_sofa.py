@@ -9,9 +9,9 @@ from jaxasa.core.audio import SAMPLE_RATE
 
 sofar = pytest.importorskip("sofar")
 
-A, C = hrtf.RADIUS, rooms.SPEED
+A, C = hrtf.HEAD_RADIUS, rooms.SPEED_OF_SOUND
 FLIGHT = 1.4 / C  # seconds from the loudspeaker to the head's centre
-EARS = np.radians([hrtf.EARS, -hrtf.EARS])
+EARS = np.radians([hrtf.EAR_AZIMUTH, -hrtf.EAR_AZIMUTH])
 
 
 def _directions(step: int = 15) -> np.ndarray:
@@ -30,7 +30,7 @@ def _exact(unit, frequency) -> np.ndarray:
     ears = np.stack([np.cos(EARS), np.sin(EARS), np.zeros(2)], axis=1)
     theta = np.arccos(np.clip(unit @ ears.T, -1, 1))
     mu = 2 * np.pi * frequency * A / C
-    return hrtf.sphere_response(np.inf, mu, theta.ravel()).reshape(*theta.shape, -1)
+    return hrtf.sphere_transfer_function(np.inf, mu, theta.ravel()).reshape(*theta.shape, -1)
 
 
 def _responses(unit, rate: float, samples: int = 512) -> np.ndarray:
@@ -71,7 +71,7 @@ def _errors(head, directions, bands=BANDS):
     unit = _unit(directions)
     size = 1024
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    found = hrtf.response(head, unit, size)
+    found = hrtf.hrtf_spectrum(head, unit, size)
     level, delay = 0.0, 0.0
     for low, high in bands:
         use = (frequency >= low) & (frequency < high)
@@ -96,25 +96,25 @@ def test_directions_between_are_interpolated(measured):
     assert level < 1.0 and delay < 20e-6
     level, delay = _errors(measured, between)
     assert level < 4 and delay < 40e-6
-    below = measured.at([[0.1, 0.2, -3.0]])
+    below = measured.filters([[0.1, 0.2, -3.0]])
     assert np.isfinite(below[0]).all() and np.abs(below[1]).max() < 8
 
 
 def test_flight_and_level_of_the_laboratory_are_gone(measured):
-    taps, delay = measured.at(hrtf.sphere_nodes(6)[0])
-    exact, expected = hrtf.Sphere().at(hrtf.sphere_nodes(6)[0])
+    taps, delay = measured.filters(hrtf.sphere_nodes(6)[0])
+    exact, expected = hrtf.SphereHrtf().filters(hrtf.sphere_nodes(6)[0])
     # The sphere's own delays average 9 microseconds; low frequencies take longer than rays.
     arrival = [_centre(t) + d for t, d in ((taps, delay), (exact, expected))]
     assert np.mean(arrival[0]) == pytest.approx(np.mean(arrival[1]), abs=1.5)
     # By one gain for all: the colour stays.
-    power = [np.abs(hrtf.diffuse_field(head, 512)[0, 0]) for head in (measured, hrtf.Sphere())]
+    power = [np.abs(hrtf.diffuse_field(head, 512)[0, 0]) for head in (measured, hrtf.SphereHrtf())]
     difference = 10 * np.log10(power[0][5:220] / power[1][5:220])
     assert np.ptp(difference) < 0.6 and abs(np.mean(difference)) < 3
 
 
 def _centre(taps):
     energy = taps.astype(float) ** 2
-    return (energy * (np.arange(taps.shape[-1]) - hrtf.LEAD)).sum(-1) / energy.sum(-1)
+    return (energy * (np.arange(taps.shape[-1]) - hrtf.PRE_TAPS)).sum(-1) / energy.sum(-1)
 
 
 @pytest.mark.parametrize("rate", [16_000.0, 48_000.0])
@@ -136,10 +136,10 @@ def test_other_ways_to_write_the_same_file(tmp_path, measured):
         {"Data_Delay": delay, "Data_IR": np.roll(responses, -20, axis=-1)},
     ]
     where = 2.0 * _unit(directions[::5])
-    expected = hrtf.response(measured, where, 512)
+    expected = hrtf.hrtf_spectrum(measured, where, 512)
     for i, changes in enumerate(files):
         head = hrtf.load(_sofa(tmp_path / f"{i}.sofa", **changes))
-        np.testing.assert_allclose(hrtf.response(head, where, 512), expected, atol=0.06)
+        np.testing.assert_allclose(hrtf.hrtf_spectrum(head, where, 512), expected, atol=0.06)
 
 
 def test_the_name_says_which_content(tmp_path, measured):

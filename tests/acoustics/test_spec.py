@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from jaxasa.acoustics import paths, spec
+from jaxasa.acoustics import paths, rooms, spec
 from jaxasa.config import ConfigError, Scenes
 
 
@@ -34,12 +34,12 @@ def a_source(draw, room, listener, seconds):
         recording_id=draw(st.text()),
         onset=onset,
         seconds=draw(st.floats(1e-3, 30)),
-        speed=draw(st.floats(0.25, 4)),
+        playback_rate=draw(st.floats(0.25, 4)),
         gain=draw(st.floats(-60, 60)),
         position=position,
-        trajectory=tuple(rows),
+        waypoints=tuple(rows),
     )
-    assume(paths.closest(source.path(), listener) >= spec.NEAREST)
+    assume(paths.min_distance(source.path(), listener) >= rooms.MIN_SOURCE_DISTANCE)
     return source
 
 
@@ -67,7 +67,7 @@ def a_spec(draw):
         yaw=draw(st.floats(-180, 180)),
         sources=tuple(sources),
         snr=draw(st.floats(-50, 100)),
-        turning=tuple(turning),
+        yaw_trajectory=tuple(turning),
         sensor_snr=draw(st.none() | st.floats(-50, 100)),
         scattering=draw(st.just(0.0) | st.floats(0, 1)),
     )
@@ -130,9 +130,9 @@ def test_a_field_made_nonsense_is_refused_in_one_line(scene, data):
         ({"seconds": -1.0}, "SceneSpec.seconds is -1.0"),
         ({"rt60": 0}, "SceneSpec.rt60 is 0"),
         ({"sources": ("bell",)}, r"sources\[0\] is 'bell'"),
-        ({"turning": ((1.0, 0.0), (1.0, 9.0))}, "SceneSpec.turning.*rise"),
-        ({"turning": ((0.0, 0.0),)}, "SceneSpec.turning.*rise"),
-        ({"turning": ((1.0, float("nan")),)}, "SceneSpec.turning.*nan"),
+        ({"yaw_trajectory": ((1.0, 0.0), (1.0, 9.0))}, "SceneSpec.yaw_trajectory.*rise"),
+        ({"yaw_trajectory": ((0.0, 0.0),)}, "SceneSpec.yaw_trajectory.*rise"),
+        ({"yaw_trajectory": ((1.0, float("nan")),)}, "SceneSpec.yaw_trajectory.*nan"),
         ({"sensor_snr": "loud"}, "SceneSpec.sensor_snr is 'loud'"),
     ],
 )
@@ -151,14 +151,14 @@ def test_nine_sources_are_too_many(bell):
     [
         ({"position": (3.0, 5.0, 1.5)}, r"position is \(3.0, 5.0, 1.5\), expected .*inside"),
         ({"position": (3.0, 2.04, 1.5)}, r"position is \(3.0, 2.04, 1.5\), expected .*0.05 m"),
-        ({"trajectory": ((1.0, 3.0, 6.0, 1.5),)}, r"trajectory is \(3.0, 6.0, 1.5\).*inside"),
-        ({"trajectory": ((2.5, 3.0, 1.0, 1.5),)}, r"trajectory is 0.0, expected 0.05 m or more"),
-        ({"trajectory": ((0.6, 1.0, 4.0, 1.5),)}, r"trajectory is 20.0, expected at most 10"),
-        ({"trajectory": ((0.5, 3.0, 4.1, 1.5),)}, r"trajectory.*rise from above 0.5 s"),
-        ({"trajectory": ((1.0, 3.0, 4.1),)}, r"trajectory.*rows of \(seconds, x, y, z\)"),
+        ({"waypoints": ((1.0, 3.0, 6.0, 1.5),)}, r"waypoints is \(3.0, 6.0, 1.5\).*inside"),
+        ({"waypoints": ((2.5, 3.0, 1.0, 1.5),)}, r"waypoints is 0.0, expected 0.05 m or more"),
+        ({"waypoints": ((0.6, 1.0, 4.0, 1.5),)}, r"waypoints is 20.0, expected at most 10"),
+        ({"waypoints": ((0.5, 3.0, 4.1, 1.5),)}, r"waypoints.*rise from above 0.5 s"),
+        ({"waypoints": ((1.0, 3.0, 4.1),)}, r"waypoints.*rows of \(seconds, x, y, z\)"),
         ({"seconds": 0}, r"sources\[0\].seconds is 0"),
         ({"onset": 4.5}, r"sources\[0\].onset.*4.5"),
-        ({"speed": 0}, r"sources\[0\].speed.*0"),
+        ({"playback_rate": 0}, r"sources\[0\].playback_rate.*0"),
         ({"gain": float("inf")}, r"sources\[0\].gain is inf"),
     ],
 )
@@ -171,10 +171,10 @@ def test_bad_source_names_field_and_value(bell, changes, words):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"moving": 1.5}, "Scenes.moving_source_prob is 1.5"),
-        ({"pace": (1.0, 20.0)}, "Scenes.walk_speed.*at most 10"),
-        ({"pace": (2.0, 1.0)}, "Scenes.walk_speed"),
-        ({"turning": -0.1}, "Scenes.listener_turn_prob is -0.1"),
+        ({"moving_source_prob": 1.5}, "Scenes.moving_source_prob is 1.5"),
+        ({"walk_speed": (1.0, 20.0)}, "Scenes.walk_speed.*at most 10"),
+        ({"walk_speed": (2.0, 1.0)}, "Scenes.walk_speed"),
+        ({"listener_turn_prob": -0.1}, "Scenes.listener_turn_prob is -0.1"),
         ({"turn_rate": (float("nan"), 10.0)}, "Scenes.turn_rate.*nan"),
         ({"overlap": (0.0, 1.5)}, "Scenes.overlap.*1.5"),
         ({"overlap": (0.5,)}, "Scenes.overlap"),
@@ -182,18 +182,27 @@ def test_bad_source_names_field_and_value(bell, changes, words):
         ({"height": (0.0, 3.0)}, "Scenes.height"),
         ({"width": (3.0, float("inf"))}, "Scenes.width.*inf"),
         ({"seconds": 0.0}, "Scenes.seconds is 0.0"),
-        ({"places": 9}, "Scenes.rir_positions_per_room is 9"),
-        ({"floor": ("marble",)}, r"Scenes.wall_materials is \(\), expected .*go together"),
-        ({"ceiling": "marble"}, "Scenes.ceiling_materials is 'marble'"),
+        ({"rir_positions_per_room": 9}, "Scenes.rir_positions_per_room is 9"),
         (
-            {"floor": ("marble", "cheese")},
+            {"floor_materials": ("marble",)},
+            r"Scenes.wall_materials is \(\), expected .*go together",
+        ),
+        ({"ceiling_materials": "marble"}, "Scenes.ceiling_materials is 'marble'"),
+        (
+            {"floor_materials": ("marble", "cheese")},
             "Scenes.floor_materials is 'cheese', expected one of brick",
         ),
         ({"scattering": (0.5, 1.5)}, "Scenes.scattering.*1.5"),
         ({"scattering": 0.5}, "Scenes.scattering is 0.5"),
-        ({"responses": -1}, "Scenes.rir_rooms is -1"),
-        ({"responses": 10, "places": 2}, "Scenes.rir_positions_per_room is 2.*Scenes.sources"),
-        ({"responses": 10, "moving": 0.5}, "Scenes.moving_source_prob is 0.5.*10 stored responses"),
+        ({"rir_rooms": -1}, "Scenes.rir_rooms is -1"),
+        (
+            {"rir_rooms": 10, "rir_positions_per_room": 2},
+            "Scenes.rir_positions_per_room is 2.*Scenes.sources",
+        ),
+        (
+            {"rir_rooms": 10, "moving_source_prob": 0.5},
+            "Scenes.moving_source_prob is 0.5.*10 stored",
+        ),
     ],
 )
 def test_bad_ranges_name_field_and_value(changes, words):

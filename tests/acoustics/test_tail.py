@@ -12,7 +12,9 @@ SHARES = np.diff([0.0, *(2**0.5 * np.array(rooms.BANDS[:-1])), 8000.0]) / 8000.0
 def test_tail_has_the_closed_forms_energy_and_covariance():
     absorption = rooms.absorption(ROOM, 0.5)
     length = 6400
-    tails = [tail.tail(ROOM, absorption, length, keys.rng(i)).astype(float) for i in range(30)]
+    tails = [
+        tail.noise_tail(ROOM, absorption, length, keys.rng(i)).astype(float) for i in range(30)
+    ]
     times = (np.arange(length) + 0.5) / SAMPLE_RATE
     expected = np.tensordot(SHARES, rooms.tail_energy(ROOM, absorption, times), 1)
     expected = expected.reshape(4, 4, -1).mean(axis=2) / SAMPLE_RATE
@@ -48,6 +50,6 @@ def test_scattering_mixes_directions_towards_the_isotropic():
 def test_scattering_reaches_the_noise():
     where = ((9.0, 8.0, 2.4), np.full(7, 0.2), 8000)
     for scattering, expected in ((0.0, 0.25), (1.0, 1 / 3)):
-        tails = [tail.tail(*where, keys.rng(i), scattering=scattering) for i in range(20)]
+        tails = [tail.noise_tail(*where, keys.rng(i), scattering=scattering) for i in range(20)]
         energy = sum((t.astype(float) ** 2).sum(axis=1) for t in tails)
         assert abs(energy[2] / energy[0] - expected) < 0.02
