@@ -93,7 +93,7 @@ def simulate(args: argparse.Namespace) -> Result:
             raise ConfigError("--benchmark times scenes of its own, expected no option but --json")
         from jaxasa.acoustics import benchmark
 
-        return benchmark.run()
+        return benchmark.run_benchmark()
     if args.workdir is None:
         raise ConfigError("--workdir is missing, expected the run's folder")
     from jaxasa.data import records

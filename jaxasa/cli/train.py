@@ -109,7 +109,8 @@ def _add_plan(commands) -> None:
         reads="gin files alone; whether it fits is known with libtpu (pip install 'jaxasa[plan]')",
         writes="nothing but the file of --json; exit code 3 if the step does not fit",
         examples=[
-            "jaxasa plan --gin_file gin/run/base.gin --stage sft --topology v5e:16x16",
+            "jaxasa plan --gin_file gin/run/base.gin --stage sft --topology v5e:16x16 "
+            "\"--gin.Model.remat='dots'\"",
             "jaxasa plan --gin_file gin/run/base.gin --stage rollout --topology v5e:16x16",
         ],
     )

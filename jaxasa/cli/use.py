@@ -203,7 +203,7 @@ def plot(args: argparse.Namespace) -> Result:
         if room:
             drop = ", ".join(f"--{names[name]}" for name in room)
             raise ConfigError(f"--scene already defines the room, expected no {drop} with it")
-        view = plot_room.view_of_scene(specs.find(args.scene, args.index, args.sounds))
+        view = plot_room.view_of_scene(specs.load_scene(args.scene, args.index, args.sounds))
     else:
         for name in ("index", "sounds"):
             if (value := getattr(args, name)) is not None:

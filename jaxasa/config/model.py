@@ -188,9 +188,6 @@ class Model:
     remat: what the backward pass keeps of each decoder layer: "none" keeps all that it needs,
         "dots" the outputs of the projections and computes the rest again, "full" the layer's
         input alone.
-    buckets: lengths in seconds, ascending. A clip to answer about is padded to the shortest that
-        holds it, so that as many are compiled as there are buckets; the padding changes nothing.
-        (): the length trained on, and its doubles up to Semantic.max_seconds.
     """
 
     semantic: Semantic
@@ -204,13 +201,8 @@ class Model:
     unroll: int = field(default=1, metadata=SPEED)
     frozen_dtype: str = "float32"
     remat: str = field(default="none", metadata=SPEED)
-    buckets: tuple[float, ...] = field(default=(), metadata=SPEED)
 
     def __post_init__(self):
-        lengths, most = self.buckets, self.semantic.max_seconds
-        ok = isinstance(lengths, (tuple, list)) and all(0 < s <= most for s in lengths)
-        ok = ok and all(a < b for a, b in zip(lengths, lengths[1:], strict=False))
-        check(ok, "Model.buckets", lengths, f"ascending lengths up to {most:g} s")
         check_at_least(self, 1, "prompt_tokens", "reply_tokens", "unroll")
         check(self.dtype in DTYPES, "Model.dtype", self.dtype, " or ".join(DTYPES))
         frozen = self.frozen_dtype

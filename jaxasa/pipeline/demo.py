@@ -22,14 +22,7 @@ from jaxasa.config import ConfigError
 from jaxasa.core import files, workdir
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.pipeline import steps
-
-TITLES = {
-    "text": "stage 0: text pretraining of the decoder",
-    "spatial": "stage 1: spatial encoder",
-    "align": "stage 2: projector, on captions",
-    "sft": "stage 3: supervised fine-tuning on questions",
-    "grpo": "stage 4: policy optimisation (GRPO)",
-}
+from jaxasa.stages.registry import STAGES
 
 
 @dataclass(frozen=True)
@@ -63,7 +56,7 @@ def list_steps(run: config.Run, work: WorkFolder, text: str) -> list[Step]:
         )
     for stage in run.stages:
         training = partial(steps.train, run, work, stage, text)
-        before.append(Step(stage, TITLES[stage], training, work.checkpoint(stage)))
+        before.append(Step(stage, STAGES[stage].title, training, work.checkpoint(stage)))
     split = "benchmark"
     return before + [
         Step(
@@ -92,7 +85,7 @@ def _scenes_title(run: config.Run, split: str) -> str:
 def run_demo(run: config.Run, folder: str | os.PathLike, text: str) -> dict:
     """Runs the unfinished steps in a work folder; returns what results.json holds.
 
-    Raises ConfigError if `folder` belongs to another config, or if a stage's checkpoints are gone
+    Raises ConfigError if `list_folder` belongs to another config, or if a stage's checkpoints are gone
     while a later stage still has those that were trained from them.
     """
     work = WorkFolder(folder)
@@ -112,7 +105,7 @@ def _run_steps(run: config.Run, work: WorkFolder, text: str) -> dict:
         if log.is_done(step):
             console.print(f"{heading}: already done, {log.spent(step.name, 'seconds'):.0f} s")
             continue
-        if step.name in config.STAGES:
+        if step.name in STAGES:
             _invalidate(todo[number:], step, log)
         console.rule(f"[bold]{heading}", align="left")
         try:
@@ -186,7 +179,7 @@ def _invalidate(later: Sequence[Step], step: Step, log: _Log) -> None:
     Raises ConfigError if a later stage has a checkpoint: it was trained from another state.
     """
     for after in later:
-        if after.name in config.STAGES and log.is_done(after):
+        if after.name in STAGES and log.is_done(after):
             raise ConfigError(
                 f"{step.output} is unfinished or gone, but {after.output} was trained from it: "
                 f"remove {after.output} or use another --workdir"

@@ -30,6 +30,7 @@ from jaxasa.data import records
 from jaxasa.data.sounds import Bank
 from jaxasa.pipeline import steps
 from jaxasa.stages import common, runner
+from jaxasa.stages.registry import STAGES
 from jaxasa.train import loop
 
 _COLUMNS = ("build", "first step", "evaluation", "save", "restore", "step")
@@ -91,7 +92,7 @@ def _prepare_data(
     else:
         procedural = dataclasses.replace(run.sounds, bank="procedural", classes={})
         steps.build_sound_bank(dataclasses.replace(run, sounds=procedural), work)
-    if run.stages == ("text",):
+    if not any(STAGES[stage].reads_scenes for stage in run.stages):
         return run, synthetic
     if run.scenes.rir_rooms and not link(work.rirs, "manifest.json"):
         run = dataclasses.replace(run, scenes=dataclasses.replace(run.scenes, rir_rooms=0))
@@ -113,7 +114,9 @@ def _write_noise(run: config.Run, work: WorkFolder, split: str) -> None:
     def scene(index: int) -> tuple[np.ndarray, dict]:
         rng = keys.rng(run.seed, "rehearsal", split, index)
         audio = rng.integers(-1000, 1000, (samples, channels), dtype=np.int16)
-        return audio, scenes.describe(scenes.sample_scene(run.scenes, clips, run.seed, split, index))
+        return audio, scenes.describe(
+            scenes.sample_scene(run.scenes, clips, run.seed, split, index)
+        )
 
     shard = records.write_shard(out / "scenes.array_record", map(scene, range(count)))
     records.write_manifest(out, {}, [shard])
@@ -158,11 +161,12 @@ def _try_stage(run: config.Run, stage: str, work: WorkFolder, text: str) -> dict
     context = runner.prepare(run, stage, work)
     row: dict[str, Any] = {"stage": stage, "batch": context.stage.batch_size}
     with jax.set_mesh(context.mesh):
-        task = _TimedTask(runner.TASKS[stage](context))
+        task = _TimedTask(STAGES[stage].task(context))
         spent = []
         for last in (1, 2):  # the second resumes from the checkpoint of the first
             options = dataclasses.replace(context.stage, steps=last)
-            state = runner.fit(context, task, options, work, text)
+            shortened = dataclasses.replace(context, stage=options)
+            state = runner.fit(run, shortened, task, work, text)
             end = time.monotonic()
             spent.append({"start": task.batch_time - start, "rest": end - task.batch_time})
             spent[-1] |= task.seconds

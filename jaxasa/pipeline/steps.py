@@ -29,6 +29,7 @@ from jaxasa.data import records, rir_bank, simulate, sounds
 from jaxasa.hf import export, load
 from jaxasa.inference import qa
 from jaxasa.stages import runner
+from jaxasa.stages.registry import ANSWERING, STAGES
 
 
 def build_sound_bank(run: config.Run, work: WorkFolder) -> sounds.Bank:
@@ -100,13 +101,14 @@ def run_benchmark(
     if checkpoint is not None:
         folders = {load.read_meta(checkpoint)["stage"]: checkpoint}
     else:
-        folders = {s: path for s in ("sft", "grpo") if (path := work.checkpoint(s)).is_dir()}
+        folders = {s: path for s in ANSWERING if (path := work.checkpoint(s)).is_dir()}
     is_foa = run.model.spatial.format == "foa"
     chosen = [c for c in controls.select(run.bench.controls) if is_foa or not c.needs_foa]
     systems = controls.systems(list(folders), chosen)
     if not systems:
+        stages = " or ".join(ANSWERING)
         raise ConfigError(
-            f"{checkpoint or work.checkpoints}: expected a model after stage sft or grpo"
+            f"{checkpoint or work.checkpoints}: expected a model after stage {stages}"
         )
     models = {
         stage: qa.QaModel.load(path, run.bench.option_fallback) for stage, path in folders.items()
@@ -175,7 +177,7 @@ def compare_directions(run: config.Run, work: WorkFolder, count: int) -> list[di
     """
     if run.model.spatial.format != "foa":
         raise ConfigError("Spatial.format is 'binaural', expected 'foa': directions need FOA")
-    trained = [s for s in run.stages if work.checkpoint(s).is_dir() and s != "text"]
+    trained = [s for s in run.stages if STAGES[s].reads_scenes and work.checkpoint(s).is_dir()]
     if not trained:
         raise ConfigError(f"{work.checkpoints}: expected a model after stage spatial")
     model = qa.QaModel.load(work.checkpoint(trained[-1]))

@@ -1,5 +1,7 @@
+import argparse
 import dataclasses
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,18 +10,30 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxasa.cli import arguments, main
+from jaxasa.cli import main, options
 from jaxasa.config import ConfigError
+from jaxasa.core import provenance
 from jaxasa.pipeline import demo, steps
 from jaxasa.train import loop
 
 SMOKE = ["--gin_file", "gin/run/smoke.gin"]
-VERBS = [
-    *(["sounds"], ["simulate"], ["import"], ["train"], ["ask"], ["listen"], ["draw"]),
-    *(["export"], ["plan"], ["demo"]),
-    *(["bench", part] for part in ("build", "run", "score", "audit", "doa", "seld", "report")),
-    *(["bench", "external"], ["bench", "ablate"], ["bench", "speed"]),
+COMMANDS = [
+    *(["demo"], ["train"], ["preflight"], ["plan"], ["ask"], ["export"], ["listen"], ["plot"]),
+    *(["bench", part] for part in ("build", "run", "external", "score", "audit", "doa", "seld")),
+    *(["bench", part] for part in ("ablate", "report", "speed")),
+    *(["sounds"], ["simulate"], ["import"]),
 ]
+
+
+def parsers(parser=None):
+    """The parsers of all commands."""
+    parser = parser or main.build_parser()
+    inner = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for action in inner:
+        for sub in action.choices.values():
+            yield from parsers(sub)
+    if not inner:
+        yield parser
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
@@ -48,81 +62,116 @@ def train_raises(monkeypatch):
     return set_error
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_says_what_is_read_and_written(capsys, verb):
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_says_what_is_read_and_written(capsys, command):
     with pytest.raises(SystemExit) as stop:
-        main.main([*verb, "--help"])
+        main.main([*command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "\nReads " in text and "\nWrites " in text
-    assert f"  jaxasa {' '.join(verb)} " in text
+    assert f"  jaxasa {' '.join(command)} " in text
 
 
 def test_examples_in_help_parse():
     """Each example is a command that its own parser takes."""
-    import shlex
+    names = []
+    for parser in parsers():
+        names.append(parser.get_default("command"))
+        first, *rest = [shlex.split(line) for line in parser.epilog.split("\n")[1:]]
+        assert " ".join(first).startswith(f"jaxasa {names[-1]} ")
+        for example in (first, *rest):
+            words, _ = options.split_gin(example[1:])
+            args = main.build_parser().parse_args(words)
+            assert example[0] == "jaxasa" and callable(args.run)
+        assert callable(parser.get_default("run"))
+    assert names == [" ".join(command) for command in COMMANDS]
 
-    from jaxasa.config import gin_files
 
-    def leaves(parser):
-        inner = [a for a in parser._actions if hasattr(a, "choices") and a.dest == "==SUPPRESS=="]
-        for action in inner:
-            for sub in action.choices.values():
-                yield from leaves(sub)
-        if not inner:
-            yield parser
+def test_contracts_of_the_command_line():
+    """Forms that scripts rely on."""
+    for line in (
+        "ask CHECKPOINT a.wav QUESTION --options A B C D --json A.json",
+        "bench score DIR answers.jsonl",
+        "bench seld REFERENCE PREDICTION",
+        "demo --workdir DIR --gin_file a.gin --gin_file b.gin",
+        "plan --gin_file a.gin --topology v5e:2x2 --json A.json",
+        "simulate --benchmark --json A.json",
+        "listen IN OUT",
+    ):
+        assert main.build_parser().parse_args(line.split()).command == " ".join(
+            word for word in line.split() if word.isalpha() and word.islower()
+        )
 
-    parsers = list(leaves(arguments.parser()))
-    assert len(parsers) == len(VERBS) == len(main.VERBS)
-    for parser in parsers:
-        example = shlex.split(parser.epilog.split("\n")[1])
-        rest, _ = gin_files.split_gin(example[1:])
-        verb = arguments.parser().parse_args(rest).verb
-        assert verb == parser.get_default("verb") and verb in main.VERBS
+
+def test_choices_are_those_of_the_registries():
+    """They are imported late, so a renamed registry would show only when somebody asks for help."""
+    lazy = [
+        action.choices
+        for parser in parsers()
+        for action in parser._actions
+        if isinstance(action.choices, options.RegistryNames)
+    ]
+    assert len(lazy) >= 6
+    for choices in lazy:
+        assert len(list(choices)) >= 2 and next(iter(choices)) in choices and "x" not in choices
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--version"])
+    assert stop.value.code == 0
+    made_by = provenance.made_by()
+    expected = f"jaxasa {made_by['version']} (commit {made_by['commit'][:12]})\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_split_gin():
+    rest, bindings = options.split_gin(
+        ["train", "--gin_file", "a.gin", "--gin.Run.seed=3", "--gin_file", "b.gin"]
+    )
+    assert rest == ["train", "--gin_file", "a.gin", "--gin_file", "b.gin"]
+    assert bindings == ["Run.seed=3"]
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        options.split_gin(["--gin.Run.seed", "3"])
 
 
 @pytest.fixture
 def rendered(monkeypatch, tmp_path):
-    """Calls of steps.scenes, which writes a manifest of three scenes."""
+    """Calls of steps.render_scenes, which writes a manifest of three scenes."""
     calls = []
 
-    def scenes(run, folder, split, *how):
+    def render_scenes(run, work, split, *how):
         calls.append((split, *how))
         out = tmp_path / "out"
         out.mkdir(exist_ok=True)
         (out / "manifest.json").write_text('{"count": 3}')
         return out
 
-    monkeypatch.setattr(steps, "scenes", scenes)
+    monkeypatch.setattr(steps, "render_scenes", render_scenes)
     return calls
 
 
 def test_simulate_passes_the_format_the_runner_and_its_options_on(capsys, tmp_path, rendered):
-    from jaxasa.data import formats
-
-    verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE, "--split", "dev"]
-    assert run(capsys, *verb)[0] == 0
-    assert run(capsys, *verb, "--format", "dcase")[0] == 0
-    options = ["--direct_num_workers=2", "--project", "p"]
-    assert run(capsys, *verb, "--runner", "DirectRunner", "--", *options)[0] == 0
+    command = ["simulate", "--workdir", tmp_path / "w", *SMOKE, "--split", "dev"]
+    assert run(capsys, *command)[0] == 0
+    assert run(capsys, *command, "--format", "dcase")[0] == 0
+    beam = ["--direct_num_workers=2", "--project", "p"]
+    assert run(capsys, *command, "--runner", "DirectRunner", "--", *beam)[0] == 0
     assert rendered == [
-        ("dev", "records", None, []),
+        ("dev", None, None, []),
         ("dev", "dcase", None, []),
-        ("dev", "records", "DirectRunner", options),
+        ("dev", None, "DirectRunner", beam),
     ]
-    assert "--runner NAME" in fails(capsys, *verb, "--", *options)
-    (choices,) = [a.choices for a in arguments.parser()._actions[-1].choices["simulate"]._actions
-                  if a.dest == "format"]  # fmt: skip
-    assert set(choices) == set(formats.FORMATS)
+    assert "--runner NAME" in fails(capsys, *command, "--", *beam)
 
 
-def test_a_dry_run_prints_a_plan_and_writes_nothing(capsys, tmp_path, monkeypatch, rendered):
+def test_dry_run_prints_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch, rendered):
     from jaxasa.data import simulate
 
-    asked = []
+    calls = []
 
     def estimate(scenes, bank, split, seed, count, format):
-        asked.append((bank, split, seed, count, format))
+        calls.append((bank, split, seed, count, format))
         row = {"scenes": count, "hours": 4000.0, "shards": 36_000, "bytes": 1_843_200_000_000}
         return row | {"core_hours": 12.34, "core_hours_95": 0.1, "sample": 40}
 
@@ -132,7 +181,7 @@ def test_a_dry_run_prints_a_plan_and_writes_nothing(capsys, tmp_path, monkeypatc
         capsys, "simulate", "--workdir", where, *SMOKE, "--dry_run", "--split", "train",
         "--gin.Scenes.train=3600000", "--json", tmp_path / "plan.json",
     )  # fmt: skip
-    assert code == 0 and asked == [(where / "sounds", "train", 0, 3_600_000, "records")]
+    assert code == 0 and calls == [(where / "sounds", "train", 0, 3_600_000, "records")]
     for text in ("3600000 scenes", "4000.00 hours", "36000 shards", "1,843,200.0 MB", "12.3 core"):
         assert text in out
     assert json.loads((tmp_path / "plan.json").read_text())["train"]["shards"] == 36_000
@@ -148,14 +197,14 @@ def test_import_names_what_it_refuses(capsys, tmp_path):
     lines = [{"audio": f"{n}.wav", "question": "Where?", "answer": "left"} for n in "ab"]
     questions = tmp_path / "q.jsonl"
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = tmp_path / "found.json"
-    verb = ["import", "jsonl", questions, tmp_path / "out"]
-    code, out, _ = run(capsys, *verb, "--json", found)
+    out_json = tmp_path / "import.json"
+    command = ["import", "jsonl", questions, tmp_path / "out"]
+    code, out, _ = run(capsys, *command, "--json", out_json)
     assert code == 0 and "1 recordings, 1 questions" in out
     assert "refused: 1 x has 2 channels" in out
-    (refused,) = json.loads(found.read_text())["refused"]
+    (refused,) = json.loads(out_json.read_text())["refused"]
     assert refused.endswith("b.wav")
-    assert "names in lines" in fails(capsys, *verb, "--classes", tmp_path / "none.txt")
+    assert "a name in each line" in fails(capsys, *command, "--classes", tmp_path / "none.txt")
     line = fails(capsys, "import", "dcase", tmp_path, tmp_path / "other")
     assert "foa_dev" in line and str(tmp_path) in line
 
@@ -170,9 +219,9 @@ def test_missing_gin_file(capsys, tmp_path):
     assert "smok.gin" in fails(capsys, "demo", "--workdir", tmp_path, "--gin_file", "smok.gin")
 
 
-def test_the_main_job_goes_on_with_the_config_of_its_folder(capsys, tmp_path, monkeypatch):
+def test_demo_resumes_with_the_config_of_its_folder(capsys, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(demo, "demo", lambda run, folder, text: ran.append(run) or {})
+    monkeypatch.setattr(demo, "run_demo", lambda run, folder, text: ran.append(run) or {})
     first = ["train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Run.seed=5"]
     monkeypatch.setattr(steps, "train", lambda *_: None)
     assert run(capsys, *first)[0] == 0
@@ -180,7 +229,7 @@ def test_the_main_job_goes_on_with_the_config_of_its_folder(capsys, tmp_path, mo
     assert (ran[0].name, ran[0].seed, ran[0].sft.steps) == ("smoke", 5, 7)
 
 
-def test_gin_arguments_where_none_are_read(capsys, tmp_path):
+def test_gin_bindings_of_a_command_without_config(capsys, tmp_path):
     line = fails(capsys, "export", tmp_path, tmp_path / "out", "--gin.Run.seed=3")
     assert "reads no gin file" in line
 
@@ -250,14 +299,14 @@ def test_audio_that_cannot_be_used(capsys, tmp_path, foa_model, samples, words):
     assert str(audio) in line and words in line
 
 
-def test_audio_that_is_none(capsys, tmp_path, foa_model):
+def test_audio_file_that_is_missing_or_no_audio(capsys, tmp_path, foa_model):
     audio = tmp_path / "a.wav"
     assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
     audio.write_text("no audio")
     assert str(audio) in fails(capsys, "ask", tmp_path, audio, "Where is the dog?")
 
 
-def test_json_is_what_the_verb_found(capsys, tmp_path, monkeypatch):
+def test_json_holds_the_result(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "train", lambda *_: None)
     out = tmp_path / "out.json"
     code, _, _ = run(capsys, "train", "sft", "--workdir", tmp_path / "w", *SMOKE, "--json", out)
@@ -283,7 +332,7 @@ def test_exit_codes(capsys, tmp_path, train_raises, error, code, words):
 
 
 @pytest.mark.parametrize("error", [KeyError("x"), FileNotFoundError(2, "No such file", "z")])
-def test_a_bug_is_not_hidden(tmp_path, train_raises, error):
+def test_unexpected_exception_is_raised(tmp_path, train_raises, error):
     train_raises(error)
     with pytest.raises(type(error)):
         main.main(["train", "sft", "--workdir", str(tmp_path), *SMOKE])
@@ -293,9 +342,9 @@ def test_sigterm_outside_training(tmp_path):
     """What a step has done stays, so the code is the one that launchers start again."""
     code = (
         "import os, signal, sys\n"
-        "from jaxasa import cli\n"
-        "cli.VERBS['simulate'] = lambda options: os.kill(os.getpid(), signal.SIGTERM) or {}\n"
-        f"sys.exit(cli.main(['simulate', '--workdir', {str(tmp_path)!r}]))\n"
+        "from jaxasa.cli import data, main\n"
+        "data.simulate = lambda args: os.kill(os.getpid(), signal.SIGTERM) or {}\n"
+        f"sys.exit(main.main(['simulate', '--workdir', {str(tmp_path)!r}]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 75 and done.stderr.count("\n") == 1
@@ -305,16 +354,15 @@ def test_sigterm_outside_training(tmp_path):
 def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("dog\n")
-    verb = ["simulate", "--workdir", tmp_path / "w", *SMOKE]
-    assert "--format binaural" in fails(capsys, *verb, "--hrtf", "head.sofa")
+    command = ["simulate", "--workdir", tmp_path / "w", *SMOKE]
+    assert "--format binaural" in fails(capsys, *command, "--hrtf", "head.sofa")
     assert "no option" in fails(capsys, "simulate", "--benchmark", "--format", "dcase")
-    scene = ["draw", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
-    assert "expected no rt60" in fails(capsys, *scene, "--rt60", "0.4")
-    assert "expected --scene" in fails(capsys, "draw", tmp_path / "room.png", "--index", "1")
-    assert "none with --rehearse" in fails(capsys, "train", "--rehearse", "--profile", "3")
-    assert "no --runner" in fails(capsys, *verb, "--dry_run", "--runner", "DirectRunner")
+    scene = ["plot", tmp_path / "room.png", "--scene", tmp_path / "scene.json"]
+    assert "expected no --rt60 with it" in fails(capsys, *scene, "--rt60", "0.4")
+    assert "expected --scene" in fails(capsys, "plot", tmp_path / "room.png", "--index", "1")
+    assert "no --runner" in fails(capsys, *command, "--dry_run", "--runner", "DirectRunner")
     mixed = ("--split", "train", "--gin.Scenes.rir_rooms=2", "--runner", "DirectRunner")
-    assert "--runner is 'DirectRunner', expected none" in fails(capsys, *verb, *mixed)
+    assert "--runner is 'DirectRunner', expected none" in fails(capsys, *command, *mixed)
     for layout, option, value in (
         ("jsonl", "--seconds", "5"),
         ("so", "--seconds", "5"),
@@ -328,7 +376,7 @@ def test_options_that_would_be_ignored_are_refused(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("failed", "code"), [({}, 0), ({"p1": "lost"}, 3)])
-def test_a_failed_variant_is_a_verdict_of_no(capsys, tmp_path, monkeypatch, failed, code):
+def test_failed_variant_exits_with_3(capsys, tmp_path, monkeypatch, failed, code):
     from jaxasa.pipeline.ablation import runner
 
     def fake(load, folder, dry_run):
@@ -339,5 +387,11 @@ def test_a_failed_variant_is_a_verdict_of_no(capsys, tmp_path, monkeypatch, fail
     monkeypatch.setattr(runner, "ablate", fake)
     words = ("bench", "ablate", "--workdir", tmp_path, "--dry_run", "--gin.SftStage.steps=9")
     assert run(capsys, *words)[0] == code
-    said = fails(capsys, "bench", "report", "--workdir", tmp_path, "--ablation", tmp_path / "no")
-    assert "expected one of `bench ablate`" in said
+    line = fails(capsys, "bench", "report", "--workdir", tmp_path, "--ablation", tmp_path / "no")
+    assert "expected one of `bench ablate`" in line
+
+
+def test_a_stage_outside_run_stages_is_refused(capsys, tmp_path):
+    words = ("--workdir", tmp_path, "--gin_file", "gin/run/base.gin")
+    line = fails(capsys, "train", "text", *words)
+    assert "stage is 'text', expected one of Run.stages (spatial, align, sft, grpo)" in line

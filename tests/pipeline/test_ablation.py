@@ -141,8 +141,8 @@ def test_invalid_variant_is_refused_before_any_job(tmp_path, variant, message):
 class Fake:
     """Steps that only leave their files; `fail(job folder's name, stage)` may raise."""
 
-    def __init__(self, small):
-        self.calls, self.fail, self._small = [], lambda run, stage: None, small
+    def __init__(self, suite_folder):
+        self.calls, self.fail, self._suite = [], lambda run, stage: None, suite_folder
         self.pause = lambda: None
 
     def build_sound_bank(self, run, work):
@@ -166,7 +166,7 @@ class Fake:
         self.calls.append("suite")
         folder = work.evaluation(split).benchmark
         folder.parent.mkdir(exist_ok=True)
-        folder.symlink_to(self._small.folder.resolve())
+        folder.symlink_to(self._suite)
 
     def evaluate(self, systems, models, items_folder, out, bench, digests):
         work = WorkFolder(out)
@@ -181,16 +181,43 @@ class Fake:
         path.write_text(text)
 
 
+@pytest.fixture(scope="module")
+def suite_folder(tmp_path_factory):
+    """A suite of 24 items about 12 scenes, without audio."""
+    folder = tmp_path_factory.mktemp("suite")
+    source = {"class": "dog", "recording_id": "a"}
+    items = [
+        {
+            "id": f"{level}-task-{n:03d}",
+            "level": level,
+            "task": "task",
+            "question": "Where?",
+            "options": ["left", "right", "front", "back"],
+            "answer": "ABCD"[n % 4],
+            "direction": True,
+            "scene": {"id": f"test/{n:06d}", "sources": [source]},
+            "file_name": f"audio/{n}.flac",
+        }
+        for n in range(12)
+        for level in ("L1", "L2")
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
+    facts = {"split": "benchmark", "items": 24, "levels": {"L1": 12, "L2": 12}, "scenes": 12}
+    facts |= {"sounds": "procedural", "seed": 0, "sha256": "0"}
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    return folder
+
+
 @pytest.fixture
-def fake(monkeypatch, small):
-    fake = Fake(small)
+def fake(monkeypatch, suite_folder):
+    fake = Fake(suite_folder)
     for name in ("build_sound_bank", "render_scenes", "train", "build_suite"):
         monkeypatch.setattr(steps, name, getattr(fake, name))
     monkeypatch.setattr(bench_run, "evaluate", fake.evaluate)
-    fake.chose = set()
+    fake.option_fallbacks = set()
 
-    def load(path, chooses):
-        fake.chose.add(chooses)
+    def load(path, option_fallback):
+        fake.option_fallbacks.add(option_fallback)
         return model
 
     model = type("Model", (), {"digest": "d", "load": staticmethod(load)})
@@ -218,10 +245,10 @@ def test_dev_split_renders_no_benchmark_scenes(fake, tmp_path):
 def test_option_fallback_changes_answers_but_not_training(fake, tmp_path):
     given = dict(variants=PAIR, seeds=(0,))
     runner.ablate(loader("Bench.option_fallback=True", **given), tmp_path)
-    assert fake.chose == {True}
+    assert fake.option_fallbacks == {True}
     count = len(fake.calls)
     runner.ablate(loader("Bench.option_fallback=False", **given), tmp_path)
-    assert fake.chose == {True, False} and fake.calls[count:] == ["answers"] * 2
+    assert fake.option_fallbacks == {True, False} and fake.calls[count:] == ["answers"] * 2
 
 
 def test_each_job_is_done_once_and_a_finished_ablation_does_nothing(fake, tmp_path, capsys):

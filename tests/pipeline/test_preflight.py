@@ -12,7 +12,9 @@ from jaxasa.config import ConfigError, gin_files
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import pipeline, procedural, sounds
 from jaxasa.pipeline import preflight
-from jaxasa.stages import common, runner
+from jaxasa.stages import runner
+from jaxasa.stages.registry import STAGES
+from jaxasa.train import loop
 
 SMALL = (
     *("Semantic.n_mels=16", "Semantic.width=16", "Semantic.heads=2", "Spatial.n_mels=16"),
@@ -53,11 +55,13 @@ def counting(monkeypatch, tmp_path):
 
             size = context.stage.batch_size
             batches = pipeline.Batches(context.train, element, 0, name, size, total_examples=size)
-            return common.Task(name, batches, step, evaluate)
+            return loop.Task(name, batches, step, evaluate)
 
         return task
 
-    monkeypatch.setattr(runner, "TASKS", {name: make(name) for name in ("spatial", "grpo")})
+    for name in ("spatial", "grpo"):
+        counted = dataclasses.replace(STAGES[name], task=make(name))
+        monkeypatch.setitem(STAGES, name, counted)
     return seen
 
 
@@ -86,7 +90,7 @@ def test_an_error_is_reported_and_nothing_is_left(counting, tmp_path, capsys, mo
     def broken(context):
         raise ConfigError("Mesh.tensor is 3, expected another")
 
-    monkeypatch.setitem(runner.TASKS, "grpo", broken)
+    monkeypatch.setitem(STAGES, "grpo", dataclasses.replace(STAGES["grpo"], task=broken))
     words = ["preflight", "--gin_file", "gin/run/smoke.gin"]
     assert main.main([*words, *(f"--gin.{binding}" for binding in SMALL)]) == 2
     assert "Mesh.tensor is 3" in capsys.readouterr().err

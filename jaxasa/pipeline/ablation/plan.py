@@ -2,8 +2,8 @@
 
 A variant is a run: that of the gin files with a few bindings of its own. Its stages become jobs,
 each in a work folder DIR/ablation/KIND-KEY of its own. KEY is a hash of everything that the job's
-result depends on: its kind, the settings in `DEPENDENCIES`, the seed, and the key of the job whose
-checkpoint it starts from. Jobs with equal keys are the same job, which is done once.
+result depends on: its kind, the settings that its stage depends on, the seed, and the key of the
+job whose checkpoint it starts from. Jobs with equal keys are the same job, which is done once.
 
     text        once for all seeds: its decoder stands for a pretrained one
     spatial     stage 1. With Ablation.projector_steps once a seed for all variants with the same
@@ -29,27 +29,16 @@ from pathlib import Path
 from jaxasa import config
 from jaxasa.config import ConfigError, check
 from jaxasa.core.workdir import WorkFolder
+from jaxasa.stages.registry import STAGES
 
 # bindings over the gin files -> the run and its resolved gin text, as gin_files.load gives them
 Load = Callable[[Sequence[str]], tuple[config.Run, str]]
 
-_NUMERICS = ("seed", "sounds", "scenes", "model.dtype", "model.frozen_dtype")
-_TEXTS = ("model.decoder", "model.prompt_tokens", "model.reply_tokens")
-_AUDIO = (*_NUMERICS, "model.semantic", "model.spatial", "model.projector", "model.decoder")
-_QUESTIONS = (*_AUDIO, *_TEXTS, "model.lora", "questions")
-# Fields of config.Run that a kind of job depends on; one that is a dataclass stands for all its
-# own fields that change a result (config.settings).
-DEPENDENCIES = {
-    "text": (*_NUMERICS, *_TEXTS, "model.projector.token_rate", "questions", "text"),
-    "spatial": (*_AUDIO, "spatial"),
-    "projector": (*_AUDIO, "spatial"),
-    "align": (*_AUDIO, *_TEXTS, "align"),
-    "sft": (*_QUESTIONS, "sft"),
-    "grpo": (*_QUESTIONS, "grpo"),
-}
 # The first job of a variant also decides on the tokenizer, and on initial weights.
-_FIRST_JOB = (*_TEXTS, "questions", "pretrained", "init_from", "init_parts")
-_ENCODERS = ("semantic", "spatial", "decoder")
+_FIRST_JOB = (
+    *("model.decoder", "model.prompt_tokens", "model.reply_tokens", "questions"),
+    *("pretrained", "init_from", "init_parts"),
+)
 # What all variants have in common, so that their answers can be compared.
 _COMMON = ("seed", "sounds", "scenes", "questions", "bench", "mesh", "ablation")
 
@@ -82,8 +71,12 @@ class Job:
 
     @property
     def stage(self) -> str:
-        """Of config.STAGES, for a job that trains."""
-        return "spatial" if self.kind == "projector" else self.kind
+        """Of stages/registry.py, for a job that trains."""
+        return _stage_of(self.kind)
+
+    @property
+    def is_training(self) -> bool:
+        return self.stage in STAGES
 
     def work(self, whole: WorkFolder) -> WorkFolder:
         """Its own work folder, in that of the ablation."""
@@ -231,17 +224,17 @@ class Plan:
     ) -> Job:
         run = self.runs[name]
         seed = run.seed if kind == "text" else seed
-        stage = "spatial" if kind == "projector" else kind
-        parts = () if parent is None else _initial_parts(parent.kind, kind)
+        stage = _stage_of(kind)
+        parts = () if parent is None else _initial_parts(parent, kind)
         changes = [*changes, ("Run", "stages", (stage,)), ("Run", "seed", seed)]
         if parent is not None:
             changes += [("Run", "init_from", parent.name), ("Run", "init_parts", parts)]
         run = _replace(run, changes)
-        names = DEPENDENCIES[kind] + (() if parent else _FIRST_JOB)
+        names = (*STAGES[stage].depends_on, stage, *(() if parent else _FIRST_JOB))
         settings = _settings(run, names) | {"data.seed": self.base.seed}
         key = _hash([kind, settings, parts, parent.key if parent else None])
         bindings = (f"{owner}.{part}={value!r}" for owner, part, value in changes)
-        splits = () if kind == "text" else ("train", "dev")
+        splits = ("train", "dev") if STAGES[stage].reads_scenes else ()
         job = Job(
             kind,
             key,
@@ -304,13 +297,15 @@ def bindings_of(job: Job, whole: WorkFolder) -> tuple[str, ...]:
     return (*job.bindings, f"Run.init_from={str(start)!r}")
 
 
-def _initial_parts(parent: str, kind: str) -> tuple[str, ...]:
+def _stage_of(kind: str) -> str:
+    return "spatial" if kind == "projector" else kind
+
+
+def _initial_parts(parent: Job, kind: str) -> tuple[str, ...]:
     """Parts taken from the checkpoint of the parent job; the others start from scratch."""
-    if parent == "text":
-        return ("decoder",)
-    if kind == "projector":  # the encoders were trained with another one
-        return _ENCODERS
-    return config.PARTS if parent == "sft" else (*_ENCODERS, "projector")
+    parts = STAGES[parent.stage].parts
+    # The encoders were trained with another projector.
+    return tuple(p for p in parts if p != "projector") if kind == "projector" else parts
 
 
 def _projector_patterns(run: config.Run) -> tuple[str, ...]:

@@ -40,7 +40,8 @@ from jaxasa.inference import qa
 from jaxasa.models.asa import ASA
 from jaxasa.pipeline import steps
 from jaxasa.pipeline.ablation.log import Log
-from jaxasa.pipeline.ablation.plan import DEPENDENCIES, Job, Load, Plan, audio_of, bindings_of
+from jaxasa.pipeline.ablation.plan import Job, Load, Plan, audio_of, bindings_of
+from jaxasa.stages.registry import STAGES
 from jaxasa.train import loop
 
 PAUSE = 2.0  # seconds between looks at the work of other processes
@@ -48,7 +49,7 @@ _ANSWERS = "answers"  # the one system of a job's predictions
 
 
 def ablate(load: Load, folder: str | os.PathLike, dry_run: bool = False) -> dict:
-    """Does the unfinished jobs of a run's ablation in `folder`; returns what ablation.json holds.
+    """Does the unfinished jobs of a run's ablation in `list_folder`; returns what ablation.json holds.
 
     load: bindings -> the run with these on top, and its gin text. dry_run: prints and returns
     the jobs, for which variants they are, and how long they may take; writes nothing.
@@ -248,7 +249,7 @@ def _answer(job: Job, whole: WorkFolder) -> None:
 def describe_variant(run: config.Run, plan: Plan) -> dict:
     """A variant's parameters, audio tokens of a scene, and number of scenes it is trained on."""
     sizes = _part_sizes(run.model)
-    stages = {s: getattr(run, s) for s in run.stages if s != "text"}
+    stages = {s: getattr(run, s) for s in run.stages if STAGES[s].reads_scenes}
     scenes = {name: stage.steps * stage.batch_size for name, stage in stages.items()}
     if plan.ablation.projector_steps and "spatial" in run.stages:
         scenes["projector"] = plan.ablation.projector_steps * run.spatial.batch_size
@@ -308,7 +309,7 @@ def _estimate(plan: Plan, log: Log) -> dict:
         group = (kind, job.audio, is_own or variants)
         row = groups.setdefault(group, _row(job, kind, is_own, measured))
         row["for"] = list(dict.fromkeys([*row["for"], *variants]))
-        if job.kind in DEPENDENCIES:
+        if job.is_training:
             differs = [*row["differs_in"], *plan.differences_from_base(job)]
             row["differs_in"] = list(dict.fromkeys(differs))
         row["jobs"] += 1
