@@ -1,8 +1,8 @@
-"""Builds a suite: chooses its items from the scenes as drawn, writes them with their renders.
+"""Building of a suite: selects its items and writes them with their audio.
 
-Items are chosen from scene specs, which are double precision throughout, so the questions are
-the same on every machine; only what is measured on renders (RT60, DRR) and the renders' last
-bits depend on it. A question whose answer the measured scene would not give is not asked.
+Items are selected from scene specs, which are double precision throughout, so the questions are
+the same on every machine; only quantities measured on renders (RT60, DRR) and the last bits of
+renders depend on it. A question is rejected if the measured scene gives another answer.
 """
 
 import collections
@@ -15,13 +15,14 @@ import soundfile
 
 from jaxasa import config
 from jaxasa.acoustics import scenes
-from jaxasa.bench import audit, card, external_suite
-from jaxasa.bench.select_items import DIRECTION_SHARE, choose
+from jaxasa.bench import audit, card, external_suite, shortcut_probe
+from jaxasa.bench.select_items import MIN_DIRECTION_SHARE, select_items
 from jaxasa.bench.suite import Item, load, manifest
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.files import atomic_path
 from jaxasa.core.progress import progress
+from jaxasa.core.provenance import made_by
 from jaxasa.data import questions, records, sounds, specs
 
 
@@ -35,9 +36,10 @@ def build(
     """Writes the suite of `split` ("benchmark" or "dev") into `folder` and returns its items.
 
     bank_folder: the sound bank, for class names and the recordings of each split. records_folder:
-    the rendered scenes of `split`, or an imported set, which needs no bank (others.py) and gives
-    what items it can. A suite made before from the same config and scenes is kept.
-    Raises ConfigError where the scenes are too few, or hold source recordings of another split.
+    the rendered scenes of `split`, or an imported data set (external_suite.py), which needs no
+    bank and may give fewer items than the config says. An existing suite of the same config and
+    scenes is kept. Raises ConfigError if the scenes are too few, or contain source recordings of
+    another split.
     """
     folder = Path(folder)
     config.check(split in config.SUITES, "split", split, " or ".join(config.SUITES))
@@ -45,59 +47,67 @@ def build(
     stamp = _stamp(run, Path(records_folder), split, len(source))
     if (folder / "manifest.json").is_file() and manifest(folder).get("made_from") == stamp:
         return load(folder)
-    foreign = external_suite.layout(source)
-    bank = external_suite.bank(source) if foreign else sounds.Bank.load(bank_folder)
-    places = external_suite.usable(source) if foreign else range(len(source))
-    measured = [source[i][1] for i in places]
-    if foreign:
+    layout = external_suite.layout(source)
+    bank = external_suite.bank(source) if layout else sounds.Bank.load(bank_folder)
+    records_used = external_suite.usable_records(source) if layout else range(len(source))
+    measured = [source[i][1] for i in records_used]
+    if layout:
         recordings = external_suite.recordings_by_split(measured, bank.classes)
     else:
         recordings = bank_recordings(bank)
         _check_split(measured, recordings, "test" if split == "benchmark" else "dev")
 
-    def holds(index: int, q: questions.Question) -> bool:
-        return audit.key(q, measured[index], bank.classes) == q.answer_text
+    def accept(index: int, q: questions.Question) -> bool:
+        return audit.answer_in_scene(q, measured[index], bank.classes) == q.answer_text
 
-    drawn = _as_drawn(source, measured, bank)
-    asked = (drawn, bank.classes, run.bench, run.questions, run.seed, split, holds)
-    chosen, left_out = choose(*asked, fewer=bool(foreign))
+    selection, left_out = select_items(
+        _spec_descriptions(source, measured, bank),
+        bank.classes,
+        run.bench,
+        run.questions,
+        run.seed,
+        split,
+        accept,
+        allow_fewer=bool(layout),
+    )
 
     with atomic_path(folder) as temporary:
         (temporary / "audio").mkdir(parents=True)
-        used = sorted({index for index, _ in chosen})
+        used = sorted({index for index, _ in selection})
         with progress(f"writing the {split} suite", len(used), "scenes") as advance:
             for index in used:
                 path = temporary / _file_name(measured[index])
-                sound = source[places[index]][0]
-                soundfile.write(path, sound, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+                audio = source[records_used[index]][0]
+                soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
                 advance(1)
-        items = _items(chosen, measured, temporary)
-        if not foreign:
+        items = _items(selection, measured, temporary)
+        if not layout:
             _check_direction(items)
         lines = "".join(json.dumps(_line(item)) + "\n" for item in items)
         (temporary / "metadata.jsonl").write_text(lines, encoding="utf-8")
-        found = audit.audit(run, bank, items)
+        report = audit.audit(run, bank, items)
         facts = {
             "split": split,
             "seed": run.seed,
-            "scene_source": foreign or source.manifest.get("engine", "jaxasa"),
+            "scene_source": layout or source.manifest.get("engine", "jaxasa"),
             "sounds": bank.name,
             "items": len(items),
             "levels": dict(collections.Counter(i.level for i in items)),
             "scenes": len(used),
             "seconds": measured[used[0]]["seconds"],
-            "channels": int(source[places[used[0]]][0].shape[1]),
+            "channels": int(source[records_used[used[0]]][0].shape[1]),
             "classes": list(bank.classes),
             "recordings": {s: {c: len(r) for c, r in by.items()} for s, by in recordings.items()},
             "left_out": left_out,
             "margin": run.questions.margin,
-            "leak": {
-                reader: {level: s.get(f"{reader}_only") for level, s in found["levels"].items()}
-                for reader in ("text", "options", "position")
+            "shortcut_probe": {
+                kind: {level: s.get(f"{kind}_only") for level, s in report["levels"].items()}
+                for kind in shortcut_probe.TEXT_FEATURES
             },
             "made_from": stamp,
+            "made_by": made_by(),
         }
-        (temporary / "card.md").write_text(card.text(items, facts, found), encoding="utf-8")
+        (temporary / "card.md").write_text(card.text(items, facts, report), encoding="utf-8")
         facts["files"] = {
             str(p.relative_to(temporary)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(temporary.rglob("*"))
@@ -110,15 +120,15 @@ def build(
         facts["sha256"] = _digest(facts["files"])
         (temporary / "manifest.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         # Not among the files with a checksum: scores of systems are added to it.
-        (temporary / audit.FILE).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        (temporary / audit.FILE).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return load(folder)
 
 
-def _as_drawn(source: records.Records, measured: Sequence[dict], bank) -> Sequence[dict]:
-    """Descriptions from the specs; those measured, where the scenes were rendered elsewhere."""
+def _spec_descriptions(source: records.Records, measured: Sequence[dict], bank) -> Sequence[dict]:
+    """Descriptions of the scene specs; the measured ones if the scenes were rendered elsewhere."""
     if "scenes" not in source.manifest:
         return measured
-    return [scenes.describe(specs.of_record(source, i, bank)) for i in range(len(source))]
+    return [scenes.describe(specs.scene_of_record(source, i, bank)) for i in range(len(source))]
 
 
 def _digest(value) -> str:
@@ -126,7 +136,9 @@ def _digest(value) -> str:
 
 
 def _stamp(run: config.Run, records_folder: Path, split: str, count: int) -> str:
-    path = records_folder / "manifest.json"
+    path = records_folder / records.MANIFEST
+    manifest = records.read_manifest(records_folder) if path.is_file() else {}
+    manifest.pop("made_by", None)
     return _digest(
         {
             "bench": config.settings(run.bench, "data"),
@@ -134,7 +146,7 @@ def _stamp(run: config.Run, records_folder: Path, split: str, count: int) -> str
             "seed": run.seed,
             "split": split,
             "scenes": count,
-            "records": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
+            "records": manifest,
         }
     )
 
@@ -150,7 +162,7 @@ def bank_recordings(bank) -> dict[str, dict[str, set[str]]]:
 
 
 def _check_split(scenes, recordings, own: str) -> None:
-    """A dry recording of this suite must be in no other split."""
+    """Raises ConfigError if a source recording of the suite is in another split."""
     for scene in scenes:
         for s in scene["sources"]:
             for split, by_class in recordings.items():
@@ -163,21 +175,22 @@ def _check_split(scenes, recordings, own: str) -> None:
 
 
 def _check_direction(items: Sequence[Item]) -> None:
+    """Raises ConfigError if too few items of a level depend on direction."""
     for level in config.LEVELS:
-        kinds = [i.direction for i in items if i.level == level]
-        share = sum(kinds) / len(kinds)
-        expected = f"at least {DIRECTION_SHARE} of the items of {level}"
-        config.check(share >= DIRECTION_SHARE, "direction", share, expected)
+        directions = [i.direction for i in items if i.level == level]
+        share = sum(directions) / len(directions)
+        expected = f"at least {MIN_DIRECTION_SHARE} of the items of {level}"
+        config.check(share >= MIN_DIRECTION_SHARE, "direction", share, expected)
 
 
 def _file_name(scene: dict) -> str:
     return f"audio/{scene['id'].replace('/', '-')}.flac"
 
 
-def _items(chosen, scenes: Sequence[dict], folder: Path) -> list[Item]:
+def _items(selection, scenes: Sequence[dict], folder: Path) -> list[Item]:
     counters: collections.Counter[str] = collections.Counter()
     items = []
-    for index, q in chosen:
+    for index, q in selection:
         counters[q.task] += 1
         items.append(
             Item(
@@ -189,8 +202,8 @@ def _items(chosen, scenes: Sequence[dict], folder: Path) -> list[Item]:
                 answer=q.answer,
                 direction=q.direction,
                 scene=scenes[index],
-                about=q.about or {},
-                open=_open(q),
+                template_args=q.template_args or {},
+                open_answer=_open_answer(q),
                 file=folder / _file_name(scenes[index]),
             )
         )
@@ -198,13 +211,16 @@ def _items(chosen, scenes: Sequence[dict], folder: Path) -> list[Item]:
 
 
 def _line(item: Item) -> dict:
-    names = ("id", "level", "task", "question", "direction", "options", "answer", "scene")
-    extra = ("about", "open")
-    return {"file_name": _file_name(item.scene)} | {n: getattr(item, n) for n in names + extra}
-
-
-def _open(q: questions.Question) -> dict | None:
-    """How an answer without options is scored; see bench/open_ended.py."""
-    return (
-        None if q.open_answer is None else {"kind": q.open_answer[0], "value": q.open_answer[1], "text": q.answer_text}
+    names = (
+        *("id", "level", "task", "question", "direction", "options", "answer", "scene"),
+        *("template_args", "open_answer"),
     )
+    return {"file_name": _file_name(item.scene)} | {n: getattr(item, n) for n in names}
+
+
+def _open_answer(q: questions.Question) -> dict | None:
+    """Key to an answer without options (bench/open_ended.py)."""
+    if q.open_answer is None:
+        return None
+    kind, value = q.open_answer
+    return {"kind": kind, "value": value, "text": q.answer_text}

@@ -1,14 +1,14 @@
-"""Recordings of others as the scenes of a suite: `jaxasa import dcase SOURCE DIR/scenes/benchmark`.
+"""Suites of imported recordings: `jaxasa import dcase SOURCE DIR/scenes/benchmark`.
 
-Labels say what sounds, where and when, and perhaps how far; a question for which more must be
-known (RT60, levels, a DRR) is not asked. Windows that are silent, have two sounds of one class,
-more than three, or less than the full length, are left out.
-Where the set has fewer than four classes (STARSS23 has three that the demo knows), nothing asks
-for a name: options that are never right would give it away.
+The labels of a DCASE set give the class, direction and time of all sounds, and perhaps their
+distance; questions that need more (RT60, level, DRR) are not asked. Windows are left out if they
+are silent, shorter than the others, or hold two sounds of one class or more than three sounds.
+If a set has fewer than four classes (STARSS23 has three that the demo knows), no question asks
+for a class: options that are never right would give it away.
 
-A class, an azimuth, an elevation and a distance mean in DCASE's labels what they mean in ours.
-Onsets and offsets are rounded to 100 ms there; what is compared in time is 0.3 s apart at least. A
-sound that began before its window counts as beginning with it.
+Class, azimuth, elevation and distance mean the same in DCASE's labels as here. Onsets and offsets
+are rounded to 100 ms there; sounds that are compared in time are 0.3 s apart at least. A sound
+that began before its window counts as beginning with it.
 """
 
 from collections import defaultdict
@@ -23,34 +23,34 @@ from jaxasa.acoustics.scenes import Clip
 from jaxasa.data import import_scenes
 from jaxasa.data.records import MANIFEST, Records
 
-LAYOUTS = ("dcase",)  # whose labels are all that sounds; questions of others are about parts
+LAYOUTS = ("dcase",)  # layouts whose labels cover all sounds of a recording
 
 
 def layout(source: Records) -> str | None:
     """The layout that records were imported from; None for simulated scenes.
 
-    Raises ConfigError for one whose labels do not say all that sounds.
+    Raises ConfigError if its labels do not cover all sounds.
     """
-    found = source.manifest.get("layout")
+    name = source.manifest.get("layout")
     expected = "one of " + ", ".join(LAYOUTS)
-    config.check(found is None or found in LAYOUTS, f"layout of {source.folder}", found, expected)
-    return found
+    config.check(name is None or name in LAYOUTS, f"layout of {source.folder}", name, expected)
+    return name
 
 
 def is_imported(folder: Path) -> bool:
-    """Whether a folder holds such recordings; one that is not there, or unfinished, does not."""
+    """Whether a folder holds imported recordings; False if it is missing or unfinished."""
     return (folder / MANIFEST).is_file() and layout(Records(folder)) is not None
 
 
 @dataclass(frozen=True)
 class Bank:
-    """What building a suite asks of a sound bank, where recordings bring their own sounds."""
+    """Stands in for a sound bank: imported recordings have classes, and no clips."""
 
     name: str
     classes: tuple[str, ...]
 
     def clips(self, split: str) -> list[Clip]:
-        """None: nothing can be drawn anew."""
+        """No clips: no scenes can be composed of them."""
         return []
 
 
@@ -59,27 +59,27 @@ def bank(source: Records) -> Bank:
     return Bank(f"{layout(source)} recordings", tuple(source.manifest["classes"]))
 
 
-def usable(source: Records) -> list[int]:
-    """Places of the recordings that can be asked about; raises ConfigError for none."""
+def usable_records(source: Records) -> list[int]:
+    """Indices of the windows that questions can be about; raises ConfigError if there are none."""
     scenes = [source[i][1] for i in range(len(source))]
-    whole = max(scene["seconds"] for scene in scenes)
-    found = [
+    longest = max(scene["seconds"] for scene in scenes)
+    indices = [
         i
         for i, scene in enumerate(scenes)
-        if np.isclose(scene["seconds"], whole) and import_scenes.askable(scene["sources"])
+        if np.isclose(scene["seconds"], longest) and import_scenes.is_askable(scene["sources"])
     ]
-    expected = f"one to three sounds of different classes in some window of {whole:g} s"
-    config.check(len(found) > 0, str(source.folder), "none", expected)
-    return found
+    expected = f"one to three sounds of different classes in some window of {longest:g} s"
+    config.check(len(indices) > 0, str(source.folder), "none", expected)
+    return indices
 
 
 def recordings_by_split(
     scenes: Sequence[dict], classes: Sequence[str]
 ) -> dict[str, dict[str, set[str]]]:
-    """Split -> class -> recordings, as build.bank_recordings has it: all are for the test."""
-    heard: dict[str, set[str]] = defaultdict(set)
+    """Split -> class -> recording ids, as build.bank_recordings; all are in the test split."""
+    by_class: dict[str, set[str]] = defaultdict(set)
     for scene in scenes:
         for source in scene["sources"]:
-            heard[source["class"]].add(source["recording_id"])
-    test = {name: heard[name] for name in classes}
+            by_class[source["class"]].add(source["recording_id"])
+    test = {name: by_class[name] for name in classes}
     return {"train": {c: set() for c in classes}, "dev": {c: set() for c in classes}, "test": test}

@@ -1,9 +1,9 @@
 """Benchmark suites: four-option items over fixed renders, readable and scorable by anyone.
 
 A suite is a folder that bench/build.py writes: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, or
-2 ears; 16 bit, 16 kHz), `metadata.jsonl` (one item a line), `card.md` (what it holds, for people),
-`manifest.json` (counts, classes, recordings, SHA-256 of every file) and `audit.json` (what readers
-of texts and of metadata score on it). It appears under its name only when whole.
+2 ears; 16 bit, 16 kHz), `metadata.jsonl` (one item per line), `card.md` (data card for people),
+`manifest.json` (counts, classes, recordings, SHA-256 of every file) and `audit.json` (scores of
+the shortcut probe and of the oracle). It appears under its name only when it is complete.
 """
 
 import collections
@@ -24,10 +24,13 @@ from jaxasa.data import questions
 
 @dataclass(frozen=True)
 class Item:
-    """A line of metadata.jsonl. `file` is the audio's path, `scene` its description.
+    """One item: a line of metadata.jsonl.
 
-    about: what the question chose of the scene, for `questions.again`. open: how to score an
-    answer without options (bench/open_ended.py): {"kind", "value", "text"}; None where there is none.
+    task: name of the question type. direction: whether the answer depends on the directions of
+    sounds. scene: description of the scene. file: path of the audio. template_args: the random
+    choices that filled the question's template, for `questions.reinstantiate`. open_answer: key
+    to the answer if no options are shown, {"kind", "value", "text"} (bench/open_ended.py), None
+    if the question needs options.
     """
 
     id: str
@@ -39,12 +42,19 @@ class Item:
     direction: bool
     scene: dict
     file: Path
-    about: Mapping = dataclasses.field(default_factory=dict)
-    open: Mapping | None = None
+    template_args: Mapping = dataclasses.field(default_factory=dict)
+    open_answer: Mapping | None = None
 
     @property
     def answer_text(self) -> str:
         return self.options[questions.LETTERS.index(self.answer)]
+
+    @property
+    def rng_key(self) -> str:
+        """Name of the item's random streams: its id with the question type's `rng_key`."""
+        question_type = questions.QUESTION_TYPES.get(self.task)
+        key = self.task if question_type is None else question_type.rng_key
+        return self.id.replace(f"-{self.task}-", f"-{key}-")
 
     @property
     def recordings(self) -> tuple[tuple[str, str], ...]:
@@ -52,7 +62,10 @@ class Item:
         return tuple((s["class"], s["recording_id"]) for s in self.scene["sources"])
 
     def audio(self) -> np.ndarray:
-        """Reads the render: int16 [N, 4] (W Y Z X) or [N, 2] (ears), 16 kHz; else ConfigError."""
+        """Reads the audio: int16 [N, 4] (W Y Z X) or [N, 2] (ears) at 16 kHz.
+
+        Raises ConfigError if the file has another format or cannot be read.
+        """
         try:
             audio, rate = soundfile.read(self.file, dtype="int16", always_2d=True)
         except (soundfile.SoundFileError, OSError) as error:
@@ -66,17 +79,17 @@ class Item:
 
 
 def name_of(file: Path) -> str:
-    """The `file_name` of an item's file: its path inside the suite, "audio/NAME.flac"."""
+    """The `file_name` of an item's file: its path within the suite, "audio/NAME.flac"."""
     return f"{file.parent.name}/{file.name}"
 
 
 def manifest(folder: str | Path) -> dict:
-    """The suite's manifest.json. Raises ConfigError where there is none."""
+    """Reads the suite's manifest.json; raises ConfigError if there is none."""
     return read_json(Path(folder) / "manifest.json", "a suite written by `jaxasa bench build`")
 
 
 def read_json(path: Path, expected: str) -> dict:
-    """The JSON of a file; raises ConfigError where it is not there or no JSON."""
+    """Reads a JSON file; raises ConfigError if it is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -85,27 +98,28 @@ def read_json(path: Path, expected: str) -> dict:
 
 
 def load(folder: str | Path) -> list[Item]:
-    """Reads a suite's items, in the order of metadata.jsonl; audio is read when asked for.
+    """Reads a suite's items in the order of metadata.jsonl, without their audio.
 
-    Raises ConfigError naming the file and line of what is missing or malformed.
+    Raises ConfigError, with file and line, if anything is missing or malformed.
     """
     folder = Path(folder)
     path = folder / "metadata.jsonl"
     items = [_item(folder, line, f"{path}:{n}") for n, line in read_lines(path)]
     ids = collections.Counter(i.id for i in items)
-    double = next((i for i, n in ids.items() if n > 1), None)
-    config.check(double is None, f"{path}: id", double, "each id once")
-    config.check(len(items) > 0, str(path), "empty", "one item a line")
+    repeated = next((i for i, n in ids.items() if n > 1), None)
+    config.check(repeated is None, f"{path}: id", repeated, "each id once")
+    config.check(len(items) > 0, str(path), "empty", "one item per line")
     return items
 
 
 def read_lines(path: str | Path) -> list[tuple[int, dict]]:
-    """The JSON objects of a JSONL file with their line numbers; raises ConfigError by line."""
+    """Reads a JSONL file: [(line number, object)]. Raises ConfigError, with file and line, if a
+    line is not a JSON object."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}), expected JSON lines") from None
-    found = []
+    rows = []
     for n, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -115,17 +129,17 @@ def read_lines(path: str | Path) -> list[tuple[int, dict]]:
             value = None
         if not isinstance(value, dict):
             raise ConfigError(f"{path}:{n}: {line[:60]!r}, expected a JSON object")
-        found.append((n, value))
-    return found
+        rows.append((n, value))
+    return rows
 
 
 def _item(folder: Path, line: Mapping, where: str) -> Item:
     names = ("id", "level", "task", "question", "options", "answer", "direction", "scene")
     missing = [n for n in (*names, "file_name") if n not in line]
-    config.check(not missing, where, missing, "a line with these fields too")
+    config.check(not missing, f"{where}: missing fields", missing, "none")
     values = {n: line[n] for n in names} | {"options": tuple(line["options"])}
     config.check(len(values["options"]) == 4, f"{where}: options", values["options"], "4 options")
     ok = values["answer"] in tuple(questions.LETTERS)
     config.check(ok, f"{where}: answer", values["answer"], "A, B, C or D")
-    extra = {n: line[n] for n in ("about", "open") if n in line}
+    extra = {n: line[n] for n in ("template_args", "open_answer") if n in line}
     return Item(**values, **extra, file=folder / line["file_name"])

@@ -1,4 +1,4 @@
-"""The audit of a suite, and that its renders are the same wherever they are made."""
+"""The audit of a suite, and the reproducibility of suites and renders."""
 
 import importlib.util
 import json
@@ -14,10 +14,17 @@ from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.bench import audit, build, suite
 from jaxasa.config import ConfigError
+from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import simulate, sounds
 from jaxasa.pipeline import steps
 
-TASKS = {"heard": 1, "azimuth": 1, "reverberance": 1, "at": 1, "how_far": 1, "turn": 1, "aim": 1}
+TASKS = dict.fromkeys(
+    (
+        *("class_present", "azimuth", "reverberance", "class_in_sector"),
+        *("distance_in_sector", "sector_after_turn", "turn_to_face"),
+    ),
+    1,
+)
 RENDER = """
 import sys, numpy as np
 from jaxasa.acoustics import render, scenes
@@ -63,88 +70,89 @@ def rendered(tmp_path_factory):
     return types.SimpleNamespace(bank=bank, folders=folders, run=run)
 
 
-def test_a_suite_is_the_same_whatever_the_workers(rendered):
+def test_suite_does_not_depend_on_the_number_of_workers(rendered):
     one, two = (
         {p.relative_to(f): p.read_bytes() for p in sorted(f.rglob("*")) if p.is_file()}
         for f in rendered.folders
     )
-    # The stamp says of which records, hence of which shards, a suite was made.
+    # The stamp depends on the records, hence on the shards, that a suite is made from.
     facts = [json.loads(x.pop(next(p for p in x if p.name == "manifest.json"))) for x in (one, two)]
     assert one == two and len(one) > 20
     assert facts[0]["sha256"] == facts[1]["sha256"]
 
 
-def test_the_audit_says_what_texts_and_metadata_tell(rendered):
-    found = json.loads((rendered.folders[0] / audit.FILE).read_text())
-    assert found["chance"] == 0.25 and 50 <= found["drawn"] <= 70
-    assert set(found["tasks"]) == set(TASKS)
-    for scores in (*found["levels"].values(), *found["tasks"].values()):
+def test_audit_scores_the_probe_and_the_oracle(rendered):
+    report = json.loads((rendered.folders[0] / audit.FILE).read_text())
+    assert report["chance"] == 0.25 and 50 <= report["drawn"] <= 70
+    assert set(report["tasks"]) == set(TASKS)
+    for scores in (*report["levels"].values(), *report["tasks"].values()):
         assert scores["oracle"] == 1.0
         assert 0 <= scores["text_only"] <= 1 and 0 <= scores["options_only"] <= 1
-    assert found["recordings"]["shared"] == []
-    assert len({found["recordings"][s]["sha256"] for s in ("train", "dev", "test")}) == 3
+    assert report["recordings"]["shared"] == []
+    assert len({report["recordings"][s]["sha256"] for s in ("train", "dev", "test")}) == 3
     card = (rendered.folders[0] / "card.md").read_text()
     assert "not measured" not in card and "100.0 %" in card
+    probe = suite.manifest(rendered.folders[0])["shortcut_probe"]
+    assert probe["text"]["L1"] == report["levels"]["L1"]["text_only"]
 
 
-def test_the_oracle_reads_what_is_there_and_shared_recordings_are_named(rendered):
-    items = build.load(rendered.folders[0])
-    assert audit.oracle(items, rendered.bank.classes).all()
-    turned = [
-        types.SimpleNamespace(**{**i.__dict__, "scene": scenes.turn(i.scene, 90.0)}) for i in items
-    ]
-    for item, other in zip(items, turned, strict=True):
-        if item.task in ("azimuth", "turn", "aim"):
-            assert audit.key(other, other.scene, rendered.bank.classes) != i_text(item)
+def test_oracle_reads_the_scene(rendered):
+    items, classes = suite.load(rendered.folders[0]), rendered.bank.classes
+    assert audit.oracle(items, classes).all()
+    for item in items:
+        if item.task in ("azimuth", "sector_after_turn", "turn_to_face"):
+            rotated = scenes.rotate_scene(item.scene, 90.0)
+            assert audit.answer_in_scene(item, rotated, classes) != item.answer_text
 
-    class Leaky:
+
+def test_recordings_in_two_splits_are_listed(rendered):
+    class LeakyBank:
         classes = rendered.bank.classes
         audio = staticmethod(rendered.bank.audio)
 
         def clips(self, split):
             return rendered.bank.clips("train" if split == "dev" else split)
 
-    shared = audit.split_contents(Leaky())["shared"]
+    shared = audit.split_contents(LeakyBank())["shared"]
     assert any(name.startswith("drum: ") for name in shared)
     assert audit.split_contents(rendered.bank)["shared"] == []
 
 
-def i_text(item):
-    return item.options["ABCD".index(item.answer)]
-
-
 def test_scores_of_systems_are_added(rendered, tmp_path):
     folder = rendered.folders[1]
-    a = {"accuracy": 0.5}
-    system = {level: a for level in ("L1", "L2", "L3")} | {"tasks": dict.fromkeys(TASKS, a)}
-    found = audit.add_scores(folder, {"systems": {"mono": system}})
-    assert found == json.loads((folder / audit.FILE).read_text())
-    assert found["tasks"]["at"]["mono"] == 0.5 and "question_only" not in found["levels"]["L1"]
+    score = {"accuracy": 0.5}
+    levels = dict.fromkeys(("L1", "L2", "L3"), score)
+    system = levels | {"tasks": dict.fromkeys(TASKS, score)}
+    report = audit.add_scores(folder, {"systems": {"mono": system}})
+    assert report == json.loads((folder / audit.FILE).read_text())
+    assert report["tasks"]["class_in_sector"]["mono"] == 0.5
+    assert "question_only" not in report["levels"]["L1"]
     with pytest.raises(ConfigError, match="audit.json: cannot be read"):
         audit.add_scores(tmp_path, {"systems": {}})
 
 
 def test_scores_of_another_suite_are_not_added(rendered, tmp_path, capsys):
     (tmp_path / "benchmark").symlink_to(rendered.folders[0])
-    a = {"accuracy": 0.25}
-    system = {level: a for level in ("L1", "L2", "L3")} | {"tasks": dict.fromkeys(TASKS, a)}
+    score = {"accuracy": 0.25}
+    levels = dict.fromkeys(("L1", "L2", "L3"), score)
+    system = levels | {"tasks": dict.fromkeys(TASKS, score)}
     own = suite.manifest(rendered.folders[0])["sha256"]
 
     def audited(sha256):
         results = {"benchmark": {"sha256": sha256}, "systems": {"question_only": system}}
         (tmp_path / "results.json").write_text(json.dumps(results))
-        return steps.audit_suite(tmp_path, "benchmark")["levels"]["L1"]
+        return steps.audit_suite(WorkFolder(tmp_path), "benchmark")["levels"]["L1"]
 
     assert "question_only" not in audited("0" * 64)
     assert "results.json: of another suite" in capsys.readouterr().err
     assert audited(own)["question_only"] == 0.25 and not capsys.readouterr().err
 
 
-def test_renders_of_other_processors_differ_by_a_step_at_most(tmp_path, described):
-    """The compiled loops for a processor of 2004, XLA and numpy kept from newer instructions."""
+def test_renders_on_older_processors_differ_by_one_quantization_step_at_most(tmp_path, described):
+    """Compiled loops for a processor of 2004; XLA and numpy without newer instructions."""
     clips = [scenes.Clip("a/0", "a", "a", 0.5), scenes.Clip("b/0", "b", "b", 0.5)]
     ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.0, sources=(2, 2))
-    spec = scenes.draw(ranges, clips, 0, "benchmark", 0)
+    spec = scenes.sample_scene(ranges, clips, 0, "benchmark", 0)
     (tmp_path / "scene.json").write_text(scenes.to_json(spec))
     features = np.show_config(mode="dicts")["SIMD Extensions"]
     old = {

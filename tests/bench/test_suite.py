@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import hashlib
 import json
 import re
@@ -8,7 +9,8 @@ import pytest
 import soundfile
 
 from jaxasa import config
-from jaxasa.bench import build, select_items, suite
+from jaxasa.bench import build, suite
+from jaxasa.bench.select_items import select_items
 from jaxasa.config import ConfigError
 from jaxasa.data import sounds
 
@@ -17,15 +19,12 @@ def test_counts_are_exact_and_letters_balanced(large):
     questions = [q for _, q in large]
     assert collections.Counter(q.level for q in questions) == {"L1": 385, "L2": 279, "L3": 336}
     tasks = collections.Counter(q.task for q in questions)
-    # All but what needs motion or classes with a home; L1 has three tasks with direction.
-    assert len(tasks) == 33 and {tasks[t] for t in ("azimuth", "side_count", "elevation")} == {
-        71,
-        70,
-    }
+    # All types but those about motion, and place_type; three of L1 depend on direction.
+    assert len(tasks) == 33
+    assert {tasks[t] for t in ("azimuth", "side_count", "elevation")} == {71, 70}
     assert max(tasks.values()) <= 71 and min(tasks.values()) >= 23
     for level in ("L1", "L2", "L3"):
-        kinds = [q.direction for q in questions if q.level == level]
-        assert np.mean(kinds) >= 0.55
+        assert np.mean([q.direction for q in questions if q.level == level]) >= 0.55
     for task in tasks:
         letters = collections.Counter(q.answer for q in questions if q.task == task)
         assert max(letters.values()) - min(letters[x] for x in "ABCD") <= 1
@@ -36,59 +35,65 @@ def test_right_answers_are_equally_common_and_scenes_spread(large):
     counts = collections.Counter(q.answer_text for _, q in large if q.task == "side_count")
     assert sorted(counts) == ["0", "1", "2", "3"]
     assert max(counts.values()) - min(counts.values()) <= 1
-    for task, texts in {"azimuth": 8, "turn": 8, "face": 7, "elevation": 4, "room": 4}.items():
+    num_answers = {"azimuth": 8, "sector_after_turn": 8, "sector_when_facing": 7}
+    for task, num in (num_answers | {"elevation": 4, "room_type": 4}).items():
         counts = collections.Counter(q.answer_text for _, q in large if q.task == task)
-        assert len(counts) == texts and max(counts.values()) <= 1.1 * min(counts.values()) + 2
+        assert len(counts) == num and max(counts.values()) <= 1.1 * min(counts.values()) + 2
     per_task = collections.Counter((s["id"], q.task) for s, q in large)
     assert max(per_task.values()) <= 2
     assert max(collections.Counter(s["id"] for s, _ in large).values()) <= 4
     assert len({(s["id"], q.trace, q.task) for s, q in large}) == 1000
 
 
-def test_the_choice_is_a_function_of_the_seed(make):
+def test_selection_is_a_function_of_the_seed(make):
+    weights = {"class_present": 1, "azimuth": 1, "class_in_sector": 1}
+    weights |= {"sector_after_turn": 2, "turn_to_face": 1}
     described, bench = make.describe(60), config.Bench(l1=8, l2=4, l3=4)
-    which = config.Questions({"heard": 1, "azimuth": 1, "at": 1, "turn": 2, "aim": 1})
-    a, again, b = (
-        select_items.choose(described, make.Bank.classes, bench, which, seed, "benchmark")
-        for seed in (1, 1, 2)
-    )
-    assert a == again and a != b and a[1] == []
+
+    def select(seed, split, *accept):
+        which = config.Questions(weights)
+        return select_items(described, make.Bank.classes, bench, which, seed, split, *accept)
+
+    a, same, b = (select(seed, "benchmark") for seed in (1, 1, 2))
+    assert a == same and a != b and a[1] == []
     tasks = collections.Counter(q.task for _, q in a[0])
-    # 55 % of eight, rounded up; weights within a kind.
-    assert tasks == {"heard": 3, "azimuth": 5, "at": 4, "turn": 3, "aim": 1}
-    assert a != select_items.choose(described, make.Bank.classes, bench, which, 1, "dev")
-    held = select_items.choose(
-        described, make.Bank.classes, bench, which, 1, "benchmark", lambda index, q: index % 2 == 0
-    )
-    assert {index % 2 for index, _ in held[0]} == {0}
+    # 55 % of eight, rounded up, depend on direction; weights hold among those that do.
+    assert tasks == {
+        **{"class_present": 3, "azimuth": 5, "class_in_sector": 4},
+        **{"sector_after_turn": 3, "turn_to_face": 1},
+    }
+    assert a != select(1, "dev")
+    even, _ = select(1, "benchmark", lambda index, q: index % 2 == 0)
+    assert {index % 2 for index, _ in even} == {0}
 
 
-def test_too_few_scenes_say_how_many_are_needed(make):
-    described, which = make.describe(60), config.Questions({"azimuth": 1, "at": 1, "turn": 1})
-    arguments = (described, make.Bank.classes, config.Bench(), which, 0, "dev")
+def test_too_few_scenes_raise_with_the_number_needed(make):
+    weights = {"azimuth": 1, "class_in_sector": 1, "sector_after_turn": 1}
+    described, which = make.describe(60), config.Questions(weights)
     with pytest.raises(ConfigError, match=r"Scenes\.dev is 60, expected about (\d+): task") as e:
-        select_items.choose(*arguments)
+        select_items(described, make.Bank.classes, config.Bench(), which, 0, "dev")
     needed = int(re.search(r"about (\d+)", str(e.value))[1])
     assert 60 < needed < 3000
 
 
-def test_selections_that_cannot_be_are_refused(make):
+def test_invalid_question_types_are_refused(make):
     scenes, bench = make.describe(4), config.Bench()
     for tasks, message in {
-        ("heard", "at", "turn"): "expected a task of L1 to which direction matters",
-        ("azimuth", "at", "juggle"): r"\['juggle'\], expected names out of heard",
+        ("class_present", "class_in_sector"): "a question type of L1 that depends on direction",
+        ("azimuth", "juggle"): r"\['juggle'\], expected names out of class_present",
     }.items():
         which = config.Questions(dict.fromkeys(tasks, 1))
         with pytest.raises(ConfigError, match=message):
-            select_items.choose(scenes, make.Bank.classes, bench, which, 0, "dev")
-    for field, value in (("tasks", {"at": 0}), ("margin", 22.5), ("training_margin", -1)):
+            select_items(scenes, make.Bank.classes, bench, which, 0, "dev")
+    for field, value in (("tasks", {"azimuth": 0}), ("margin", 22.5), ("training_margin", -1)):
         with pytest.raises(ConfigError, match=rf"Questions\.{field}"):
             config.Questions(**{field: value})
 
 
 def test_build_writes_lossless_audio_metadata_and_checksums(small):
     lines = [json.loads(x) for x in (small.folder / "metadata.jsonl").read_text().splitlines()]
-    keys = "file_name id level task question direction options answer scene about open".split()
+    keys = "file_name id level task question direction options answer scene".split()
+    keys += ["template_args", "open_answer"]
     assert len(lines) == 44 and all(list(x) == keys for x in lines)
     by_id = {s["id"]: n for n, s in enumerate(small.scenes)}
     for line in lines:
@@ -110,25 +115,37 @@ def test_build_writes_lossless_audio_metadata_and_checksums(small):
     assert "W, Y, Z, X" in card and "| L1 | side_count | " in card and "Chance is 25 %" in card
     assert "dead below 0.22 s, dry to 0.35, live to 0.5, echoing above" in card
     assert "motion, listener_turn" in card and "| distance, m | " in card
-    elsewhere = json.dumps([[x[k] for k in ("id", "question", "options", "answer")] for x in lines])
-    assert facts["sha256_of"]["questions"] == hashlib.sha256(elsewhere.encode()).hexdigest()
+    rows = json.dumps([[x[k] for k in ("id", "question", "options", "answer")] for x in lines])
+    assert facts["sha256_of"]["questions"] == hashlib.sha256(rows.encode()).hexdigest()
 
 
-def test_load_gives_back_what_was_built(small):
+def test_load_inverts_build(small):
     assert suite.load(small.folder) == small.items
     assert small.items[0].audio().shape == (800, 4)
     source = small.items[0].scene["sources"][0]
     assert small.items[0].recordings[0] == (source["class"], source["recording_id"])
 
 
-def test_build_keeps_a_finished_suite_and_replaces_another(small, run_config, make, monkeypatch):
+def test_random_streams_keep_their_keys_when_a_question_type_is_renamed(small):
+    first = {i.task: i for i in reversed(small.items)}
+    assert first["class_present"].id == "L1-class_present-001"
+    assert first["class_present"].rng_key == "L1-heard-001"
+    assert first["azimuth"].rng_key == first["azimuth"].id
+    unknown = dataclasses.replace(first["azimuth"], id="x-other-001", task="other")
+    assert unknown.rng_key == "x-other-001"
+
+
+def test_build_keeps_a_suite_of_the_same_config_and_replaces_others(
+    small, run_config, make, monkeypatch
+):
     monkeypatch.setattr(sounds.Bank, "load", staticmethod(lambda folder: make.Bank()))
     before = (small.folder / "metadata.jsonl").stat().st_mtime_ns
     build.build(run_config, small.root / "bank", small.root / "records", small.folder)
     assert (small.folder / "metadata.jsonl").stat().st_mtime_ns == before
     other = small.root / "other"
     build.build(run_config, "", small.root / "records", other)
-    which = config.Questions({"heard": 1, "azimuth": 1, "at": 1, "turn": 1})
+    tasks = ("class_present", "azimuth", "class_in_sector", "sector_after_turn")
+    which = config.Questions(dict.fromkeys(tasks, 1))
     bench = config.Bench(l1=8, l2=4, l3=4, probe_items=0)
     run_config = type(run_config)(bench=bench, questions=which, seed=3)
     assert len(build.build(run_config, "", small.root / "records", other)) == 16
@@ -153,11 +170,11 @@ def test_load_names_file_and_line(tmp_path, small):
         suite.load(tmp_path)
     cases = {
         "metadata.jsonl:2: '{oops', expected a JSON object": [lines[0], "{oops"],
-        r"metadata.jsonl: id is 'L1-heard-001', expected each id once": [lines[0], lines[0]],
+        "metadata.jsonl: id is 'L1-class_present-001', expected each id once": lines[:1] * 2,
         "metadata.jsonl:1: answer is 'E', expected A, B, C or D": [
             json.dumps(json.loads(lines[0]) | {"answer": "E"})
         ],
-        r"metadata.jsonl:1 is \['scene'\]": [
+        r"metadata.jsonl:1: missing fields is \['scene'\], expected none": [
             json.dumps({k: v for k, v in json.loads(lines[0]).items() if k != "scene"})
         ],
     }
