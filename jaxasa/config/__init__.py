@@ -1,9 +1,19 @@
 """Every option of jaxasa, as frozen dataclasses that gin files build.
 
-`Run` is the root: each command reads one `Run` and takes the parts that it needs. Fields
-without a default must be bound in a gin file. gin checks no types, so `__post_init__`
-does, and a bad value is a one-line `ConfigError` that names the field, the value and
-what was expected.
+run        Run, the root of a config; Bench, Mesh, Pretrained
+scenes     Sounds, Scenes
+materials  absorption of wall materials
+questions  Questions
+model      Model and its parts; Sampling
+stages     options of each training stage
+ablation   variants that `jaxasa bench ablate` compares
+checks     ConfigError and the checks of values
+changes    which option changes data, a result, or only speed
+gin_files  gin files and command-line bindings to one checked Run
+
+Each command reads one `Run` and takes the parts that it needs. Fields without a default must be
+bound in a gin file. gin checks no types, so `__post_init__` does: a bad value is a one-line
+`ConfigError` with the field, the value and the expectation.
 
 Units: metres, seconds, hertz, degrees, dB.
 """

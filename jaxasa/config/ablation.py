@@ -1,4 +1,4 @@
-"""Options of `jaxasa bench ablate`: which variants of a run, over which seeds."""
+"""Options of `jaxasa bench ablate`: variants of a run, and seeds."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from jaxasa.config.checks import check, check_at_least
 from jaxasa.config.model import EXPERTS
 
-SUITES = ("benchmark", "dev")  # splits of scenes that are asked about
+SUITES = ("benchmark", "dev")  # splits of scenes that have a suite of questions
 
 
-def published() -> dict[str, tuple[str, ...]]:
-    """The comparisons that the published system leaves out, and those that it has."""
+def default_variants() -> dict[str, tuple[str, ...]]:
+    """The ablations of the published system (arXiv:2601.02954), and those that it lacks."""
     mono = ("SpatialStage", "AlignStage", "SftStage")
     return {
         "p2": (),
@@ -28,23 +28,23 @@ def published() -> dict[str, tuple[str, ...]]:
 class Ablation:
     """Variants of a run, trained over several seeds and compared on its benchmark.
 
-    variants: name -> bindings over those of the run, as behind --gin. on the command line. Sounds,
-        scenes, questions and the suite are the same for all. A variant whose SftStage.mono_prob
-        is 1 is asked in W alone.
+    variants: name -> bindings over those of the run, as after --gin. on the command line. Sounds,
+        scenes, questions and the suite are the same for all. A variant with SftStage.mono_prob
+        of 1 is evaluated on W alone.
     base: the variant with which the others are compared.
-    split: whose scenes and recordings they are asked about: "benchmark", or "dev", by which one may
-        choose; then no scene of the benchmark is made.
-    seeds: of training: parameters, order and augmentation of the scenes. Data, and stage text
-        where it comes first, are made once from Run.seed.
-    projector_steps: steps of stage 1 in which each variant's projector learns from scratch on
-        frozen encoders, which have learnt once with the base's projector for all variants that
-        hear alike. 0: each variant has the whole of stage 1 for itself.
-    seconds: what a unit of work takes until the run has measured it, for its estimates: a step of
-        text, spatial, projector, align, sft or grpo, a scene ("scenes", "binaural"), an item
-        ("suite", "answers"), the sound bank ("sounds").
+    split: the suite to answer: "benchmark", or "dev" for choosing between variants; then no
+        benchmark scenes are rendered.
+    seeds: of training: parameters, order and augmentation of the scenes. Data, and stage text if
+        it comes first, are made once, from Run.seed.
+    projector_steps: steps of stage 1 in which each variant's projector is trained from scratch on
+        frozen encoders. These are trained once, with the base's projector, for all variants with
+        the same encoders and audio. 0: each variant trains all of stage 1 for itself.
+    seconds: estimated seconds of a unit of work until the run has measured it: a step of text,
+        spatial, projector, align, sft or grpo, a scene ("scenes", "binaural"), a room ("rirs"),
+        an item ("suite", "answers"), the sound bank ("sounds").
     """
 
-    variants: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=published)
+    variants: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=default_variants)
     base: str = "p2"
     split: str = "benchmark"
     seeds: tuple[int, ...] = (0, 1, 2)

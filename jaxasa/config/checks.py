@@ -1,10 +1,10 @@
-"""Checks of what gin binds: a bad value is one line that names field, value, expectation."""
+"""Checks of options: an error is one line that names the field, its value and the expectation."""
 
 import math
 
 
 class ConfigError(ValueError):
-    """A setting or an input that the user must mend: one line, exit code 2."""
+    """An option or input that the user must correct: one line, exit code 2."""
 
 
 def check(condition: bool, field: str, value, expected: str) -> None:
@@ -14,6 +14,7 @@ def check(condition: bool, field: str, value, expected: str) -> None:
 
 
 def check_range(owner, *fields: str, low: float) -> None:
+    """Checks that each field is a pair (low, high) with `low` <= low <= high."""
     for name in fields:
         value = getattr(owner, name)
         ok = (
@@ -27,6 +28,7 @@ def check_range(owner, *fields: str, low: float) -> None:
 
 
 def check_at_least(owner, low, *fields: str) -> None:
+    """Checks that each field is a number of at least `low`."""
     for name in fields:
         value = getattr(owner, name)
         ok = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= low
@@ -34,6 +36,7 @@ def check_at_least(owner, low, *fields: str) -> None:
 
 
 def check_share(owner, *fields: str) -> None:
+    """Checks that each field is a share or probability, from 0 to 1."""
     for name in fields:
         value = getattr(owner, name)
         ok = isinstance(value, (int, float)) and 0 <= value <= 1

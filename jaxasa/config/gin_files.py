@@ -131,7 +131,7 @@ def read(files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Bindin
 
 
 def _find(name: str, where: str, folder: Path) -> Path:
-    """Path of a gin file, in `list_folder` or in jaxasa's gin folder ("gin/" may lead)."""
+    """Path of a gin file, in `folder` or in jaxasa's gin folder ("gin/" may lead)."""
     short = name.removeprefix("gin/")
     for path in (folder / name, GIN_FOLDER / short):
         if path.is_file():

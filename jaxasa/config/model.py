@@ -1,7 +1,7 @@
 """Options of the model: encoders, projector, decoder, adapters."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 from jaxasa.config.changes import DATA, SPEED
 from jaxasa.config.checks import ConfigError, check, check_at_least
@@ -14,8 +14,9 @@ REMAT = ("none", "dots", "full")
 class Semantic:
     """Whisper-shaped encoder of one channel: log-mel, two convolutions, transformer.
 
-    It hears W of FOA, the mean of both ears of binaural audio. max_seconds: its positions; longer
-    clips are cut. pool: frames averaged into one before the last norm; 2 in Qwen2-Audio's tower.
+    Its input is W of FOA, or the mean of both ears of binaural audio.
+    max_seconds: length of its position table; longer clips are cut. pool: frames that are averaged
+    before the last norm; 2 in Qwen2-Audio's tower.
     """
 
     n_mels: int
@@ -30,13 +31,13 @@ class Semantic:
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
     def frames(self, samples):
-        """Output frames (50 / pool a second) of so many samples at 16 kHz, a number or an array."""
+        """Number of output frames of `samples` (a number or an array) at 16 kHz: 50 / pool a second."""
         return (samples // 160 + 1) // 2 // self.pool
 
 
-# Top of the tree of parameters.
+# Parts of the model: the top of the parameter tree.
 PARTS = ("semantic", "spatial", "projector", "decoder", "lora")
-# Parts of a projector's token (models/projector.py).
+# Experts of the P2 projector (models/projector.py).
 EXPERTS = ("semantic", "direction", "distance", "reverberation", "count", "joint")
 CHANNELS = {"foa": 4, "binaural": 2}
 MEASURED = {"foa": "intensity", "binaural": "interaural"}
@@ -46,14 +47,15 @@ MEASURED = {"foa": "intensity", "binaural": "interaural"}
 class Spatial:
     """Spatial encoder: features, conv stem over frequency, time layers, attractor slots.
 
-    layers: so many before and so many after measured directions join the map.
-    format: what is heard: "foa" (W, Y, Z, X) or "binaural" (left and right ear).
-    features: what the stem reads: "stft" (real and imaginary parts of all channels, 8 or 4), or
-        what directions are measured by: "intensity" of foa (log-mel of W and the active intensity
-        vector in mel bands), "interaural" of binaural (log-mel, phase and level differences).
-    stem: patches merged one after another, each (channels, frames, bands): so many outputs for
-        each patch of so many frames and bands.
-    num_classes: outputs of the class head; a sound bank may have at most so many.
+    layers: number of time layers before measured directions are added to the map, and after.
+    format: of the audio: "foa" (W, Y, Z, X) or "binaural" (left and right ear).
+    features: input of the stem: "stft" (real and imaginary parts of all channels, 8 or 4), or
+        the features that directions are measured by: "intensity" for foa (log-mel of W and the
+        active intensity vector in mel bands), "interaural" for binaural (log-mel, phase and level
+        differences).
+    stem: patch merges in order, each (channels, frames, bands): output channels for each patch of
+        so many frames and bands.
+    num_classes: outputs of the class head, at least the number of classes of the sound bank.
     """
 
     width: int
@@ -99,16 +101,17 @@ class Spatial:
 
 @dataclass(frozen=True)
 class Projector:
-    """From both encoders to audio tokens (models/projector.py).
+    """Projector from both encoders to audio tokens (models/projector.py).
 
     kind: "p2" (dense hybrid: an MLP for each of EXPERTS), "p1" (dual tower: one for each encoder)
-        or "p0" (single MLP); the hidden widths of p1 and p0 make all equally large.
+        or "p0" (single MLP); the hidden widths of p1 and p0 are such that all kinds have the same
+        number of parameters.
     drop_experts: experts that p2 is built without, with their auxiliary losses, for ablations.
-    expert_width: numbers of each expert in a token; hidden: width of the bottleneck MLP behind them.
-    token_rate: tokens a second of the map, each of a whole number of samples. Before them each slot
-        has a token of its own.
-    slot_tokens: whether these say what the slots heard; if not, the decoder has the map alone and equally
-        many tokens, for ablations.
+    expert_width: width of each expert's output. hidden_width: of the bottleneck MLP after them.
+    token_rate: tokens of the dense map a second, each of a whole number of samples. Before them
+        comes a token for each slot.
+    slot_tokens: whether slot tokens hold slot features; if not, the decoder has only the map (and
+        the same number of tokens), for ablations.
     """
 
     hidden_width: int
@@ -123,12 +126,12 @@ class Projector:
         check_at_least(self, 0.1, "token_rate")
         kinds = ("p0", "p1", "p2")
         check(self.kind in kinds, "Projector.kind", self.kind, " or ".join(kinds))
-        without, some = self.drop_experts, isinstance(self.drop_experts, (tuple, list))
-        ok = some and set(without) < set(EXPERTS) and len(set(without)) == len(without)
+        dropped, ok = self.drop_experts, isinstance(self.drop_experts, (tuple, list))
+        ok = ok and set(dropped) < set(EXPERTS) and len(set(dropped)) == len(dropped)
         expected = "different names, but not all, out of " + ", ".join(EXPERTS)
-        check(ok, "Projector.drop_experts", without, expected)
+        check(ok, "Projector.drop_experts", dropped, expected)
         expected = f"() with kind {self.kind}: only p2 has experts to leave out"
-        check(not without or self.kind == "p2", "Projector.drop_experts", without, expected)
+        check(not dropped or self.kind == "p2", "Projector.drop_experts", dropped, expected)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,8 @@ class Decoder:
     """Qwen-shaped decoder: grouped KV heads, RoPE, SwiGLU.
 
     qkv_bias: biases on queries, keys and values (Qwen2, Qwen2.5). qk_norm: RMSNorm of each
-    query and key head before RoPE (Qwen3). tied: the embedding table is the output's too;
-    otherwise the output has a table of its own (the larger sizes).
+    query and key head before RoPE (Qwen3). tie_word_embeddings: the output uses the embedding
+    table; otherwise it has a table of its own (the larger sizes).
     """
 
     vocab_size: int
@@ -178,16 +181,14 @@ class Lora:
 class Model:
     """The whole model: two encoders, projector, decoder, adapters.
 
-    prompt_tokens: room for a question besides the audio; reply_tokens: the longest reply.
-    unroll: layers compiled side by side in each turn of the scan over layers: 1 compiles fastest,
-        and all of them run twice as fast on a CPU, where XLA works in a loop with less threads;
-        while it generates, the decoder's weights are then held twice (models/decoding.py).
-    dtype: of activations and products; sums of norms, softmax and logits are float32.
-    frozen_dtype: in which parameters that a stage does not train are stored; those it trains
-        are float32.
-    remat: what the backward pass keeps of each decoder layer: "none" keeps all that it needs,
-        "dots" the outputs of the projections and computes the rest again, "full" the layer's
-        input alone.
+    prompt_tokens: longest question, besides the audio; reply_tokens: longest reply.
+    unroll: layers in each iteration of the scan over layers. 1 compiles fastest; all of them run
+        twice as fast on a CPU, where XLA uses fewer threads in a loop. Generation then holds the
+        decoder's weights twice (models/decoding.py).
+    dtype: of activations and matmuls; sums of norms, softmax and logits are float32.
+    frozen_dtype: of parameters that a stage does not train; those that it trains are float32.
+    remat: what is stored of each decoder layer for the backward pass: "none": everything; "dots":
+        the outputs of projections, the rest is recomputed; "full": the layer's input alone.
     """
 
     semantic: Semantic
@@ -212,11 +213,11 @@ class Model:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a reply is chosen, token by token.
+    """Sampling of a reply, token by token.
 
-    temperature: 0 takes the likeliest; otherwise samples come from softmax(logits / temperature).
-    top_k: only among the k likeliest tokens (0: all). top_p: only among the likeliest that
-        together have this probability (1: all). Both need a temperature.
+    temperature: 0 is greedy; otherwise tokens are sampled from softmax(logits / temperature).
+    top_k: sample only from the k likeliest tokens (0: all). top_p: only from the likeliest that
+        together have this probability (1: all). Both need a temperature above 0.
     stop: strings at which a reply ends; they are not part of it.
     """
 
@@ -240,19 +241,13 @@ class Sampling:
 
 
 def tuples(value):
-    """Lists, however deep, as the tuples that JSON made them of."""
+    """Turns lists, at any depth, back into the tuples that JSON stored as lists."""
     return tuple(tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
 def model_from_dict(values: dict) -> Model:
     """The inverse of `dataclasses.asdict`; ConfigError names a part or field that does not fit."""
-    parts = {
-        "semantic": Semantic,
-        "spatial": Spatial,
-        "projector": Projector,
-        "decoder": Decoder,
-        "lora": Lora,
-    }
+    parts = {f.name: f.type for f in fields(Model) if is_dataclass(f.type)}
     try:
         rest = {name: value for name, value in values.items() if name not in parts}
         for name, part in parts.items():

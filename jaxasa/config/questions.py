@@ -1,4 +1,4 @@
-"""Options of the questions that training and the benchmark ask."""
+"""Options of the questions of training and benchmark."""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +8,12 @@ from jaxasa.config.checks import check
 
 @dataclass(frozen=True)
 class Questions:
-    """Which tasks are asked, and how far from ambiguity.
+    """Types of questions, and their distance from ambiguity.
 
-    tasks: task (data/questions/tasks.py) -> its weight within its level, a whole number; empty
-        asks all that the scenes support, equally.
-    margin: degrees by which a bearing that the benchmark asks about keeps from a boundary;
-        training_margin: the same in training, where doubtful cases teach, too.
+    tasks: name of a question type (data/questions) -> its weight within its level, an integer;
+        empty: all types that the scenes support, with equal weights.
+    margin: least angle (degrees) between a direction and the boundary of a sector in benchmark
+        questions. training_margin: the same in training, where doubtful cases teach as well.
     """
 
     tasks: dict[str, int] = field(default_factory=dict, metadata=DATA)

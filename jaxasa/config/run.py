@@ -21,7 +21,7 @@ from jaxasa.config.stages import (
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices as (data, fsdp, tensor); -1 takes what is left."""
+    """Number of devices along (data, fsdp, tensor); -1 stands for all that are left."""
 
     data: int = -1
     fsdp: int = 1
@@ -36,13 +36,14 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Bench:
-    """The benchmark: items a level, and how a model answers them.
+    """The benchmark: its items, and how a model answers them.
 
+    l1, l2, l3: number of items of each level.
     controls: names of controls (bench/controls.py) to run on the trained model, or "all".
-    probe_items: items drawn without audio from which classifiers of texts learn, and as many on which
-    they are tested (bench/shortcut_probe.py); 0 for none.
-    option_fallback: whether an answer that is none of the options gives way to the likeliest of them
-    (ask.Model); False counts it as wrong.
+    probe_items: items without audio that text-only classifiers are trained on, and as many that
+        they are tested on (bench/shortcut_probe.py); 0 for none.
+    option_fallback: whether an invalid answer (none of the options) is replaced by the likeliest
+        option (inference/); if not, it counts as wrong.
     """
 
     l1: int = field(default=385, metadata=DATA)
@@ -68,8 +69,8 @@ class Bench:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Where parts come from that are not trained from scratch: each a folder of safetensors with
-    its config.json, or a name on the Hugging Face hub; "" is from scratch.
+    """Pretrained weights: a folder of safetensors with its config.json, or a name on the Hugging
+    Face hub; "" trains the part from scratch.
 
     semantic: Whisper, or Qwen2-Audio's audio tower. decoder: Qwen2, Qwen2.5, Qwen3 (dense), or
     Qwen2-Audio's text model; its tokenizer.json becomes the run's. Stage text is then not needed.
@@ -83,10 +84,12 @@ class Pretrained:
 class Run:
     """The root of every gin run file.
 
-    The first of `stages` starts from `init_from` (a folder checkpoints/STAGE or an export), or else
-    from `pretrained` weights, or else from scratch; the others from the stage before.
-    init_parts: what is taken from `init_from`, out of PARTS, the others from scratch; () for all.
-    With its decoder a new work folder takes its tokenizer.
+    name: a label for people. seed: of data and training.
+    stages: the training stages of the run, in order. The first one starts from `init_from` (a
+        folder checkpoints/STAGE or an export) if it is set, otherwise from `pretrained` weights or
+        from scratch; each other stage starts from the one before it.
+    init_parts: parts that are taken from `init_from`, out of PARTS; () for all. With its decoder a
+        new work folder takes its tokenizer.
     ablation: what `jaxasa bench ablate` compares.
     """
 

@@ -18,12 +18,12 @@ ENGINES = ("jaxasa", "pyroomacoustics")
 class Sounds:
     """The sound bank: mono clips with a class and a source recording each.
 
-    bank: "debian" (recordings in Debian packages), "debian_more" (more packages beside, for
-        training alone), "procedural" (synthesised, nothing to download), "folder:PATH" (a folder
-        per class), "esc50:PATH", "fsd50k:PATH" or "manifest:PATH" (a CSV file with the columns
-        path, class, recording_id).
-    classes: class name -> labels of the source that it gathers; empty takes every label.
-    min_recordings: a class with fewer source recordings is left out, and named.
+    bank: "debian" (recordings in Debian packages), "debian_more" (more packages, whose recordings
+        are for training alone), "procedural" (synthesised, nothing to download), "folder:PATH" (a
+        folder per class), "esc50:PATH", "fsd50k:PATH" or "manifest:PATH" (a CSV file with the
+        columns path, class, recording_id).
+    classes: class name -> labels of the corpus that it comprises; empty: each label is a class.
+    min_recordings: a class with fewer source recordings is left out, with a message.
     max_seconds: longer clips are cut.
     splits: shares of the source recordings of each class given to train, dev and test.
     """
@@ -38,10 +38,10 @@ class Sounds:
 
     def __post_init__(self):
         kind, _, path = str(self.bank).partition(":")
-        alone = ("debian", "debian_more", "procedural")
-        of_files = ("folder", "esc50", "fsd50k", "manifest")
-        ok = self.bank in alone or (kind in of_files and path)
-        expected = ", ".join([*alone, *(f"{name}:PATH" for name in of_files)])
+        without_path = ("debian", "debian_more", "procedural")
+        with_path = ("folder", "esc50", "fsd50k", "manifest")
+        ok = self.bank in without_path or (kind in with_path and path)
+        expected = ", ".join([*without_path, *(f"{name}:PATH" for name in with_path)])
         check(ok, "Sounds.bank", self.bank, f"one of {expected}")
         check_at_least(self, 3, "min_recordings")
         check_at_least(self, 0.1, "max_seconds")
@@ -52,30 +52,30 @@ class Sounds:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Ranges from which scenes are drawn, and how many of each split are rendered.
+    """Ranges that scenes are sampled from, and how many of each split are rendered.
 
-    seconds: length of a scene. sources: least and most sources. Rooms are shoeboxes of
-    length x width x height. rt60 is the nominal range; scenes are labelled with what is
-    measured. distance: source to listener. snr: diffuse ambient noise. gain: a source's own
-    level, independent of its distance. speed: playback rate of a clip, as augmentation.
+    seconds: length of a scene. sources: least and most sources. length, width, height: of shoebox
+    rooms. rt60: nominal; scenes are labelled with the measured one. distance: of a source from the
+    listener. min_separation: least angle between two sources. snr: of diffuse ambient noise.
+    gain: of a source, independent of its distance. speed_perturbation: playback rate of a clip.
 
-    overlap: share of a source that is still to come when the next starts, 0 (one after the
-        other) to 1 (all at once); () leaves onsets free, at least 0.4 s apart.
-    moving_source_prob: share of sources that walk while they sound; pace: metres a second. They keep to
-        `distance`; min_separation holds where they start.
-    listener_turn_prob: share of scenes in which the listener turns; turn_rate: degrees a second.
-    wall_materials, floor, ceiling: materials (config/materials.py) of which each of the four sides, the
-        floor and the ceiling draws one; only rooms and materials with a nominal RT60 in `rt60`
-        are kept (what is measured is longer, often by two to three times, where low bands
-        outlast the rest). Empty, all walls of a room are alike, and absorb what an RT60 drawn
-        from `rt60` asks for.
-    scattering: (low, high) of the share, 0 to 1, by which walls make late sound isotropic;
-        () for none.
+    overlap: share of a source that is still to come when the next one starts, from 0 (one after
+        the other) to 1 (all at once); () leaves onsets free, at least 0.4 s apart.
+    moving_source_prob: probability that a source walks while it sounds, at walk_speed (m/s). It
+        keeps to `distance`; min_separation holds at its start.
+    listener_turn_prob: probability that the listener turns; turn_rate: degrees a second.
+    wall_materials, floor_materials, ceiling_materials: materials (config/materials.py) that each
+        of the four walls, the floor and the ceiling are drawn from. Only rooms and materials with
+        a nominal RT60 in `rt60` are used; the measured one is longer, often two to three times, if
+        low bands decay slowest. (): all surfaces of a room absorb alike, by an RT60 drawn from
+        `rt60`.
+    scattering: (low, high) of the share, 0 to 1, by which walls make late reverberation
+        isotropic; () for none.
     sensor_snr: (low, high) of the white noise of the microphones; () for none.
-    engine: whose room responses: "jaxasa", or "pyroomacoustics", another simulator to test on
-        (acoustics/pyroom_engine.py; sources stand still, FOA only, 10 to 100 times the time).
-    rir_rooms: rooms in a bank of room responses from which the scenes of train are mixed while
-        training, and none are stored; places: source positions in each. 0 stores scenes.
+    engine: of room impulse responses: "jaxasa", or "pyroomacoustics", another simulator to test
+        on (acoustics/pyroom_engine.py; static sources and FOA only, 10 to 100 times slower).
+    rir_rooms: rooms of a bank of RIRs, from which training scenes are mixed on the fly instead of
+        being stored; rir_positions_per_room: source positions in each. 0 stores scenes.
     """
 
     CHANGES: ClassVar[str] = "data"

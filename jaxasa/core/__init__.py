@@ -1,0 +1,11 @@
+"""Helpers that all packages use, without audio or models.
+
+audio       sample rate and full scale
+keys        keyed random generators
+files       atomic writes, locks
+workdir     WorkFolder: the paths within a run's folder; the check of its config
+provenance  which jaxasa made a file
+trees       nested dicts of parameters
+cpu         settings that make the CPU faster
+progress    a progress bar
+"""

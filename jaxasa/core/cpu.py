@@ -1,9 +1,9 @@
-"""How processes use the CPU: settings that make training faster, and workers of one thread.
+"""CPU settings that make training faster, and worker processes of one thread each.
 
-Where libtpu is installed for `jaxasa plan` and no TPU is there, JAX is told not to look for one:
-it would print errors, and wait for the metadata server of a cloud, before it took the CPU.
+If libtpu is installed for `jaxasa plan` and there is no TPU, JAX is told not to look for one: it
+would print errors and wait for a cloud's metadata server before it used the CPU.
 
-On other platforms, and elsewhere than on glibc, `tune` changes nothing.
+On other platforms, and with other C libraries than glibc, `tune` changes nothing.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
-# What numpy's libraries, numba and pyroomacoustics ask for their number of threads.
+# Environment variables for the number of threads of numpy's libraries, numba, pyroomacoustics.
 _THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA", "PRA"))
 # Sums may be added in any order, so that XLA can use vector instructions for them: softmax and
 # norms take most of a small decoder's step. NaN and infinity keep their meaning, and a run
-# repeats itself bit for bit. What XLA_FLAGS says already is left as it is.
+# repeats itself bit for bit. Flags that the user has set in XLA_FLAGS win.
 _FAST_MATH = "--xla_cpu_enable_fast_math=true"
 
 
 def tune() -> None:
-    """Called before jax is imported: reads XLA_FLAGS once, and memory is taken from then on."""
+    """Sets XLA flags and memory allocation; call it before jax is imported."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_enable_fast_math" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FAST_MATH}".strip()
@@ -34,24 +34,25 @@ def tune() -> None:
 
 
 def _platforms() -> str:
-    """What JAX may look for besides TPUs."""
+    """Platforms that JAX may look for besides TPUs."""
     return "cuda,cpu" if _has_any("nvidia[0-9]*") else "rocm,cpu" if _has_any("kfd") else "cpu"
 
 
 def _has_any(*patterns: str) -> bool:
-    """Whether a device node is there, of a TPU as its drivers name them, or of a GPU."""
+    """Whether /dev has a device node of one of these patterns."""
     return any(path for pattern in patterns for path in Path("/dev").glob(pattern))
 
 
 @contextlib.contextmanager
 def one_thread_each(**more: str) -> Iterator[None]:
-    """Processes spawned inside start one thread each; `more` are variables of theirs too.
+    """Sets the environment so that processes spawned inside use one thread each.
 
-    They read these when they import numpy, before any code of ours could set them.
+    more: further variables for them. They read these when they import numpy, before any code of
+    jaxasa could set them.
     """
-    wanted = dict.fromkeys(_THREADS, "1") | more
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    variables = dict.fromkeys(_THREADS, "1") | more
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -63,12 +64,12 @@ def one_thread_each(**more: str) -> Iterator[None]:
 
 
 def _keep_memory() -> None:
-    """Freed memory stays with the process, and large blocks come from its heap, not from mmap.
+    """Keeps freed memory with the process, and takes large blocks from its heap, not from mmap.
 
-    XLA on the CPU allocates its temporaries anew at each step. By default glibc gives large ones
-    back to the kernel, which then clears and maps their pages again: a fifth of a training
-    step's time here went to that. All threads share one heap: a block of more than 64 MB fits into
-    no other, and would be mapped anew each time whatever is said here.
+    XLA on the CPU allocates its temporaries anew at each step. By default glibc returns large
+    ones to the kernel, which then clears and maps their pages again: that took a fifth of a
+    training step. All threads share one heap, since a block of more than 64 MB fits into no other
+    and would be mapped anew each time in spite of these settings.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

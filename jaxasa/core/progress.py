@@ -11,7 +11,7 @@ import rich.progress
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`; shows `unit`s per second. Without a terminal: one line at the end."""
+    """Yields `advance(n)`, which counts `unit`s of `total`; without a terminal, prints one line."""
     start, done = time.monotonic(), 0
     columns = (
         rich.progress.TextColumn("{task.description}"),

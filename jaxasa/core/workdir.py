@@ -143,7 +143,7 @@ class WorkFolder:
 def claim(
     folder: str | os.PathLike, run: Run, text: str, parts: Collection[str] = SHARED
 ) -> WorkFolder:
-    """Makes `list_folder` the work folder of `run`, whose resolved gin `text` goes to config.gin.
+    """Makes `folder` the work folder of `run`, whose resolved gin `text` goes to config.gin.
 
     Raises ConfigError, naming the options that differ, if the folder was made with other values
     of `parts` (fields of Run).

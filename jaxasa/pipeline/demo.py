@@ -85,7 +85,7 @@ def _scenes_title(run: config.Run, split: str) -> str:
 def run_demo(run: config.Run, folder: str | os.PathLike, text: str) -> dict:
     """Runs the unfinished steps in a work folder; returns what results.json holds.
 
-    Raises ConfigError if `list_folder` belongs to another config, or if a stage's checkpoints are gone
+    Raises ConfigError if `folder` belongs to another config, or if a stage's checkpoints are gone
     while a later stage still has those that were trained from them.
     """
     work = WorkFolder(folder)

@@ -24,6 +24,7 @@ from jaxasa.bench import (
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.core import files
+from jaxasa.core.provenance import made_by
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import records, rir_bank, simulate, sounds
 from jaxasa.hf import export, load
@@ -183,7 +184,8 @@ def compare_directions(run: config.Run, work: WorkFolder, count: int) -> list[di
     model = qa.QaModel.load(work.checkpoint(trained[-1]))
     bank = sounds.Bank.load(work.sounds)
     rows = doa.compare(model.directions, run.scenes, bank, run.seed, count)
-    files.atomic_write_json(work.results, read_results(work) | {"doa": rows})
+    results = read_results(work) | {"doa": rows, "made_by": made_by()}
+    files.atomic_write_json(work.results, results)
     return rows
 
 

@@ -1,19 +1,14 @@
 import dataclasses
-import doctest
 
 import pytest
 
 from jaxasa import config
-from jaxasa.config import changes, gin_files
+from jaxasa.config import gin_files
 
 
 @pytest.fixture(scope="module")
 def run():
     return gin_files.load(["gin/run/smoke.gin"])[0]
-
-
-def test_examples_in_the_docstring():
-    assert doctest.testmod(changes).failed == 0
 
 
 def test_data_are_scenes_sounds_questions_items_and_the_seed(run):

@@ -6,7 +6,6 @@ import pytest
 from jaxasa.core import provenance
 
 
-
 def git(folder, *words):
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     done = subprocess.run(

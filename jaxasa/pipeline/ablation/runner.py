@@ -35,6 +35,7 @@ from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.core import files, workdir
 from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.provenance import made_by
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.inference import qa
 from jaxasa.models.asa import ASA
@@ -49,7 +50,7 @@ _ANSWERS = "answers"  # the one system of a job's predictions
 
 
 def ablate(load: Load, folder: str | os.PathLike, dry_run: bool = False) -> dict:
-    """Does the unfinished jobs of a run's ablation in `list_folder`; returns what ablation.json holds.
+    """Does the unfinished jobs of a run's ablation in `folder`; returns what ablation.json holds.
 
     load: bindings -> the run with these on top, and its gin text. dry_run: prints and returns
     the jobs, for which variants they are, and how long they may take; writes nothing.
@@ -188,6 +189,7 @@ class _Worker:
         for job in self.plan.jobs.values():
             spent[job.kind] = round(spent.get(job.kind, 0.0) + self.log.seconds(job), 1)
         result |= {"seconds": spent | {"total": round(sum(spent.values()), 1)}, "failed": reasons}
+        result["made_by"] = made_by()
         files.atomic_write_json(self.whole.ablation_result, result)
         return result
 
