@@ -84,6 +84,13 @@ def test_commands_parse(path):
 
 
 @doc
+def test_methods_of_the_export_exist(path):
+    source = "".join(file.read_text("utf-8") for file in (ROOT / "jaxasa/hf/torch").glob("*.py"))
+    for method in re.findall(r"\b(?:processor|model)\.(\w+)\(", path.read_text("utf-8")):
+        assert f"def {method}(" in source, method
+
+
+@doc
 def test_options_exist(path):
     known = {
         option

@@ -98,7 +98,7 @@ def test_old_python_is_reported(machine):
 
 
 def test_newer_python_is_preferred_over_old_python3(machine):
-    repo, tools = machine
+    tools = machine[1]
     new_python(tools)
     (tools / "python3").rename(tools / "python3.12")
     old_python(tools)
@@ -116,7 +116,7 @@ def test_missing_venv_module_is_reported(machine):
 
 
 def test_failed_installation_is_retried(machine):
-    repo, tools = machine
+    tools = machine[1]
     new_python(tools, pip_status=1)
     for attempt in (1, 2):
         done = launch(machine, "local.sh")
@@ -160,7 +160,8 @@ def test_tcmalloc_is_preloaded_if_installed(machine, tmp_path):
     repo, tools = machine
     new_python(tools)
     # An existing library stands in for tcmalloc: the loader complains about missing files.
-    math = next(line.split()[-1] for line in Path("/proc/self/maps").open() if "/libm" in line)
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    math = next(line.split()[-1] for line in maps if "/libm" in line)
     libz = "\tlibz.so.1 (libc6,x86-64) => /lib/libz.so.1\n"
     listing = tmp_path / "listing"
     script(tools / "ldconfig", f'cat "{listing}"\n')

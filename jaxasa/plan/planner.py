@@ -160,10 +160,8 @@ def _tpu_devices(name: str) -> Sequence:
 def _emulated_devices(slice_: Topology) -> Sequence:
     expected = f"at most {_MAX_EMULATED_DEVICES} devices if libtpu is not installed"
     config.check(slice_.devices <= _MAX_EMULATED_DEVICES, "--topology", slice_.name, expected)
-    try:
+    with contextlib.suppress(RuntimeError):  # JAX has started: its number of devices is fixed.
         jax.config.update("jax_num_cpu_devices", slice_.devices)
-    except RuntimeError:
-        pass  # JAX has started: its number of devices is fixed.
     devices = jax.devices("cpu")
     expected = f"a topology of at most {len(devices)} devices in this process"
     config.check(len(devices) >= slice_.devices, "--topology", slice_.name, expected)

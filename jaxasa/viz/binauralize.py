@@ -58,16 +58,18 @@ def _render(
 ):
     """Returns audio [N, 2] float and the method: "images", "foa" (decoded) or "stored"."""
     if source.is_dir():
-        specs.refuse(source, "a folder of records", {"--convention": convention})
+        specs.refuse_options(source, "a folder of records", {"--convention": convention})
         return _render_record(source, index or 0, hrtf_name, sounds)
     if source.suffix.lower() == ".json":
-        specs.refuse(source, "a scene in JSON", {"--convention": convention, "--index": index})
-        spec = specs.read(source)
+        specs.refuse_options(
+            source, "a scene in JSON", {"--convention": convention, "--index": index}
+        )
+        spec = specs.read_json(source)
         if sounds is None:
             raise ConfigError(f"{source} is a scene, expected --sounds DIR/sounds with its clips")
         return _render_images(spec, Bank.load(sounds), hrtf_name), "images"
-    specs.refuse(source, "a sound file", {"--index": index, "--sounds": sounds})
-    return _decode_foa(foa_file.read(source, convention or "ambix"), hrtf_name)
+    specs.refuse_options(source, "a sound file", {"--index": index, "--sounds": sounds})
+    return _decode_foa(foa_file.read_foa(source, convention or "ambix"), hrtf_name)
 
 
 def _decode_foa(audio: np.ndarray, hrtf_name: str | None):
@@ -79,11 +81,11 @@ def _render_record(folder: Path, index: int, hrtf_name: str | None, sounds: Path
     check(0 <= index < len(data), "--index", index, f"0 to {len(data) - 1}")
     stored = records.to_float(data[index][0])
     if stored.shape[1] == 2:
-        specs.refuse(folder, "binaural", {"--hrtf": hrtf_name, "--sounds": sounds})
+        specs.refuse_options(folder, "binaural", {"--hrtf": hrtf_name, "--sounds": sounds})
         return stored, "stored"
     try:
         bank = Bank.load(WorkFolder.around(folder).sounds if sounds is None else sounds)
-        spec = specs.of_record(data, index, bank)
+        spec = specs.scene_of_record(data, index, bank)
     except ConfigError:
         if sounds is not None:
             raise

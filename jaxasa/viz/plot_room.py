@@ -1,4 +1,4 @@
-"""Figure of a room and its acoustics (`jaxasa draw`).
+"""Figure of a room and its acoustics (`jaxasa plot`).
 
 Four panels: floor plan with listener and sources; the room impulse response (RIR) on W, with the
 time after which a noise tail replaces image sources (`rir.EARLY` mixing times); energy decay of
@@ -134,7 +134,7 @@ def plot_room(view: RoomView, source_index: int, out: Path | str) -> dict:
 
 
 def _draw_floor_plan(axes, view: RoomView, source_index: int) -> None:
-    length, width, height = view.room
+    length, width, _ = view.room
     axes.add_patch(matplotlib.patches.Rectangle((0, 0), length, width, fill=False, linewidth=2))
     x, y, z = view.listener
     heading = np.radians(view.yaw)
@@ -148,7 +148,9 @@ def _draw_floor_plan(axes, view: RoomView, source_index: int) -> None:
     axes.annotate(f"listener, {z:.1f} m up", (x, y), offset, textcoords="offset points", ha=side)
     for i, (name, point) in enumerate(view.sources):
         colour = _COLOURS[i % len(_COLOURS)]
-        azimuth = foa.wrap(foa.direction(np.subtract(point, view.listener))[0] - view.yaw)
+        azimuth = foa.wrap_azimuth(
+            foa.cartesian_to_azel(np.subtract(point, view.listener))[0] - view.yaw
+        )
         axes.plot([x, point[0]], [y, point[1]], ":", color=colour, linewidth=1)
         marker = "*" if i == source_index else "o"
         axes.plot(*point[:2], marker, color=colour, markersize=14 if i == source_index else 8)
@@ -244,7 +246,7 @@ def _draw_directions(
     mesh = axes.pcolormesh(time * 1000, edges, level.T, cmap="magma", vmin=-18, vmax=0)
     figure.colorbar(mesh, ax=axes, label="dB below peak, decay removed")
     # Direct sound and the six first-order reflections.
-    bearing = foa.wrap(foa.direction(first)[0] - view.yaw)
+    bearing = foa.wrap_azimuth(foa.cartesian_to_azel(first)[0] - view.yaw)
     axes.plot(arrival * 1000, bearing, "o", markerfacecolor="none", color="#7fffd4", markersize=9)
     axes.set_xlim(0, end * 1000)
     axes.set_ylim(-180, 180)
