@@ -72,12 +72,12 @@ def _add_run(commands) -> None:
 
 
 def run_benchmark(args: argparse.Namespace) -> Result:
+    from jaxasa.bench import score
     from jaxasa.pipeline import steps
 
     run, _, work = options.open_workdir(args)
     results = steps.run_benchmark(run, work, args.split, args.checkpoint)
-    for name, scores in results["systems"].items():
-        _print_scores(name, scores)
+    print(score.format_table(results["systems"]))
     return results
 
 
@@ -106,6 +106,7 @@ def _add_external(commands) -> None:
 
 
 def run_external(args: argparse.Namespace) -> Result:
+    from jaxasa.bench import score
     from jaxasa.pipeline import steps
     from jaxasa.train import checkpoint
 
@@ -115,8 +116,7 @@ def run_external(args: argparse.Namespace) -> Result:
         args.gin_file = [str(own), *args.gin_file]
     run, _, work = options.open_workdir(args)
     results = steps.run_external(run, work, args.checkpoint)
-    for name, scores in results["systems"].items():
-        _print_scores(name, scores)
+    print(score.format_table(results["systems"]))
     print(work.report)
     return results
 
@@ -128,7 +128,7 @@ def _add_score(commands) -> None:
         score_answers,
         "Score the answers of any system.",
         reads='a suite, and a file with {"id", "answer"} in each line, one for each item; answers\n'
-        "are letters or texts. With --open_ended, one for each item whose `open` in\n"
+        "are letters or texts. With --open_ended, one for each item whose `open_answer` in\n"
         "metadata.jsonl is not null, answered without options (azimuth within 20 degrees, ...)",
         writes="nothing but the file of --json",
         examples=["jaxasa bench score runs/demo/benchmark answers.jsonl --json scores.json"],
@@ -145,7 +145,7 @@ def score_answers(args: argparse.Namespace) -> Result:
 
     score_file = open_ended.score_file if args.open_ended else score.score_file
     scores = score_file(args.predictions, args.benchmark)
-    _print_scores(args.predictions.stem, scores)
+    print(score.format_table({args.predictions.stem: scores}))
     return scores
 
 
@@ -346,12 +346,3 @@ def compare_speed(args: argparse.Namespace) -> Result:
     result = comparison.run(**({"rounds": args.rounds} if args.rounds else {}))
     timing.print_table(result["rows"])
     return result
-
-
-def _print_scores(name: str, scores: dict) -> None:
-    cells = [
-        f"{level} {100 * a['accuracy']:5.1f} ({100 * a['low']:.0f}-{100 * a['high']:.0f})"
-        for level in ("overall", "L1", "L2", "L3")
-        if (a := scores.get(level)) and a["accuracy"] is not None
-    ]
-    print(f"{name:<18} {'  '.join(cells)}")

@@ -31,7 +31,7 @@ class Semantic:
         check(self.width % self.heads == 0, "Semantic.width", self.width, "a multiple of heads")
 
     def frames(self, samples):
-        """Number of output frames of `samples` (a number or an array) at 16 kHz: 50 / pool a second."""
+        """Number of output frames, 50 / pool a second, of `samples` (number or array) at 16 kHz."""
         return (samples // 160 + 1) // 2 // self.pool
 
 

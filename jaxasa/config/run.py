@@ -105,12 +105,12 @@ class Run:
     align: AlignStage
     sft: SftStage
     grpo: GrpoStage
-    questions: Questions = Questions()
+    questions: Questions = field(default_factory=Questions)
     seed: int = field(default=0, metadata=DATA)
-    pretrained: Pretrained = Pretrained()
+    pretrained: Pretrained = field(default_factory=Pretrained)
     init_from: str = ""
     init_parts: tuple[str, ...] = ()
-    ablation: Ablation = Ablation()
+    ablation: Ablation = field(default_factory=Ablation)
 
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0

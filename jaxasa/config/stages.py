@@ -226,7 +226,7 @@ class GrpoStage(Stage):
         check(ok, "GrpoStage.loss", self.loss, " or ".join(POLICY_LOSSES))
         clip, name = self.clip_ratio, "GrpoStage.clip_ratio"
         pair = clip if isinstance(clip, tuple) else (clip, clip)
-        ok = len(pair) == 2 and all(isinstance(c, (int, float)) and 0 < c for c in pair)
+        ok = len(pair) == 2 and all(isinstance(c, (int, float)) and c > 0 for c in pair)
         ok = ok and pair[0] < 1  # type: ignore[operator]
         check(clip is None or ok, name, clip, "a number above 0 and below 1, or (below, above)")
         check(self.loss != "sapo" or clip is None, name, clip, "None: sapo has no clip")

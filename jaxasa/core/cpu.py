@@ -20,6 +20,7 @@ _THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "N
 # norms take most of a small decoder's step. NaN and infinity keep their meaning, and a run
 # repeats itself bit for bit. Flags that the user has set in XLA_FLAGS win.
 _FAST_MATH = "--xla_cpu_enable_fast_math=true"
+_TPU_NODES = ("accel[0-9]*", "vfio/[0-9]*")  # in /dev, by the names of its drivers
 
 
 def tune() -> None:
@@ -27,9 +28,9 @@ def tune() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_enable_fast_math" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FAST_MATH}".strip()
-    if "JAX_PLATFORMS" not in os.environ and importlib.util.find_spec("libtpu"):
-        if not _has_any("accel[0-9]*", "vfio/[0-9]*"):
-            os.environ["JAX_PLATFORMS"] = _platforms()
+    has_libtpu = importlib.util.find_spec("libtpu") is not None
+    if "JAX_PLATFORMS" not in os.environ and has_libtpu and not _has_any(*_TPU_NODES):
+        os.environ["JAX_PLATFORMS"] = _platforms()
     _keep_memory()
 
 
