@@ -139,7 +139,7 @@ def _pick(candidates, quota: int, load: np.ndarray, rng: np.random.Generator):
     is_free = np.ones(len(candidates), bool)
     share = quota / max(len(texts), 1)
     most_per_text = math.ceil(share) + max(1, round(_SLACK * share))
-    picked = []
+    picked: list[tuple[int, Question]] = []
     while len(picked) < quota:
         is_left = np.bincount(text[is_free], minlength=len(texts)) > 0
         is_left &= per_text < most_per_text

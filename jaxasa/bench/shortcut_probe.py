@@ -56,7 +56,9 @@ TEXT_FEATURES: dict[str, Callable] = {
 
 def _matrix(items: Sequence, features: Callable) -> scipy.sparse.csr_matrix:
     """[4 items, NUM_HASHES]: one row per option, each of its n features being n**-0.5."""
-    columns, values, ends = [], [], [0]
+    columns: list[int] = []
+    values: list[float] = []
+    ends = [0]
     for item in items:
         for option in item.options:
             hashes = {zlib.crc32(f.encode()) % NUM_HASHES for f in features(item, option)}

@@ -31,7 +31,7 @@ def settings(value, changing: str = "result", name: str = "") -> dict[str, Any]:
     """
     if not dataclasses.is_dataclass(value):
         return {name: value}
-    flat = {}
+    flat: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         inner, part = getattr(value, field.name), f"{name}.{field.name}".lstrip(".")
         # A part of a config changes what its own options change.
@@ -57,7 +57,7 @@ def speed_options(owner: type, name: str = "") -> Iterator[str]:
         part = f"{name}.{field.name}".lstrip(".")
         if _changes(owner, field) == "speed":
             yield part
-        elif dataclasses.is_dataclass(field.type):
+        elif isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from speed_options(field.type, part)
 
 

@@ -41,7 +41,11 @@ def find_gin_folder(package: Path) -> Path:
 
 
 GIN_FOLDER = find_gin_folder(_PACKAGE)
-CLASSES = {name: value for name, value in vars(config).items() if dataclasses.is_dataclass(value)}
+CLASSES: dict[str, type] = {
+    name: value
+    for name, value in vars(config).items()
+    if isinstance(value, type) and dataclasses.is_dataclass(value)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +255,7 @@ def _check_type(binding: Binding, bound: Mapping[str, Binding]) -> None:
 def _fits(value, expected, bound: Mapping[str, Binding], where: str) -> bool:
     value = _literal(value, bound, where)
     origin, inner = typing.get_origin(expected), typing.get_args(expected)
-    if dataclasses.is_dataclass(expected):
+    if isinstance(expected, type) and dataclasses.is_dataclass(expected):
         is_reference = isinstance(value, _Reference)
         return is_reference and issubclass(CLASSES[_class(value.name, where)], expected)
     if origin is dict:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from jaxasa.config import ConfigError
@@ -56,7 +56,7 @@ def atomic_write_text(path: Path, text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
-def atomic_write_json(path: Path, value: dict | list) -> None:
+def atomic_write_json(path: Path, value: Mapping | Sequence) -> None:
     """Writes a JSON file, indented, through `atomic_path`."""
     atomic_write_text(path, json.dumps(value, indent=1) + "\n")
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from rich.console import Console
@@ -96,7 +96,8 @@ class MetricWriter:
         self.name, self.steps = name, steps
         self._is_writer = jax.process_index() == 0
         self._first_step, self._start = start, time.monotonic()
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
         console = Console(stderr=True, quiet=not self._is_writer)
         self._bar = Progress(
             TextColumn(name),
@@ -125,7 +126,7 @@ class MetricWriter:
 
     def __exit__(self, *_) -> None:
         self._bar.stop()
-        if self._is_writer:
+        if self._file is not None and self._events is not None:
             self._file.close()
             self._events.close()
 
@@ -135,7 +136,7 @@ class MetricWriter:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records `values` of `step`; a value that is not finite becomes null in the JSON."""
-        if not self._is_writer:
+        if self._file is None or self._events is None:
             return
         values = {name: float(value) for name, value in values.items()}
         record = {k: v if math.isfinite(v) else None for k, v in values.items()}
@@ -148,7 +149,7 @@ class MetricWriter:
 
     def write_samples(self, step: int, samples: Sequence[Mapping]) -> None:
         """Adds a step's samples to samples.jsonl, and to TensorBoard as text."""
-        if not self._is_writer or not samples:
+        if self._events is None or not samples:
             return
         with self._samples.open("a", encoding="utf-8") as file:
             for row in samples:

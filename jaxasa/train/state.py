@@ -60,16 +60,16 @@ def abstract_state(
     params: arrays or shapes. Nothing is allocated. Raises ConfigError as `create` does.
     """
     cast = functools.partial(cast_params, stage=stage, frozen_dtype=frozen_dtype)
-    params = jax.eval_shape(cast, params)
-    trainable, _ = trees.split(params, stage.trainable)
+    shapes = jax.eval_shape(cast, params)
+    trainable, _ = trees.split(shapes, stage.trainable)
     opt_state = jax.eval_shape(optim.make_optimizer(stage).init, trainable)
     ref_params = trainable if stage.keeps_ref_params else {}
     replicated = NamedSharding(mesh, PartitionSpec())
-    of_params = sharding.params_sharding(params, mesh, rules)
+    of_params = sharding.params_sharding(shapes, mesh, rules)
     of_others = (sharding.state_sharding(x, of_params) for x in (opt_state, ref_params))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        TrainState(jax.ShapeDtypeStruct((), np.int32), params, opt_state, ref_params),
+        TrainState(jax.ShapeDtypeStruct((), np.int32), shapes, opt_state, ref_params),
         TrainState(replicated, of_params, *of_others),
     )
 
@@ -90,11 +90,11 @@ def create(
         lambda leaf: leaf.sharding, abstract_state(params, stage, mesh, frozen_dtype, rules)
     )
     # Only values of plain dicts: flax may give other mappings.
-    params = sharding.put(cast_params(params, stage, frozen_dtype), shardings.params)
-    trainable, _ = trees.split(params, stage.trainable)
+    placed = sharding.put(cast_params(params, stage, frozen_dtype), shardings.params)
+    trainable, _ = trees.split(placed, stage.trainable)
     init = jax.jit(optim.make_optimizer(stage).init, out_shardings=shardings.opt_state)
     # Copies: an update donates its state.
     copy = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=shardings.ref_params)
     ref_params = copy(trainable) if stage.keeps_ref_params else {}
     step = sharding.put(np.int32(0), shardings.step)
-    return TrainState(step, params, init(trainable), ref_params)
+    return TrainState(step, placed, init(trainable), ref_params)
