@@ -30,6 +30,7 @@ LEVELS = {
     "bench": 8,
     "plan": 8,
     "speed": 8,
+    "api": 9,
     "pipeline": 9,
     "cli": 10,
     "__main__": 11,
