@@ -1,9 +1,9 @@
-"""Which option changes what, declared once, beside the option.
+"""The effect of an option, declared once, in its field: {"changes": ...} of its metadata.
 
-A field's metadata says what it changes:
-    "data"    what a stored scene or an item of a suite is
-    "result"  how many of them there are, and what is trained, answered or scored (the default)
-    "speed"   time, memory or what is logged
+    "data"    each stored scene, and each item of a suite
+    "result"  their number, and everything that is trained, answered or scored (the default)
+    "speed"   time, memory and logs alone
+
 A class may say so for all its fields: `CHANGES: ClassVar[str] = "data"`.
 
 >>> from jaxasa import config
@@ -18,7 +18,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-DATA, RESULT, SPEED = ({"changes": what} for what in ("data", "result", "speed"))
+DATA, RESULT, SPEED = ({"changes": effect} for effect in ("data", "result", "speed"))
 # What changes data changes results too.
 _RANK = {"speed": 0, "result": 1, "data": 2}
 
@@ -26,15 +26,15 @@ _RANK = {"speed": 0, "result": 1, "data": 2}
 def settings(value, changing: str = "result", name: str = "") -> dict[str, Any]:
     """Flat {"decoder.width": 64, ...} of all options within `value` that change results or data.
 
-    changing: "result" (or data), or "data" alone. name: what the names begin with. A `value` that
-    is no dataclass is an option itself: {name: value}.
+    changing: "data" for those that change data alone. name: prefix of the names. A `value` that is
+    no dataclass is an option itself: {name: value}.
     """
     if not dataclasses.is_dataclass(value):
         return {name: value}
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(value):
         inner, part = getattr(value, field.name), f"{name}.{field.name}".lstrip(".")
-        # A part of a config changes what its own options change.
+        # A part of a config is looked into, whatever its options change.
         is_part = dataclasses.is_dataclass(inner) and _changes(value, field) != "speed"
         if is_part or _RANK[_changes(value, field)] >= _RANK[changing]:
             flat |= settings(inner, changing, part)

@@ -23,8 +23,7 @@ def check_range(owner, *fields: str, low: float) -> None:
             and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
             and low <= value[0] <= value[1]
         )
-        where = f"{type(owner).__name__}.{name}"
-        check(ok, where, value, f"(low, high) with {low} <= low <= high")
+        check(ok, f"{type(owner).__name__}.{name}", value, f"(low, high) with {low} <= low <= high")
 
 
 def check_at_least(owner, low, *fields: str) -> None:

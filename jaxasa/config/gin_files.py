@@ -5,12 +5,12 @@ then binds fields of the dataclasses of `config`. Gin itself checks neither name
 class is called nor any type, so this module reads the files with gin's parser, checks names,
 types and repetitions (each error has its file and line), and gives gin the bindings that won.
 
-Order: files in the order given, an include at the place where it stands, command-line
+Order: files in the order given, an include at the place location it stands, command-line
 bindings last; later bindings win, but one file may bind a name only once.
 
 A file named on the command line is looked for in the current folder and then in jaxasa's gin
 folder ("run/demo.gin" or "gin/run/demo.gin"); an included one beside the file that names it and
-then in jaxasa's gin folder, so that no file of the caller's changes what jaxasa's own files say.
+then in jaxasa's gin folder, so that no file of the caller changes the meaning of jaxasa's own.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import re
 import tokenize
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import gin
@@ -69,7 +69,7 @@ class Binding:
     owner: str
     field: str
     value: object
-    where: str
+    location: str
 
     @property
     def name(self) -> str:
@@ -126,7 +126,7 @@ def read(files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Bindin
         for binding in _command_line(text):
             # A name alone is a macro; one that no file knows would change nothing, silently.
             if not binding.owner and binding.name not in bound:
-                raise ConfigError(f"{binding.where}: expected --gin.CLASS.FIELD=VALUE")
+                raise ConfigError(f"{binding.location}: expected --gin.CLASS.FIELD=VALUE")
             bound[binding.name] = binding
     for binding in bound.values():
         if binding.owner:
@@ -134,30 +134,30 @@ def read(files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Bindin
     return bound
 
 
-def _find(name: str, where: str, folder: Path) -> Path:
+def _find(name: str, location: str, folder: Path) -> Path:
     """Path of a gin file, in `folder` or in jaxasa's gin folder ("gin/" may lead)."""
     short = name.removeprefix("gin/")
     for path in (folder / name, GIN_FOLDER / short):
         if path.is_file():
             return path
-    known = {path.relative_to(GIN_FOLDER).as_posix() for path in GIN_FOLDER.rglob("*.gin")}
-    raise ConfigError(f"{where}: no file {name!r}" + _near(short, known))
+    names = {path.relative_to(GIN_FOLDER).as_posix() for path in GIN_FOLDER.rglob("*.gin")}
+    raise ConfigError(f"{location}: no file {name!r}" + _near(short, names))
 
 
-def _near(name: str, known) -> str:
-    names = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f"; near: {', '.join(names)}" if names else ""
+def _near(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
+    return f"; near: {', '.join(near)}" if near else ""
 
 
-def _read_file(name: str, where: str, including: tuple[Path, ...]) -> Iterator[Binding]:
+def _read_file(name: str, location: str, including: tuple[Path, ...]) -> Iterator[Binding]:
     """The bindings of a file in order; `including`: the files that include it, outermost first."""
-    path = _find(name, where, including[-1].parent if including else Path()).resolve()
+    path = _find(name, location, including[-1].parent if including else Path()).resolve()
     if path in including:
-        raise ConfigError(f"{where}: {name!r} includes itself")
+        raise ConfigError(f"{location}: {name!r} includes itself")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: cannot read {name!r}: {error}") from None
+        raise ConfigError(f"{location}: cannot read {name!r}: {error}") from None
     seen: dict[str, str] = {}
     for statement in _statements(text, name):
         place = f"{name}:{statement.location.line_num}"
@@ -181,11 +181,11 @@ def _command_line(text: str) -> Iterator[Binding]:
     name = name.strip()
     if "." in name and not name.startswith("config."):
         name = f"config.{name}"
-    where = f"--gin.{text}"
+    location = f"--gin.{text}"
     if not equals or "\n" in text:
-        raise ConfigError(f"{where!r}: expected --gin.NAME=VALUE, one line")
-    for statement in _statements(f"{name} = {value}", where):
-        yield _binding(statement, where)
+        raise ConfigError(f"{location!r}: expected --gin.NAME=VALUE, one line")
+    for statement in _statements(f"{name} = {value}", location):
+        yield _binding(statement, location)
 
 
 def _statements(text: str, name: str) -> list:
@@ -204,63 +204,65 @@ def _statements(text: str, name: str) -> list:
     raise ConfigError(f"{name}:{line}: wrong syntax: {reason}")
 
 
-def _binding(statement: config_parser.BindingStatement, where: str) -> Binding:
+def _binding(statement: config_parser.BindingStatement, location: str) -> Binding:
     if statement.scope:
-        raise ConfigError(f"{where}: scope {statement.scope}/, expected none")
+        raise ConfigError(f"{location}: scope {statement.scope}/, expected none")
     if not statement.arg_name:
-        return Binding("", statement.selector, statement.value, where)
-    owner = _class(statement.selector, where)
+        return Binding("", statement.selector, statement.value, location)
+    owner = _class(statement.selector, location)
     fields = [f.name for f in dataclasses.fields(CLASSES[owner])]
     if statement.arg_name not in fields:
         near = _near(statement.arg_name, fields) or f"; it has: {', '.join(fields)}"
-        raise ConfigError(f"{where}: {owner} has no field {statement.arg_name}{near}")
-    return Binding(owner, statement.arg_name, statement.value, where)
+        raise ConfigError(f"{location}: {owner} has no field {statement.arg_name}{near}")
+    return Binding(owner, statement.arg_name, statement.value, location)
 
 
-def _class(selector: str, where: str) -> str:
+def _class(selector: str, location: str) -> str:
     """Name of the class that `selector` (`config.Decoder`) names."""
     module, _, owner = selector.rpartition(".")
     if module != "config" or owner not in CLASSES:
         near = _near(selector, [f"config.{name}" for name in CLASSES])
-        raise ConfigError(f"{where}: unknown class {selector}{near}")
+        raise ConfigError(f"{location}: unknown class {selector}{near}")
     return owner
 
 
-def _literal(value, bound: Mapping[str, Binding], where: str):
-    """Follows macros (`%WIDTH`) to what they stand for."""
+def _literal(value, bound: Mapping[str, Binding], location: str):
+    """The value of a macro (`%WIDTH`), or `value` itself."""
     for _ in range(8):
         if not (isinstance(value, _Reference) and value.mark == "%"):
             return value
         if value.name not in bound:
             macros = [b.name for b in bound.values() if not b.owner]
-            raise ConfigError(f"{where}: %{value.name} is bound nowhere{_near(value.name, macros)}")
+            raise ConfigError(
+                f"{location}: %{value.name} is bound nowhere{_near(value.name, macros)}"
+            )
         value = bound[value.name].value
-    raise ConfigError(f"{where}: {value!r} refers to itself")
+    raise ConfigError(f"{location}: {value!r} refers to itself")
 
 
 def _check_type(binding: Binding, bound: Mapping[str, Binding]) -> None:
     owner = CLASSES[binding.owner]
     expected = typing.get_type_hints(owner)[binding.field]
-    if not _fits(binding.value, expected, bound, binding.where):
-        shown = _literal(binding.value, bound, binding.where)
+    if not _fits(binding.value, expected, bound, binding.location):
+        shown = _literal(binding.value, bound, binding.location)
         name = getattr(expected, "__name__", "") if isinstance(expected, type) else ""
         if isinstance(expected, types.GenericAlias):
             name = str(expected)
         raise ConfigError(
-            f"{binding.where}: {binding.owner}.{binding.field} is {shown!r}, "
+            f"{binding.location}: {binding.owner}.{binding.field} is {shown!r}, "
             f"expected {f'@config.{name}()' if name in CLASSES else name}"
         )
 
 
-def _fits(value, expected, bound: Mapping[str, Binding], where: str) -> bool:
-    value = _literal(value, bound, where)
+def _fits(value, expected, bound: Mapping[str, Binding], location: str) -> bool:
+    value = _literal(value, bound, location)
     origin, inner = typing.get_origin(expected), typing.get_args(expected)
     if isinstance(expected, type) and dataclasses.is_dataclass(expected):
         is_reference = isinstance(value, _Reference)
-        return is_reference and issubclass(CLASSES[_class(value.name, where)], expected)
+        return is_reference and issubclass(CLASSES[_class(value.name, location)], expected)
     if origin is dict:
         return isinstance(value, dict) and all(
-            _fits(k, inner[0], bound, where) and _fits(v, inner[1], bound, where)
+            _fits(k, inner[0], bound, location) and _fits(v, inner[1], bound, location)
             for k, v in value.items()
         )
     if origin is tuple:
@@ -268,7 +270,7 @@ def _fits(value, expected, bound: Mapping[str, Binding], where: str) -> bool:
             return False
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
         return len(value) == len(kinds) and all(
-            _fits(v, kind, bound, where) for v, kind in zip(value, kinds, strict=True)
+            _fits(v, kind, bound, location) for v, kind in zip(value, kinds, strict=True)
         )
     if expected in (int, float):
         kinds = (int,) if expected is int else (int, float)
@@ -277,7 +279,7 @@ def _fits(value, expected, bound: Mapping[str, Binding], where: str) -> bool:
 
 
 def _missing(owner: str, bound: Mapping[str, Binding]) -> Iterator[str]:
-    """Names of required fields of `owner` and of what it refers to that nothing binds."""
+    """Names of required fields of `owner`, and of classes it refers to, that nothing binds."""
     for field in dataclasses.fields(CLASSES[owner]):
         binding = bound.get(f"config.{owner}.{field.name}")
         if binding is None:
@@ -285,6 +287,6 @@ def _missing(owner: str, bound: Mapping[str, Binding]) -> Iterator[str]:
             if field.default is absent and field.default_factory is absent:
                 yield f"{owner}.{field.name}"
             continue
-        value = _literal(binding.value, bound, binding.where)
+        value = _literal(binding.value, bound, binding.location)
         if isinstance(value, _Reference):
-            yield from _missing(_class(value.name, binding.where), bound)
+            yield from _missing(_class(value.name, binding.location), bound)

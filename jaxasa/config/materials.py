@@ -1,4 +1,4 @@
-"""What walls can be made of: the materials that config.Scenes may name.
+"""Absorption of wall materials, by the names that config.Scenes uses.
 
 Random-incidence absorption coefficients per octave band from 125 Hz to 8 kHz, from the tables in
 the annex of M. Vorlaender, Auralization (Springer, 2008). The book ends at 4 kHz for some

@@ -247,7 +247,9 @@ def tuples(value):
 
 def model_from_dict(values: dict) -> Model:
     """The inverse of `dataclasses.asdict`; ConfigError names a part or field that does not fit."""
-    parts = {f.name: f.type for f in fields(Model) if isinstance(f.type, type) and is_dataclass(f.type)}
+    parts = {
+        f.name: f.type for f in fields(Model) if isinstance(f.type, type) and is_dataclass(f.type)
+    }
     try:
         rest = {name: value for name, value in values.items() if name not in parts}
         for name, part in parts.items():

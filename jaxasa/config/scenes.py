@@ -168,11 +168,11 @@ class Scenes:
 
     def _check_walls(self):
         for name in MATERIALS:
-            value, where = getattr(self, name), f"Scenes.{name}"
-            check(isinstance(value, (tuple, list)), where, value, "materials in (...)")
+            value, option = getattr(self, name), f"Scenes.{name}"
+            check(isinstance(value, (tuple, list)), option, value, "materials in (...)")
             for material in value:
                 ok = isinstance(material, str) and material in TABLE
-                check(ok, where, material, "one of " + ", ".join(TABLE))
+                check(ok, option, material, "one of " + ", ".join(TABLE))
         for name in MATERIALS:
             ok = bool(getattr(self, name)) or not any(getattr(self, other) for other in MATERIALS)
             expected = "materials, as sides, floor and ceiling go together"

@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 
 @functools.cache
 def made_by() -> dict[str, str]:
-    """{"version", "commit", "jax", "python"}: of jaxasa, its git checkout, and what runs it.
+    """{"version", "commit", "jax", "python"}: of jaxasa, its git checkout, jax, and Python.
 
     commit: 40 hexadecimal digits; "unknown" if jaxasa is not run from a git checkout.
     """

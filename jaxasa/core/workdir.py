@@ -1,4 +1,4 @@
-"""A run's folder: where everything lies in it, and a check that each step uses the same config.
+"""A run's folder: its layout, and a check that each step uses the same config.
 
     DIR/
       config.gin                 the resolved config
@@ -7,7 +7,7 @@
       FORMAT/SPLIT/              the same scenes in another format (dcase, binaural)
       rirs/                      room responses, if scenes of train are mixed (Scenes.rir_rooms)
       tokenizer.json
-      checkpoints/STAGE/         what a stage has trained, with its own config.gin
+      checkpoints/STAGE/         states of a trained stage, with its own config.gin
       logs/STAGE/                its metrics
       benchmark/                 the suite: audio and questions
       predictions/SYSTEM.jsonl   answers to it
@@ -15,7 +15,7 @@
       report/index.html
       dev/                       the last four once more, for the development suite
       export/                    a Hugging Face folder
-      steps.json                 what each step of `jaxasa demo` has taken
+      steps.json                 time of each step of `jaxasa demo`
       ablation/, ablation.json   jobs and result of `jaxasa bench ablate`
 
 Steps build on what earlier steps wrote, so a folder belongs to one model, one set of sounds, one

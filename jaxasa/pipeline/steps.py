@@ -1,7 +1,7 @@
 """The steps from sounds to report, each on a work folder that the one before it has filled.
 
 `jaxasa demo` takes all of them (pipeline/demo.py); the other commands take one each. See
-core/workdir.py for what lies where.
+core/workdir.py for the layout of the folder.
 """
 
 import dataclasses
@@ -71,8 +71,8 @@ def render_scenes(
         rir_bank.build(run.scenes, out, run.seed)
         return out
     count = getattr(run.scenes, split)
-    where = (work.sounds, split, out, run.seed, count, format)
-    simulate.simulate(run.scenes, *where, beam_runner, beam_options)
+    paths = (work.sounds, split, out)
+    simulate.simulate(run.scenes, *paths, run.seed, count, format, beam_runner, beam_options)
     return out
 
 
@@ -165,9 +165,9 @@ def run_external(run: config.Run, work: WorkFolder, checkpoint: Path) -> dict:
     return results
 
 
-def _check_classes(classes: Collection[str], known: Collection[str]) -> None:
-    unknown = sorted(set(classes) - set(known))
-    expected = "those that the model knows (" + ", ".join(known) + ")"
+def _check_classes(classes: Collection[str], trained: Collection[str]) -> None:
+    unknown = sorted(set(classes) - set(trained))
+    expected = "those that the model knows (" + ", ".join(trained) + ")"
     config.check(not unknown, "classes of the scenes", unknown, expected)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from jaxasa import config
 from jaxasa.config import ConfigError, check
 from jaxasa.core.workdir import WorkFolder
-from jaxasa.stages.registry import STAGES
+from jaxasa.stages.registry import ANSWERING, STAGES
 
 # bindings over the gin files -> the run and its resolved gin text, as gin_files.load gives them
 Load = Callable[[Sequence[str]], tuple[config.Run, str]]
@@ -121,25 +121,26 @@ class Plan:
                 self.answers[name, seed] = self._add_training(name, seed)
 
     def _load_variant(self, name: str, load: Load) -> config.Run:
-        where = f"Ablation.variants[{name!r}]"
+        option = f"Ablation.variants[{name!r}]"
         try:
             run, _ = load(self.ablation.variants[name])
         except ConfigError as error:
-            raise ConfigError(f"{where}: {error}") from None
+            raise ConfigError(f"{option}: {error}") from None
         for part in _COMMON:
             differences = config.differences(getattr(self.base, part), getattr(run, part), part)
             if differences:
-                raise ConfigError(f"{where}: {differences[0]}, expected the same for all variants")
+                raise ConfigError(f"{option}: {differences[0]}, expected the same for all variants")
         last = run.stages[-1]
-        check(last in ("sft", "grpo"), f"{where}: last of Run.stages", last, "sft or grpo")
+        expected = " or ".join(ANSWERING)
+        check(last in ANSWERING, f"{option}: last of Run.stages", last, expected)
         if audio_of(run) == "mono":
             expected = "none that ends in grpo: that stage is trained on all channels"
-            check("grpo" not in run.stages, f"{where}: Run.stages", run.stages, expected)
+            check("grpo" not in run.stages, f"{option}: Run.stages", run.stages, expected)
         if self.ablation.projector_steps and "spatial" in run.stages:
             expected = "some for the projector, or Ablation.projector_steps = 0"
             trainable = run.spatial.trainable
             ok = _projector_patterns(run) != ()
-            check(ok, f"{where}: SpatialStage.trainable", trainable, expected)
+            check(ok, f"{option}: SpatialStage.trainable", trainable, expected)
         return run
 
     def _add(self, job: Job, users: Iterable[tuple[str, int]]) -> Job:
