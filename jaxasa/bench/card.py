@@ -64,7 +64,7 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
     tasks = []
     for (level, task), group in by_task.items():
         answers = collections.Counter(i.answer_text for i in group)
-        counts = f"{min(answers.values())} to {max(answers.values())} each"
+        counts = f"{min(answers.values())} to {max(answers.values())}"
         direction = "yes" if group[0].direction else "no"
         probe = _percent(audit["tasks"][task].get("text_only"))
         kinds = sorted({i.open_answer["kind"] for i in group if i.open_answer}) or ["none"]
@@ -118,21 +118,21 @@ def text(items: Sequence, facts: Mapping, audit: Mapping) -> str:
   left +90, in (-180, 180]; elevation in degrees, up is positive; distances in metres, times in
   seconds (an onset is the arrival at the listener).
 - `metadata.jsonl`: file_name, id, level, task (question type), question, direction (whether the
-  answer depends on it), options, answer (letter), scene (its description, from which every answer
-  follows), template_args (the random choices that filled the question's template), open_answer
-  (key to an answer without options). Predictions: one `{{"id", "answer"}}` per line, with a letter
-  or free text as the answer.
+  answer depends on the directions of sounds), options, answer (letter), scene (its description,
+  from which every answer follows), template_args (the random choices that filled the question's
+  template), open_answer (key to an answer without options). Predictions: one
+  `{{"id", "answer"}}` per line, with a letter or free text as the answer.
 
 ## Bins and thresholds
 - Directions: eight sectors of 45 degrees around front, front-left, left, ...; questions keep
   {margin:g} degrees from the boundary that decides, a third of that in elevation.
-- Left and right: no source is within {context.MARGIN_DEG:g} degrees of the median plane.
+- Questions about sides: no source is within {context.MARGIN_DEG:g} degrees of the median plane.
 - Near is below {scene_text.NEAR_M:g} m. Distances are named {steps}: the nearest by
   ratio, within {100 * 0.132:.0f} %, and only if the DRR is {low:g} to {high:g} dB.
 - Elevation: {elevations}.
 - RT60: {decays}; not within 10 % of an edge.
-- Rooms: small up to {volumes[0]:g} m3, large from {volumes[1]:g}; dry up to {rt60s[0]:g} s, live
-  from {rt60s[1]:g}.
+- Rooms: small up to {volumes[0]:g} m3, large from {volumes[1]:g}; dry up to {rt60s[0]:g} s,
+  live from {rt60s[1]:g}.
 - Two distances: alike up to a ratio of {alike:g}, much nearer or farther from {much:g}; not within
   15 % of either.
 - Smallest differences: {gaps}.

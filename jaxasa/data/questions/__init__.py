@@ -1,6 +1,7 @@
 """Four-option questions about a scene: perception (L1), relations (L2), reasoning (L3).
 
-    context.py        QuestionContext: random choices, thresholds, distractors, geometry; Draft
+    context.py        QuestionContext: recorded random choices; thresholds, geometry
+    drafts.py         Draft: wording, answer, distractors; builders by kind of answer
     question_type.py  QuestionType, and QuestionLevel whose decorator declares one
     perception.py     the question types of L1
     relations.py      the question types of L2

@@ -1,4 +1,4 @@
-"""What question types are made of: recorded random choices, thresholds, distractors, geometry.
+"""What question types are made of: recorded random choices, thresholds of audibility, geometry.
 
 A question type (question_type.py) makes every random choice through its `QuestionContext`, by
 name, so that the same question can be put to another scene (`questions.reinstantiate`).
@@ -13,7 +13,6 @@ level; 15 degrees in elevation; 10 % in RT60 (5 % is just noticeable, ISO 3382-1
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,24 +27,6 @@ MIN_LEVEL_GAP_DB = 6.0
 MIN_ELEVATION_GAP_DEG = 15.0
 MIN_RT60_RATIO = 1.1
 SIDE_SIGNS = {"left": 1, "right": -1}  # sign of the azimuth
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A question before its options are shuffled, as a question type returns it.
-
-    distractors: candidates for wrong options; the first three that differ from `answer` are used.
-    steps: reasoning between the caption and the answer, "" if the caption suffices.
-    open_answer: (kind, value) of the answer if no options are shown, None if the question needs
-        them. Kinds are "azimuth" and "elevation" (degrees), "distance" (m), "time" (s), "count",
-        and "name", whose value is None.
-    """
-
-    question: str
-    answer: str
-    distractors: Sequence[str]
-    steps: str = ""
-    open_answer: tuple[str, float | None] | None = None
 
 
 class Unanswerable(Exception):
@@ -132,10 +113,6 @@ class QuestionContext:
         present = [c for c in self._sources if c != answer and c not in named]
         return present + self.shuffle([c for c in self.absent_classes() if c not in named])
 
-    def sector_distractors(self, sectors: Sequence[str] = scene_text.SECTORS) -> list[str]:
-        """Sectors in random order."""
-        return self.shuffle(sectors)
-
 
 def find_extreme(
     ctx: QuestionContext, sources: Sequence[dict], key: Callable, largest: bool, threshold: float
@@ -180,15 +157,6 @@ def only_other_on_side(
         return None
     (other,) = (s for s in sources if s["class"] in classes and s is not source)
     return side, other
-
-
-def count_options(count: int) -> list[str]:
-    """Four consecutive numbers from a multiple of four on, with `count` among them: 0 to 3, ...
-
-    All counts of one set have the same options, so that the options do not reveal the count.
-    """
-    first = count - count % 4
-    return [str(first + i) for i in range(4)]
 
 
 def side_of(source: dict) -> str:

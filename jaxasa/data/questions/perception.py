@@ -13,14 +13,19 @@ from jaxasa.data.questions.context import (
     MIN_RT60_RATIO,
     MIN_TIME_GAP_S,
     SIDE_SIGNS,
-    Draft,
     QuestionContext,
     class_and_sector,
     classes_and_sides,
     classes_on_side,
-    count_options,
     find_extreme,
     positions_while_sounding,
+)
+from jaxasa.data.questions.drafts import (
+    Draft,
+    class_draft,
+    count_draft,
+    distance_draft,
+    sector_draft,
 )
 from jaxasa.data.questions.question_type import QuestionLevel
 
@@ -50,8 +55,7 @@ def onset_order(scene: dict, ctx: QuestionContext) -> Draft | None:
         return None
     which, source = match
     question = ctx.phrase("which sound starts {w} ?", "what is heard {w} ?", w=which)
-    answer = source["class"]
-    return Draft(question, answer, ctx.class_distractors(answer), open_answer=("name", None))
+    return class_draft(ctx, question, source)
 
 
 def first_or_last(scene: dict, ctx: QuestionContext) -> tuple[str, dict] | None:
@@ -71,9 +75,7 @@ def azimuth(scene: dict, ctx: QuestionContext) -> Draft | None:
     if not ctx.is_inside_sector(source["azimuth"]):
         return None
     question = ctx.phrase("where is the {c} ?", "from where does the {c} come ?", c=source["class"])
-    answer = scene_text.sector_name(source["azimuth"])
-    open_answer = ("azimuth", source["azimuth"])
-    return Draft(question, answer, ctx.sector_distractors(), class_and_sector(source), open_answer)
+    return sector_draft(ctx, question, source["azimuth"], class_and_sector(source))
 
 
 @L1.question_type()
@@ -86,8 +88,8 @@ def side_count(scene: dict, ctx: QuestionContext) -> Draft | None:
     question = ctx.phrase(
         "how many sounds are on the {s} ?", "count the sounds on the {s} .", s=side
     )
-    steps, count = f"{side} : {classes_and_sides(scene['sources'])}", len(classes)
-    return Draft(question, str(count), count_options(count), steps, ("count", float(count)))
+    steps = f"{side} : {classes_and_sides(scene['sources'])}"
+    return count_draft(question, len(classes), steps)
 
 
 @L1.question_type(direction=False, allows_motion=True, rng_key="how_many")
@@ -110,8 +112,7 @@ def class_count(scene: dict, ctx: QuestionContext) -> Draft | None:
         "count what is heard of {t} .",
         t=" , ".join(three),
     )
-    steps, count = " ".join([":", *matches]), len(matches)
-    return Draft(question, str(count), count_options(count), steps, ("count", float(count)))
+    return count_draft(question, len(matches), " ".join([":", *matches]))
 
 
 @L1.question_type(direction=False, allows_motion=True, rng_key="when")
@@ -197,14 +198,6 @@ def is_clear_distance(ctx: QuestionContext, source: dict) -> bool:
     error = min(abs(math.log(source["distance"] / s)) for s in scene_text.DISTANCE_STEPS_M)
     gap = math.log(MIN_DISTANCE_RATIO) / 2 - error
     return ctx.is_audible_gap(gap, math.log(1.15)) and ctx.has_audible_distance(source)
-
-
-def distance_draft(ctx: QuestionContext, question: str, source: dict, steps: str = "") -> Draft:
-    """A draft whose answer is the distance step of `source`."""
-    answer = scene_text.nearest_distance_step(source["distance"])
-    options = [scene_text.nearest_distance_step(s) for s in scene_text.DISTANCE_STEPS_M]
-    open_answer = ("distance", source["distance"])
-    return Draft(question, answer, ctx.shuffle(options), steps, open_answer)
 
 
 @L1.question_type(direction=False, allows_motion=True)

@@ -10,11 +10,11 @@ from jaxasa.data import scene_text
 from jaxasa.data.questions import perception, reasoning, relations
 from jaxasa.data.questions.context import (
     MARGIN_DEG,
-    Draft,
     QuestionContext,
     Unanswerable,
     is_static,
 )
+from jaxasa.data.questions.drafts import Draft
 from jaxasa.data.questions.question_type import QuestionType
 
 LETTERS = "ABCD"
@@ -27,7 +27,7 @@ class Question:
 
     task: name of the question type. direction: whether the answer depends on the directions of
     sounds. template_args: the random choices that filled the template, for `reinstantiate`.
-    open_answer: (kind, value) of the answer if no options are shown (context.Draft).
+    open_answer: (kind, value) of the answer if no options are shown (drafts.Draft).
     """
 
     level: str

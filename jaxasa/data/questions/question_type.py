@@ -12,7 +12,8 @@ items, in metadata.jsonl and in reports.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxasa.data.questions.context import Draft, QuestionContext
+from jaxasa.data.questions.context import QuestionContext
+from jaxasa.data.questions.drafts import Draft
 
 DraftFunction = Callable[[dict, QuestionContext], Draft | None]
 

@@ -13,19 +13,18 @@ from jaxasa.data.questions.context import (
     MIN_LEVEL_GAP_DB,
     MIN_TIME_GAP_S,
     SIDE_SIGNS,
-    Draft,
     QuestionContext,
     class_and_sector,
     classes_and_sides,
     classes_on_side,
-    count_options,
     find_extreme,
     level_at_listener,
     only_other_on_side,
     relative_azimuth,
 )
+from jaxasa.data.questions.drafts import Draft, class_draft, count_draft, sector_draft
 from jaxasa.data.questions.question_type import QuestionLevel
-from jaxasa.data.questions.relations import class_draft, class_in_sector
+from jaxasa.data.questions.relations import class_in_sector
 
 L3 = QuestionLevel("L3")
 
@@ -62,16 +61,8 @@ def sector_after_turn(scene: dict, ctx: QuestionContext) -> Draft | None:
         c=source["class"],
     )
     steps = f"{class_and_sector(source)} turn {turn}"
-    return _sector_draft(ctx, question, source["azimuth"] - TURNS[turn], steps)
-
-
-def _sector_draft(
-    ctx: QuestionContext, question: str, azimuth: float, steps: str, sectors=scene_text.SECTORS
-) -> Draft:
-    """A draft whose answer is the sector of an azimuth in any range."""
-    azimuth = relative_azimuth(0.0, azimuth)
-    answer, distractors = scene_text.sector_name(azimuth), ctx.sector_distractors(sectors)
-    return Draft(question, answer, distractors, steps, ("azimuth", azimuth))
+    azimuth = relative_azimuth(TURNS[turn], source["azimuth"])
+    return sector_draft(ctx, question, azimuth, steps)
 
 
 @L3.question_type(rng_key="turn_at")
@@ -128,8 +119,8 @@ def _is_clear_when_facing(ctx: QuestionContext, a: dict, b: dict) -> bool:
 
 def _facing_draft(ctx: QuestionContext, question: str, a: dict, b: dict) -> Draft:
     steps = f"{class_and_sector(a)} {class_and_sector(b)}"
-    azimuth = b["azimuth"] - a["azimuth"]
-    return _sector_draft(ctx, question, azimuth, steps, scene_text.SECTORS[1:])
+    azimuth = relative_azimuth(a["azimuth"], b["azimuth"])
+    return sector_draft(ctx, question, azimuth, steps, scene_text.SECTORS[1:])
 
 
 @L3.question_type(rng_key="turn_count")
@@ -146,8 +137,7 @@ def side_count_after_turn(scene: dict, ctx: QuestionContext) -> Draft | None:
         s=side,
     )
     steps = f"{side} was {before} : {classes_and_sides(scene['sources'])}"
-    count = len(classes)
-    return Draft(question, str(count), count_options(count), steps, ("count", float(count)))
+    return count_draft(question, len(classes), steps)
 
 
 @L3.question_type(rng_key="aim")
@@ -178,7 +168,7 @@ def sector_after_walk(scene: dict, ctx: QuestionContext) -> Draft | None:
     sectors = {scene_text.sector_name(_bearing_from(a, b, p, q)) for p, q in factors}
     bearing = _bearing_from(a, b, 1.0, 1.0)
     is_clear = ctx.is_inside_sector(bearing) and len(sectors) == 1
-    if not (is_clear and ctx.has_audible_distance(a, b) or ctx.lenient):
+    if not ((is_clear and ctx.has_audible_distance(a, b)) or ctx.lenient):
         return None
     question = ctx.phrase(
         "you walk to the {a} and do not turn . where is the {b} then ?",
@@ -190,7 +180,7 @@ def sector_after_walk(scene: dict, ctx: QuestionContext) -> Draft | None:
     steps = " ".join(
         f"{class_and_sector(s)} {scene_text.nearest_distance_step(s['distance'])}" for s in (a, b)
     )
-    return _sector_draft(ctx, question, bearing, steps)
+    return sector_draft(ctx, question, relative_azimuth(0.0, bearing), steps)
 
 
 def _bearing_from(a: dict, b: dict, scale_a: float, scale_b: float) -> float:
@@ -223,7 +213,8 @@ def sector_after_orbit(scene: dict, ctx: QuestionContext) -> Draft | None:
     )
     angle = ARCS[arc] if way == "anticlockwise" else -ARCS[arc]
     steps = f"{class_and_sector(source)} {way}"
-    return _sector_draft(ctx, question, source["azimuth"] + angle, steps)
+    azimuth = relative_azimuth(-angle, source["azimuth"])
+    return sector_draft(ctx, question, azimuth, steps)
 
 
 @L3.question_type(rng_key="without")

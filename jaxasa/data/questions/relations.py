@@ -15,7 +15,6 @@ from jaxasa.data.questions.context import (
     MIN_LEVEL_GAP_DB,
     MIN_TIME_GAP_S,
     SIDE_SIGNS,
-    Draft,
     QuestionContext,
     class_and_sector,
     find_extreme,
@@ -24,27 +23,14 @@ from jaxasa.data.questions.context import (
     only_source_beyond,
     relative_azimuth,
 )
-from jaxasa.data.questions.perception import distance_draft, first_or_last, is_clear_distance
+from jaxasa.data.questions.drafts import Draft, class_draft, distance_draft, sector_draft
+from jaxasa.data.questions.perception import first_or_last, is_clear_distance
 from jaxasa.data.questions.question_type import QuestionLevel
 
 L2 = QuestionLevel("L2")
 
 RELATIVE_DISTANCES = ("much nearer", "nearer", "alike", "farther", "much farther")
 RELATIVE_DISTANCE_EDGES = (1.31, 2.57)  # ratios up to "alike" and from "much" on
-
-
-def class_draft(
-    ctx: QuestionContext, question: str, source: dict, named: str = "", steps: str = ""
-) -> Draft:
-    """A draft whose answer is the class of `source`. named: the class in the question, if any."""
-    answer = source["class"]
-    distractors = ctx.class_distractors(answer, [named])
-    return Draft(question, answer, distractors, steps, open_answer=("name", None))
-
-
-def _sector_draft(ctx: QuestionContext, question: str, source: dict, steps: str) -> Draft:
-    answer, open_answer = scene_text.sector_name(source["azimuth"]), ("azimuth", source["azimuth"])
-    return Draft(question, answer, ctx.sector_distractors(), steps, open_answer)
 
 
 @L2.question_type(rng_key="at")
@@ -77,7 +63,7 @@ def sector_by_onset(scene: dict, ctx: QuestionContext) -> Draft | None:
     question = ctx.phrase(
         "where is the sound that starts {w} ?", "where is the {w} sound ?", w=which
     )
-    return _sector_draft(ctx, question, source, f"{which} : {class_and_sector(source)}")
+    return sector_draft(ctx, question, source["azimuth"], f"{which} : {class_and_sector(source)}")
 
 
 def _nearest(scene: dict, ctx: QuestionContext) -> dict | None:
@@ -105,7 +91,7 @@ def sector_of_nearest(scene: dict, ctx: QuestionContext) -> Draft | None:
     if source is None or not ctx.is_inside_sector(source["azimuth"]):
         return None
     question = ctx.phrase("where is the nearest sound ?", "where is the closest sound ?")
-    return _sector_draft(ctx, question, source, f"near {class_and_sector(source)}")
+    return sector_draft(ctx, question, source["azimuth"], f"near {class_and_sector(source)}")
 
 
 @L2.question_type(needs_distance=True, rng_key="how_far")

@@ -29,7 +29,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxasa import config
-from jaxasa.data.questions.context import Draft, QuestionContext
+from jaxasa.data.questions.context import QuestionContext
+from jaxasa.data.questions.drafts import Draft
 from jaxasa.data.questions.question import (
     QUESTION_TYPES,
     Question,
@@ -43,7 +44,9 @@ _QUESTIONS_PER_ROUND = 2  # questions of a scene for which all types draft once
 # Added to the number of scenes with an answer: rare ones are asked less often than their share,
 # as it would always be about the same scenes.
 _SMOOTHING = 3
-_SURE_ACCEPTANCE = 2.0  # sum of weights from which on a scene is always accepted; the mean is about 1
+_SURE_ACCEPTANCE = (
+    2.0  # sum of weights from which on a scene is always accepted; the mean is about 1
+)
 
 
 class _Candidate(NamedTuple):
@@ -58,7 +61,7 @@ class _Candidate(NamedTuple):
 class QuestionSampler:
     """Samples questions about scenes for training.
 
-    weights: of (task, text of the answer), see `balanced_question_sampler`. If empty, those in `questions.tasks`
+    weights: of (task, text of the answer), see `balanced`. If empty, those in `questions.tasks`
         hold among the types that a scene supports, and every scene with any is accepted.
     """
 
