@@ -44,9 +44,9 @@ def described():
 @pytest.fixture(scope="session")
 def text(described):
     """A tokenizer of at most 480 entries that knows the words of the scenes."""
-    from jaxasa.data import pipeline, questions, scene_text, tokens
+    from jaxasa.data import questions, scene_text, tokens, transforms
 
-    rng, texts = np.random.default_rng(0), [pipeline.CAPTION_PROMPT, " ".join(CLASSES)]
+    rng, texts = np.random.default_rng(0), [transforms.CAPTION_PROMPT, " ".join(CLASSES)]
     for scene in described(250):
         texts.append(scene_text.caption(scene))
         for asked in questions.QuestionSampler(CLASSES)(scene, rng, 6):

@@ -1,9 +1,9 @@
-"""TPU topologies by the compiler's names ("v5p:4x4x8"), and what their chips can do.
+"""TPU topologies by the compiler's names ("v5p:4x4x8"), and the specifications of their chips.
 
-Figures are the vendor's public ones a chip (Google Cloud TPU documentation, "System
+Figures are the vendor's public ones per chip (Google Cloud TPU documentation, "System
 architecture" of each version): bf16 peak, HBM size and bandwidth, and the bandwidth of all of a
-chip's links between chips (ICI) in one direction. v5p and v6e show a chip as one device; tpu7x
-shows two devices a chip, each with half of all that.
+chip's links to other chips (ICI) in one direction. A v5p or v6e chip is one device; a tpu7x chip
+is two, each with half of its resources.
 """
 
 import math
@@ -14,10 +14,10 @@ from jaxasa.config import ConfigError
 
 @dataclass(frozen=True)
 class Chip:
-    """flops: bf16 a second; hbm: bytes; hbm_rate, link_rate: bytes a second.
+    """flops: bf16 FLOP/s; hbm: bytes; hbm_bandwidth, ici_bandwidth: bytes per second.
 
-    devices: that JAX sees a chip. ring: a dimension of the topology closes to a ring when its
-    length is a multiple of it; otherwise its links do half as much.
+    devices: JAX devices per chip. torus_wraparound: a dimension of the topology whose length is a
+    multiple of it is a ring; otherwise it is a line, with half the bandwidth.
     """
 
     flops: float
@@ -37,7 +37,7 @@ CHIPS = {
 }
 
 
-# bf16 a second of what JAX calls a device (`device_kind`), dense; NVIDIA's public figures.
+# Dense bf16 FLOP/s of a JAX device, by the beginning of its `device_kind`; public figures.
 _PEAKS = {
     "TPU v5 lite": CHIPS["v5e"].flops,
     "TPU v5": CHIPS["v5p"].flops,
@@ -50,14 +50,14 @@ _PEAKS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOPs a second that a device can do in bf16 products; None where that is not known."""
-    known = [name for name in _PEAKS if device_kind.startswith(name)]
-    return _PEAKS[max(known, key=len)] if known else None
+    """Peak FLOP/s of a device in bf16; None if it is unknown."""
+    names = [name for name in _PEAKS if device_kind.startswith(name)]
+    return _PEAKS[max(names, key=len)] if names else None
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice of chips, and `chip` by itself."""
+    """A slice of chips of one kind."""
 
     name: str
     chip: Chip
@@ -73,13 +73,13 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """Raises ConfigError for a name that is not CHIP:AxB or CHIP:AxBxC."""
+    """The topology of a name CHIP:AxB or CHIP:AxBxC. Raises ConfigError for any other."""
     kind, _, text = name.partition(":")
     expected = f"one of {', '.join(CHIPS)}, a colon and its shape, as in v5e:16x16 or v5p:4x4x8"
     parts = text.split("x")
     if kind not in CHIPS or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise ConfigError(f"--topology is {name!r}, expected {expected}")
-    wanted = 2 if kind in ("v5e", "v6e") else 3
-    if len(parts) != wanted:
-        raise ConfigError(f"--topology is {name!r}, expected {wanted} dimensions for {kind}")
+    rank = 2 if kind in ("v5e", "v6e") else 3
+    if len(parts) != rank:
+        raise ConfigError(f"--topology is {name!r}, expected {rank} dimensions for {kind}")
     return Topology(name, CHIPS[kind], tuple(map(int, parts)))

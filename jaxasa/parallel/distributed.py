@@ -1,11 +1,11 @@
-"""Several processes as one run: joining them, and ending all of them when one ends.
+"""Several processes as one run: their start, and ending all of them when one fails.
 
-A launcher says in the environment of each process who belongs together:
+A launcher sets the environment of each process:
     JAXASA_COORDINATOR   HOST:PORT of process 0, or "auto": as JAX finds it (SLURM, TPU VM, GKE)
-    JAXASA_PROCESSES     how many there are, unless "auto"
-    JAXASA_PROCESS       which of them this is, from 0, unless "auto"
-    JAXASA_TIMEOUT       seconds to wait for one another, at start and for a sign of life: 5 to 40
-Without JAXASA_COORDINATOR a process is alone. All of them see the same work folder.
+    JAXASA_PROCESSES     number of processes, unless "auto"
+    JAXASA_PROCESS       index of this one, from 0, unless "auto"
+    JAXASA_TIMEOUT       seconds to wait for the others at start, and for their heartbeats: 5 to 40
+Without JAXASA_COORDINATOR there is one process. All processes see the same work folder.
 """
 
 import os
@@ -20,19 +20,19 @@ import jax
 
 from jaxasa.config import ConfigError, check
 
-# Exit codes with which all processes leave together: done, or saved and unfinished.
-_TOGETHER = (0, 75)
 _UNFINISHED = 75
-# What JAX says where another process is gone: gloo on CPUs, nccl on GPUs, its coordinator.
-_LOST = ("gloo", "nccl", "unavailable:", "coordination service", "heartbeat")
+# Exit codes with which all processes end at the same step: done, or saved and unfinished.
+_COMMON_EXIT_CODES = (0, _UNFINISHED)
+# In JAX's message if another process is gone: gloo on CPUs, nccl on GPUs, its coordinator.
+_PEER_FAILURES = ("gloo", "nccl", "unavailable:", "coordination service", "heartbeat")
 
 
 def initialize() -> None:
-    """Prints which process this is, and joins the others where the environment names any.
+    """Calls jax.distributed.initialize as the environment says; prints which process this is.
 
-    Raises ConfigError for an environment that does not fit. A process that cannot join in
-    JAXASA_TIMEOUT seconds says why and ends with exit code 2; later, one that misses another
-    for so long is ended by JAX (SIGABRT), which names the process that is gone.
+    Raises ConfigError for an environment that does not fit. If not all processes have started
+    within JAXASA_TIMEOUT seconds, this one prints the reason and ends with exit code 2. Later, if
+    heartbeats of a process are missing for so long, JAX ends the others (SIGABRT) and names it.
     """
     coordinator = os.environ.get("JAXASA_COORDINATOR")
     if not coordinator:
@@ -41,43 +41,44 @@ def initialize() -> None:
         print("process 0 of 1", flush=True)
         return
     seconds = _timeout()
-    who: dict = {}
-    where, told = f"JAXASA_COORDINATOR={coordinator}", None
+    options: dict = {}
+    where, expected = f"JAXASA_COORDINATOR={coordinator}", None
     if coordinator == "auto":
-        told, where = _process_from_launcher(where)
+        expected, where = _process_from_launcher(where)
     else:
         host, _, port = coordinator.rpartition(":")
         ok = bool(host) and port.isdecimal()
         check(ok, "JAXASA_COORDINATOR", coordinator, "HOST:PORT or auto")
         count = _number("JAXASA_PROCESSES", 1, 10**6)
-        told = _number("JAXASA_PROCESS", 0, count - 1), count
-        who = {"coordinator_address": coordinator, "num_processes": count, "process_id": told[0]}
-    if told is None:
-        print(f"a process on {socket.gethostname()}; which one is known when all came", flush=True)
+        index = _number("JAXASA_PROCESS", 0, count - 1)
+        expected = index, count
+        options = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    if expected is None:
+        print(f"a process on {socket.gethostname()}; its index is not known yet", flush=True)
     else:
-        print("process {} of {}".format(*told), flush=True)
+        print("process {} of {}".format(*expected), flush=True)
     # JAX ends a process that waits too long by an abort, whose reason is hard to find.
     guard = threading.Timer(
-        seconds, _abort_startup, (seconds, coordinator, where, who.get("process_id"))
+        seconds, _abort_startup, (seconds, coordinator, where, options.get("process_id"))
     )
     guard.daemon = True
     guard.start()
     try:
         jax.distributed.initialize(
-            **who,
+            **options,
             initialization_timeout=seconds + 5,
             heartbeat_timeout_seconds=seconds,
             shutdown_timeout_seconds=seconds,
         )
-        devices = len(jax.devices())  # exchanged among the processes, so all must come here
+        devices = len(jax.devices())  # exchanged among the processes, so all must call it
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"JAXASA_COORDINATOR={coordinator}: {reason}") from error
     finally:
         guard.cancel()
-    found = jax.process_index(), jax.process_count()
-    if told != found:
-        print("process {} of {}".format(*found), flush=True)
+    actual = jax.process_index(), jax.process_count()
+    if actual != expected:
+        print("process {} of {}".format(*actual), flush=True)
     kind = jax.devices()[0].platform
     print(f"{jax.local_device_count()} of {devices} devices ({kind}) are here", flush=True)
 
@@ -86,18 +87,18 @@ def is_peer_failure(error: BaseException) -> bool:
     """Whether `error` says that another process of this run is gone."""
     if not isinstance(error, jax.errors.JaxRuntimeError) or not _is_initialized():
         return False
-    return any(word in str(error).lower() for word in _LOST)
+    return any(word in str(error).lower() for word in _PEER_FAILURES)
 
 
 def abort_on_error(code: int) -> None:
-    """Ends this process with `code` where others would wait for it in vain; else returns.
+    """Ends this process with `code` at once if others would wait for it in vain; else returns.
 
-    Leaving in order would wait for the others, which wait for this one in a collective. Gone
-    without a word, it is missed by them within JAXASA_TIMEOUT seconds. The end of process 0 aborts
-    them at once: it waits a third of that time, so that they tell an error that all meet
-    themselves, and leaves before it misses those that have told it.
+    An orderly exit would wait for the others, which wait for this one in a collective. After an
+    abrupt one they miss its heartbeats within JAXASA_TIMEOUT seconds. The end of process 0 aborts
+    them immediately, so it waits a third of that time: an error that all of them have they then
+    report themselves, and process 0 ends before it misses their heartbeats.
     """
-    if code in _TOGETHER or not _is_initialized():
+    if code in _COMMON_EXIT_CODES or not _is_initialized():
         return
     error = sys.exc_info()[1]
     if error is not None and is_peer_failure(error):
@@ -130,10 +131,10 @@ def _number(name: str, low: int, high: int, default: str = "") -> int:
 
 
 def _process_from_launcher(where: str) -> tuple[tuple[int, int] | None, str]:
-    """Which process this is, of how many, and where they run, as far as a launcher says so.
+    """((index, number of processes), hosts) as the launcher's environment says; None if unknown.
 
-    JAX finds the same for itself, but says nothing before all have come. SLURM, or the TPU hosts
-    of GKE; a TPU VM asks a server for it, and `where` stays what it was.
+    JAX finds out by itself, but prints nothing before all processes have started. Knows SLURM and
+    the TPU hosts of GKE; on a TPU VM, `where` is returned unchanged.
     """
     env = os.environ
     try:
@@ -147,7 +148,7 @@ def _process_from_launcher(where: str) -> tuple[tuple[int, int] | None, str]:
             index = part * each + int(env["TPU_WORKER_ID"])
             return (index, count), f"TPU_WORKER_HOSTNAMES={hosts}"
     except (KeyError, ValueError):
-        pass  # half an environment: what JAX makes of it is said later
+        pass  # incomplete: JAX reports it
     return None, where
 
 

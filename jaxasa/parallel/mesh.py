@@ -1,4 +1,4 @@
-"""Devices as a mesh with the axes (data, fsdp, tensor)."""
+"""The device mesh, with the axes (data, fsdp, tensor)."""
 
 import math
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """Mesh over `devices` (by default all, of every process); a size of -1 takes what is left.
+    """Mesh over `devices`, by default all of every process; one size may be -1 for the rest.
 
-    Raises ConfigError when the sizes do not multiply to the number of devices, and when the
-    tensor axis would reach from one process into another, whose rows of a batch are others.
+    Raises ConfigError if the sizes do not multiply to the number of devices, and if the tensor
+    axis would span processes, which have different rows of a batch.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = [mesh.data, mesh.fsdp, mesh.tensor]

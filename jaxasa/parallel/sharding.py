@@ -1,7 +1,7 @@
-"""How arrays lie on the mesh: one table for parameters, one rule for batches.
+"""Shardings on the mesh: one table for parameters, one rule for batches.
 
-A parameter's path ("decoder/layers/q/kernel") matches exactly one row of RULES, which names
-the logical axis of each dimension; MESH_AXES says on which mesh axis a logical axis lies.
+A parameter's path ("decoder/layers/q/kernel") matches exactly one row of RULES, which names the
+logical axis of each dimension; MESH_AXES maps a logical axis to a mesh axis.
 """
 
 import re
@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
 
-# A row without axes (None) leaves the parameter whole on every device, whatever its rank.
+# A row without axes (None) replicates the parameter, whatever its rank.
 Rules = Sequence[tuple[str, tuple[str, ...] | None]]
 
 RULES: Rules = (
@@ -62,7 +62,7 @@ def params_sharding(params: Mapping, mesh: Mesh, rules: Rules = RULES) -> dict:
             faults.append(f"{path} has shape {tuple(leaf.shape)} but axes {axes}")
             continue
         spec = PartitionSpec(*(MESH_AXES[axis] for axis in axes or ()))
-        faults += [f"{path} {fault}" for fault in _undivided(leaf.shape, spec, mesh)]
+        faults += [f"{path} {fault}" for fault in _indivisible(leaf.shape, spec, mesh)]
         shardings[path] = NamedSharding(mesh, spec)
     if faults:
         raise ConfigError(f"sharding: {'; '.join(faults)} (expected exactly one fitting rule)")
@@ -70,47 +70,47 @@ def params_sharding(params: Mapping, mesh: Mesh, rules: Rules = RULES) -> dict:
 
 
 def state_sharding(tree, params_shardings: Mapping):
-    """Shardings of an optimizer state: what lies under a parameter's path lies as it does.
+    """Shardings of an optimizer state: moments are sharded as their parameters.
 
     tree: pytree of arrays or shapes in which moments are keyed by parameter path, as optax
-    keys them; anything else (counters) is whole on every device.
+    keys them; everything else (counters) is replicated.
     """
     by_path = trees.flatten(params_shardings)
     mesh = next(iter(by_path.values())).mesh
 
-    def place(keys, leaf) -> NamedSharding:
+    def sharding(keys, leaf) -> NamedSharding:
         names = [key.key for key in keys if isinstance(key, jax.tree_util.DictKey)]
-        known = [by_path[name] for name in names if name in by_path]
-        return known[0] if known and leaf.shape else NamedSharding(mesh, PartitionSpec())
+        matches = [by_path[name] for name in names if name in by_path]
+        return matches[0] if matches and leaf.shape else NamedSharding(mesh, PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def put(tree, shardings):
-    """Host arrays (the same on every process) -> global arrays that lie as `shardings` say.
+    """Host arrays (the same on every process) -> global arrays with `shardings`.
 
-    A global array that lies so already is returned as it is.
+    A global array that already has its sharding is returned as it is.
     """
 
-    def one(leaf, sharding: NamedSharding) -> jax.Array:
+    def put_leaf(leaf, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
         # From numpy: device_put of a device array may give one that cannot be saved.
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return jax.tree.map(one, tree, shardings)
+    return jax.tree.map(put_leaf, tree, shardings)
 
 
 def shard_batch(batch, mesh: Mesh):
-    """This process's rows [B, ...] of every array -> global arrays split over (data, fsdp).
+    """This process's rows [B, ...] of every array -> global arrays sharded over (data, fsdp).
 
-    Raises ConfigError when the rows do not divide among this process's devices.
+    Raises ConfigError if the rows do not divide among this process's devices.
     """
     sharding = NamedSharding(mesh, BATCH)
     processes = jax.process_count()
 
-    def one(leaf) -> jax.Array:
+    def shard(leaf) -> jax.Array:
         leaf = np.asarray(leaf)
         if leaf.ndim == 0 or leaf.shape[0] * processes % num_batch_shards(mesh):
             raise ConfigError(
@@ -119,34 +119,34 @@ def shard_batch(batch, mesh: Mesh):
             )
         return jax.make_array_from_process_local_data(sharding, leaf)
 
-    return jax.tree.map(one, batch)
+    return jax.tree.map(shard, batch)
 
 
 def num_batch_shards(mesh) -> int:
-    """Among how many devices of a mesh the rows of a batch are split."""
+    """Number of shards of a batch: data x fsdp."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def current_batch_shards() -> int:
-    """`num_batch_shards` of the mesh that is set; 1 for none."""
+    """`num_batch_shards` of the mesh that is set; 1 if none is."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else num_batch_shards(mesh)
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """x [B, ...] kept split by rows over (data, fsdp), as the batch is that it comes from.
+    """Constrains activations x [B, ...] to the sharding of a batch.
 
-    Said for activations, or the partitioner lets them lie as the weights that they meet, and
-    adds up partial products in place of gathering those weights. Rows that do not divide, as
-    when a model answers one question, lie as they come.
+    Without it, the partitioner may shard them as the weights that they are multiplied by, and
+    sum partial products instead of gathering those weights. Rows that do not divide, as when a
+    model answers a single question, stay as they are.
     """
-    shares = current_batch_shards()
-    split = shares > 1 and x.shape[0] % shares == 0
-    return jax.lax.with_sharding_constraint(x, BATCH) if split else x
+    shards = current_batch_shards()
+    is_sharded = shards > 1 and x.shape[0] % shards == 0
+    return jax.lax.with_sharding_constraint(x, BATCH) if is_sharded else x
 
 
 def gather_width(table: jax.Array) -> jax.Array:
-    """table [V, D] whole in its width on every device, to meet rows that are: split over tensor."""
+    """Constrains table [V, D] to be sharded over tensor alone, as rows with all of D need it."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return table
@@ -154,27 +154,27 @@ def gather_width(table: jax.Array) -> jax.Array:
 
 
 def to_host_local(tree):
-    """This process's rows, as numpy arrays, of global arrays that lie as `shard_batch` lays them.
+    """This process's rows of global arrays that are sharded as a batch, as numpy arrays.
 
     The inverse of `shard_batch`.
     """
 
-    def one(leaf: jax.Array) -> np.ndarray:
+    def local_rows(leaf: jax.Array) -> np.ndarray:
         # A tensor axis gives several devices the same rows.
         rows = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
         return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(local_rows, tree)
 
 
 def process_allgather(tree):
-    """Numpy arrays [rows, ...] of each process -> those of all processes, everywhere the same."""
+    """Numpy arrays [rows, ...] of each process -> those of all processes, the same on each."""
     if jax.process_count() == 1:
         return tree
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def _undivided(shape: Sequence[int], spec: PartitionSpec, mesh: Mesh) -> list[str]:
+def _indivisible(shape: Sequence[int], spec: PartitionSpec, mesh: Mesh) -> list[str]:
     return [
         f"{tuple(shape)}: dimension {d} does not divide by {axis} = {mesh.shape[axis]}"
         for d, axis in enumerate(spec)

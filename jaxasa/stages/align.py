@@ -4,7 +4,7 @@ The auxiliary losses of the projector's experts stay on.
 """
 
 from jaxasa import config
-from jaxasa.data import pipeline
+from jaxasa.data import transforms
 from jaxasa.models.asa import without_adapters
 from jaxasa.models.flops import Workload
 from jaxasa.stages import common
@@ -35,10 +35,12 @@ def objective(context: Context[config.AlignStage]) -> Loss:
     return loss
 
 
-def examples(context: Context[config.AlignStage], augment: bool = True) -> pipeline.SpatialExamples:
+def examples(
+    context: Context[config.AlignStage], augment: bool = True
+) -> transforms.CaptionExamples:
     """Scenes with captions; without `augment`, neither rotated, mono nor paraphrased."""
     stage, model = context.stage, context.model
-    return pipeline.SpatialExamples(
+    return transforms.CaptionExamples(
         context.classes,
         model.spatial.num_slots,
         stage.mono_prob if augment else 0.0,
@@ -56,7 +58,7 @@ def task(context: Context[config.AlignStage]) -> loop.Task:
     assert context.dev is not None
     if context.stage.paraphrase_prob:
         count = min(common.EVAL_SCENES, len(context.dev))
-        pipeline.check_caption_lengths([context.dev[i][1] for i in range(count)], make)
+        transforms.check_caption_lengths([context.dev[i][1] for i in range(count)], make)
     make_eval, count = examples(context, augment=False), 2 * common.EVAL_SCENES
     batch = common.eval_batch(context, context.dev, make_eval, "align/dev", count)
     return loop.Task(

@@ -35,7 +35,7 @@ from jax.sharding import NamedSharding
 from jaxasa import config
 from jaxasa.config import LEVELS
 from jaxasa.core import trees
-from jaxasa.data import pipeline, tokens
+from jaxasa.data import tokens, transforms
 from jaxasa.models import lm, sample
 from jaxasa.models.asa import without_adapters
 from jaxasa.models.flops import Workload
@@ -162,7 +162,7 @@ def objective(context: Context[config.GrpoStage]) -> Loss:
     return loss
 
 
-def examples(context: Context[config.GrpoStage]) -> pipeline.QaExamples:
+def examples(context: Context[config.GrpoStage]) -> transforms.QaExamples:
     """Scenes with `questions_per_scene` each, rotated."""
     stage = context.stage
     return sft.qa_examples(context, stage.questions_per_scene, level_mix=stage.level_mix)

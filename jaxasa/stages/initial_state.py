@@ -17,7 +17,7 @@ from jaxasa.config import ConfigError
 from jaxasa.core import trees
 from jaxasa.core.files import atomic_write_text
 from jaxasa.core.workdir import WorkFolder
-from jaxasa.data import pipeline, tokens
+from jaxasa.data import text_only_scenes, tokens, transforms
 from jaxasa.hf import load, pretrained
 from jaxasa.hf.weights import read_json
 from jaxasa.models.asa import ASA
@@ -57,25 +57,25 @@ def tokenizer_for(
     path: Path, source: WeightSource, corpus: Iterable[tuple[str, str]], model: config.Model
 ) -> tokens.TextTokenizer:
     """Reads the run's tokenizer.json. If there is none, makes it first: it is that of the decoder
-    in `source`, with the special tokens that it lacks, or else one trained on `tokenizer_corpus`.
+    in `source`, with the special tokens that it lacks, or else one trained on `corpus`.
 
     source: of the run's first stage. corpus: pairs of prompt and reply. Raises ConfigError for ids
     beyond the rows of the decoder's embedding, and for a new tokenizer with which texts of
-    `tokenizer_corpus` are too long.
+    `corpus` are too long.
     """
     rows = model.decoder.vocab_size
     if not path.is_file():
         pairs = list(corpus)
         if source.checkpoint and "decoder" in source.parts:
-            tokenizer = tokens.TextTokenizer.load(load.tokenizer_of(source.checkpoint))
+            tokenizer = tokens.TextTokenizer.load(load.tokenizer_path(source.checkpoint))
         elif source.pretrained.decoder:
-            pretrained_path = pretrained.tokenizer_of(source.pretrained.decoder)
+            pretrained_path = pretrained.tokenizer_path(source.pretrained.decoder)
             tokenizer, _ = tokens.extend_pretrained_tokenizer(pretrained_path)
         else:
-            texts = [text for pair in pairs for text in (*pair, pipeline.CAPTION_PROMPT)]
+            texts = [text for pair in pairs for text in (*pair, transforms.CAPTION_PROMPT)]
             tokenizer = tokens.train_tokenizer(texts, rows)
         tokenizer.check_embedding_rows(rows, path)
-        pipeline.check_text_lengths(pairs, model, tokenizer)
+        text_only_scenes.check_text_lengths(pairs, model, tokenizer)
         atomic_write_text(path, tokenizer.backend.to_str(pretty=True))
     tokenizer = tokens.TextTokenizer.load(path)
     tokenizer.check_embedding_rows(rows, path)
@@ -134,7 +134,7 @@ def load_params(
 
 def check_same_tokenizer(checkpoint_folder: Path, path: Path) -> None:
     """Raises ConfigError if a checkpoint has another tokenizer than that of the run in `path`."""
-    other = load.tokenizer_of(checkpoint_folder)
+    other = load.tokenizer_path(checkpoint_folder)
     if read_json(other) != read_json(path):
         raise ConfigError(f"{other}: another tokenizer than {path}, which encodes this run's texts")
 
@@ -168,7 +168,7 @@ def _load_pretrained(
             of_part = {path: t for path, t in targets.items() if path.startswith(f"{part}/")}
             params |= pretrained.load(source, part, model, of_part)
     if sources.decoder:
-        path = pretrained.tokenizer_of(sources.decoder)
+        path = pretrained.tokenizer_path(sources.decoder)
         _, subtoken_ids = tokens.extend_pretrained_tokenizer(path)
         params |= pretrained.init_new_token_rows(params, subtoken_ids)
     return params

@@ -9,8 +9,9 @@ import jax
 from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
+from jaxasa.core.provenance import made_by
 from jaxasa.core.workdir import WorkFolder
-from jaxasa.data import pipeline, questions
+from jaxasa.data import pipeline, questions, text_only_scenes
 from jaxasa.data.dynamic_mixing import DynamicMixing
 from jaxasa.data.records import Records
 from jaxasa.data.sounds import Bank
@@ -47,13 +48,13 @@ def prepare(run: config.Run, name: str, work: WorkFolder) -> Context[Any]:
     about_scenes = run.scenes, clips, bank.classes, run.seed, run.questions
     sampler = questions.QuestionSampler(bank.classes, run.questions)
     if stage.balances_questions:
-        sampler = pipeline.balanced_question_sampler(*about_scenes)
+        sampler = text_only_scenes.balanced_question_sampler(*about_scenes)
     train_scenes, dev = None, None
     if stage.reads_scenes:
         train_scenes = training_scenes(run, name, work)
         dev = pipeline.SkipDamaged(Records(work.scenes_of(run, "dev")), options.max_damaged_records)
     source = WeightSource.of_run(run)
-    corpus = pipeline.tokenizer_corpus(*about_scenes)
+    corpus = text_only_scenes.tokenizer_corpus(*about_scenes)
     return Context(
         stage=options,
         asa=ASA(run.model),
@@ -102,6 +103,7 @@ def fit(
         "sounds": Bank.load(work.sounds).name,
         "model": dataclasses.asdict(context.model),
         "tokenizer": work.tokenizer.name,
+        "made_by": made_by(),
         "pretrained": {k: v for k, v in dataclasses.asdict(run.pretrained).items() if v},
     }
     source = WeightSource.of_stage(run, name, work)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxasa import config
-from jaxasa.data import imported_questions, pipeline
+from jaxasa.data import imported_questions, pipeline, transforms
 from jaxasa.models.flops import Workload
 from jaxasa.stages import common
 from jaxasa.stages.stage import QUESTION_FIELDS, Context, Loss, TrainingStage
@@ -20,12 +20,12 @@ EVAL_QUESTIONS = 4  # per scene
 
 def qa_examples(
     context: Context[Any], questions_per_scene: int, augment: bool = True, **options
-) -> pipeline.QaExamples:
+) -> transforms.QaExamples:
     """make(element, rng, progress) -> a scene with questions.
 
     augment: rotates scenes, if they can be. options: further fields of the result.
     """
-    return pipeline.QaExamples(
+    return transforms.QaExamples(
         context.question_sampler,
         context.model,
         context.tokenizer,
@@ -36,7 +36,7 @@ def qa_examples(
     )
 
 
-def examples(context: Context[config.SftStage]) -> pipeline.QaExamples:
+def examples(context: Context[config.SftStage]) -> transforms.QaExamples:
     """Scenes with questions, augmented."""
     stage = context.stage
     return qa_examples(
@@ -45,7 +45,7 @@ def examples(context: Context[config.SftStage]) -> pipeline.QaExamples:
         mono_prob=stage.mono_prob,
         audio_dropout_prob=stage.audio_dropout_prob,
         spatial_dropout_prob=stage.spatial_dropout_prob,
-        open_ended_prob=pipeline.OPEN_ENDED_PROB,
+        open_ended_prob=transforms.OPEN_ENDED_PROB,
         level_mix=stage.level_mix,
     )
 

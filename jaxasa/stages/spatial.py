@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxasa import config
-from jaxasa.data import features, pipeline, recordings
+from jaxasa.data import features, pipeline, real_recordings, transforms
 from jaxasa.models.asa import Augmentation
 from jaxasa.models.flops import Workload
 from jaxasa.models.projector import ExpertOutputs
@@ -245,11 +245,11 @@ def objective(context: Context[config.SpatialStage]) -> Loss:
 
 def examples(
     context: Context[config.SpatialStage], augment: bool = True
-) -> pipeline.SpatialExamples:
+) -> transforms.SpatialExamples:
     """Scenes with slot targets; without `augment`, neither rotated nor mono."""
     mono_prob = context.stage.mono_prob if augment else 0.0
     num_slots = context.model.spatial.num_slots
-    return pipeline.SpatialExamples(
+    return transforms.SpatialExamples(
         context.classes, num_slots, mono_prob, augment and context.can_rotate
     )
 
@@ -261,7 +261,7 @@ def extra_datasets(context: Context[config.SpatialStage]) -> list[pipeline.Mixtu
     seconds, classes = context.scenes.seconds, context.classes
     return [
         pipeline.MixtureComponent(
-            recordings.Recordings(folder, seconds, classes),
+            real_recordings.RealRecordings(folder, seconds, classes),
             make,
             weight,
             stage.real_recordings_start,

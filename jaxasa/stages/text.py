@@ -7,7 +7,8 @@ import dataclasses
 
 from jaxasa import config
 from jaxasa.data import pipeline
-from jaxasa.data.pipeline import TextExamples, TextOnlyScenes
+from jaxasa.data.text_only_scenes import TextOnlyScenes
+from jaxasa.data.transforms import TextExamples
 from jaxasa.models.asa import without_adapters
 from jaxasa.models.flops import Workload
 from jaxasa.stages import common

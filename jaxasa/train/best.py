@@ -19,9 +19,9 @@ HIGHER_IS_BETTER = ("accuracy", "recall", "L1", "L2", "L3")
 
 
 class BestCheckpoint:
-    """Keeps the state of the best evaluation of `metric` in `list_folder`; does nothing for "".
+    """Keeps the state of the best evaluation of `metric` in `folder`; does nothing for "".
 
-    A context manager. Raises ConfigError if `list_folder` was kept by another metric.
+    A context manager. Raises ConfigError if `folder` was kept by another metric.
     """
 
     def __init__(self, metric: str, folder: Path):

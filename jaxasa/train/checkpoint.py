@@ -1,11 +1,11 @@
 """Checkpoints: the only use of orbax.
 
-A folder (`checkpoints/<stage>`) holds a folder per step, each one composite of
-    state   step, parameters, optimizer state, reference where one is kept (arrays),
-    data    state of the data iterator of every process (JSON),
+A folder (`checkpoints/STAGE`) holds a folder per step, each one composite of
+    state   step, parameters, optimizer state, reference parameters if any (arrays),
+    data    state of the data iterator, which is the same in every process (JSON),
     about   meta and resolved config (JSON),
-and beside the steps `meta.json` and `config.gin` of the latest one. A step appears under its
-number only when it is whole (written under a temporary name, then renamed).
+and also `meta.json` and `config.gin` of the latest step. A step appears under its number only when
+it is complete (written under a temporary name, then renamed).
 """
 
 import contextlib
@@ -25,14 +25,15 @@ from jaxasa.config import ConfigError
 from jaxasa.core.files import atomic_write_json, atomic_write_text
 from jaxasa.train.state import TrainState
 
-META, CONFIG = "meta.json", "config.gin"  # of the latest step, beside the steps
-_PARTS = {"state": "_METADATA", "data": "metadata", "about": "metadata"}
-_SHOWN = 4
-# Entries of `meta` in which a run may differ from the checkpoint that it goes on from.
+META, CONFIG = "meta.json", "config.gin"  # of the latest step
+# A file of each item of a complete step.
+_ITEM_FILES = {"state": "_METADATA", "data": "metadata", "about": "metadata"}
+_MAX_FAULTS = 4  # in an error message
+# Entries of `meta` in which a run may differ from the checkpoint that it resumes from.
 _NOT_COMPARED = {"made_by", *config.speed_options(config.Model, "model")}
 
 # Orbax warns of each option that reading only implies, and logs the traceback of an error several
-# times before it raises it; its other errors are still heard.
+# times before it raises it; its other errors are still logged.
 logging.getLogger("absl").addFilter(
     lambda record: (
         "orbax" not in record.pathname or (record.levelno >= logging.ERROR and not record.exc_info)
@@ -41,10 +42,10 @@ logging.getLogger("absl").addFilter(
 
 
 class CheckpointManager:
-    """The checkpoints of one stage; as a context manager it ends only when all are written.
+    """The checkpoints of one stage, around orbax's manager.
 
-    Writing goes on beside training. Half-written steps of an earlier run are named in a
-    warning and removed; the last `keep` whole ones stay.
+    Writing is asynchronous; as a context manager it ends when everything is written. Incomplete
+    steps of an earlier run are removed with a warning; the last `keep` complete ones stay.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2):
@@ -52,7 +53,7 @@ class CheckpointManager:
         if jax.process_index() == 0:
             for path in _step_folders(self.folder):
                 if not _is_complete(path):
-                    logging.warning("half-written checkpoint ignored: %s", path)
+                    logging.warning("incomplete checkpoint removed: %s", path)
                     shutil.rmtree(path)
         _sync_processes("checkpoint folder")
         self._manager = ocp.CheckpointManager(
@@ -69,11 +70,11 @@ class CheckpointManager:
             with _write_errors(self.folder):
                 self._manager.close()
         except ConfigError:
-            if kind is None:  # else what ended the training matters more
+            if kind is None:  # otherwise the error that ended the training matters more
                 raise
 
     def latest_step(self) -> int | None:
-        """Number of the last whole (or just now being written) step."""
+        """The last step that is complete or being written."""
         return self._manager.latest_step()
 
     def save(
@@ -81,10 +82,10 @@ class CheckpointManager:
     ) -> None:
         """Starts writing; returns once `state` is copied.
 
-        data_state, meta: what `json` can write; meta["model"] holds the model's config. This step
-        and later ones, of a run that was further before it went on from an earlier one, give way.
-        Raises ConfigError where this step, or an earlier one, cannot be written (a full disk):
-        whole steps stay, and training goes on from the last of them.
+        data_state: JSON-able, the same in every process. meta: JSON-able; meta["model"] holds the
+        model's config. Replaces this step and later ones, which a run leaves behind that resumes
+        from an earlier step. Raises ConfigError if this step, or an earlier one, cannot be written
+        (a full disk): complete steps stay, and training can resume from the last of them.
         """
         with _write_errors(self.folder):
             for later in [n for n in self._manager.all_steps() if n >= step]:
@@ -102,7 +103,7 @@ class CheckpointManager:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.PyTreeSave(_tree(state)),
-                data=ocp.args.JsonSave({"processes": _gather_data_states(data_state)}),
+                data=ocp.args.JsonSave(dict(data_state)),
                 about=ocp.args.JsonSave({"meta": meta, "config": config_text}),
             ),
         )
@@ -110,12 +111,12 @@ class CheckpointManager:
             raise RuntimeError(f"{self.folder}: step {step} was not saved")
 
     def restore(self, template: TrainState, meta: Mapping) -> tuple[TrainState, dict]:
-        """(state, data state) of the last step; arrays lie where those of `template` lie.
+        """(state, data state) of the last step, in the shardings of `template`.
 
-        The mesh may differ from the one that saved. Raises ConfigError, naming fields and
-        values, when `meta` differs from the saved one (another model config, other classes),
-        when parameters or optimizer state differ in name or shape, when the number of
-        processes differs and their data states do too, and when the files cannot be read.
+        The mesh and the number of processes may differ from those that saved. Raises ConfigError,
+        naming fields and values, if `meta` differs from the saved one (another model config, other
+        classes), if parameters or optimizer state differ in name or shape, and if files cannot be
+        read.
         """
         self._manager.wait_until_finished()
         step = self.latest_step()
@@ -140,43 +141,34 @@ class CheckpointManager:
             data=ocp.args.JsonRestore(),
         )
         with _read_errors(place):
-            found = self._manager.restore(step, args=restore)
-        states = found["data"]["processes"]
-        if len(states) == jax.process_count():
-            return TrainState(**found["state"]), states[jax.process_index()]
-        # Batches drawn, the same number everywhere: it serves any number of processes.
-        if any(state != states[0] for state in states):
-            raise ConfigError(
-                f"{place}: data states of {len(states)} processes that differ, "
-                f"expected {jax.process_count()} of them as run now"
-            )
-        return TrainState(**found["state"]), states[0]
+            restored = self._manager.restore(step, args=restore)
+        return TrainState(**restored["state"]), restored["data"]
 
     def meta(self) -> dict:
-        """What was saved with the last step; meta.json may tell of one that never got whole."""
+        """The meta of the last complete step (meta.json may be of an incomplete one)."""
         return _meta(self.folder / str(self.latest_step()))
 
     def wait(self) -> None:
-        """Returns once all that was saved is whole."""
+        """Waits until everything is written."""
         with _write_errors(self.folder):
             self._manager.wait_until_finished()
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """Whether `list_folder` holds a whole checkpoint."""
+    """Whether `folder` holds a complete checkpoint."""
     return any(_is_complete(path) for path in _step_folders(Path(folder)))
 
 
 def load(folder: str | Path) -> tuple[dict, dict]:
-    """(parameters as a nested dict of numpy arrays, meta) of the last whole step in `list_folder`.
+    """(parameters as a nested dict of numpy arrays, meta) of the last complete step in `folder`.
 
-    With several processes, all of them must call it. Raises ConfigError where there is none,
-    or where it cannot be read.
+    With several processes, all of them must call it. Raises ConfigError if there is none, or if it
+    cannot be read.
     """
     folder = Path(folder).resolve()
     steps = [path for path in _step_folders(folder) if _is_complete(path)]
     if not steps:
-        raise ConfigError(f"{folder}: expected a folder with a whole checkpoint")
+        raise ConfigError(f"{folder}: expected a folder with a complete checkpoint")
     place = max(steps, key=lambda path: int(path.name))
     step = int(place.name)
     options = ocp.CheckpointManagerOptions(read_only=True)
@@ -187,8 +179,8 @@ def load(folder: str | Path) -> tuple[dict, dict]:
         item = {"params": manager.item_metadata(step)["state"].tree["params"]}
         host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arguments = ocp.args.PyTreeRestore(item=item, restore_args=host, partial_restore=True)
-        found = manager.restore(step, args=ocp.args.Composite(state=arguments))
-    return found["state"]["params"], _meta(place)
+        restored = manager.restore(step, args=ocp.args.Composite(state=arguments))
+    return restored["state"]["params"], _meta(place)
 
 
 def _handlers() -> dict:
@@ -201,7 +193,7 @@ def _handlers() -> dict:
 
 def _tree(state: TrainState) -> dict:
     tree = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    return tree | ({"reference": state.ref_params} if state.ref_params else {})
+    return tree | ({"ref_params": state.ref_params} if state.ref_params else {})
 
 
 def _step_folders(folder: Path) -> list[Path]:
@@ -211,17 +203,17 @@ def _step_folders(folder: Path) -> list[Path]:
 
 
 def _is_complete(path: Path) -> bool:
-    """Whether orbax committed this step and each of its parts is there."""
+    """Whether orbax committed this step and each of its items is there."""
     try:
         about = json.loads((path / "_CHECKPOINT_METADATA").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    parts = all((path / name / file).is_file() for name, file in _PARTS.items())
+    parts = all((path / name / file).is_file() for name, file in _ITEM_FILES.items())
     return parts and about.get("commit_timestamp_nsecs") is not None
 
 
 def _meta(place: Path) -> dict:
-    """What was saved with the step in `place`."""
+    """The meta saved with the step in `place`."""
     with _read_errors(place):
         return json.loads((place / "about" / "metadata").read_text(encoding="utf-8"))["meta"]
 
@@ -231,7 +223,7 @@ def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        # Of "Error writing NAME: Failed writing: PATH: No space left on device [code]" the end.
+        # The end of "Error writing NAME: Failed writing: PATH: No space left on device [code]".
         reason = str(error).strip().splitlines()[0].partition(" [os_error")[0].rpartition('": ')[2]
         raise ConfigError(
             f"{folder}: a checkpoint cannot be written ({reason}); the one before is kept: "
@@ -247,7 +239,7 @@ def _read_errors(place: Path) -> Iterator[None]:
         reason = str(error).strip().splitlines()[0].partition(" [tensorstore_spec")[0]
         raise ConfigError(
             f"{place}: checkpoint cannot be read ({reason}); "
-            "remove that folder to go on from the one before"
+            "remove that folder to resume from the one before"
         ) from error
 
 
@@ -284,24 +276,12 @@ def _check_shapes(place: Path, saved_tree, tree) -> None:
         if saved.get(name) != now.get(name)
     ]
     if faults:
-        more = f" and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        more = f" and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
         raise ConfigError(
-            f"{place}: another model or optimizer: {'; '.join(faults[:_SHOWN])}{more}"
+            f"{place}: another model or optimizer: {'; '.join(faults[:_MAX_FAULTS])}{more}"
         )
 
 
 def _sync_processes(name: str) -> None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
-
-
-def _gather_data_states(data_state: Mapping) -> list:
-    """The data states of all processes, in the order of their indices."""
-    if jax.process_count() == 1:
-        return [data_state]
-    text = np.frombuffer(json.dumps(data_state).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([text.size]), tiled=True)
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: text.size] = text
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]

@@ -77,7 +77,7 @@ def train(
     profile: int = 0,
     peak_steps_per_s: float | None = None,
 ) -> TrainState:
-    """Trains from the latest checkpoint in `list_folder`, or else from `state`; returns the last state.
+    """Trains from the latest checkpoint in `folder`, or else from `state`; returns the last state.
 
     Saves, evaluates and records as `stage` says, and at the last step. The key of step i is made
     of (seed, task.name, i), so a resumed run equals an uninterrupted one. `stage.best_metric` keeps

@@ -114,9 +114,7 @@ def test_first_update_has_ratio_one_and_changes_only_lora(tiny, make):
         calls.append((target, sources))
         return {"total": float(len(completion) % 7)}
 
-    trainer = make(
-        parts={"reward": reward, "embed_audio": sft.embed_audio}, questions_per_scene=2
-    )
+    trainer = make(parts={"reward": reward, "embed_audio": sft.embed_audio}, questions_per_scene=2)
     after, metrics = run(trainer, tiny.params)
     assert len(calls) == 8 * 2 * 4 and metrics["reward"] > 0
     # The completions of a prompt are rewarded by its own answer and its own scene.
@@ -309,9 +307,7 @@ def test_dynamic_sampling_replaces_scenes_until_all_are_informative(tiny, make):
         is_equal = number == 0 or (number == 1 and prompt % 2)
         return {"total": 0.5 if is_equal else float(len(calls) % 4)}
 
-    trainer = make(
-        parts={"reward": reward}, trainer=RecordingTrainer, dynamic_sampling_rounds=4
-    )
+    trainer = make(parts={"reward": reward}, trainer=RecordingTrainer, dynamic_sampling_rounds=4)
     _, metrics = run(trainer, tiny.params)
     assert len(calls) == 3 * 32
     assert metrics["frac_reward_zero_std"] == 1 and metrics["frac_reward_zero_std_resampled"] == 0
@@ -335,7 +331,7 @@ def test_dynamic_sampling_replaces_scenes_until_all_are_informative(tiny, make):
     for name, shape in shapes.items():
         value = np.asarray(train_batch[name])
         assert (value.shape, value.dtype) == (shape.shape, shape.dtype), name
-    # The saved position is after the batches that were drawn: a resumed run goes on with the fourth.
+    # The saved position is after the batches that were drawn: resuming starts with the fourth.
     np.testing.assert_array_equal(fourth["prompt"], next(trainer.batches)["prompt"])
 
 

@@ -208,7 +208,9 @@ def test_truncated_is_weight_is_capped_and_has_no_gradient():
     old_logps, sampler_logps = jnp.log(jnp.array([[0.1, 0.5, 0.9], [0.2, 0.5, 0.1]]))
     found = policy.truncated_is_weight(old_logps, sampler_logps)
     np.testing.assert_allclose(found, [0.5, 1.0, 2.0], rtol=1e-6)
-    assert (jax.grad(lambda x: policy.truncated_is_weight(x, 0.0 * x).sum())(jnp.ones(3)) == 0).all()
+    assert (
+        jax.grad(lambda x: policy.truncated_is_weight(x, 0.0 * x).sum())(jnp.ones(3)) == 0
+    ).all()
 
 
 # -- TRL -----------------------------------------------------------------------------------

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxasa import config
-from jaxasa.stages import grpo, runner
+from jaxasa.stages import grpo
+from jaxasa.stages.registry import STAGES
 from jaxasa.train import loop, state
 
 LENGTH = dict(steps=2, batch_size=8, learning_rate=0.01, warmup_steps=0, save_every=1, log_every=1)
-STAGES = {
+OPTIONS = {
     "text": config.TextStage(trainable=("decoder/.*",), **LENGTH),
     "spatial": config.SpatialStage(trainable=("spatial/.*",), random_eq_db=5.0, **LENGTH),
     "align": config.AlignStage(trainable=("projector/.*",), **LENGTH),
@@ -28,16 +29,25 @@ STAGES = {
 }
 
 
+def reward_by_length(stage, completion, *_):
+    """A reward that differs among the completions of an untrained model."""
+    return {"total": float(len(completion) % 7)}
+
+
 @pytest.fixture(scope="module")
 def task_of(context_of, noises, described):
     """`task_of(stage)`: its task without evaluation, and its mesh."""
-    heard = noises(16, 8000)
+    data = noises(16, 8000)
+    # Of text-only scenes.
+    scenes = config.Scenes(train=1, dev=1, benchmark=1, seconds=0.5, sources=(1, 2))
 
     def make(name):
-        context = context_of(STAGES[name], heard, clips=described.clips)
-        ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=0.5, sources=(1, 2))
-        context.run.scenes = ranges  # stage 0 draws scenes of its own
-        task = runner.TASKS[name](context)
+        context = context_of(OPTIONS[name], data, clips=described.clips, scenes=scenes)
+        if name == "grpo":
+            trainer = grpo.GrpoTrainer(context, reward=reward_by_length)
+            task = loop.Task(name, trainer.batches, trainer.step, trainer.evaluate)
+        else:
+            task = STAGES[name].task(context)
         return dataclasses.replace(task, evaluate=lambda params: None), context.mesh
 
     return make
@@ -45,41 +55,43 @@ def task_of(context_of, noises, described):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("text", "grpo") else pytest.param(n, marks=pytest.mark.soak) for n in STAGES],
+    [n if n in ("text", "grpo") else pytest.param(n, marks=pytest.mark.soak) for n in OPTIONS],
 )
-def test_two_steps_are_one_and_one(task_of, tiny, tmp_path, monkeypatch, name):
-    # Rewards of what an untrained model says, so that GRPO moves.
-    monkeypatch.setattr(
-        grpo.rewards, "total", lambda stage, said, *_: {"total": float(len(said) % 7)}
-    )
-    task, over = task_of(name)
-    drawn = []
+def test_resumed_stage_equals_uninterrupted_stage_bitwise(task_of, tiny, tmp_path, name):
+    task, mesh = task_of(name)
+    batches = []
 
-    def noting(task):
-        def step(old, batch, key):
-            drawn.append({k: v.tobytes() for k, v in batch.items()})
-            return task.step(old, batch, key)
+    def recording(task):
+        def step(now, batch, key):
+            batches.append({k: v.tobytes() for k, v in batch.items()})
+            return task.step(now, batch, key)
 
         return dataclasses.replace(task, step=step)
 
     def train(task):
-        with jax.set_mesh(over):
-            start = state.create(tiny.params, STAGES[name], over)
-            where = {"folder": tmp_path / "checkpoint", "logs": tmp_path / "logs"}
-            made = {"meta": {"model": {}}, "config_text": "", "seed": 0}
-            return loop.train(noting(task), start, STAGES[name], **where, **made)
+        with jax.set_mesh(mesh):
+            return loop.train(
+                recording(task),
+                state.create(tiny.params, OPTIONS[name], mesh),
+                OPTIONS[name],
+                folder=tmp_path / "checkpoint",
+                logs=tmp_path / "logs",
+                meta={"model": {}},
+                config_text="",
+                seed=0,
+            )
 
     whole = train(task)
     # A process killed in its second step leaves the first one's checkpoint; the next has a new
-    # reader. Compiled code is kept, to save time.
+    # iterator over batches. Compiled code is reused, to save time.
     shutil.rmtree(tmp_path / "checkpoint" / "2")
-    fresh, _ = task_of(name)
-    resumed = train(dataclasses.replace(task, batches=fresh.batches))
+    new_task, _ = task_of(name)
+    resumed = train(dataclasses.replace(task, batches=new_task.batches))
     assert int(whole.step) == int(resumed.step) == 2
-    assert len(drawn) == 3 and drawn[2] == drawn[1] != drawn[0]
-    moved = 0
+    assert len(batches) == 3 and batches[2] == batches[1] != batches[0]
+    changed = 0
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(tiny.params), strict=True):
-        moved += np.asarray(a).tobytes() != np.asarray(b).tobytes()
-    assert moved > 3
+        changed += np.asarray(a).tobytes() != np.asarray(b).tobytes()
+    assert changed > 3

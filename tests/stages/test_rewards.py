@@ -104,7 +104,9 @@ def test_evidence_reward_falls_with_distance_from_the_sector(scene, steps):
     off = abs((45 * at - source["azimuth"] + 180) % 360 - 180)
     score = np.interp(off, [22.5, 67.5], [1, 0])
     assert score == pytest.approx(1, abs=1e-6) if not steps else 0 <= score < 1
-    text = clause(source["class"], scene_text.SECTORS[at], scene_text.distance_name(source["distance"]))
+    text = clause(
+        source["class"], scene_text.SECTORS[at], scene_text.distance_name(source["distance"])
+    )
     result = rewards.evidence_reward(reply(text), scene, CLASSES)
     assert result == pytest.approx((score + 1) / (1 + len(scene)), abs=1e-6)
 

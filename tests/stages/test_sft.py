@@ -12,12 +12,12 @@ from jaxasa.train import state
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An imported set: four loud sounds of 0.5 s, each with one question."""
+    """A folder of `jaxasa import`: four loud recordings of 0.5 s, each with one question."""
     folder = tmp_path_factory.mktemp("imported")
     rng = np.random.default_rng(1)
-    sounds = rng.integers(20_000, 30_000, (4, 8000, 4)).astype(np.int16)
+    audio = rng.integers(20_000, 30_000, (4, 8000, 4)).astype(np.int16)
     path = folder / "a.array_record"
-    entry = records.write_shard(path, ((x, {"id": str(k)}) for k, x in enumerate(sounds)))
+    entry = records.write_shard(path, ((x, {"id": str(k)}) for k, x in enumerate(audio)))
     records.write_manifest(folder, {}, [entry])
     lines = [
         {"record": k, "seconds": 0.5, "question": "where is it ?", "answer": "left"}
@@ -29,32 +29,32 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def made(context_of, noises):
-    """`made(**changes)`: the context of stage 3 on made-up clips."""
+def make(context_of, noises):
+    """`make(**fields)`: the context of the stage on noise; fields: of SftStage."""
 
-    def make(**changes):
-        fields = {"steps": 4, "batch": 8, "learning_rate": 0.01, "questions": 2, "warmup": 0}
-        stage = config.SftStage(trainable=("lora/.*",), **fields, **changes)
-        return context_of(stage, noises(16, 16_000, (2, 3)))
+    def make(**fields):
+        defaults = {"steps": 4, "batch_size": 8, "learning_rate": 0.01, "questions_per_scene": 2}
+        defaults |= {"warmup_steps": 0, "trainable": ("lora/.*",)}
+        return context_of(config.SftStage(**defaults | fields), noises(16, 16_000, (2, 3)))
 
     return make
 
 
-def foreign(batch):
+def is_imported(batch):
     return (batch["audio"] > 10_000).any((1, 2))
 
 
-def test_without_imported_questions_nothing_is_mixed(made):
-    batch = next(sft.task(made()).batches)
-    assert not foreign(batch).any()
+def test_batches_have_no_imported_questions_by_default(make):
+    batch = next(sft.task(make()).batches)
+    assert not is_imported(batch).any()
 
 
-def test_imported_questions_are_learnt_beside_those_on_scenes(tiny, text, made, folder):
-    context = made(imported=(str(folder),), imported_share=0.25)
+def test_imported_questions_are_mixed_in_by_their_weight(tiny, text, make, folder):
+    context = make(qa_datasets=(str(folder),), qa_datasets_weight=0.25)
     task = sft.task(context)
     batch = next(task.batches)
-    assert foreign(batch).sum() == 2 and batch["reply"].shape[:2] == (8, 2)
-    replies = {text.decode(row) for row in batch["reply"][foreign(batch)].reshape(4, -1)}
+    assert is_imported(batch).sum() == 2 and batch["reply"].shape[:2] == (8, 2)
+    replies = {text.decode(row) for row in batch["reply"][is_imported(batch)].reshape(4, -1)}
     assert replies == {"<think></think><answer> left</answer>"}
     now = state.create(tiny.params, context.stage, context.mesh)
     losses = []
@@ -62,3 +62,16 @@ def test_imported_questions_are_learnt_beside_those_on_scenes(tiny, text, made, 
         now, metrics = task.step(now, batch, jax.random.key(0))
         losses.append(float(metrics["loss"]))
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
+
+
+def test_level_mix_moves_linearly_over_the_stage(make):
+    mix = ((1.0, 0.0, 0.0), (0.0, 0.0, 1.0))
+    context = make(level_mix=mix, questions_per_scene=6)
+    make_example = sft.examples(context)
+    rng = np.random.default_rng(0)
+    shares = []
+    for progress in (0.0, 0.5, 1.0):
+        examples = [make_example(scene, rng, progress) for scene in context.train for _ in range(3)]
+        levels = np.concatenate([example["level"] for example in examples])
+        shares.append(np.bincount(levels, minlength=3) / len(levels))
+    np.testing.assert_allclose(shares, [mix[0], (0.5, 0.0, 0.5), mix[1]], atol=0.1)

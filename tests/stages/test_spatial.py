@@ -6,7 +6,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from jaxasa.models.projector import ExpertOutputs
-from jaxasa.models.spatial import SpatialOutput, Room, Slots
+from jaxasa.models.spatial import Room, Slots, SpatialOutput
 from jaxasa.stages import spatial
 
 B, S, T, CLASSES, SECONDS = 6, 3, 10, 5, 2.0

@@ -1,4 +1,4 @@
-"""Run as a script, this file trains the same task in a process that a test may kill."""
+"""Run as a script, this file trains the same task in a process that a test can kill."""
 
 import dataclasses
 import functools
@@ -32,11 +32,11 @@ STAGE = config.Stage(
     eval_every=6,
     log_every=2,
 )
-META = {"stage": "simulated", "model": {"width": 4}}
+META = {"stage": "linear", "model": {"width": 4}}
 
 
 class Batches:
-    """Batch i is a function of i alone; the state is the number drawn."""
+    """Batch i is a function of i alone; the state is the number of batches drawn."""
 
     def __init__(self):
         self.index = 0
@@ -53,11 +53,11 @@ class Batches:
     def get_state(self):
         return {"index": self.index}
 
-    def set_state(self, saved):
-        self.index = saved["index"]
+    def set_state(self, state):
+        self.index = state["index"]
 
 
-# Donated as in the stages: a save that goes on must not see later steps in its buffers.
+# Donates its state as stages do: an asynchronous save must not see later steps in its buffers.
 @functools.partial(jax.jit, donate_argnums=0)
 def update(old, batch, key):
     trainable, frozen = trees.split(old.params, STAGE.trainable)
@@ -68,45 +68,47 @@ def update(old, batch, key):
         return jnp.mean(((batch["x"] + noise) @ out["kernel"] + out["bias"] - batch["y"]) ** 2)
 
     value, gradient = jax.value_and_grad(loss)(trainable)
-    updates, opt_state = optim.make(STAGE).update(gradient, old.opt_state, trainable)
+    updates, opt_state = optim.make_optimizer(STAGE).update(gradient, old.opt_state, trainable)
     moved = trees.merge(optax.apply_updates(trainable, updates), frozen)
-    return state.State(old.step + 1, moved, opt_state), {"loss": value}
+    return state.TrainState(old.step + 1, moved, opt_state), {"loss": value}
 
 
-class SimulatedTask:
+class LinearTask:
     """A linear model with noise from the loop's key, so that a wrong key shows."""
 
-    name = "simulated"
+    name = "linear"
 
-    def __init__(self, act=None, mesh_=None):
+    def __init__(self, before_step=None, mesh_=None):
         self.batches = Batches()
-        self.mesh = mesh_ or mesh.make(config.Mesh())
-        self.act, self.steps = act or (lambda step: None), 0
+        self.mesh = mesh_ or mesh.make_mesh(config.Mesh())
+        self.before_step, self.steps = before_step or (lambda step: None), 0
 
     def step(self, old, batch, key):
         self.steps += 1
-        self.act(self.batches.index)
-        placed = sharding.place_batch(batch, self.mesh)
+        self.before_step(self.batches.index)
+        sharded = sharding.shard_batch(batch, self.mesh)
         with jax.transfer_guard("disallow"):
-            return update(old, placed, key)
+            return update(old, sharded, key)
 
     def evaluate(self, params):
         return {"norm": float(jnp.sum(params["projector"]["out"]["kernel"] ** 2))}
 
 
 @functools.cache
-def start(mesh_=None):
+def initial_state(mesh_=None):
     params = {
         "projector": {"out": {"kernel": np.zeros((4, 3), np.float32), "bias": np.zeros(3, "f4")}},
         "semantic": {"conv1": {"bias": np.ones(2, np.float32)}},
     }
-    return state.create(params, STAGE, mesh_ or mesh.make(config.Mesh()))
+    return state.create(params, STAGE, mesh_ or mesh.make_mesh(config.Mesh()))
 
 
-def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, full=None, **options):
+def train(
+    folder, task=None, meta=META, seed=0, mesh_=None, profile=0, peak_steps_per_s=None, **options
+):
     return loop.train(
-        task or SimulatedTask(),
-        jax.tree.map(jnp.copy, start(mesh_)),
+        task or LinearTask(),
+        jax.tree.map(jnp.copy, initial_state(mesh_)),
         dataclasses.replace(STAGE, **options),
         folder=folder / "checkpoint",
         logs=folder / "logs",
@@ -114,7 +116,7 @@ def train(folder, task=None, meta=META, seed=0, mesh_=None, profile=0, full=None
         config_text="text\n",
         seed=seed,
         profile=profile,
-        full=full,
+        peak_steps_per_s=peak_steps_per_s,
     )
 
 
@@ -134,29 +136,29 @@ def whole(tmp_path_factory):
     return train(folder), folder
 
 
-def test_one_step_is_under_way_while_the_next_batch_is_drawn(tmp_path, monkeypatch):
-    task, made, waited = SimulatedTask(), [], []
+def test_next_batch_is_drawn_while_one_step_runs(tmp_path, monkeypatch):
+    task, metrics_of_steps, waits = LinearTask(), [], []
     step, block = task.step, jax.block_until_ready
 
     def stepping(*args):
         new, values = step(*args)
-        made.append(values)
+        metrics_of_steps.append(values)
         return new, values
 
     def blocking(tree):
-        number = next((i for i, values in enumerate(made) if values is tree), None)
+        number = next((i for i, values in enumerate(metrics_of_steps) if values is tree), None)
         if number is not None:
-            waited.append((number, task.batches.index))
+            waits.append((number, task.batches.index))
         return block(tree)
 
     task.step = stepping
     monkeypatch.setattr(jax, "block_until_ready", blocking)
     train(tmp_path, task, save_every=12, eval_every=12, log_every=12)
-    # Before batch n is drawn, step n - 2 is over.
-    assert waited == [(n - 2, n) for n in range(2, 12)]
+    # Before batch n is drawn, step n - 2 has ended.
+    assert waits == [(n - 2, n) for n in range(2, 12)]
 
 
-def test_trains_records_and_keeps_frozen_parameters(whole):
+def test_train_reduces_the_loss_writes_records_and_leaves_frozen_parameters(whole):
     final, folder = whole
     assert int(final.step) == STAGE.steps
     rows = records(folder)
@@ -166,12 +168,12 @@ def test_trains_records_and_keeps_frozen_parameters(whole):
     norm = float(np.sum(np.asarray(final.params["projector"]["out"]["kernel"]) ** 2))
     assert rows[-1] == {"step": 12, "eval/norm": pytest.approx(norm)} and norm > 0.5
     assert np.array_equal(final.params["semantic"]["conv1"]["bias"], np.ones(2))
-    timed = records(folder, drop=())[0]
-    assert timed["steps_per_s"] > 0 and 0 <= timed["data_wait"] <= 1
+    record = records(folder, drop=())[0]
+    assert record["steps_per_s"] > 0 and 0 <= record["data_wait"] <= 1
     assert list((folder / "logs").glob("events.out.tfevents.*"))
 
 
-def test_seed_and_name_change_the_noise(whole, tmp_path):
+def test_seed_changes_the_keys(whole, tmp_path):
     assert not equal(whole[0].params, train(tmp_path, seed=1).params)
 
 
@@ -185,8 +187,8 @@ def test_resume_after_a_crash_is_bitwise_equal(whole, tmp_path):
             raise Crash
 
     with pytest.raises(Crash):
-        train(tmp_path, SimulatedTask(act=crash))
-    task = SimulatedTask()
+        train(tmp_path, LinearTask(before_step=crash))
+    task = LinearTask()
     assert equal(train(tmp_path, task), whole[0])
     assert task.steps == 6 and records(tmp_path) == records(whole[1])
 
@@ -198,105 +200,108 @@ def test_resume_after_sigkill_is_bitwise_equal(whole, tmp_path):
     )
     killed = subprocess.run(script, env={**os.environ, "PYTHONPATH": path}, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    task = SimulatedTask()
+    task = LinearTask()
     assert equal(train(tmp_path, task), whole[0])
     assert 4 <= task.steps < STAGE.steps and records(tmp_path) == records(whole[1])
 
 
-def test_a_finished_folder_returns_at_once(whole):
-    task = SimulatedTask()
+def test_train_on_a_finished_folder_returns_without_a_step(whole):
+    task = LinearTask()
     assert equal(train(whole[1], task), whole[0]) and task.steps == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_raises_preempted(whole, tmp_path, number):
+def test_signal_saves_and_raises_preempted(whole, tmp_path, number):
     before = signal.getsignal(number)
 
-    def ask(step):
+    def send(step):
         if step == 5:
             os.kill(os.getpid(), number)
 
     with pytest.raises(loop.Preempted, match="step 5"):
-        train(tmp_path, SimulatedTask(act=ask))
+        train(tmp_path, LinearTask(before_step=send))
     assert signal.getsignal(number) is before
-    task = SimulatedTask()
+    task = LinearTask()
     assert equal(train(tmp_path, task), whole[0]) and task.steps == STAGE.steps - 5
 
 
-def test_nan_stops_with_the_step_and_is_not_saved(tmp_path):
-    class Broken(SimulatedTask):
+def test_nan_loss_names_the_step_and_is_not_saved(tmp_path):
+    class Broken(LinearTask):
         def step(self, old, batch, key):
             new, values = super().step(old, batch, key)
             return new, {"loss": values["loss"] * (jnp.nan if self.steps == 8 else 1.0)}
 
-    with pytest.raises(ConfigError, match="simulated: loss is nan at step 8") as error:
+    with pytest.raises(ConfigError, match="linear: loss is nan at step 8") as error:
         train(tmp_path, Broken())
     assert "\n" not in str(error.value)
-    task = SimulatedTask()
+    task = LinearTask()
     train(tmp_path, task)
     assert task.steps == STAGE.steps - 6
 
 
-def test_a_gradient_that_is_no_number_is_not_saved(tmp_path):
+def test_infinite_gradient_names_the_step_and_is_not_saved(tmp_path):
     """The loss of its step is finite; the parameters after it are not."""
 
-    class Broken(SimulatedTask):
+    class Broken(LinearTask):
         def step(self, old, batch, key):
             new, values = super().step(old, batch, key)
             return new, values | {"gradient_norm": jnp.where(self.steps == 9, jnp.inf, 1.0)}
 
-    with pytest.raises(ConfigError, match="simulated: gradient_norm is inf at step 9"):
+    with pytest.raises(ConfigError, match="linear: gradient_norm is inf at step 9"):
         train(tmp_path, Broken())
     assert {p.name for p in (tmp_path / "checkpoint").iterdir() if p.is_dir()} == {"3", "6"}
 
 
-def test_another_model_config_is_refused(whole):
+def test_checkpoint_of_another_model_config_is_refused(whole):
     with pytest.raises(ConfigError, match="another model config: width was 4, is 8"):
         train(whole[1], meta=META | {"model": {"width": 8}})
 
 
 def test_one_device_equals_eight(whole, tmp_path):
-    single = mesh.make(config.Mesh(), jax.devices()[:1])
-    found = train(tmp_path, SimulatedTask(mesh_=single), mesh_=single)
-    kernel = found.params["projector"]["out"]["kernel"]
+    single = mesh.make_mesh(config.Mesh(), jax.devices()[:1])
+    final = train(tmp_path, LinearTask(mesh_=single), mesh_=single)
+    kernel = final.params["projector"]["out"]["kernel"]
     np.testing.assert_allclose(kernel, whole[0].params["projector"]["out"]["kernel"], rtol=1e-4)
 
 
-class Judged(SimulatedTask):
-    """Evaluations that were best at step 8."""
+class EvaluatedTask(LinearTask):
+    """Evaluations, of which that at step 8 is the best."""
 
-    marks = {0: 0.1, 4: 0.2, 8: 0.5}
+    scores = {0: 0.1, 4: 0.2, 8: 0.5}
 
     def evaluate(self, params):
-        mark = self.marks[self.batches.index]
-        return {"tag_recall": mark, "loss": -mark, "doa_median": -mark}
+        score = self.scores[self.batches.index]
+        return {"tag_recall": score, "loss": -score, "doa_median": -score}
 
 
 @pytest.mark.parametrize("name", ["tag_recall", "loss", "doa_median"])
-def test_the_best_state_is_kept_beside_the_last(tmp_path, name):
+def test_best_checkpoint_is_kept_besides_the_last(tmp_path, name):
     def crash(step):
         if step == 9:
             raise Crash
 
+    settings = {"best_metric": name, "eval_every": 4, "save_every": 6}
     with pytest.raises(Crash):
-        train(tmp_path, Judged(act=crash), best=name, eval_every=4, save_every=6)
-    kept, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+        train(
+            tmp_path, EvaluatedTask(before_step=crash), best_metric=name, eval_every=4, save_every=6
+        )
+    best, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
     value = 0.5 if name == "tag_recall" else -0.5
     assert meta["best"] == {"name": name, "value": value, "step": 8} and np.any(
-        kept["projector"]["out"]["kernel"]
+        best["projector"]["out"]["kernel"]
     )
-    # A worse evaluation of the run that goes on does not take its place.
-    worse = Judged()
-    worse.marks = {12: 0.3}
-    final = train(tmp_path, worse, best=name, eval_every=12, save_every=6)
+    # A worse evaluation of the resumed run does not replace it.
+    worse = EvaluatedTask()
+    worse.scores = {12: 0.3}
+    final = train(tmp_path, worse, **settings | {"eval_every": 12})
     again, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
-    assert meta["best"]["step"] == 8 and equal(again, kept) and not equal(kept, final.params)
+    assert meta["best"]["step"] == 8 and equal(again, best) and not equal(best, final.params)
     last, _ = checkpoint.load(tmp_path / "checkpoint")
     assert equal(last, final.params)
 
 
-def test_a_better_state_takes_the_place_of_the_best_of_a_time_that_was_lost(tmp_path):
-    """Best at step 8, gone on from step 6 with another seed: better at step 8."""
+def test_best_checkpoint_is_replaced_after_rollback(tmp_path):
+    """Best at step 8; resumed from step 6 with another seed, better at step 8."""
 
     def crash(step):
         if step == 9:
@@ -304,119 +309,120 @@ def test_a_better_state_takes_the_place_of_the_best_of_a_time_that_was_lost(tmp_
 
     settings = dict(best_metric="tag_recall", eval_every=4, save_every=6)
     with pytest.raises(Crash):
-        train(tmp_path, Judged(act=crash), **settings)
-    kept, _ = checkpoint.load(tmp_path / "checkpoint" / "best")
-    better = Judged()
-    better.marks = {8: 0.7, 12: 0.6}
+        train(tmp_path, EvaluatedTask(before_step=crash), **settings)
+    old, _ = checkpoint.load(tmp_path / "checkpoint" / "best")
+    better = EvaluatedTask()
+    better.scores = {8: 0.7, 12: 0.6}
     train(tmp_path, better, seed=1, **settings)
-    found, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
+    new, meta = checkpoint.load(tmp_path / "checkpoint" / "best")
     assert meta["best"] == {"name": "tag_recall", "value": 0.7, "step": 8}
-    assert not equal(found, kept)
+    assert not equal(new, old)
 
 
-def judged_until_9(folder, marks):
-    """Saved at step 6, ended in step 9."""
+def train_until_9(folder, scores):
+    """Crashes in step 9 with a checkpoint of step 6; returns the folder of the best."""
 
     def crash(step):
         if step == 9:
             raise Crash
 
-    task = Judged(act=crash)
-    task.marks = marks
+    task = EvaluatedTask(before_step=crash)
+    task.scores = scores
     with pytest.raises(Crash):
-        train(folder, task, best="tag_recall", eval_every=4, save_every=6)
+        train(folder, task, best_metric="tag_recall", eval_every=4, save_every=6)
     return folder / "checkpoint" / "best"
 
 
-def test_a_best_state_that_never_got_whole_is_found_anew(tmp_path):
-    """As after a kill while it was written: meta.json tells of it, and no step is there."""
-    marks = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
-    there = judged_until_9(tmp_path / "one", marks)
-    best = judged_until_9(tmp_path / "two", marks | {8: 0.0})
-    (best / "meta.json").write_text((there / "meta.json").read_text())
+def test_incomplete_best_checkpoint_is_written_again(tmp_path):
+    """As after a kill during its save: meta.json is of a step that does not exist."""
+    scores = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
+    expected = train_until_9(tmp_path / "one", scores)
+    best = train_until_9(tmp_path / "two", scores | {8: 0.0})
+    (best / "meta.json").write_text((expected / "meta.json").read_text())
     assert checkpoint.load(best)[1]["best"]["step"] == 4
-    task = Judged()
-    task.marks = marks
-    train(tmp_path / "two", task, best="tag_recall", eval_every=4, save_every=6)
-    kept, meta = checkpoint.load(best)
-    assert meta["best"]["step"] == 8 and equal(kept, checkpoint.load(there)[0])
+    task = EvaluatedTask()
+    task.scores = scores
+    train(tmp_path / "two", task, best_metric="tag_recall", eval_every=4, save_every=6)
+    params, meta = checkpoint.load(best)
+    assert meta["best"]["step"] == 8 and equal(params, checkpoint.load(expected)[0])
 
 
-def test_the_best_state_is_whole_before_the_loops_own_of_that_step(tmp_path, monkeypatch):
-    """A kill between the two: a run that goes on from the later would never find the best again."""
+def test_best_checkpoint_is_complete_before_the_save_of_its_step(tmp_path, monkeypatch):
+    """After a kill in between, a run resumed from the later would not evaluate that step again."""
     order = []
 
-    def told(name):
-        real = getattr(checkpoint.Store, name)
+    def record(name):
+        real = getattr(checkpoint.CheckpointManager, name)
 
-        def act(store, *args):
-            order.append((name, store.folder.name, *args[:1]))
-            return real(store, *args)
+        def call(manager, *args):
+            order.append((name, manager.folder.name, *args[:1]))
+            return real(manager, *args)
 
-        monkeypatch.setattr(checkpoint.Store, name, act)
+        monkeypatch.setattr(checkpoint.CheckpointManager, name, call)
 
-    told("save")
-    told("wait")
-    task = Judged()
-    task.marks = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
-    train(tmp_path, task, best="tag_recall", eval_every=4, save_every=4)
+    record("save")
+    record("wait")
+    task = EvaluatedTask()
+    task.scores = {0: 0.1, 4: 0.2, 8: 0.5, 12: 0.3}
+    train(tmp_path, task, best_metric="tag_recall", eval_every=4, save_every=4)
     for step in (4, 8):
-        saved = order.index(("save", "best", step))
-        assert order[saved : saved + 3] == [
+        first = order.index(("save", "best", step))
+        assert order[first : first + 3] == [
             ("save", "best", step),
             ("wait", "best"),
             ("save", "checkpoint", step),
         ]
 
 
-def test_the_best_of_another_evaluation_is_no_measure(tmp_path):
-    judged_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
+def test_best_checkpoint_of_another_metric_is_refused(tmp_path):
+    train_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
     with pytest.raises(
         ConfigError, match="Stage.best_metric is 'loss', expected 'tag_recall', as .*best"
     ):
-        train(tmp_path, Judged(), best="loss", eval_every=4, save_every=6)
+        train(tmp_path, EvaluatedTask(), best_metric="loss", eval_every=4, save_every=6)
 
 
-def test_an_evaluation_that_is_not_there_is_known_before_the_first_step(tmp_path):
-    task = SimulatedTask()
+def test_unknown_best_metric_fails_before_the_first_step(tmp_path):
+    task = LinearTask()
     with pytest.raises(
         ConfigError, match="Stage.best_metric is 'accuracy', expected one of .* norm"
     ):
-        train(tmp_path, task, best="accuracy")
+        train(tmp_path, task, best_metric="accuracy")
     assert task.steps == 0
 
 
-def test_counts_become_rates_times_shares_and_samples_are_shown(tmp_path):
-    class Counted(SimulatedTask):
+def test_records_have_rates_time_shares_samples_mfu_and_a_profile(tmp_path):
+    class CountingTask(LinearTask):
         def step(self, old, batch, key):
             new, values = super().step(old, batch, key)
-            said = {"said": f"step {self.steps}"}
-            return new, {**values, "examples": 8, "seconds/rollout": 1e-3, "samples": [said]}
+            sample = {"completion": f"step {self.steps}"}
+            return new, {**values, "examples": 8, "seconds/rollout": 1e-3, "samples": [sample]}
 
-    train(tmp_path, Counted(), profile=2, full=1e4)
+    train(tmp_path, CountingTask(), profile=2, peak_steps_per_s=1e4)
     row = records(tmp_path)[0]
     rate = records(tmp_path, drop=())[0]["steps_per_s"]
     assert row["mfu"] == pytest.approx(rate / 1e4)
     assert row["examples_per_s"] == pytest.approx(8 * rate)
     assert row["share/rollout"] == pytest.approx(1e-3 * rate)
-    shown = [json.loads(line) for line in open(tmp_path / "logs" / "samples.jsonl")]
-    assert [r["step"] for r in shown] == [2, 3, 4, 6, 8, 9, 10, 12]
-    assert shown[3] == {"step": 6, "said": "step 6"}
+    lines = (tmp_path / "logs" / "samples.jsonl").read_text().splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [r["step"] for r in samples] == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert samples[3] == {"step": 6, "completion": "step 6"}
     assert list((tmp_path / "logs" / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_line_is_whole_whatever_was_said():
-    said = json.dumps({"step": 1, "said": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
-    assert metrics.kept(said + said, 1) == [said, said]
+def test_lines_up_to_keeps_lines_with_other_line_separators():
+    line = json.dumps({"step": 1, "completion": "a\u2028b\x85c"}, ensure_ascii=False) + "\n"
+    assert metrics.lines_up_to(line + line, 1) == [line, line]
 
 
-def test_lines_beyond_the_step_and_torn_lines_go():
+def test_lines_up_to_drops_later_and_incomplete_lines():
     text = '{"step": 1}\n{"step": 3}\n{"step": 2}\n{"ste'
-    assert metrics.kept(text, 2) == ['{"step": 1}\n', '{"step": 2}\n']
+    assert metrics.lines_up_to(text, 2) == ['{"step": 1}\n', '{"step": 2}\n']
 
 
-def test_no_number_is_null_in_json(tmp_path):
-    with metrics.Writer("x", tmp_path, 0, 5) as writer:
+def test_metric_writer_writes_nan_as_null(tmp_path):
+    with metrics.MetricWriter("x", tmp_path, 0, 5) as writer:
         writer.write(1, {"a": float("nan"), "b": np.float32(2)})
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "a": None, "b": 2.0}
 
@@ -430,7 +436,7 @@ def main(folder: Path, at: int) -> None:
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(folder, SimulatedTask(act=kill))
+    train(folder, LinearTask(before_step=kill))
 
 
 if __name__ == "__main__":

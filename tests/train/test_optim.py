@@ -24,11 +24,11 @@ def stage(**changes):
     return config.Stage(**fields | changes)
 
 
-def test_paths():
+def test_flatten_joins_paths():
     assert PATHS[0] == "decoder/layers/q/bias" and "projector/null" in PATHS and len(PATHS) == 7
 
 
-def test_a_pattern_must_match_the_whole_path():
+def test_split_pattern_must_match_the_whole_path():
     trainable, frozen = trees.split(PARAMS, ["lora/.*", r".*/out/bias"])
     expected = {"lora/layers/q/a", "lora/layers/q/b", "projector/out/bias"}
     assert set(trainable) == expected and set(frozen) == set(PATHS) - expected
@@ -47,12 +47,12 @@ def test_merge_undoes_split(chosen):
     assert merged["lora"]["layers"]["q"]["a"] is PARAMS["lora"]["layers"]["q"]["a"]
 
 
-def test_merge_refuses_a_path_in_both():
+def test_merge_refuses_a_path_in_both_halves():
     with pytest.raises(ValueError, match="a/b"):
         trees.merge({"a/b": 1}, {"a/b": 2})
 
 
-def test_schedule_rises_linearly_then_falls_to_a_tenth():
+def test_schedule_warms_up_linearly_and_decays_to_a_tenth():
     rate = optim.schedule(stage())
     rises = np.array([rate(i) for i in range(11)])
     np.testing.assert_allclose(rises, 0.5 * np.arange(1, 12) / 11, rtol=1e-6)
@@ -63,16 +63,16 @@ def test_schedule_rises_linearly_then_falls_to_a_tenth():
     np.testing.assert_allclose(short(2), 0.5, rtol=1e-6)
 
 
-def test_matrices_decay_and_vectors_do_not():
+def test_weight_decay_applies_to_matrices_only():
     flat, _ = trees.split(PARAMS, (".*",))
-    assert {path for path, yes in optim.decayed(flat).items() if yes} == {
+    assert {path for path, yes in optim.weight_decay_mask(flat).items() if yes} == {
         "decoder/layers/q/kernel",
         "lora/layers/q/a",
         "lora/layers/q/b",
         "projector/out/kernel",
     }
     flat = {path: jnp.asarray(leaf) for path, leaf in flat.items()}
-    transformation = optim.make(stage(weight_decay=0.1, warmup_steps=0))
+    transformation = optim.make_optimizer(stage(weight_decay=0.1, warmup_steps=0))
     zero = {path: jnp.zeros_like(leaf) for path, leaf in flat.items()}
     updates, _ = jax.jit(lambda: transformation.update(zero, transformation.init(flat), flat))()
     np.testing.assert_allclose(updates["projector/out/kernel"], -0.5 * 0.1, rtol=1e-5)
@@ -80,9 +80,9 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 @pytest.mark.parametrize("clip, changes", [(1.0, False), (0.0, True)])
-def test_gradients_are_clipped_by_their_global_norm(clip, changes):
+def test_gradients_are_clipped_by_global_norm(clip, changes):
     flat = {"a": jnp.zeros(2), "b": jnp.zeros(3)}
-    transformation = optim.make(stage(max_grad_norm=clip))
+    transformation = optim.make_optimizer(stage(max_grad_norm=clip))
 
     @jax.jit
     def moment(scale):
@@ -96,33 +96,43 @@ def test_gradients_are_clipped_by_their_global_norm(clip, changes):
         assert moments[0] == pytest.approx(0.1 / np.sqrt(5), rel=1e-5)
 
 
-def test_muon_takes_each_layer_of_a_kernel_alone_and_leaves_the_rest_to_adam():
+def test_muon_orthogonalizes_each_layer_and_adam_updates_the_rest():
     rng = np.random.default_rng(0)
     flat = {path: jnp.zeros(leaf.shape) for path, leaf in trees.flatten(PARAMS).items()}
     flat["decoder/layers/q/kernel"] = jnp.zeros((2, 6, 4))
-    slope = {path: jnp.asarray(rng.normal(size=leaf.shape), float) for path, leaf in flat.items()}
+    grads = {path: jnp.asarray(rng.normal(size=leaf.shape), float) for path, leaf in flat.items()}
 
-    def first_update(flat, slope, **changes):
-        moved = optim.make(stage(weight_decay=0.0, warmup_steps=0, max_grad_norm=0.0, **changes))
-        return jax.jit(lambda: moved.update(slope, moved.init(flat), flat))()[0]
+    def first_update(flat, grads, **changes):
+        changes = {"weight_decay": 0.0, "warmup_steps": 0, "max_grad_norm": 0.0, **changes}
+        optimizer = optim.make_optimizer(stage(**changes))
+        return jax.jit(lambda: optimizer.update(grads, optimizer.init(flat), flat))()[0]
 
-    found = first_update(flat, slope, optimizer="muon")
-    kernel = np.asarray(found["decoder/layers/q/kernel"])
+    updates = first_update(flat, grads, optimizer="muon")
+    kernel = np.asarray(updates["decoder/layers/q/kernel"])
     for layer in range(2):
         one = {"x/kernel": flat["decoder/layers/q/kernel"][layer]}
-        given = {"x/kernel": slope["decoder/layers/q/kernel"][layer]}
-        alone = first_update(one, given, optimizer="muon")["x/kernel"]
-        np.testing.assert_allclose(kernel[layer], alone, rtol=1e-4, atol=1e-6)
+        grad = {"x/kernel": grads["decoder/layers/q/kernel"][layer]}
+        single = first_update(one, grad, optimizer="muon")["x/kernel"]
+        np.testing.assert_allclose(kernel[layer], single, rtol=1e-4, atol=1e-6)
         # Newton and Schulz's five steps bring singular values between 0.7 and 1.2.
         stretch = np.linalg.svd(kernel[layer], compute_uv=False) / (0.5 * 0.2 * np.sqrt(6))
-        assert 0.65 < stretch.min() and stretch.max() < 1.25
+        assert stretch.min() > 0.65 and stretch.max() < 1.25
     rest = {path for path in flat if not path.endswith("/kernel")}
     adam = optax.adam(0.5, b2=0.95, nesterov=True)
-    moved, _ = adam.update(slope, adam.init(flat))
+    expected, _ = adam.update(grads, adam.init(flat))
     for path in rest:
-        np.testing.assert_allclose(found[path], moved[path], rtol=1e-4)
+        np.testing.assert_allclose(updates[path], expected[path], rtol=1e-4)
 
 
-def test_an_optimizer_that_there_is_not():
+def test_unknown_optimizer_is_refused():
     with pytest.raises(ConfigError, match="Stage.optimizer is 'sgd', expected adamw or muon"):
         stage(optimizer="sgd")
+
+
+def test_schedule_counts_updates_of_a_step():
+    options = dict(steps=50, batch_size=1, learning_rate=0.5, trainable=(), warmup_steps=5)
+    twice = optim.schedule(config.GrpoStage(num_iterations=2, **options))
+    once = optim.schedule(config.GrpoStage(**options | {"steps": 100, "warmup_steps": 10}))
+    np.testing.assert_array_equal(
+        [twice(i) for i in (0, 9, 60, 100)], [once(i) for i in (0, 9, 60, 100)]
+    )
