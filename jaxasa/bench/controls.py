@@ -22,8 +22,8 @@ class Control:
     """A condition under which a checkpoint answers the suite once more.
 
     name: in Bench.controls, results.json and predictions/. title: in tables and figures.
-    meaning: what is done, and what it shows, for readers of the report.
-    audio_condition: one of qa.AUDIO_CONDITIONS. perturb: what is done to the suite.
+    meaning: the change and what it shows, in sentences for the report.
+    audio_condition: one of qa.AUDIO_CONDITIONS. perturb: changes the suite.
     needs_foa: whether it is impossible for binaural audio.
     is_geometric: whether scenes are rotated or mirrored, and their answers derived again.
     is_per_stage: whether it is run on the SFT checkpoint too if there is one after GRPO.
@@ -42,8 +42,8 @@ class Control:
 def _geometric(name: str, title: str, action: str, perturb: Perturbation) -> Control:
     meaning = (
         f"{action}, and the answers are derived again from the transformed scenes. A model that "
-        "uses direction stays as accurate as before; one that ignores it keeps giving the "
-        "original answers, which are now wrong."
+        "uses direction stays as accurate; one that ignores it keeps giving the original answers, "
+        "which are now wrong."
     )
     return Control(name, title, meaning, perturb=perturb, needs_foa=True, is_geometric=True)
 
@@ -63,16 +63,16 @@ CONTROLS: dict[str, Control] = {
             "mono",
             "mono",
             "The model gets the omnidirectional channel W alone (of binaural audio, the mean of "
-            "both ears). The accuracy that it loses is what spatial information contributes.",
+            "both ears). The loss of accuracy is the contribution of spatial information.",
             audio_condition="mono",
             is_per_stage=True,
         ),
         Control(
             "spatial_nulled",
             "spatial encoder off",
-            "The output of the spatial encoder is replaced by a learnt null embedding. The "
-            "accuracy that the model loses is what this encoder contributes.",
-            audio_condition="nulled",
+            "The output of the spatial encoder is replaced by a learnt null embedding. The loss "
+            "of accuracy is the contribution of this encoder.",
+            audio_condition="no_spatial",
         ),
         Control(
             "channels_shuffled",

@@ -1,11 +1,11 @@
-"""Writes the adapters of a checkpoint alone, as a folder that peft loads on the stock decoder.
+"""Writes the LoRA adapters of a checkpoint alone, as a folder that peft loads on the decoder.
 
     adapter_config.json, adapter_model.safetensors    in peft's names (LoRA, arXiv:2106.09685)
-    base/                                             the decoder that they belong to, without
-                                                      them: a Qwen of transformers
+    base/                                             their decoder without them, as a Qwen model
+                                                      of transformers
     README.md
 
-Adapters say nothing of audio: the encoders and the projector are in `hf.export`'s folder.
+This is text only: the encoders and the projector are in the folder of `hf.export`.
 """
 
 from pathlib import Path
@@ -20,28 +20,28 @@ _FILES = {"adapter_config.json", "adapter_model.safetensors", "base", "README.md
 _PREFIX = "base_model.model."
 
 
-def write(checkpoint: str | Path, out: str | Path) -> Path:
+def write_adapter(checkpoint: str | Path, out: str | Path) -> Path:
     """Writes the folder `out` from `checkpoint` (WORKDIR/checkpoints/STAGE); returns `out`.
 
-    Raises ConfigError as `hf.export.export` does, and for a model that has no adapters, such as
-    an export.
+    Raises ConfigError as `hf.export.export_checkpoint` does, and for a model without adapters, such
+    as an export.
     """
-    params, meta, tokenizer = load.load(checkpoint)
+    params, meta, tokenizer = load.load_model(checkpoint)
     if "lora" not in params:
         raise ConfigError(f"{checkpoint}: has no adapters, expected WORKDIR/checkpoints/STAGE")
-    leaves = load.flat({"lora": params["lora"], "decoder": params["decoder"]})
+    leaves = load.flatten_params({"lora": params["lora"], "decoder": params["decoder"]})
     adapters = {}
     for path, leaf in leaves.items():
         if path.startswith("lora/"):
-            # Matrices a and b lie as the kernel that they are added to.
-            place, side = path.removeprefix("lora/")[:-2], path[-1].upper()
-            for name, tensor in keymap.to_file({f"decoder/{place}/kernel": leaf}).items():
+            # Matrices a and b have the layout of the kernel that they are added to.
+            module, side = path.removeprefix("lora/")[:-2], path[-1].upper()
+            for name, tensor in keymap.to_hf({f"decoder/{module}/kernel": leaf}).items():
                 adapters[_PREFIX + name.replace(".weight", f".lora_{side}.weight")] = tensor
     base = {path: leaf for path, leaf in leaves.items() if path.startswith("decoder/")}
     text = remote.text_config(meta["model"]["decoder"])
     kind = f"{text['model_type'].capitalize()}ForCausalLM"
     lora = meta["model"]["lora"]
-    with files.replacing(out, _is_adapter) as draft:
+    with files.atomic_folder(out, _is_adapter) as draft:
         save_file(adapters, draft / "adapter_model.safetensors", metadata={"format": "pt"})
         folder.write_json(
             draft / "adapter_config.json",
@@ -58,10 +58,10 @@ def write(checkpoint: str | Path, out: str | Path) -> Path:
             },
         )
         (draft / "base").mkdir()
-        folder.write_weights(draft / "base", keymap.to_file(base))
+        folder.write_weights(draft / "base", keymap.to_hf(base))
         folder.write_json(
             draft / "base" / "config.json",
-            text | {"architectures": [kind], "dtype": remote.dtype(base)},
+            text | {"architectures": [kind], "dtype": remote.main_dtype(base)},
         )
         remote.write_tokenizer(draft / "base", tokenizer, meta["model"]["reply_tokens"])
         (draft / "README.md").write_text(_card(meta, kind), encoding="utf-8")
@@ -79,15 +79,15 @@ library_name: peft
 base_model: base
 tags: [jaxasa, lora]
 ---
-# Adapters of stage `{meta["stage"]}`
+# LoRA adapters after stage `{meta["stage"]}`
 
-LoRA adapters of the decoder of a jaxasa model, and in `base/` the decoder without them.
+Adapters of the decoder of a jaxasa model. `base/` is the decoder without them.
 ```python
 from peft import PeftModel
 from transformers import {kind}
 
 model = PeftModel.from_pretrained({kind}.from_pretrained("FOLDER/base"), "FOLDER")
 ```
-The decoder hears nothing by itself: audio goes through the encoders and the projector of the
-whole model (`jaxasa export`).
+The decoder alone takes text. For audio, export the whole model with its encoders and projector
+(`jaxasa export`).
 """

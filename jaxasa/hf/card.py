@@ -1,8 +1,8 @@
-"""The model card: what was learnt from, how well it answers, and what it does not know.
+"""The model card of an export: training data, benchmark results, limits.
 
-All that it says comes from the checkpoint and from the run's folder around it (WORKDIR of
-WORKDIR/checkpoints/STAGE): config.gin, sounds/credits.csv, results.json. What is not there is
-said to be unknown.
+All facts come from the checkpoint and from the run's folder around it (WORKDIR of
+WORKDIR/checkpoints/STAGE): config.gin, sounds/credits.csv, results.json. If one is missing, the
+card says that it is unknown.
 """
 
 import csv
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from jaxasa import config
 from jaxasa.config import ConfigError, gin_files
+from jaxasa.core.workdir import WorkFolder
+from jaxasa.train import checkpoint
 
 _AUDIO = {
     "foa": "first-order ambisonics, 16 kHz, channels W Y Z X (ACN), SN3D gains (AmbiX)",
@@ -19,15 +21,15 @@ _AUDIO = {
 }
 
 
-def audio(meta: Mapping) -> str:
-    """What the model hears, in words."""
+def audio_format(meta: Mapping) -> str:
+    """The model's input audio, in words."""
     return _AUDIO[meta["model"]["spatial"].get("format", "foa")]
 
 
 def conventions(meta: Mapping) -> dict[str, str]:
-    """What its numbers mean."""
+    """Units and signs of the model's inputs and outputs, by quantity."""
     return {
-        "audio": audio(meta),
+        "audio": audio_format(meta),
         "axes": "x front, y left, z up",
         "azimuth": "degrees, counter-clockwise, front 0, left +90, in (-180, 180]",
         "elevation": "degrees, up positive, in [-90, 90]",
@@ -39,26 +41,29 @@ def conventions(meta: Mapping) -> dict[str, str]:
 _LEVELS = ("overall", "L1", "L2", "L3")
 
 
-def text(checkpoint: str | Path, meta: Mapping, parameters: int) -> str:
+def model_card(checkpoint: str | Path, meta: Mapping, parameters: int) -> str:
     """README.md of an exported model, with the hub's YAML header.
 
-    meta: of the checkpoint; parameters: how many numbers the weights are.
+    meta: of the checkpoint. parameters: their number.
     """
     folder = Path(checkpoint)
-    work = folder.resolve().parents[1] if folder.resolve().parent.name == "checkpoints" else None
+    place = folder.resolve()
+    work = WorkFolder.around(place) if place.parent.name == "checkpoints" else None
     licences = _licences(work)
     results, why_not = _results(folder, work)
     run = _run(folder)
+    example = f"Where is the {meta['classes'][0]}?"
     body = f"""# {run.name if run else "A jaxasa model"}, after stage `{meta["stage"]}`
 
-Answers questions about a scene: what sounds, where, how far. It hears {audio(meta)}.
-{parameters:,} parameters. Classes: {", ".join(meta["classes"])}.
+This model answers questions about an audio scene: what sounds, where, and how far away. Its input
+is {audio_format(meta)}. It has {parameters:,} parameters.
+Classes: {", ".join(meta["classes"])}.
 
 ## Conventions
 {_list(conventions(meta))}
 
 ## Use
-With transformers (nothing of jaxasa is needed):
+With transformers, without jaxasa:
 ```python
 import soundfile
 from transformers import AutoModel, AutoProcessor
@@ -67,16 +72,16 @@ processor = AutoProcessor.from_pretrained(FOLDER, trust_remote_code=True)
 model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 audio, rate = soundfile.read("scene.wav")  # [samples, channels], at most \
 {meta["model"]["semantic"]["max_seconds"]:g} s
-inputs = processor(audio, "Where is the {meta["classes"][0]}?", sampling_rate=rate)
+inputs = processor(audio, "{example}", sampling_rate=rate)
 reply, sources = model.generate(**inputs, return_sources=True)
-print(processor.read(reply[0])["answer"], sources[0])
+print(processor.parse_reply(reply[0])["answer"], sources[0])
 ```
 With jaxasa:
 ```
-jaxasa ask FOLDER scene.wav "Where is the {meta["classes"][0]}?"
+jaxasa ask FOLDER scene.wav "{example}"
 jaxasa bench run --checkpoint FOLDER --workdir WORKDIR
 ```
-Adapters are merged into the decoder. Sizes and classes are in `config.json`.
+The LoRA adapters are merged into the decoder. Sizes and classes are in `config.json`.
 
 ## Training data
 {_data(meta, run, licences)}
@@ -91,7 +96,7 @@ Adapters are merged into the decoder. Sizes and classes are in `config.json`.
 
 
 def _header(meta: Mapping, results: Mapping | None) -> str:
-    """YAML, each value in JSON, which is YAML."""
+    """The YAML header; each value is written as JSON, which is YAML too."""
     fields: dict = {
         "library_name": "transformers",
         "pipeline_tag": "audio-text-to-text",
@@ -100,7 +105,7 @@ def _header(meta: Mapping, results: Mapping | None) -> str:
     }
     base = _bases(meta)
     if meta.get("sounds") != "procedural" or base:
-        # The weights come from works of others; no licence is chosen here for them.
+        # The weights derive from other people's works, for which no licence can be chosen here.
         fields |= {"license": "other", "license_name": "see-training-data"}
         fields["license_link"] = "README.md#training-data"
     else:
@@ -108,9 +113,9 @@ def _header(meta: Mapping, results: Mapping | None) -> str:
     if base:
         fields["base_model"] = base
     if results:
-        found = results["systems"][meta["stage"]]
+        scores = results["systems"][meta["stage"]]
         metrics = [
-            {"type": "accuracy", "name": level, "value": round(100 * found[level]["accuracy"], 1)}
+            {"type": "accuracy", "name": level, "value": round(100 * scores[level]["accuracy"], 1)}
             for level in _LEVELS
         ]
         task = {"type": "audio-text-to-text"}
@@ -121,7 +126,7 @@ def _header(meta: Mapping, results: Mapping | None) -> str:
 
 
 def _bases(meta: Mapping) -> list[str]:
-    """Names of the pretrained models that it began from; meta["pretrained"] may name them."""
+    """Names of the pretrained models that training started from, by meta["pretrained"]."""
     return sorted({str(name) for name in dict(meta.get("pretrained") or {}).values()})
 
 
@@ -130,34 +135,34 @@ def _list(facts: Mapping[str, str]) -> str:
 
 
 def _run(folder: Path) -> config.Run | None:
-    """The run that the checkpoint's config.gin describes, if it is there."""
+    """The run by the checkpoint's config.gin; None if that is missing."""
     try:
-        return gin_files.load([str(folder / "config.gin")])[0]
+        return gin_files.load([str(folder / checkpoint.CONFIG)])[0]
     except ConfigError:
         return None
 
 
-def _licences(work: Path | None) -> dict[str, str]:
-    """Licence of each package of recordings, of WORKDIR/sounds/credits.csv."""
-    path = work / "sounds" / "credits.csv" if work else None
+def _licences(work: WorkFolder | None) -> dict[str, str]:
+    """Licence of each package of recordings, by WORKDIR/sounds/credits.csv."""
+    path = work.sounds / "credits.csv" if work else None
     if path is None or not path.is_file():
         return {}
     with open(path, encoding="utf-8", newline="") as file:
         return {row["package"]: row["licence"] for row in csv.DictReader(file)}
 
 
-def _results(folder: Path, work: Path | None) -> tuple[dict | None, str]:
-    """results.json where it scores this checkpoint, or None and why not."""
-    path = work / "results.json" if work else None
+def _results(folder: Path, work: WorkFolder | None) -> tuple[dict | None, str]:
+    """results.json if it scores this checkpoint; otherwise None and the reason."""
+    path = work.results if work else None
     if path is None or not path.is_file():
-        return None, "No benchmark was run beside this checkpoint."
+        return None, "The benchmark was not run in this checkpoint's folder."
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise ConfigError(f"{path}: is not JSON, expected results of `jaxasa bench`") from None
     if folder.name not in results.get("systems", {}):
-        return None, f"The benchmark was run, but not on stage `{folder.name}`."
-    meta = folder / "meta.json"
+        return None, f"The benchmark was run, but not for stage `{folder.name}`."
+    meta = folder / checkpoint.META
     if meta.is_file() and meta.stat().st_mtime > path.stat().st_mtime:
         return None, "The benchmark was run before these weights were trained."
     return results, ""
@@ -166,16 +171,16 @@ def _results(folder: Path, work: Path | None) -> tuple[dict | None, str]:
 def _table(results: Mapping) -> str:
     facts = results["benchmark"]
     rows = [f"| system | {' | '.join(_LEVELS)} |", f"|---{'|---' * len(_LEVELS)}|"]
-    for name, found in results["systems"].items():
+    for name, scores in results["systems"].items():
         cells = [
             f"{100 * a['accuracy']:.1f} ({100 * a['low']:.0f}-{100 * a['high']:.0f})"
-            for a in (found[level] for level in _LEVELS)
+            for a in (scores[level] for level in _LEVELS)
         ]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return (
-        f"Accuracy in % with 95 % intervals on {facts['items']} four-option questions, seed "
-        f"{facts['seed']}, sounds: {facts['sounds']}, recordings never heard in training.\n\n"
-        + "\n".join(rows)
+        f"Accuracy in %, with 95 % intervals, on {facts['items']} four-option questions (seed "
+        f"{facts['seed']}, sounds: {facts['sounds']}), whose recordings are not in the training "
+        "data.\n\n" + "\n".join(rows)
     )
 
 
@@ -184,20 +189,21 @@ def _data(meta: Mapping, run: config.Run | None, licences: Mapping[str, str]) ->
     if licences:
         facts["licences of the recordings"] = "; ".join(f"{p} {s}" for p, s in licences.items())
     if base := _bases(meta):
-        facts["began from"] = ", ".join(base)
+        facts["pretrained models"] = ", ".join(base)
     if run is None:
         return _list(facts | {"scenes": f"simulated, {meta['seconds']:g} s each"})
     s = run.scenes
-    many = f"mixed from {s.rir_rooms:,} rooms" if s.rir_rooms else f"{s.train:,}"
+    count = f"mixed from {s.rir_rooms:,} rooms" if s.rir_rooms else f"{s.train:,}"
     span = lambda pair, unit: f"{pair[0]:g} to {pair[1]:g} {unit}"  # noqa: E731
-    facts["scenes"] = f"{many}, simulated, {s.seconds:g} s each, seed {run.seed}"
+    facts["scenes"] = f"{count}, simulated, {s.seconds:g} s each, seed {run.seed}"
     facts["rooms"] = (
         f"shoeboxes of {span(s.length, 'm')} x {span(s.width, 'm')} x {span(s.height, 'm')}, "
         f"RT60 {span(s.rt60, 's')}"
     )
     facts["sources"] = (
         f"{span(s.sources, 'at a time')}, at {span(s.distance, 'm')}; "
-        f"{100 * s.moving_source_prob:g} % of them walk, in {100 * s.listener_turn_prob:g} % of scenes the listener turns"
+        f"{100 * s.moving_source_prob:g} % of them move; in {100 * s.listener_turn_prob:g} % of "
+        "the scenes the listener turns"
     )
     facts["noise"] = f"diffuse, SNR {span(s.snr, 'dB')}"
     return _list(facts)
@@ -205,14 +211,11 @@ def _data(meta: Mapping, run: config.Run | None, licences: Mapping[str, str]) ->
 
 def _limits(meta: Mapping, run: config.Run | None) -> str:
     lines = [
-        "It knows only its classes, and was trained on simulated rooms; recordings of real rooms "
-        "and other microphones were not tested.",
-        f"Clips were {meta['seconds']:g} s long in training; other lengths run, and are untested.",
+        "The model knows only its classes. It was trained on simulated rooms, and not tested on "
+        "recordings of real rooms or with other microphones.",
+        f"It was trained on clips of {meta['seconds']:g} s. Other lengths work, but are untested.",
     ]
-    if (
-        run is not None
-        and run.scenes.moving_source_prob == 0
-        and run.scenes.listener_turn_prob == 0
-    ):
-        lines.append("Sources and listener stood still in training.")
+    scenes = run.scenes if run is not None else None
+    if scenes and scenes.moving_source_prob == scenes.listener_turn_prob == 0:
+        lines.append("Sources and listener did not move in training.")
     return "\n".join(f"- {line}" for line in lines)

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and what is written to them."""
+"""Files of exported folders: JSON, and safetensors in one file or in shards."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from jaxasa.hf.weights import INDEX, WEIGHTS
 
-# Hubs and older file systems dislike larger files.
+# Larger files are slow on the hub, and some file systems refuse them.
 SHARD_BYTES = 5_000_000_000
 
 
@@ -20,7 +20,7 @@ def write_json(path: Path, value: Mapping) -> None:
 def write_weights(
     folder: Path, tensors: Mapping[str, np.ndarray], shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """One file, or shards of at most `shard_bytes` (a larger tensor gets a shard of its own)."""
+    """Writes one file, or shards of at most `shard_bytes` each (a larger tensor has its own)."""
     shards: list[dict[str, np.ndarray]] = [{}]
     filled = 0
     for name, tensor in sorted(tensors.items()):

@@ -1,17 +1,16 @@
-"""Our parameter paths and the names of a file: tables, read both ways.
+"""Parameter paths of jaxasa and tensor names of Hugging Face files: tables, read both ways.
 
-TABLE is that of an exported file, ARCHITECTURES holds those of published models. A row pairs a
-path of ours with a name in the file. Decoder rows are those of Qwen2ForCausalLM and
-Qwen3ForCausalLM, semantic rows those of Whisper's encoder in transformers. `{n}` is the layer:
-our layers are one array with a leading axis [L, ...], the file has one tensor a layer. `{x}` is
-a number that both sides share. The LSTM cells keep one matrix a gate: i, f, g, o from the input
-(ii, if, ig, io) and from the state (hi, hf, hg, ho).
+TABLE is that of an exported file, ARCHITECTURES holds those of published models. Decoder rows have
+the names of Qwen2ForCausalLM and Qwen3ForCausalLM, semantic rows those of WhisperEncoder in
+transformers, and the others those of hf/torch. In a row, `{n}` is the layer: in jaxasa the layers
+are one array with a leading axis [L, ...], in the file each has a tensor of its own. `{x}` is a
+number that stands on both sides. LSTM cells have one matrix for each gate: i, f, g, o from the
+input (ii, if, ig, io) and from the state (hi, hf, hg, ho).
 
-The layouts differ as follows:
+Layouts:
     "same"    the array as it is
-    "linear"  [in, out] here, [out, in] in the file
-    "conv1d"  [K, in, out] here, [out, in, K] in the file
-    "conv2d"  [KH, KW, in, out] here, [out, in, KH, KW] in the file
+    "linear"  [in, out] in jaxasa, [out, in] in the file
+    "conv1d"  [K, in, out] in jaxasa, [out, in, K] in the file
 """
 
 import functools
@@ -25,35 +24,37 @@ from jaxasa.config import EXPERTS, ConfigError
 
 T = TypeVar("T")
 
-# Axes of the file's layout in terms of ours; the inverse is its argsort.
+# Axes of the file's layout in terms of jaxasa's; the inverse is its argsort.
 _AXES = {"linear": (1, 0), "conv1d": (2, 1, 0)}
 
 
 class Row(NamedTuple):
-    ours: str
-    theirs: str
+    """A parameter, or all parameters of a pattern, on both sides."""
+
+    jax_path: str
+    hf_name: str
     layout: str = "same"
 
 
-def _linear(ours: str, theirs: str, bias: bool = True) -> tuple[Row, ...]:
-    rows = (Row(f"{ours}/kernel", f"{theirs}.weight", "linear"),)
-    return (*rows, Row(f"{ours}/bias", f"{theirs}.bias")) if bias else rows
+def _linear(path: str, name: str, bias: bool = True) -> tuple[Row, ...]:
+    rows = (Row(f"{path}/kernel", f"{name}.weight", "linear"),)
+    return (*rows, Row(f"{path}/bias", f"{name}.bias")) if bias else rows
 
 
-def _norm(ours: str, theirs: str) -> tuple[Row, ...]:
-    return (Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias"))
+def _norm(path: str, name: str) -> tuple[Row, ...]:
+    return (Row(f"{path}/scale", f"{name}.weight"), Row(f"{path}/bias", f"{name}.bias"))
 
 
-def _conv(ours: str, theirs: str, layout: str) -> tuple[Row, ...]:
+def _conv1d(path: str, name: str) -> tuple[Row, ...]:
     return (
-        Row(f"{ours}/kernel", f"{theirs}.weight", layout),
-        Row(f"{ours}/bias", f"{theirs}.bias"),
+        Row(f"{path}/kernel", f"{name}.weight", "conv1d"),
+        Row(f"{path}/bias", f"{name}.bias"),
     )
 
 
-def _transformer(ours: str, theirs: str) -> tuple[Row, ...]:
-    """models/layers.py's blocks as layers of WhisperEncoder."""
-    a, b = f"{ours}/layers", f"{theirs}.layers.{{n}}"
+def _transformer(path: str, name: str) -> tuple[Row, ...]:
+    """Blocks of models/layers.py as layers of WhisperEncoder."""
+    a, b = f"{path}/layers", f"{name}.layers.{{n}}"
     return (
         *_linear(f"{a}/attention/q", f"{b}.self_attn.q_proj"),
         *_linear(f"{a}/attention/k", f"{b}.self_attn.k_proj", bias=False),
@@ -84,8 +85,8 @@ DECODER: tuple[Row, ...] = (
 )
 
 SEMANTIC: tuple[Row, ...] = (
-    *_conv("semantic/conv1", "audio_tower.conv1", "conv1d"),
-    *_conv("semantic/conv2", "audio_tower.conv2", "conv1d"),
+    *_conv1d("semantic/conv1", "audio_tower.conv1"),
+    *_conv1d("semantic/conv2", "audio_tower.conv2"),
     *_transformer("semantic/blocks", "audio_tower"),
     *_norm("semantic/norm", "audio_tower.layer_norm"),
 )
@@ -149,7 +150,7 @@ PROJECTOR: tuple[Row, ...] = (
     *_norm("projector/norm", "projector.norm"),
     *_linear("projector/bottleneck", "projector.bottleneck"),
     *_linear("projector/out", "projector.out"),
-    Row("projector/null", "projector.null"),
+    Row("projector/null_embedding", "projector.null_embedding"),
 )
 
 TABLE: tuple[Row, ...] = (*DECODER, *SEMANTIC, *SPATIAL, *PROJECTOR)
@@ -158,28 +159,28 @@ TABLE: tuple[Row, ...] = (*DECODER, *SEMANTIC, *SPATIAL, *PROJECTOR)
 class Architecture(NamedTuple):
     """A published model: the rows of its file, and what else the file may hold.
 
-    left: names (regular expressions) that have no place here and are left there: Whisper's own
-        decoder, Qwen2-Audio's own projector, rotary tables that older files hold.
-    positions: Whisper's sinusoids, stored there and computed here.
-    base: what a file of the model without its head lacks before every name.
+    ignored: names (regular expressions) of tensors that are not read: Whisper's own decoder,
+        Qwen2-Audio's own projector, rotary tables in older files.
+    positions: name of Whisper's position embeddings, which are stored there and computed here.
+    base_prefix: prefix of every name that a file of the model without its head lacks.
     """
 
     rows: tuple[Row, ...]
-    left: tuple[str, ...]
+    ignored: tuple[str, ...]
     positions: str = ""
-    base: str = ""
+    base_prefix: str = ""
 
 
-def _renamed(rows: tuple[Row, ...], before: str, after: str) -> tuple[Row, ...]:
-    return tuple(r._replace(theirs=after + r.theirs.removeprefix(before)) for r in rows)
+def _replace_prefix(rows: tuple[Row, ...], old: str, new: str) -> tuple[Row, ...]:
+    return tuple(r._replace(hf_name=new + r.hf_name.removeprefix(old)) for r in rows)
 
 
 _ROTARY = r"(.*\.)?rotary_emb\.inv_freq"
-_QWEN = Architecture(DECODER, (_ROTARY,), base="model.")
+_QWEN = Architecture(DECODER, (_ROTARY,), base_prefix="model.")
 # By `model_type` in config.json.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "whisper": Architecture(
-        _renamed(SEMANTIC, "audio_tower.", "model.encoder."),
+        _replace_prefix(SEMANTIC, "audio_tower.", "model.encoder."),
         (r"model\.decoder\..*", r"(model\.)?proj_out\.weight"),
         "model.encoder.embed_positions.weight",
         "model.",
@@ -187,7 +188,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2": _QWEN,
     "qwen3": _QWEN,
     "qwen2_audio": Architecture(
-        (*SEMANTIC, *_renamed(DECODER, "", "language_model.")),
+        (*SEMANTIC, *_replace_prefix(DECODER, "", "language_model.")),
         (r"multi_modal_projector\..*", _ROTARY),
         "audio_tower.embed_positions.weight",
     ),
@@ -201,71 +202,70 @@ def _pattern(template: str) -> re.Pattern:
 
 
 @functools.cache
-def _ours(rows: tuple[Row, ...]) -> list[tuple[re.Pattern, Row]]:
-    return [(_pattern(row.ours), row) for row in rows]
+def _by_jax_path(rows: tuple[Row, ...]) -> list[tuple[re.Pattern, Row]]:
+    return [(_pattern(row.jax_path), row) for row in rows]
 
 
 @functools.cache
-def _theirs(rows: tuple[Row, ...]) -> list[tuple[re.Pattern, Row]]:
-    return [(_pattern(row.theirs), row) for row in rows]
+def _by_hf_name(rows: tuple[Row, ...]) -> list[tuple[re.Pattern, Row]]:
+    return [(_pattern(row.hf_name), row) for row in rows]
 
 
-def _find(table: list, name: str) -> tuple[Row, dict[str, str]] | None:
-    """The first row that `name` fits wholly, and what its fields stand for."""
-    for pattern, row in table:
+def _find(patterns: list, name: str) -> tuple[Row, dict[str, str]] | None:
+    """The first row whose pattern matches the whole of `name`, and the values of its fields."""
+    for pattern, row in patterns:
         match = pattern.fullmatch(name)
         if match:
             return row, match.groupdict()
     return None
 
 
-def _convert(array: np.ndarray, layout: str, back: bool, name: str) -> np.ndarray:
+def _convert(array: np.ndarray, layout: str, to_jax: bool, name: str) -> np.ndarray:
     if layout == "same":
         return array
     axes = _AXES[layout]
     if array.ndim != len(axes):
         raise ConfigError(f"{name}: {array.ndim} axes, expected {len(axes)} ({layout})")
-    return array.transpose(np.argsort(axes) if back else axes)
+    return array.transpose(np.argsort(axes) if to_jax else axes)
 
 
-def to_file(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Names and arrays of the file for a flat dict {our path: array}.
+def to_hf(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors by their names in an exported file, for a flat dict {parameter path: array}.
 
     Raises ConfigError listing paths without a row.
     """
     tensors: dict[str, np.ndarray] = {}
     unknown = []
     for path, array in params.items():
-        found = _find(_ours(TABLE), path)
-        if found is None:
+        match = _find(_by_jax_path(TABLE), path)
+        if match is None:
             unknown.append(path)
             continue
-        row, fields = found
-        if "{n}" in row.theirs:
+        row, fields = match
+        if "{n}" in row.hf_name:
             for n, layer in enumerate(array):
-                name = row.theirs.format(n=n, **fields)
+                name = row.hf_name.format(n=n, **fields)
                 tensors[name] = _convert(np.asarray(layer), row.layout, False, path)
         else:
-            tensors[row.theirs.format(**fields)] = _convert(
-                np.asarray(array), row.layout, False, path
-            )
+            name = row.hf_name.format(**fields)
+            tensors[name] = _convert(np.asarray(array), row.layout, False, path)
     if unknown:
         raise ConfigError("hf/keymap.py has no row for parameters " + ", ".join(sorted(unknown)))
     # Not ascontiguousarray, which turns a scalar into a vector.
     return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
 
 
-def in_file(axes: tuple[T, ...], layout: str) -> tuple[T, ...]:
-    """A shape, or an index, of an array of ours in the order of the file's axes."""
+def to_hf_layout(axes: tuple[T, ...], layout: str) -> tuple[T, ...]:
+    """The shape, or an index, of a parameter with its axes in the file's order."""
     return tuple(axes[axis] for axis in _AXES[layout]) if layout in _AXES else axes
 
 
-def from_layout(array: np.ndarray, layout: str) -> np.ndarray:
-    """A view of the file's array (or of a part) with our axes."""
+def from_hf_layout(array: np.ndarray, layout: str) -> np.ndarray:
+    """A view of a tensor of the file, or of a part of it, with its axes in jaxasa's order."""
     return array.transpose(np.argsort(_AXES[layout])) if layout in _AXES else array
 
 
-class Place(NamedTuple):
+class TensorLocation(NamedTuple):
     """A tensor of a file that holds a parameter, or (stacked) one layer of it."""
 
     name: str
@@ -273,45 +273,42 @@ class Place(NamedTuple):
     stacked: bool
 
 
-def places(path: str, layers: int, rows: tuple[Row, ...] = TABLE) -> list[Place]:
-    """Where the parameter `path` lies in a file: one tensor, or one for each of its `layers`.
+def tensor_locations(path: str, layers: int, rows: tuple[Row, ...] = TABLE) -> list[TensorLocation]:
+    """The tensors of a file that hold the parameter `path`: one, or one for each of its `layers`.
 
     Raises ConfigError for a path without a row.
     """
-    found = _find(_ours(rows), path)
-    if found is None:
+    match = _find(_by_jax_path(rows), path)
+    if match is None:
         raise ConfigError(f"hf/keymap.py has no row for {path}")
-    row, fields = found
-    stacked = "{n}" in row.theirs
+    row, fields = match
+    stacked = "{n}" in row.hf_name
     numbers = range(layers) if stacked else [0]
-    return [Place(row.theirs.format(n=n, **fields), row.layout, stacked) for n in numbers]
+    return [TensorLocation(row.hf_name.format(n=n, **fields), row.layout, stacked) for n in numbers]
 
 
 def has_row(name: str, rows: tuple[Row, ...] = TABLE) -> bool:
-    """Whether a row stands for the tensor `name` of a file."""
-    return _find(_theirs(rows), name) is not None
+    """Whether there is a row for the tensor `name` of a file."""
+    return _find(_by_hf_name(rows), name) is not None
 
 
-def from_file(
-    tensors: Mapping[str, np.ndarray], stack: Callable = np.stack
-) -> dict[str, np.ndarray]:
-    """The flat dict {our path: array} for the names and arrays of a file; inverse of `to_file`.
+def from_hf(tensors: Mapping[str, np.ndarray], stack: Callable = np.stack) -> dict[str, np.ndarray]:
+    """The flat dict {parameter path: array} for the tensors of an exported file; inverts `to_hf`.
 
-    stack: jnp.stack where the arrays are jax's, inside a function that is traced.
-    Raises ConfigError listing names without a row, layers that are missing, or layers whose
-    shapes differ.
+    stack: jnp.stack if the arrays are jax's, inside a traced function. Raises ConfigError listing
+    names without a row, layers that are missing, or layers whose shapes differ.
     """
     params: dict[str, np.ndarray] = {}
     layers: dict[str, dict[int, np.ndarray]] = {}
     problems = []
     for name, tensor in tensors.items():
-        found = _find(_theirs(TABLE), name)
-        if found is None:
+        match = _find(_by_hf_name(TABLE), name)
+        if match is None:
             problems.append(f"surplus {name}")
             continue
-        row, fields = found
+        row, fields = match
         index = fields.pop("n", None)
-        path = row.ours.format(**fields)
+        path = row.jax_path.format(**fields)
         array = _convert(tensor, row.layout, True, name)
         if index is None:
             params[path] = array

@@ -1,8 +1,8 @@
-"""Reads a model back: an exported folder or a training checkpoint, through one function.
+"""Loads a model from an exported folder or a training checkpoint, through one function.
 
-Both give the same three things: parameters as a nested dict of numpy arrays, `meta` (stage,
-classes, seconds, model), and the tokenizer's file. An exported folder has no adapters, since
-they are merged into the decoder; `merge` does the same to a checkpoint's parameters.
+Both give parameters as a nested dict of numpy arrays, `meta` (stage, classes, seconds, model), and
+the path of the tokenizer. An exported folder has no adapters, since they are merged into the
+decoder; `merge_lora` does the same to a checkpoint's parameters.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
-from jaxasa.data.tokens import Text
+from jaxasa.data.tokens import TextTokenizer
 from jaxasa.hf import keymap, weights
 from jaxasa.hf.weights import read_json
 from jaxasa.models import asa
@@ -26,13 +26,13 @@ MODEL_TYPE = "jaxasa"
 _META = ("stage", "classes", "seconds", "model", "tokenizer")
 
 
-def load(folder: str | Path) -> tuple[dict, dict, Path]:
+def load_model(folder: str | Path) -> tuple[dict, dict, Path]:
     """(params, meta, path of tokenizer.json) of an export folder or of `checkpoints/<stage>`.
 
     meta: {"stage", "classes", "seconds", "model" (see `config.model_from_dict`), "tokenizer"}.
-    Raises ConfigError, one line, for a folder that is neither, truncated or missing files,
-    tensors that are missing, surplus, of another shape or not finite, and a tokenizer with words
-    that have no row in the embedding.
+    Raises ConfigError, one line, for a folder that is neither, for files that are truncated or
+    missing, for tensors that are missing, surplus, of another shape or not finite, and for a
+    tokenizer with tokens beyond the rows of the embedding.
     """
     folder = Path(folder)
     meta = read_meta(folder)
@@ -42,13 +42,13 @@ def load(folder: str | Path) -> tuple[dict, dict, Path]:
     else:
         params = trees.flatten(checkpoint.load(folder)[0])
     _check(folder, params, expected_shapes(model))
-    tokenizer = tokenizer_of(folder)
-    Text.load(tokenizer).check_rows(model.decoder.vocab_size, tokenizer)
+    tokenizer = tokenizer_path(folder)
+    TextTokenizer.load(tokenizer).check_embedding_rows(model.decoder.vocab_size, tokenizer)
     return trees.merge({}, params), meta, tokenizer
 
 
-def tokenizer_of(folder: str | Path) -> Path:
-    """The path of its tokenizer.json. Raises ConfigError where it is missing."""
+def tokenizer_path(folder: str | Path) -> Path:
+    """Path of the model's tokenizer.json. Raises ConfigError if it is missing."""
     path = Path(folder) / Path(read_meta(folder)["tokenizer"]).name
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, expected the model's tokenizer")
@@ -56,7 +56,7 @@ def tokenizer_of(folder: str | Path) -> Path:
 
 
 def read_meta(folder: str | Path) -> dict:
-    """`meta` alone, without the weights. Raises ConfigError as `load` does."""
+    """`meta` of `load_model`, without reading weights. Raises ConfigError as that does."""
     folder = Path(folder)
     path = folder / CONFIG
     if path.is_file():
@@ -64,12 +64,12 @@ def read_meta(folder: str | Path) -> dict:
         kind = meta.get("model_type")
         if kind != MODEL_TYPE:
             raise ConfigError(f"{path}: model_type is {kind!r}, expected {MODEL_TYPE!r}")
-    elif (folder / "meta.json").is_file():
-        path = folder / "meta.json"
+    elif (folder / checkpoint.META).is_file():
+        path = folder / checkpoint.META
         meta = read_json(path)
     else:
         raise ConfigError(
-            f"{folder}: neither {CONFIG} nor meta.json is there, "
+            f"{folder}: neither {CONFIG} nor {checkpoint.META} is there, "
             "expected an export folder or WORKDIR/checkpoints/STAGE"
         )
     lacking = [key for key in _META if key not in meta]
@@ -78,18 +78,18 @@ def read_meta(folder: str | Path) -> dict:
     return meta
 
 
-def flat(params: Mapping) -> dict[str, np.ndarray]:
+def flatten_params(params: Mapping) -> dict[str, np.ndarray]:
     """{"decoder/layers/q/kernel": array, ...} of nested parameters."""
     return {path: np.asarray(leaf) for path, leaf in trees.flatten(params).items()}
 
 
-def merge(params: Mapping, model: Mapping) -> dict:
-    """Parameters without "lora": kernel + (alpha / rank) a b (arXiv:2106.09685, section 4.1).
+def merge_lora(params: Mapping, model: Mapping) -> dict:
+    """Merges LoRA adapters: kernel + (alpha / rank) a b (arXiv:2106.09685, section 4.1).
 
-    a [L, in, r], b [L, r, out], kernel [L, in, out]; sums in float32, the kernel's type kept.
-    `model` is meta["model"]. Parameters that have no adapters come back as they are.
+    a [L, in, r], b [L, r, out], kernel [L, in, out] of L layers; computed in float32, returned in
+    the kernel's dtype. model: meta["model"]. Returns nested parameters without "lora".
     """
-    leaves = flat(params)
+    leaves = flatten_params(params)
     scale = model["lora"]["alpha"] / model["lora"]["rank"]
     merged = {path: leaf for path, leaf in leaves.items() if not path.startswith("lora/")}
     for path, a in leaves.items():
@@ -107,29 +107,26 @@ def merge(params: Mapping, model: Mapping) -> dict:
 
 @functools.cache  # tracing takes a second
 def expected_shapes(model: config.Model) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of all parameters of `model` but the adapters; computes no array."""
-    made = jax.eval_shape(asa.ASA(model).init, jax.random.key(0))
-    leaves = trees.flatten(made)
+    """{path: shape} of all parameters of `model` except the adapters."""
+    leaves = trees.flatten(jax.eval_shape(asa.ASA(model).init, jax.random.key(0)))
     return {path: leaf.shape for path, leaf in leaves.items() if not path.startswith("lora/")}
 
 
 def _read_weights(folder: Path) -> dict[str, np.ndarray]:
-    held = weights.Weights(folder)
+    tensors = weights.SafetensorsFolder(folder)
     try:
-        return keymap.from_file({name: held.read(name) for name in held.shapes})
+        return keymap.from_hf({name: tensors.read(name) for name in tensors.shapes})
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from None
 
 
 def _check(folder: Path, params: Mapping[str, np.ndarray], expected: Mapping[str, tuple]) -> None:
-    """Raises ConfigError that lists what is missing, surplus, of another shape or not finite.
-
-    A checkpoint may have adapters besides.
-    """
+    """Raises ConfigError listing parameters that are missing, surplus, of another shape or not
+    finite. Adapters are optional."""
     faults = [f"missing {path}" for path in sorted(set(expected) - set(params))]
-    known = [path for path in sorted(params) if path in expected or path.startswith("lora/")]
-    faults += [f"surplus {path}" for path in sorted(set(params) - set(known))]
-    for path in known:
+    checked = [path for path in sorted(params) if path in expected or path.startswith("lora/")]
+    faults += [f"surplus {path}" for path in sorted(set(params) - set(checked))]
+    for path in checked:
         array = params[path]
         if array.shape != expected.get(path, array.shape):
             faults.append(f"{path} is {list(array.shape)}, expected {list(expected[path])}")

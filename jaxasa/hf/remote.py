@@ -1,7 +1,7 @@
-"""What transformers needs beside the weights: configs in its words, and the model in torch.
+"""The files that transformers needs besides the weights: configs, tokenizer, remote code.
 
-The torch modules are the files of hf/torch. They are copied into an exported folder, run there
-without jaxasa, and nothing in jaxasa imports them.
+The remote code is the model in torch, hf/torch. Its files are copied to the exported folder, where
+they run without jaxasa; nothing in jaxasa imports them.
 """
 
 import shutil
@@ -24,16 +24,16 @@ AUTO = {
 
 
 def text_config(decoder: Mapping) -> dict:
-    """Qwen2Config's or Qwen3Config's fields for the fields of config.Decoder.
+    """config.Decoder's fields as those of Qwen2Config or Qwen3Config.
 
-    Raises ConfigError for a decoder that is neither of them.
+    Raises ConfigError for a decoder that is neither.
     """
     kinds = {(True, False): "qwen2", (False, True): "qwen3"}
     kind = decoder.get("qkv_bias", True), decoder.get("qk_norm", False)
     if kind not in kinds:
         raise ConfigError(
             f"Decoder.qkv_bias and Decoder.qk_norm are {kind[0]} and {kind[1]}, "
-            "expected one of them alone: transformers has no other Qwen"
+            "expected exactly one of them to be True: a Qwen2 or a Qwen3"
         )
     return {
         "model_type": kinds[kind],
@@ -51,7 +51,7 @@ def text_config(decoder: Mapping) -> dict:
 
 
 def audio_config(semantic: Mapping) -> dict:
-    """WhisperConfig's fields for the fields of config.Semantic."""
+    """config.Semantic's fields as those of WhisperConfig."""
     return {
         "model_type": "whisper",
         "num_mel_bins": semantic["n_mels"],
@@ -63,25 +63,28 @@ def audio_config(semantic: Mapping) -> dict:
     }
 
 
-def dtype(leaves: Mapping[str, np.ndarray]) -> str:
-    """The type of all arrays, or that of most of their bytes."""
+def main_dtype(leaves: Mapping[str, np.ndarray]) -> str:
+    """The dtype of all arrays, or if they differ, of most of their bytes."""
     sizes: dict[str, int] = {}
     for leaf in leaves.values():
         sizes[str(leaf.dtype)] = sizes.get(str(leaf.dtype), 0) + leaf.nbytes
     return max(sizes, key=lambda name: sizes[name])
 
 
-def write_tokenizer(out: Path, tokenizer: Path, reply_tokens: int) -> None:
-    """tokenizer.json, tokenizer_config.json, and generation_config.json: greedy, and what ends."""
-    text = tokens.Text.load(tokenizer)
-    shutil.copyfile(tokenizer, out / "tokenizer.json")
-    name = text.tokenizer.id_to_token
+def write_tokenizer(out: Path, path: Path, reply_tokens: int) -> None:
+    """Writes tokenizer.json, tokenizer_config.json and generation_config.json (greedy).
+
+    path: of the model's tokenizer.json. reply_tokens: the longest reply.
+    """
+    tokenizer = tokens.TextTokenizer.load(path)
+    shutil.copyfile(path, out / "tokenizer.json")
+    name = tokenizer.backend.id_to_token
     folder.write_json(
         out / "tokenizer_config.json",
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "pad_token": name(text.pad),
-            "eos_token": name(text.eos),
+            "pad_token": name(tokenizer.pad_id),
+            "eos_token": name(tokenizer.eos_id),
             "padding_side": "left",
             "clean_up_tokenization_spaces": False,
         },
@@ -91,15 +94,18 @@ def write_tokenizer(out: Path, tokenizer: Path, reply_tokens: int) -> None:
         {
             "do_sample": False,
             "max_new_tokens": reply_tokens,
-            "eos_token_id": text.eos,
-            "pad_token_id": text.pad,
+            "eos_token_id": tokenizer.eos_id,
+            "pad_token_id": tokenizer.pad_id,
         },
     )
 
 
-def write_modules(out: Path, model: Mapping, tokenizer: Path) -> None:
-    """The torch modules, and processor_config.json."""
-    text = tokens.Text.load(tokenizer)
+def write_modules(out: Path, model: Mapping, tokenizer_path: Path) -> None:
+    """Copies the torch modules, and writes processor_config.json.
+
+    model: meta["model"].
+    """
+    tokenizer = tokens.TextTokenizer.load(tokenizer_path)
     for path in sorted(MODULES.glob("*.py")):
         shutil.copyfile(path, out / path.name)
     folder.write_json(
@@ -108,10 +114,10 @@ def write_modules(out: Path, model: Mapping, tokenizer: Path) -> None:
             "processor_class": "JaxasaProcessor",
             "auto_map": {"AutoProcessor": AUTO["AutoProcessor"]},
             "token_rate": model["projector"]["token_rate"],
-            "slots": model["spatial"]["num_slots"],
+            "num_slots": model["spatial"]["num_slots"],
             "channels": 4 if model["spatial"].get("format", "foa") == "foa" else 2,
             "audio_token": tokens.AUDIO,
-            "before": list(getattr(text, "before", ())),
-            "after": list(getattr(text, "after", ())),
+            "chat_prefix": list(tokenizer.chat_prefix),
+            "chat_suffix": list(tokenizer.chat_suffix),
         },
     )

@@ -1,12 +1,14 @@
 """Writes a model as serialised functions (jax.export, StableHLO) that run with jax alone.
 
-    logits.bin        weights, ids [b, T], audio [b, N, 4] -> float32 [b, T, V]
-    answer.bin        weights, ids [b, T], audio [b, N, 4] -> int32 [b, C], the greedy reply
-    signature.json    shapes, dtypes, token ids, how to call them
+    logits.bin        weights, ids [b, T], audio [b, N, C] -> float32 [b, T, V]
+    answer.bin        weights, ids [b, T], audio [b, N, C] -> int32 [b, L], the greedy reply
+    signature.json    shapes, dtypes, token ids, and how to call the functions
 
-`weights` is a dict of the arrays of the exported model.safetensors (of all its shards, where
-there are several) by their names, so that the functions hold no weights and stay small. The
-batch b is free; N and T are those of the clips that the model was trained on.
+`weights` is a dict of the arrays of the exported model.safetensors (or of all its shards) by their
+names, so that the functions hold no weights and stay small. The batch size b is free; N and T are
+those of the clips that the model was trained on.
+
+Shapes: N samples, C channels, T prompt length, V vocabulary, L reply length.
 """
 
 import dataclasses
@@ -27,34 +29,36 @@ from jaxasa.data import tokens
 from jaxasa.hf import card, folder, keymap
 from jaxasa.models import sample
 from jaxasa.models.asa import ASA
+from jaxasa.models.sample import SpecialTokenIds
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def write(
+def write_stablehlo(
     out: Path, tensors: Mapping[str, np.ndarray], meta: Mapping, tokenizer: str | Path
 ) -> None:
     """Writes the new folder `out`. tensors: as in the exported model.safetensors.
 
-    Raises ConfigError where the library that serialises is not installed.
+    Raises ConfigError if the library that serialises is not installed.
     """
     if importlib.util.find_spec("flatbuffers") is None:
         raise ConfigError("--stablehlo: expected flatbuffers, `pip install jaxasa[stablehlo]`")
-    # Layers in a loop, whatever the machine that trained liked: small files.
+    # Layers in a loop, whatever the training run had: that keeps the files small.
     model = dataclasses.replace(config.model_from_dict(meta["model"]), unroll=1)
-    asa, text = ASA(model), tokens.Text.load(tokenizer)
+    asa = ASA(model)
+    special_tokens = SpecialTokenIds.of(tokens.TextTokenizer.load(tokenizer))
     samples = round(meta["seconds"] * SAMPLE_RATE)
-    places = asa.audio_tokens(samples)
-    length = places + asa.model.prompt_tokens
+    audio_tokens = asa.num_audio_tokens(samples)
+    length = audio_tokens + asa.model.prompt_tokens
     (batch,) = jax.export.symbolic_shape("b")
-    shaped = jax.ShapeDtypeStruct
+    array = jax.ShapeDtypeStruct
     arguments = (
-        {name: shaped(tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
-        shaped((batch, length), jnp.int32),
-        shaped((batch, samples, asa.model.spatial.channels), jnp.float32),
+        {name: array(tensor.shape, tensor.dtype) for name, tensor in tensors.items()},
+        array((batch, length), jnp.int32),
+        array((batch, samples, asa.model.spatial.channels), jnp.float32),
     )
     out.mkdir(parents=True)
-    facts = {
+    signature = {
         "read": "jax.export.deserialize(FILE's bytes).call(weights, ids, audio)",
         "jax": jax.__version__,
         "platforms": list(PLATFORMS),
@@ -62,55 +66,50 @@ def write(
         "ids": {
             "shape": ["b", length],
             "dtype": "int32",
-            "what": f"pad on the left, {places} times audio, ' QUESTION\\n' by tokenizer.json",
+            "content": f"pad tokens, {audio_tokens} audio tokens, then ' QUESTION\\n' as "
+            "tokenizer.json encodes it",
         },
         "audio": {
             "shape": ["b", samples, asa.model.spatial.channels],
             "dtype": "float32",
-            "what": f"in [-1, 1], {card.audio(meta)}",
+            "content": f"in [-1, 1], {card.audio_format(meta)}",
         },
-        "tokens": {"pad": text.pad, "audio": text.audio, "eos": text.eos},
+        "tokens": {
+            "pad": special_tokens.pad,
+            "audio": special_tokens.audio,
+            "eos": special_tokens.eos,
+        },
         "functions": {},
     }
     for name, function in (("logits", _logits), ("answer", _answer)):
-        made = jax.export.export(jax.jit(partial(function, asa, text)), platforms=PLATFORMS)
-        exported = made(*arguments)
+        jitted = jax.jit(partial(function, asa, special_tokens))
+        exported = jax.export.export(jitted, platforms=PLATFORMS)(*arguments)
         (out / f"{name}.bin").write_bytes(exported.serialize())
         (result,) = exported.out_avals
-        facts["functions"][name] = {
+        signature["functions"][name] = {
             "file": f"{name}.bin",
             "result": {
                 "shape": [n if isinstance(n, int) else str(n) for n in result.shape],
                 "dtype": str(result.dtype),
             },
         }
-    folder.write_json(out / "signature.json", facts)
+    folder.write_json(out / "signature.json", signature)
 
 
-def _heard(asa: ASA, weights, audio):
-    params = trees.merge({}, keymap.from_file(weights, jnp.stack))
-    return params, asa.project(params, asa.listen(params, audio))[0]
+def _audio_embeds(asa: ASA, weights, audio):
+    """The parameters, nested, and the audio embeddings."""
+    params = trees.merge({}, keymap.from_hf(weights, jnp.stack))
+    return params, asa.project(params, asa.encode_audio(params, audio))[0]
 
 
-def _logits(asa: ASA, text: tokens.Text, weights, ids, audio):
-    params, placed = _heard(asa, weights, audio)
-    x = asa.embed(params, ids, placed, text.audio)
-    hidden, *_ = asa.hidden(params, x, ids != text.pad, adapted=False)
+def _logits(asa: ASA, special_tokens: SpecialTokenIds, weights, ids, audio):
+    params, audio_embeds = _audio_embeds(asa, weights, audio)
+    x = asa.embed(params, ids, audio_embeds, special_tokens.audio)
+    hidden, *_ = asa.forward(params, x, ids != special_tokens.pad)
     return asa.logits(params, hidden)
 
 
-def _answer(asa: ASA, text: tokens.Text, weights, ids, audio):
-    params, placed = _heard(asa, weights, audio)
-    made = sample.generate(
-        asa,
-        params,
-        ids,
-        placed,
-        jax.random.key(0),
-        max_new=asa.model.reply_tokens,
-        pad=text.pad,
-        eos=text.eos,
-        audio_id=text.audio,
-        adapted=False,
-    )
-    return made.ids[:, 0]
+def _answer(asa: ASA, special_tokens: SpecialTokenIds, weights, ids, audio):
+    params, audio_embeds = _audio_embeds(asa, weights, audio)
+    key = jax.random.key(0)
+    return sample.generate(asa, params, ids, audio_embeds, key, special_tokens).ids[:, 0]

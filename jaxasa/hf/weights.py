@@ -1,4 +1,4 @@
-"""A folder of safetensors, in one file or in shards with an index, read tensor by tensor."""
+"""Reads a folder of safetensors, one file or shards with an index, tensor by tensor."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-class Weights:
-    """Names and shapes of the tensors of `folder`; `read` brings one, or a part of one, to memory.
+class SafetensorsFolder:
+    """The tensors of a folder: names and shapes, and `read` loads one or a part of one.
 
-    Raises ConfigError, one line, for a folder without safetensors (naming a pickle that lies
-    there and how to convert it), a file that is missing, truncated or damaged, or whose tensors
-    are others than the index says.
+    Raises ConfigError, one line, for a folder without safetensors (naming a pickle in it, and how
+    to convert it), and for a file that is missing, truncated or damaged, or whose tensors differ
+    from the index.
     """
 
     def __init__(self, folder: Path):
@@ -29,19 +29,19 @@ class Weights:
         self._files: dict[str, safe_open] = {}
         for path, names in _shards(folder).items():
             file = _open(path)
-            there = set(file.keys())
-            if names is not None and names != there:
-                odd = ", ".join(sorted(names ^ there))
-                raise ConfigError(f"{path}: its tensors differ from {INDEX}: {odd}")
-            self._files |= dict.fromkeys(there, file)
+            in_file = set(file.keys())
+            if names is not None and names != in_file:
+                different = ", ".join(sorted(names ^ in_file))
+                raise ConfigError(f"{path}: its tensors differ from {INDEX}: {different}")
+            self._files |= dict.fromkeys(in_file, file)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{name: shape} of all tensors; reads headers alone."""
+        """{name: shape} of all tensors; reads headers only."""
         return {n: tuple(f.get_slice(n).get_shape()) for n, f in self._files.items()}
 
     def dtype(self, name: str) -> str:
-        """As the file spells it: "F32", "BF16", ..."""
+        """The dtype in the file's spelling: "F32", "BF16", ..."""
         return self._files[name].get_slice(name).get_dtype()
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
@@ -53,17 +53,17 @@ class Weights:
 
 
 def read_json(path: Path) -> dict:
-    """Raises ConfigError where `path` is missing or is not JSON."""
+    """Reads a JSON file. Raises ConfigError if it is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
 
 
-def folder_of(source: str) -> Path:
-    """A local folder as it is; for a name on the Hugging Face hub, the folder of its download.
+def resolve_folder(source: str) -> Path:
+    """The local folder `source`; for a name on the Hugging Face hub, the folder of its download.
 
-    Downloads safetensors and JSON files alone. Raises ConfigError where neither is to be had.
+    Downloads safetensors and JSON files only. Raises ConfigError if there is neither.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -79,27 +79,27 @@ def folder_of(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
     except Exception as error:
-        # Its errors have many classes: no network, no such name, no right to read it.
+        # Many classes of errors: no network, no such name, no permission.
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
-            f"{source}: no such folder, and the hub does not give it: {reason}"
+            f"{source}: no such folder, and it cannot be downloaded from the hub: {reason}"
         ) from None
 
 
 def _shards(folder: Path) -> Mapping[Path, set[str] | None]:
-    """Weight files, and the tensors that the index says each holds (None: no index)."""
+    """{file: names of its tensors by the index} (None: there is no index)."""
     if (folder / INDEX).is_file():
         by_file: dict[Path, set[str] | None] = {}
         for name, file in read_json(folder / INDEX).get("weight_map", {}).items():
-            held = by_file.setdefault(folder / Path(file).name, set())
-            held.add(name)  # type: ignore[union-attr]
+            names = by_file.setdefault(folder / Path(file).name, set())
+            names.add(name)  # type: ignore[union-attr]
         return by_file
     if not (folder / WEIGHTS).is_file():
         for pickle in _pickles(folder):
             raise ConfigError(
-                f"{pickle}: a pickle, which runs code when it is read; expected safetensors: where "
-                "you trust it, load the folder with transformers' from_pretrained and write it "
-                "anew with save_pretrained"
+                f"{pickle}: a pickle, which can run any code when it is loaded; expected "
+                "safetensors. If you trust it, load the folder with transformers' from_pretrained "
+                "and save it with save_pretrained"
             )
     return {folder / WEIGHTS: None}
 

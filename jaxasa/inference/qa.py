@@ -1,11 +1,18 @@
-"""A trained model that answers questions: for `jaxasa ask`, and for the benchmark."""
+"""Question answering about audio with a trained model: `QaModel`, and `ask` for one recording.
+
+    model = QaModel.load("runs/demo/export")
+    model.respond(audio, ["where is the dog ?"], [("left", "right", "front", "back")])
+    model.sources(clip)
+
+Shapes: B batch (a clip and its question), N samples, C channels (4 of FOA, 2 of binaural audio),
+A audio tokens, D width, T prompt length, L reply length, V options.
+"""
 
 import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,83 +20,134 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxasa import config
-from jaxasa.acoustics import foa
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import foa_file, records, scene_text, tokens
 from jaxasa.data.questions import LETTERS
-from jaxasa.data.tokens import Text
+from jaxasa.data.tokens import TextTokenizer
 from jaxasa.hf import load
+from jaxasa.inference import estimates
 from jaxasa.models import generation, sample
 from jaxasa.models.asa import ASA, Params
+from jaxasa.models.sample import GREEDY, SpecialTokenIds
 from jaxasa.viz import plot_answer
 
-AUDIO_CONDITIONS = ("full", "mono", "nulled", "none")
-FALLBACK_ROWS = 16  # rows at a time whose options are weighed
-SHORTEST = 0.5  # seconds; what is shorter ends in silence
-GREEDY = config.Sampling()
+# Of the audio, a model gets all; W of FOA or the mean of two ears; all but the spatial encoder's
+# output, for which a learnt null embedding stands; or nothing but the question.
+AUDIO_CONDITIONS = ("full", "mono", "no_spatial", "none")
+FALLBACK_ROWS = 16  # questions at a time whose options are scored
+MIN_SECONDS = 0.5  # shorter clips are padded with silence, which is then heard
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
-    """Weights, tokenizer and classes. seconds: of the scenes it was trained on.
+class QaModel:
+    """A trained model that answers questions: its weights, tokenizer and classes.
 
-    digest: changes with the weights, and with `option_fallback`.
-    chooses: whether an answer that is none of the options gives way to one of them (`respond`);
-        False: it stays as it is, and is wrong.
+    seconds: length of the scenes that it was trained on.
+    digest: changes with the weights and with option_fallback, so that answers can be cached.
+    option_fallback: if an answer is none of the options, the most probable option replaces it
+        (see `respond`). Otherwise it stays, and counts as wrong.
     """
 
     asa: ASA
     params: Params
-    text: Text
+    tokenizer: TextTokenizer
     classes: Sequence[str]
     seconds: float
     digest: str
     option_fallback: bool = True
 
     @classmethod
-    def load(cls, path: str | Path, option_fallback: bool = True) -> "Model":
-        """Reads an export folder or `checkpoints/<stage>`; ConfigError where it is neither."""
-        params, meta, tokenizer = load.load(path)
-        model = config.model_from_dict(meta["model"])
+    def load(cls, path: str | Path, option_fallback: bool = True) -> "QaModel":
+        """Reads an export folder or `checkpoints/STAGE`; raises ConfigError if it is neither."""
+        params, meta, tokenizer = load.load_model(path)
         digest = hashlib.sha256()
         for leaf in jax.tree.leaves(params):
             digest.update(np.ascontiguousarray(leaf).tobytes())
+        if not option_fallback:
+            digest.update(b"no option fallback")
         return cls(
-            ASA(model),
+            ASA(config.model_from_dict(meta["model"])),
             jax.tree.map(jnp.asarray, params),
-            Text.load(tokenizer),
+            TextTokenizer.load(tokenizer),
             tuple(meta["classes"]),
             meta["seconds"],
-            digest.hexdigest()[:16] + ("" if option_fallback else " as said"),
+            digest.hexdigest()[:16],
             option_fallback,
         )
 
     @property
-    def marks(self) -> generation.Marks:
-        return generation.Marks(self.text.pad, self.text.eos, self.text.audio, self.text.answer)
+    def special_tokens(self) -> SpecialTokenIds:
+        return SpecialTokenIds.of(self.tokenizer)
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lengths in samples to which clips are padded: Model.buckets, or as it says without."""
-        seconds, most = list(self.asa.model.buckets), self.asa.model.semantic.max_seconds
-        if not seconds:
-            seconds = [self.seconds]
-            while seconds[-1] < most:
-                seconds.append(min(2 * seconds[-1], most))
+        """Lengths in samples to which clips are padded, so that few shapes are compiled: the one
+        trained on and its doubles, up to Semantic.max_seconds."""
+        longest = self.asa.model.semantic.max_seconds
+        seconds = [self.seconds]
+        while seconds[-1] < longest:
+            seconds.append(min(2 * seconds[-1], longest))
         return tuple(round(s * SAMPLE_RATE) for s in seconds)
 
-    def fit(self, audio: np.ndarray) -> tuple[np.ndarray, int]:
-        """A clip [N, C] in its bucket, and its length in samples, of which the rest is padding.
+    def pad_to_bucket(self, audio: np.ndarray) -> tuple[np.ndarray, int]:
+        """A clip [N, C] padded to the next bucket, and its length in samples without the padding.
 
-        Cut to the longest bucket; shorter than half a second, it ends in silence.
+        Longer clips than the longest bucket are cut to it.
         """
         buckets = self.buckets
         spatial = self.asa.model.spatial
-        least = max(round(SHORTEST * SAMPLE_RATE), spatial.frames_per_step * spatial.hop_length)
+        step = spatial.frames_per_step * spatial.hop_length
+        least = max(round(MIN_SECONDS * SAMPLE_RATE), step)
         length = min(max(len(audio), least), buckets[-1])
         bucket = next(b for b in buckets if b >= length)
-        kept = audio[:length]
-        return np.pad(kept, ((0, bucket - len(kept)), (0, 0))), length
+        audio = audio[:length]
+        return np.pad(audio, ((0, bucket - len(audio)), (0, 0))), length
+
+    def ask(
+        self,
+        audio: str | Path | np.ndarray,
+        question: str,
+        options: Sequence[str] | None = None,
+        convention: str | None = None,
+        sampling: config.Sampling = GREEDY,
+        seed: int = 0,
+        plot_path: Path | None = None,
+    ) -> dict:
+        """{"question", "answer", "thought", "reply", "sources"} for a recording.
+
+        audio: a file in `convention` (see `read_recording`), or samples [N, C] in [-1, 1] at
+        16 kHz. With four `options` the answer is one of them, unless it is sampled or ends at a
+        string. plot_path: a PNG of the detected sources to write (viz/plot_answer.py).
+
+        A clip beyond the longest bucket is cut, which "note" says, and that a clip is longer than
+        the model was trained on. Raises ConfigError for a file or samples of another format.
+        """
+        if plot_path is not None:
+            plot_answer.check_output(plot_path)
+        if not isinstance(audio, np.ndarray):
+            audio = read_recording(audio, self.asa.model.spatial.format, convention)
+        clip, length = self.pad_to_bucket(audio)
+        # One gain for all channels, which keeps directions.
+        clip = records.to_int16(clip / max(1.0, float(np.abs(clip).max())))
+        (reply,) = self.respond(
+            clip[None],
+            [scene_text.normalize_text(question)],
+            [options],
+            lengths=np.array([length], np.int32),
+            sampling=sampling,
+            seed=seed,
+        )
+        note = _length_note(self, len(audio), length)
+        answer = {
+            "question": question,
+            **parse_reply(reply, options),
+            "sources": self.sources(clip, length=length),
+            **({"note": note} if note else {}),
+        }
+        if plot_path is not None:
+            tracks = self.tracks(clip, length=length)
+            plot_answer.plot_answer(answer | {"options": options}, tracks, clip[:length], plot_path)
+        return answer
 
     def respond(
         self,
@@ -101,213 +159,184 @@ class Model:
         sampling: config.Sampling = GREEDY,
         seed: int = 0,
     ) -> list[str]:
-        """Replies to one question a scene: int16 audio [B, N, C] -> texts with thought and answer.
+        """Replies, reasoning trace and answer, to one question about each clip int16 [B, N, C].
 
-        options: four to each question, or None for an open one. An answer that is none of the
-            options gives way to the likeliest of them: other thoughts are drawn, and it is the one
-            whose probability after them is highest on average, with the thought that is surest of
-            it. Not so where `option_fallback` is False, or where replies are sampled or end at a string.
-        hearing: "full", "mono" (W only; of two ears their mean), "nulled" (the learnt null in place
-            of the dense map) or "none" (the question alone).
-        lengths: int32 [B], samples of each clip where the rest of N is padding; None: all of N.
-        Raises ConfigError for audio of another number of channels than the model hears.
+        options: four for each question, or None for an open one. If a greedy reply's answer is
+            none of them, `option_fallback` says what happens; sampled replies stay as they are.
+        audio_condition: one of AUDIO_CONDITIONS.
+        lengths: int32 [B], samples of each clip without padding; None: no padding.
+        sampling: with seed; GREEDY takes the likeliest tokens.
+        Raises ConfigError for another number of channels than the model has.
         """
-        config.check(audio_condition in AUDIO_CONDITIONS, "hearing", audio_condition, ", ".join(AUDIO_CONDITIONS))
+        conditions = ", ".join(AUDIO_CONDITIONS)
+        is_known = audio_condition in AUDIO_CONDITIONS
+        config.check(is_known, "audio_condition", audio_condition, conditions)
         spatial = self.asa.model.spatial
         expected = f"{spatial.channels} for a model of {spatial.format} audio"
         config.check(audio.shape[-1] == spatial.channels, "channels", audio.shape[-1], expected)
-        heard = [audio.shape[1]] * len(audio) if lengths is None else lengths.tolist()
-        rows = [
-            tokens.prompt_ids(
-                self.text,
-                0 if audio_condition == "none" else self.asa.audio_tokens(samples),
-                tokens.question_text(question, choice),
-            )
-            for question, choice, samples in zip(questions, options, heard, strict=True)
-        ]
-        length = self.asa.audio_tokens(audio.shape[1]) + self.asa.model.prompt_tokens
-        prompts = tokens.pad_left(rows, length, self.text.pad)
+        samples = [audio.shape[1]] * len(audio) if lengths is None else lengths.tolist()
+        if audio_condition == "none":
+            audio_tokens = [0] * len(audio)
+        else:
+            audio_tokens = [self.asa.num_audio_tokens(n) for n in samples]
+        room = self.asa.num_audio_tokens(audio.shape[1])
+        prompts = self._prompts(questions, options, audio_tokens, room)
         if audio_condition == "mono":
-            audio = _mono(audio)
-        nulled = np.full(len(audio), audio_condition == "nulled")
-        placed = generation.place(self.asa, self.params, audio, nulled, lengths)
+            audio = _without_direction(audio)
+        drop_spatial = np.full(len(audio), audio_condition == "no_spatial")
+        audio_embeds = generation.audio_embeddings(
+            self.asa, self.params, audio, drop_spatial, lengths
+        )
         if sampling != GREEDY:
-            return self._sampled(placed, prompts, sampling, seed)
-        about = self.asa, self.marks, self.params
-        made = np.asarray(generation.generate(*about, placed, prompts))
-        replies = [self.text.decode(row) for row in made]
-        stray = [
-            i
-            for i, choice in enumerate(options)
-            if choice is not None and _answer(replies[i], choice) not in choice
+            return self._sampled_replies(audio_embeds, prompts, sampling, seed)
+        ids = generation.greedy_replies(
+            self.asa, self.special_tokens, self.params, audio_embeds, prompts
+        )
+        replies = [self.tokenizer.decode(row) for row in np.asarray(ids)]
+        invalid = [
+            row
+            for row, choices in enumerate(options)
+            if choices is not None and parse_reply(replies[row], choices)["answer"] not in choices
         ]
-        for start in range(0, len(stray) if self.option_fallback else 0, FALLBACK_ROWS):
-            part = stray[start : start + FALLBACK_ROWS]
-            chosen = self._choose_option(placed, prompts, options, part)
-            for i, reply in zip(part, chosen, strict=True):
-                replies[i] = reply
+        for start in range(0, len(invalid) if self.option_fallback else 0, FALLBACK_ROWS):
+            rows = invalid[start : start + FALLBACK_ROWS]
+            fallback = self._most_probable_options(audio_embeds, prompts, options, rows)
+            for row, reply in zip(rows, fallback, strict=True):
+                replies[row] = reply
         return replies
 
-    def _sampled(self, placed, prompts, sampling: config.Sampling, seed: int) -> list[str]:
-        """Replies to prompts [B, P] that are drawn, or end at a string."""
-        key = jax.random.key(seed)
+    def _prompts(self, questions, options, audio_tokens: Sequence[int], room: int) -> np.ndarray:
+        """Prompt ids [B, T], padded on the left to `room` audio tokens and Model.prompt_tokens."""
+        rows = [
+            tokens.prompt_ids(self.tokenizer, count, tokens.question_text(question, choices))
+            for question, choices, count in zip(questions, options, audio_tokens, strict=True)
+        ]
+        return tokens.pad_left(rows, room + self.asa.model.prompt_tokens, self.tokenizer.pad_id)
 
-        def advance(stream: sample.Stream, until: int) -> sample.Stream:
-            # The strings are looked for on the host: they need not be compiled again.
-            choice = dataclasses.replace(sampling, stop=())
-            return generation.advance(
-                self.asa, self.marks, choice, self.params, prompts, stream, key, until
+    def _sampled_replies(self, audio_embeds, prompts, sampling, seed: int) -> list[str]:
+        """Replies by a sampling other than greedy, or that end at strings."""
+        static = self.asa, self.special_tokens
+        key = jax.random.key(seed)
+        # The strings are looked for on the host: other ones need no other program.
+        compiled = dataclasses.replace(sampling, stop=())
+
+        def decode_until(state: sample.DecodeState, until: int) -> sample.DecodeState:
+            return generation.decode_until(
+                *static, compiled, self.params, prompts, state, key, until
             )
 
-        stream = generation.begin(self.asa, self.marks, self.params, placed, prompts)
-        return sample.texts(stream, advance, self.text.decode, sampling.stop)
+        state = generation.prefill(*static, self.params, audio_embeds, prompts)
+        return sample.decode_with_stop_strings(
+            state, decode_until, self.tokenizer.decode, sampling.stop
+        )
 
-    def _choose_option(self, placed, prompts, options, part: Sequence[int]) -> list[str]:
-        """Replies of the rows `part`: the likeliest of their options after thoughts drawn anew."""
-        rows = np.array([*part, *[part[-1]] * (FALLBACK_ROWS - len(part))])
-        about = self.asa, self.marks, self.params, placed[rows], prompts[rows]
-        drawn = np.asarray(generation.draw(*about))
+    def _most_probable_options(self, audio_embeds, prompts, options, rows) -> list[str]:
+        """For each of `rows`, a reply whose answer is the most probable of its options.
+
+        Reasoning traces are sampled anew, each option is scored after each trace, and its
+        probability is averaged over the traces. The reply has the trace after which the option is
+        most probable.
+        """
+        # Always so many rows, so that one program serves.
+        padded = np.array([*rows, *[rows[-1]] * (FALLBACK_ROWS - len(rows))])
+        inputs = (
+            *(self.asa, self.special_tokens, self.params),
+            *(audio_embeds[padded], prompts[padded]),
+        )
+        samples = np.asarray(generation.sample_replies(*inputs))
         candidates = [
-            [self._with_answer(ids, option) for ids in made for option in options[row] or ()]
-            for row, made in zip(rows, drawn, strict=True)
+            [self._with_answer(ids, option) for ids in traces for option in options[row] or ()]
+            for row, traces in zip(padded, samples, strict=True)
         ]
-        # Few different shapes, so that few are compiled.
+        # Widths in steps of 16, so that few shapes are compiled.
         width = 16 * -(-max(len(c) for row in candidates for c in row) // 16)
-        padded = np.stack([tokens.pad_right(c, width, self.text.pad) for c in candidates])
-        found = np.asarray(generation.likelihoods(*about, padded))
-        chosen = []
-        for row, logps in zip(candidates[: len(part)], found, strict=False):
-            by_thought = logps.reshape(generation.DRAWS, -1)
-            best = np.logaddexp.reduce(by_thought, axis=0).argmax()
-            surest = by_thought[:, best].argmax()
-            chosen.append(self.text.decode(row[surest * by_thought.shape[1] + best]))
-        return chosen
+        replies = np.stack([tokens.pad_right(c, width, self.tokenizer.pad_id) for c in candidates])
+        logprobs = np.asarray(generation.option_logprobs(*inputs, replies))
+        best_replies = []
+        for row, scores in zip(candidates[: len(rows)], logprobs, strict=False):
+            by_trace = scores.reshape(generation.NUM_SAMPLES, -1)
+            option = np.logaddexp.reduce(by_trace, axis=0).argmax()
+            trace = by_trace[:, option].argmax()
+            best_replies.append(self.tokenizer.decode(row[trace * by_trace.shape[1] + option]))
+        return best_replies
 
     def _with_answer(self, ids: np.ndarray, option: str) -> list[int]:
-        """A generated reply up to its answer, then `option` as the answer."""
-        text, row = self.text, ids.tolist()
-        for mark in (text.answer, text.eos):
-            row = row[: row.index(mark)] if mark in row else row
-        row += [] if text.end_think in row else [text.end_think]
-        return row + text.encode(tokens.answer_text(option))
+        """The reasoning trace of a generated reply, then `option` as the answer."""
+        tokenizer, row = self.tokenizer, ids.tolist()
+        for end in (tokenizer.answer_id, tokenizer.eos_id):
+            row = row[: row.index(end)] if end in row else row
+        row += [] if tokenizer.end_think_id in row else [tokenizer.end_think_id]
+        return row + tokenizer.encode(tokens.answer_text(option))
+
+    def _slots(self, audio: np.ndarray, length: int | None) -> list[estimates.SourceEstimate]:
+        lengths = None if length is None else np.array([length], np.int32)
+        slots = generation.encode_slots(self.asa, self.params, audio[None], lengths)
+        return estimates.read_slots(jax.device_get(slots), self.classes)[0]
 
     def sources(
         self, audio: np.ndarray, threshold: float = 0.5, length: int | None = None
     ) -> list[dict]:
-        """What the slots of the spatial encoder hold for a clip int16 [N, C], likeliest first.
+        """Sources that the slots detect in a clip int16 [N, C], likeliest first.
 
-        length: its samples, where the rest of N is padding. Each has class, azimuth and elevation
-        (degrees), distance (m), presence (probability).
+        Each has class, azimuth and elevation (degrees), distance (m) and presence (probability,
+        at least `threshold`). length: samples without padding.
         """
-        return [source for source, _ in self._sources(audio, threshold, length)]
+        slots = self._slots(audio, length)
+        return [estimates.source(slot) for slot in slots if slot.presence >= threshold]
 
     def tracks(
         self, audio: np.ndarray, threshold: float = 0.5, length: int | None = None
     ) -> list[dict]:
-        """`sources` with what happens in time, of frames that last `step` seconds each.
-
-        activity [T]: probabilities; azimuths, elevations [T]: degrees.
-        """
+        """`sources` with their activity and direction over time, see `estimates.track`."""
         spatial = self.asa.model.spatial
-        frames = int(spatial.steps(len(audio) if length is None else length))
-        step = spatial.hop_length * spatial.frames_per_step / SAMPLE_RATE
-        found = []
-        for source, (activity, direction) in self._sources(audio, threshold, length):
-            azimuth, elevation = foa.direction(direction[:frames])
-            in_time = {"activity": activity[:frames], "azimuths": azimuth, "elevations": elevation}
-            found.append(source | {"step": step} | in_time)
-        return found
-
-    def _sources(self, audio, threshold: float, length: int | None) -> list[tuple]:
-        """(source, (activity [T], directions [T, 3])) of each slot that is likely enough."""
-        lengths = None if length is None else np.array([length], np.int32)
-        slots = jax.device_get(self._slots(self.params, audio[None], lengths))
-        presence = np.asarray(jax.nn.sigmoid(slots.presence[0]))
-        activity = np.asarray(jax.nn.sigmoid(slots.activity[0]))
-        labels = slots.label[0][:, : len(self.classes)].argmax(-1)
-        found = []
-        for s in np.argsort(-presence):
-            if presence[s] < threshold:
-                continue
-            azimuth, elevation = foa.direction(slots.direction[0, s])
-            source = {
-                "class": self.classes[labels[s]],
-                "azimuth": round(float(azimuth), 1),
-                "elevation": round(float(elevation), 1),
-                "distance": round(float(np.exp(slots.log_distance[0, s])), 2),
-                "presence": round(float(presence[s]), 3),
-            }
-            found.append((source, (activity[s], slots.direction_in_time[0, s])))
-        return found
+        steps = int(spatial.steps(len(audio) if length is None else length))
+        step_seconds = spatial.hop_length * spatial.frames_per_step / SAMPLE_RATE
+        return [
+            estimates.track(slot, steps, step_seconds)
+            for slot in self._slots(audio, length)
+            if slot.presence >= threshold
+        ]
 
     def describe(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
-        """What slots and room heads hold of clips int16 [B, N, C], as scenes.describe says it.
-
-        Each source has class, azimuth, elevation, distance, onset, offset, drr and presence; the
-        likeliest of a class stands for it. The likeliest is named, however unlikely.
-        """
-        heard, _ = generation.hear(self.asa, self.params, audio)
-        slots, room = jax.device_get((heard.slots, heard.room))
-        presence = 1 / (1 + np.exp(-slots.presence))
-        activity = 1 / (1 + np.exp(-slots.activity))
-        labels = slots.label[..., : len(self.classes)].argmax(-1)
+        """Clips int16 [B, N, C] as the slots and the room's estimates describe them, in the form
+        of a scene's description; see `estimates.scene`."""
+        spatial, _ = generation.encode(self.asa, self.params, audio)
+        slots, room = jax.device_get((spatial.slots, spatial.room))
         seconds = audio.shape[1] / SAMPLE_RATE
-        step = seconds / activity.shape[-1]
-        scenes = []
-        for b in range(len(audio)):
-            drr = 10 * float(room.drr[b])
-            found: dict[str, dict] = {}
-            for rank, s in enumerate(np.argsort(-presence[b])):
-                name = self.classes[labels[b, s]]
-                if name in found or (rank and presence[b, s] < threshold):
-                    continue
-                azimuth, elevation = foa.direction(slots.direction[b, s])
-                active = np.flatnonzero(activity[b, s] >= 0.5 * activity[b, s].max())
-                found[name] = {
-                    "class": name,
-                    "azimuth": float(azimuth),
-                    "elevation": float(elevation),
-                    "distance": float(np.exp(slots.log_distance[b, s])),
-                    "onset": float(active[0] * step),
-                    "offset": float((active[-1] + 1) * step),
-                    "drr": drr,
-                    "presence": float(presence[b, s]),
-                }
-            rt60, volume = np.exp(room.log_rt60[b]), np.exp(room.log_volume[b])
-            sources = sorted(found.values(), key=lambda source: source["onset"])
-            scenes.append(
-                {
-                    "seconds": seconds,
-                    "rt60": float(rt60),
-                    "volume": float(volume),
-                    "sources": sources,
-                }
+        return [
+            estimates.scene(clip, of_room, seconds, threshold)
+            for clip, of_room in zip(
+                estimates.read_slots(slots, self.classes), estimates.read_rooms(room), strict=True
             )
-        return scenes
+        ]
 
     def directions(self, audio: np.ndarray, count: int) -> np.ndarray:
         """Unit vectors [B, count, 3] of the `count` likeliest slots of clips int16 [B, N, C]."""
-        heard, _ = generation.hear(self.asa, self.params, audio)
-        presence, found = jax.device_get((heard.slots.presence, heard.slots.direction))
-        order = np.argsort(-presence, axis=1)[:, :count]
-        chosen = np.take_along_axis(found, order[..., None], axis=1)
-        return chosen / np.maximum(np.linalg.norm(chosen, axis=-1, keepdims=True), 1e-9)
+        spatial, _ = generation.encode(self.asa, self.params, audio)
+        clips = estimates.read_slots(jax.device_get(spatial.slots), self.classes)
+        return np.stack([estimates.directions(clip, count) for clip in clips])
 
     def tags(self, audio: np.ndarray) -> tuple[np.ndarray, float]:
-        """Probabilities [B, A, classes] of each class at token rate, and the clips' seconds.
+        """Class probabilities [B, A, classes] of the semantic expert, and the clips' seconds.
 
-        Raises ConfigError for a projector without a semantic expert, which tells them.
+        Raises ConfigError for a projector without that expert.
         """
-        _, tags = generation.hear(self.asa, self.params, audio)
-        kind = self.asa.model.projector
-        config.check(
-            tags is not None, "Projector", (kind.kind, kind.drop_experts), "a semantic expert"
-        )
-        return 1 / (1 + np.exp(-np.asarray(tags))), audio.shape[1] / SAMPLE_RATE
+        _, tags = generation.encode(self.asa, self.params, audio)
+        p = self.asa.model.projector
+        config.check(tags is not None, "Projector", (p.kind, p.drop_experts), "a semantic expert")
+        return estimates.sigmoid(np.asarray(tags)), audio.shape[1] / SAMPLE_RATE
 
-    @partial(jax.jit, static_argnums=0)
-    def _slots(self, params: Params, audio: jax.Array, lengths: jax.Array | None = None):
-        return self.asa.listen(params, audio, lengths=lengths).heard.slots
+
+def parse_reply(reply: str, options: Sequence[str] | None = None) -> dict[str, str]:
+    """{"answer", "thought", "reply"}: the texts between the tags of answer and thought.
+
+    An option's letter becomes the option. Without an answer in tags the whole reply is the answer.
+    """
+    answer = _between(reply, tokens.ANSWER, tokens.END_ANSWER)
+    if options is not None and answer in tuple(LETTERS):
+        answer = options[LETTERS.index(answer)]
+    thought = _between(reply, tokens.THINK, tokens.END_THINK)
+    return {"answer": answer or reply, "thought": thought, "reply": reply}
 
 
 def ask(
@@ -315,81 +344,60 @@ def ask(
     audio_path: str | Path,
     question: str,
     options: Sequence[str] | None = None,
-    order: str | None = None,
+    convention: str | None = None,
     sampling: config.Sampling = GREEDY,
     seed: int = 0,
-    picture: Path | None = None,
+    plot_path: Path | None = None,
 ) -> dict:
-    """{"question", "answer", "thought", "reply", "sources"} for a recording of the model's format.
+    """Answers a question about a recording with a checkpoint or export; see QaModel.ask.
 
-    The clip may have any length up to the longest bucket, to which it is cut. One that is cut, or
-    is longer than what the model was trained on, is said to be on stderr, and under "note". With
-    four `options` the answer is one of them, unless it is sampled or ends at a string. order: of
-    FOA channels, see foa_file.read ("ambix"); None where two ears are heard. seed: of what is
-    sampled. picture: a PNG to draw, of what was heard where and when (viz/plot_answer.py).
+    The recording is read before the model, so that an unusable file is reported at once. A "note"
+    in the answer is printed on stderr too.
     """
-    if picture is not None:
-        plot_answer.check_output(picture)
-    heard = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
-    if heard == "binaural":
-        config.check(order is None, "--order", order, "none, as this model hears two ears")
-        given = foa_file.read_binaural(audio_path)
-    else:
-        given = foa_file.read(audio_path, order or "ambix")
-    model = Model.load(checkpoint)
-    audio, length = model.fit(given)
-    # One gain for all channels: what they say of direction stays.
-    audio = records.to_int16(audio / max(1.0, float(np.abs(audio).max())))
-    lengths = np.array([length], np.int32)
-    asked = scene_text.plain(question)
-    reply = model.respond(
-        audio[None], [asked], [options], lengths=lengths, sampling=sampling, seed=seed
-    )[0]
-    note = _note(model, len(given), length)
-    if note:
-        print(f"{audio_path}: {note}", file=sys.stderr)
-    found = {
-        "question": question,
-        "answer": _answer(reply, options),
-        "thought": _between(reply, tokens.THINK, tokens.END_THINK),
-        "reply": reply,
-        "sources": model.sources(audio, length=length),
-        **({"note": note} if note else {}),
-    }
-    if picture is not None:
-        tracks = model.tracks(audio, length=length)
-        plot_answer.plot_answer(found | {"options": options}, tracks, audio[:length], picture)
-    return found
+    if plot_path is not None:
+        plot_answer.check_output(plot_path)
+    audio_format = config.model_from_dict(load.read_meta(checkpoint)["model"]).spatial.format
+    recording = read_recording(audio_path, audio_format, convention)
+    model = QaModel.load(checkpoint)
+    answer = model.ask(recording, question, options, None, sampling, seed, plot_path)
+    if "note" in answer:
+        print(f"{audio_path}: {answer['note']}", file=sys.stderr)
+    return answer
 
 
-def _note(model: Model, given: int, heard: int) -> str:
-    """What is out of the ordinary about a clip of `given` samples, of which so many are heard."""
+def read_recording(path: str | Path, audio_format: str, convention: str | None) -> np.ndarray:
+    """Samples [N, C] at 16 kHz of a file of audio_format "foa" or "binaural".
+
+    convention: of FOA channels, see foa_file.read_foa (None: "ambix"); None for binaural audio.
+    Raises ConfigError for a file that is no such recording.
+    """
+    if audio_format == "binaural":
+        expected = "none, since this model is binaural"
+        config.check(convention is None, "--convention", convention, expected)
+        return foa_file.read_binaural(path)
+    return foa_file.read_foa(path, convention or "ambix")
+
+
+def _length_note(model: QaModel, samples: int, used: int) -> str:
+    """A remark on a recording of so many samples, of which `used` are used; "" if there is none."""
     notes = []
-    if given > heard:
-        notes.append(f"only the first {heard / SAMPLE_RATE:g} s are heard")
-    if heard > round(model.seconds * SAMPLE_RATE):
+    if samples > used:
+        notes.append(f"only the first {used / SAMPLE_RATE:g} s are used")
+    if used > round(model.seconds * SAMPLE_RATE):
         notes.append(
-            f"{heard / SAMPLE_RATE:.1f} s are beyond what the model was trained on, "
-            f"scenes of {model.seconds:g} s"
+            f"{used / SAMPLE_RATE:.1f} s are longer than the scenes that the model was trained on, "
+            f"{model.seconds:g} s"
         )
     return "; ".join(notes)
 
 
-def _mono(audio: np.ndarray) -> np.ndarray:
-    """int16 [B, N, C] without direction: W of FOA alone; of two ears their mean in both."""
+def _without_direction(audio: np.ndarray) -> np.ndarray:
+    """int16 [B, N, C] with W alone of FOA; of binaural audio, the mean of both ears in both."""
     if audio.shape[-1] == 4:
         return audio * np.array([1, 0, 0, 0], audio.dtype)
     mean = audio.astype(np.int32).sum(-1, keepdims=True) // 2
     return np.repeat(mean, 2, axis=-1).astype(audio.dtype)
 
 
-def _between(reply: str, opening: str, closing: str) -> str:
-    return reply.partition(opening)[2].partition(closing)[0].strip()
-
-
-def _answer(reply: str, options: Sequence[str] | None) -> str:
-    """The text between the answer's tags; an option's letter becomes its text."""
-    found = _between(reply, tokens.ANSWER, tokens.END_ANSWER)
-    if options is not None and found in tuple(LETTERS):
-        return options[LETTERS.index(found)]
-    return found or reply
+def _between(text: str, opening: str, closing: str) -> str:
+    return text.partition(opening)[2].partition(closing)[0].strip()

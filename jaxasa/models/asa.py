@@ -1,9 +1,36 @@
-"""The whole model: semantic and spatial encoders, projector, decoder.
+"""The spatial audio language model, from audio to logits.
 
-Parameters are a plain dict {"semantic", "spatial", "projector", "decoder", "lora"}; the
-functions here are pure. `lora` may be left out: then the decoder answers as its base model.
+A reimplementation of the model of "The World is Not Mono" (arXiv:2601.02954):
 
-Letters: B batch, N samples, S slots, A tokens of the map, T tokens, D width.
+    audio [B, N, C] ─┬─ one channel ── semantic encoder ── semantic [B, A, Ds] ─────┐
+                     │                 (Whisper)                                    │
+                     └─ all channels ─ spatial encoder ─┬─ dense map [B, A, Dd] ────┤
+                                       (slots)          └─ slot features [B, S, K] ─┤
+                                                                                projector
+                                                                                    │
+    prompt ids [B, T] ─ embeddings, audio embeddings [B, S + A, D] in them ─────────┘
+                          │
+                     decoder (Qwen) with LoRA adapters ── logits
+
+    semantic encoder  what sounds: frames of Whisper's encoder (models/semantic.py)
+    spatial encoder   where it sounds: a dense map over time, and one attractor ("slot") for each
+                      source, from which its class, direction and distance are estimated; room
+                      acoustics (models/spatial.py)
+    projector         both streams to the decoder's embeddings, by default "dense hybrid" (P2): an
+                      expert each for content, direction, distance, reverberation and source
+                      count, and a joint one (models/projector.py)
+    decoder           a causal language model, frozen or not, with LoRA adapters (models/decoder.py)
+
+Not in the paper: slots that start from DOA peaks of the intensity vectors, and an audio token for
+each slot in front of those of the dense map.
+
+`ASA` composes them. Its functions are pure: parameters are a plain nested dict {"semantic",
+"spatial", "projector", "decoder", "lora"} that each takes as its first argument. The adapters are
+applied if `params` holds "lora"; `without_adapters(params)` is the base model.
+
+Shapes: B batch, N samples, C channels, S slots, A tokens of the map, T tokens, D decoder width,
+Ds, Dd widths of the streams, K slot features, P prompts, G completions of each, R = P x G rows,
+L new tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -16,41 +43,58 @@ import jax.numpy as jnp
 from jaxasa import config
 from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
 from jaxasa.data import features
-from jaxasa.models.decoder import Cache, Decoder, by_rows
-from jaxasa.models.layers import over_bands, resample_time
-from jaxasa.models.projector import Experts, Projector
-from jaxasa.models.semantic import Semantic
-from jaxasa.models.spatial import Heard, Spatial, statements, statements_width
+from jaxasa.models.decoder import Decoder, KVCache, small_batch_matmul
+from jaxasa.models.layers import interp_bands, resample_time
+from jaxasa.models.projector import ExpertOutputs, Projector
+from jaxasa.models.semantic import SemanticEncoder
+from jaxasa.models.spatial import (
+    SpatialEncoder,
+    SpatialOutput,
+    num_slot_features,
+    slot_features,
+)
 
 Params = dict
 
 
-class Audio(NamedTuple):
-    """What the encoders make of a scene: semantic and dense [B, A, .] at token rate, Heard.
+class EncodedAudio(NamedTuple):
+    """What both encoders make of a batch of clips, ready for the projector.
 
-    said [B, S, K]: see spatial.statements.
+    semantic [B, A, Ds] and dense [B, A, Dd]: the two streams, averaged to the token rate.
+    slot_features [B, S, K]: see spatial.slot_features. spatial: all that the spatial encoder
+    estimates, at its own rate.
     """
 
     semantic: jax.Array
     dense: jax.Array
-    said: jax.Array
-    heard: Heard
+    slot_features: jax.Array
+    spatial: SpatialOutput
 
 
-class Disguise(NamedTuple):
-    """How training makes a scene sound otherwise, so that recordings are not learnt by heart.
+class Augmentation(NamedTuple):
+    """Training augmentation of the encoders' inputs, against learning recordings by heart.
 
-    hidden: bool [B, frames, M], what of the log-mel the semantic encoder must do without.
-    colour: [B, K] log10 of the power gain at K points from the lowest mel band to the highest.
+    spec_mask: bool [B, frames, M], SpecAugment's mask (arXiv:1904.08779) of the semantic encoder's
+        log-mel.
+    eq_log10: [B, K], a random equaliser: log10 of the power gain at K points, spread evenly from
+        the lowest mel band to the highest. It applies to both encoders.
     """
 
-    hidden: jax.Array
-    colour: jax.Array
+    spec_mask: jax.Array
+    eq_log10: jax.Array
+
+
+def without_adapters(params: Params) -> Params:
+    """The parameters of the base model: `params` without its LoRA adapters."""
+    return {part: tree for part, tree in params.items() if part != "lora"}
 
 
 @dataclass(frozen=True)
 class ASA:
-    """The modules of one model config, and the functions that compose them."""
+    """The modules of one model config, and the pure functions that compose them.
+
+    Hashable, so that it can be a static argument of `jax.jit`.
+    """
 
     model: config.Model
 
@@ -59,12 +103,12 @@ class ASA:
         return jnp.dtype(self.model.dtype)
 
     @cached_property
-    def semantic(self) -> Semantic:
-        return Semantic(self.model.semantic, self.model.unroll, self.dtype)
+    def semantic(self) -> SemanticEncoder:
+        return SemanticEncoder(self.model.semantic, self.model.unroll, self.dtype)
 
     @cached_property
-    def spatial(self) -> Spatial:
-        return Spatial(self.model.spatial, self.model.unroll, self.dtype)
+    def spatial(self) -> SpatialEncoder:
+        return SpatialEncoder(self.model.spatial, self.model.unroll, self.dtype)
 
     @cached_property
     def projector(self) -> Projector:
@@ -76,151 +120,181 @@ class ASA:
         m = self.model
         return Decoder(m.decoder, m.lora, m.unroll, self.dtype, m.remat)
 
-    def audio_tokens(self, samples: int) -> int:
-        """How many places a clip of `samples` takes in a prompt: one a slot, then its map's."""
-        return self.model.spatial.num_slots + self.map_tokens(samples)
+    def num_audio_tokens(self, samples: int) -> int:
+        """Audio tokens of a clip of so many samples: one for each slot, then its map's."""
+        return self.model.spatial.num_slots + self.num_map_tokens(samples)
 
-    def map_tokens(self, samples: int) -> int:
-        """How many of them are of the map, at least 1; half a place counts.
+    def num_map_tokens(self, samples: int) -> int:
+        """Tokens of the dense map, rounded to the nearest whole number and at least 1.
 
-        In whole numbers, so that it is the same for an array of lengths on the device.
+        Integer arithmetic, so that an array of lengths on the device gives the same numbers.
         """
         each = round(SAMPLE_RATE / self.model.projector.token_rate)
         count = (samples + each // 2) // each
         return count + (count < 1)
 
-    def mono(self, audio: jax.Array) -> jax.Array:
-        """[B, N, C] -> [B, N], what the semantic encoder hears: W of FOA, the mean of two ears.
+    def to_mono(self, audio: jax.Array) -> jax.Array:
+        """The semantic encoder's channel, [B, N, C] -> [B, N]: W of FOA, the mean of two ears.
 
-        That mean is a comb filter for sounds from the side, above about 700 Hz, as any downmix.
+        That mean is a comb filter for sounds from the side above about 700 Hz, as any downmix.
         """
         return audio[..., 0] if self.model.spatial.format == "foa" else audio.mean(-1)
 
     def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
-        """Fresh parameters; call inside `jit` to build them sharded. Adapters start at zero."""
+        """Initial parameters; call it inside `jit` to create them sharded.
+
+        Adapters add nothing at first (b is zero). Do not rename modules or parameters lightly:
+        flax derives each initial value from `key` and the parameter's path.
+        """
         keys = jax.random.split(key, 5)
         m = self.model
         audio = jnp.zeros((1, int(seconds * SAMPLE_RATE), m.spatial.channels))
         mels = features.log_mel(audio[..., 0], m.semantic.n_mels)
         semantic = jnp.zeros((1, 1, m.semantic.width))
         dense = jnp.zeros((1, 1, m.spatial.width))
+        slots = jnp.zeros((1, 1, num_slot_features(m.spatial.num_classes)))
         x = jnp.zeros((1, 2, m.decoder.width))
-        decoder = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
+        tables = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
         layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
-        null = jnp.zeros((m.spatial.width,))
-        said = jnp.zeros((1, 1, statements_width(m.spatial.num_classes)))
+        null_embedding = jnp.zeros((m.spatial.width,))
         return {
             "semantic": self.semantic.init(keys[0], mels)["params"],
             "spatial": self.spatial.init(keys[1], audio)["params"],
-            "projector": self.projector.init(keys[2], semantic, dense, said)["params"]
-            | {"null": null},
-            "decoder": decoder | layers["params"],
+            "projector": self.projector.init(keys[2], semantic, dense, slots)["params"]
+            | {"null_embedding": null_embedding},
+            "decoder": tables | layers["params"],
             "lora": layers["lora"],
         }
 
-    def listen(
+    def encode_audio(
         self,
         params: Params,
         audio: jax.Array,
-        disguise: Disguise | None = None,
+        augmentation: Augmentation | None = None,
         lengths: jax.Array | None = None,
-    ) -> Audio:
-        """audio [B, N, C], int16 or float -> both encoders' views at token rate.
+    ) -> EncodedAudio:
+        """Runs both encoders on audio [B, N, C], int16 or float in [-1, 1].
 
-        lengths [B]: samples of each clip, at least one step of the map, where the rest of N is
-        padding. Its first map_tokens(lengths) tokens are what they are without the padding, and
-        the others have no place in a prompt.
+        lengths [B]: samples of each clip, at least one step of the map; the rest of N is padding.
+        The first num_map_tokens(lengths) tokens of a clip equal those of the clip alone; the
+        others mean nothing and get no place in a prompt.
         """
         if audio.dtype == jnp.int16:
-            audio = audio.astype(jnp.float32) * (1 / FULL_SCALE)
-        mels = features.log_mel(self.mono(audio), self.model.semantic.n_mels, lengths)
-        colour = None
-        if disguise is not None:
-            colour = disguise.colour
-            mels = mels + over_bands(colour, mels.shape[-1])[:, None] / features.WHISPER_RANGE
-            mels = jnp.where(disguise.hidden, mels.mean(axis=(1, 2), keepdims=True), mels)
+            audio = audio.astype(jnp.float32) * (1.0 / FULL_SCALE)
+        mels = features.log_mel(self.to_mono(audio), self.model.semantic.n_mels, lengths)
+        eq_log10 = None
+        if augmentation is not None:
+            eq_log10 = augmentation.eq_log10
+            gain = interp_bands(eq_log10, mels.shape[-1])[:, None]
+            mels = mels + gain / features.DECADES_PER_UNIT
+            mean = mels.mean(axis=(1, 2), keepdims=True)
+            mels = jnp.where(augmentation.spec_mask, mean, mels)
         frames = None if lengths is None else lengths // features.HOP
         semantic = self.semantic.apply({"params": params["semantic"]}, mels, frames)
-        heard = self.spatial.apply({"params": params["spatial"]}, audio, colour, lengths)
-        count = self.map_tokens(audio.shape[1])
+        spatial = self.spatial.apply({"params": params["spatial"]}, audio, eq_log10, lengths)
         s = self.model.spatial
-        said = statements(heard.slots, heard.room, s.hop_length * s.frames_per_step / SAMPLE_RATE)
+        step_seconds = s.hop_length * s.frames_per_step / SAMPLE_RATE
+        slots = slot_features(spatial.slots, spatial.room, step_seconds)
+        count = self.num_map_tokens(audio.shape[1])
         if lengths is None:
-            dense = resample_time(heard.dense, count)
-            return Audio(resample_time(semantic, count), dense, said, heard)
-        frames, steps = self.model.semantic.frames(lengths), self.model.spatial.steps(lengths)
-        tokens = self.map_tokens(lengths)
-        return Audio(
+            dense = resample_time(spatial.dense, count)
+            return EncodedAudio(resample_time(semantic, count), dense, slots, spatial)
+        frames, steps = self.model.semantic.frames(lengths), s.steps(lengths)
+        tokens = self.num_map_tokens(lengths)
+        return EncodedAudio(
             resample_time(semantic, count, frames, tokens),
-            resample_time(heard.dense, count, steps, tokens),
-            said,
-            heard,
+            resample_time(spatial.dense, count, steps, tokens),
+            slots,
+            spatial,
         )
 
     def project(
-        self, params: Params, audio: Audio, nulled: jax.Array | None = None
-    ) -> tuple[jax.Array, Experts]:
-        """Audio tokens [B, S + A, D]: what each slot says, then the map.
+        self, params: Params, audio: EncodedAudio, drop_spatial: jax.Array | None = None
+    ) -> tuple[jax.Array, ExpertOutputs]:
+        """Audio embeddings [B, S + A, D], the slots' first, and the experts' auxiliary outputs.
 
-        Where nulled [B] is true, the learnt null stands for the map and the slots say nothing.
+        drop_spatial: bool [B], clips whose spatial input is withheld, as conditions are for
+        classifier-free guidance: a learnt null embedding replaces the dense map, and zeros the
+        slot features.
         """
         weights = dict(params["projector"])
-        null = weights.pop("null").astype(self.dtype)
-        dense, said = audio.dense, audio.said
-        if nulled is not None:
-            dense = jnp.where(nulled[:, None, None], null, dense)
-            said = jnp.where(nulled[:, None, None], 0.0, said)
-        return self.projector.apply({"params": weights}, audio.semantic, dense, said)
+        null_embedding = weights.pop("null_embedding").astype(self.dtype)
+        dense, slots = audio.dense, audio.slot_features
+        if drop_spatial is not None:
+            dense = jnp.where(drop_spatial[:, None, None], null_embedding, dense)
+            slots = jnp.where(drop_spatial[:, None, None], 0.0, slots)
+        return self.projector.apply({"params": weights}, audio.semantic, dense, slots)
 
-    def _variables(self, params: Params, adapted: bool) -> dict:
-        variables = {"params": params["decoder"]}
-        return variables | {"lora": params["lora"]} if adapted else variables
+    def embed(
+        self, params: Params, ids: jax.Array, audio_embeds: jax.Array | None, audio_id: int
+    ) -> jax.Array:
+        """Input embeddings [B, T, D] of ids [B, T].
 
-    def embed(self, params: Params, ids: jax.Array, tokens: jax.Array | None, audio_id: int):
-        """ids [B, T] -> [B, T, D], audio `tokens` [B, S + A, D] at the places of `audio_id`."""
+        The k-th occurrence of `audio_id` in a row gets audio_embeds[:, k] of [B, S + A, D].
+        """
         x = self.decoder.apply({"params": params["decoder"]}, ids, method="embed")
-        if tokens is None:
+        if audio_embeds is None:
             return x
-        here = ids == audio_id
-        index = jnp.clip(jnp.cumsum(here, 1) - 1, 0, tokens.shape[1] - 1)
-        placed = jnp.take_along_axis(tokens, index[..., None], axis=1)
-        return jnp.where(here[..., None], placed.astype(x.dtype), x)
+        is_audio = ids == audio_id
+        index = jnp.clip(jnp.cumsum(is_audio, 1) - 1, 0, audio_embeds.shape[1] - 1)
+        placed = jnp.take_along_axis(audio_embeds, index[..., None], axis=1)
+        return jnp.where(is_audio[..., None], placed.astype(x.dtype), x)
 
-    def hidden(self, params: Params, x: jax.Array, valid: jax.Array, adapted: bool = True):
-        """x [B, T, D], valid [B, T] -> hidden [B, T, D] and keys and values of the prompt."""
-        return self.decoder.apply(self._variables(params, adapted), x, valid)
+    def forward(
+        self, params: Params, x: jax.Array, mask: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Causal forward pass of the decoder on embeddings x [B, T, D].
 
-    def complete(self, params: Params, prompt, valid, said, said_valid, adapted: bool = True):
-        """Hidden states that choose the completions [R, C, D] of P prompts [P, S, D].
+        mask: the attention mask, bool [B, T], False at padding. Returns hidden states [B, T, D],
+        and the keys and values of every layer, with which sampling prefills the KV cache.
+        """
+        return self.decoder.apply(_decoder_variables(params), x, mask)
 
-        R = P x G: the G completions of a prompt follow one another. valid [P, S], said_valid
-        [R, C]. In one pass, in which each prompt is read once.
+    def score_completions(
+        self, params: Params, prompt: jax.Array, prompt_mask, completion: jax.Array, mask
+    ) -> jax.Array:
+        """Teacher-forced hidden states [R, L, D] of G completions for each of P prompts.
+
+        prompt: embeddings [P, T, D]; completion: embeddings [R, L, D], those of a prompt next to
+        each other. prompt_mask [P, T] and mask [R, L]: attention masks, False at padding. The state
+        at position i predicts token i. Each prompt is computed once for all its completions.
         """
         groups = lambda x: x.reshape(len(prompt), -1, *x.shape[1:])  # noqa: E731
         hidden = self.decoder.apply(
-            self._variables(params, adapted),
+            _decoder_variables(params),
             prompt,
-            valid,
-            groups(said),
-            groups(said_valid),
-            method="complete",
+            prompt_mask,
+            groups(completion),
+            groups(mask),
+            method="score_completions",
         )
-        return hidden.reshape(said.shape)
+        return hidden.reshape(completion.shape)
 
-    def table(self, params: Params) -> jax.Array:
-        """The output's table [V, D] in compute dtype, for `lm.token_logps`."""
-        tied = self.model.decoder.tie_word_embeddings
-        decoder = params["decoder"]
-        return (decoder["embedding"]["embedding"] if tied else decoder["head"]).astype(self.dtype)
+    def decode_step(
+        self, params: Params, x: jax.Array, cache: KVCache, positions, prompt_mask, step
+    ) -> tuple[jax.Array, KVCache]:
+        """One token for each row against the KV cache: x [R, 1, D] -> logits [R, V], the cache.
 
-    def decode(self, params: Params, x, cache: Cache, positions, prompt_mask, step, adapted=True):
-        """One token a row: x [B, 1, D] -> logits [B, V], Cache."""
-        variables = self._variables(params, adapted)
+        positions [R, 1]: of the tokens. prompt_mask [P, T]. step: index of the new token.
+        """
         hidden, cache = self.decoder.apply(
-            variables, x, cache, positions, prompt_mask, step, method="decode"
+            _decoder_variables(params), x, cache, positions, prompt_mask, step, method="decode_step"
         )
         return self.logits(params, hidden[:, 0]), cache
 
+    def unembedding(self, params: Params) -> jax.Array:
+        """The output matrix [V, D] in compute dtype: the input embedding if the two are tied."""
+        is_tied = self.model.decoder.tie_word_embeddings
+        decoder = params["decoder"]
+        table = decoder["embedding"]["embedding"] if is_tied else decoder["head"]
+        return table.astype(self.dtype)
+
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
-        """hidden [B, D] of few rows -> float32 [B, V]."""
-        return by_rows(hidden, [self.table(params)], jnp.float32)
+        """float32 logits [..., V] of hidden states [..., D]; for few rows (see lm.token_logps)."""
+        return small_batch_matmul(hidden, [self.unembedding(params)], jnp.float32)
+
+
+def _decoder_variables(params: Params) -> dict:
+    """Flax collections of the decoder: LoRA is one of its own."""
+    variables = {"params": params["decoder"]}
+    return variables | {"lora": params["lora"]} if "lora" in params else variables

@@ -1,124 +1,118 @@
-"""Replies as they are compiled: greedy, drawn, and how likely answers are. `jaxasa.ask` uses them.
+"""The compiled functions with which a model answers (inference/qa.py).
 
-Not methods of a model with its weights, so that checkpoints of one model share what is compiled.
+They take the parameters as an argument, so that checkpoints of one model share what is compiled.
+
+Shapes: B batch (a clip and its prompt), N samples, C channels, A audio tokens, D width, T prompt
+length, L reply length, O replies to score.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxasa.config import Sampling
 from jaxasa.models import lm, sample
 from jaxasa.models.asa import ASA, Params
+from jaxasa.models.sample import SpecialTokenIds
+from jaxasa.models.spatial import Slots, SpatialOutput
 
-DRAWS = 8  # thoughts of each that weigh its options
-
-
-class Marks(NamedTuple):
-    """Ids of tokens that generation knows."""
-
-    pad: int
-    eos: int
-    audio: int
-    answer: int
+NUM_SAMPLES = 8  # reasoning traces over which the options' probabilities are averaged
 
 
 @partial(jax.jit, static_argnums=0)
-def hear(asa: ASA, params: Params, audio: jax.Array):
-    """What the encoders hear, and the logits of the tags at token rate (None: it has none)."""
-    listened = asa.listen(params, audio)
-    _, experts = asa.project(params, listened)
-    return listened.heard, experts.tags
+def encode(asa: ASA, params: Params, audio: jax.Array) -> tuple[SpatialOutput, jax.Array | None]:
+    """The spatial encoder's estimates for audio [B, N, C], and the logits of the semantic expert's
+    class tags [B, A, classes] (None if the projector has no such expert)."""
+    encoded = asa.encode_audio(params, audio)
+    _, experts = asa.project(params, encoded)
+    return encoded.spatial, experts.tags
 
 
 @partial(jax.jit, static_argnums=0)
-def place(asa: ASA, params: Params, audio, nulled, lengths=None) -> jax.Array:
-    """Audio tokens [B, A, D] of audio [B, N, C], of which lengths [B] count: all that is heard.
+def encode_slots(asa: ASA, params: Params, audio: jax.Array, lengths=None) -> Slots:
+    """The slots alone of audio [B, N, C], of which lengths [B] samples are no padding."""
+    return asa.encode_audio(params, audio, lengths=lengths).spatial.slots
 
-    nulled [B]: where the learnt null stands for the dense map.
+
+@partial(jax.jit, static_argnums=0)
+def audio_embeddings(asa: ASA, params: Params, audio, drop_spatial, lengths=None) -> jax.Array:
+    """Audio embeddings [B, A, D] of audio [B, N, C], of which lengths [B] samples are no padding.
+
+    drop_spatial [B]: see ASA.project.
     """
-    placed, _ = asa.project(params, asa.listen(params, audio, lengths=lengths), nulled)
-    return placed
+    encoded = asa.encode_audio(params, audio, lengths=lengths)
+    audio_embeds, _ = asa.project(params, encoded, drop_spatial)
+    return audio_embeds
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def generate(asa: ASA, marks: Marks, params: Params, placed, prompts) -> jax.Array:
-    """Greedy replies [B, C] to prompts [B, P] about what `place` gave."""
-    return _completed(asa, marks, params, placed, prompts)[:, 0]
+def greedy_replies(
+    asa: ASA, special_tokens: SpecialTokenIds, params: Params, audio_embeds, prompts
+) -> jax.Array:
+    """Ids [B, L] of the greedy replies to prompts [B, T] with `audio_embeddings`."""
+    key = jax.random.key(0)
+    return sample.generate(asa, params, prompts, audio_embeds, key, special_tokens).ids[:, 0]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def draw(asa: ASA, marks: Marks, params: Params, placed, prompts) -> jax.Array:
-    """DRAWS replies each [B, DRAWS, C], sampled at temperature 1; arguments as of `generate`."""
-    return _completed(asa, marks, params, placed, prompts, group=DRAWS, temperature=1.0)
-
-
-def _completed(asa: ASA, marks: Marks, params: Params, placed, prompts, **how):
-    made = sample.generate(
+def sample_replies(
+    asa: ASA, special_tokens: SpecialTokenIds, params: Params, audio_embeds, prompts
+) -> jax.Array:
+    """Ids [B, NUM_SAMPLES, L] of replies at temperature 1; arguments as of `greedy_replies`."""
+    return sample.generate(
         asa,
         params,
         prompts,
-        placed,
+        audio_embeds,
         jax.random.key(0),
-        max_new=asa.model.reply_tokens,
-        pad=marks.pad,
-        eos=marks.eos,
-        audio_id=marks.audio,
-        adapted="lora" in params,
-        **how,
-    )
-    return made.ids
+        special_tokens,
+        Sampling(temperature=1.0),
+        num_generations=NUM_SAMPLES,
+    ).ids
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def begin(asa: ASA, marks: Marks, params: Params, placed, prompts) -> sample.Stream:
-    """`sample.begin` on prompts; arguments as of `generate`."""
-    return sample.begin(
-        asa,
-        params,
-        prompts,
-        placed,
-        max_new=asa.model.reply_tokens,
-        pad=marks.pad,
-        audio_id=marks.audio,
-        adapted="lora" in params,
-    )
+def prefill(
+    asa: ASA, special_tokens: SpecialTokenIds, params: Params, audio_embeds, prompts
+) -> sample.DecodeState:
+    """`sample.prefill` for one reply to each prompt; arguments as of `greedy_replies`."""
+    length = asa.model.reply_tokens
+    return sample.prefill(asa, params, prompts, audio_embeds, special_tokens, 1, length)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def advance(asa: ASA, marks: Marks, choice, params: Params, prompts, stream, key, until):
-    """`sample.advance`; choice: a config.Sampling, whose `stop` is not looked at here."""
-    return sample.advance(
-        asa,
-        params,
-        prompts,
-        stream,
-        key,
-        until,
-        temperature=choice.temperature,
-        top_k=choice.top_k,
-        top_p=choice.top_p,
-        pad=marks.pad,
-        eos=marks.eos,
-        audio_id=marks.audio,
-        adapted="lora" in params,
-    )
+def decode_until(
+    asa: ASA,
+    special_tokens: SpecialTokenIds,
+    sampling: Sampling,
+    params: Params,
+    prompts,
+    state: sample.DecodeState,
+    key,
+    until,
+) -> sample.DecodeState:
+    """`sample.decode_until`. Clear `sampling.stop`, or each set of strings compiles anew."""
+    return sample.decode_until(asa, params, prompts, state, key, until, special_tokens, sampling)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def likelihoods(asa: ASA, marks: Marks, params: Params, placed, prompts, replies) -> jax.Array:
-    """Log-probability [B, N] of the answer in each of replies [B, N, C]; else as `generate`."""
+def option_logprobs(
+    asa: ASA, special_tokens: SpecialTokenIds, params: Params, audio_embeds, prompts, replies
+) -> jax.Array:
+    """Log-probability [B, O] of the answer in each of `replies` [B, O, L], given what precedes it.
+
+    Only the tokens from <answer> on count. Other arguments as of `greedy_replies`.
+    """
     flat = replies.reshape(-1, replies.shape[-1])
-    is_there = flat != marks.pad
-    hidden = asa.complete(
+    mask = flat != special_tokens.pad
+    hidden = asa.score_completions(
         params,
-        asa.embed(params, prompts, placed, marks.audio),
-        prompts != marks.pad,
-        asa.embed(params, flat, None, marks.audio),
-        is_there,
-        "lora" in params,
+        asa.embed(params, prompts, audio_embeds, special_tokens.audio),
+        prompts != special_tokens.pad,
+        asa.embed(params, flat, None, special_tokens.audio),
+        mask,
     )
-    logps, _ = lm.token_logps(hidden, asa.table(params), flat)
-    is_answer = jnp.cumsum(flat == marks.answer, 1) > 0
-    return (logps * (is_answer & is_there)).sum(-1).reshape(replies.shape[:2])
+    logps, _ = lm.token_logps(hidden, asa.unembedding(params), flat)
+    is_answer = jnp.cumsum(flat == special_tokens.answer, 1) > 0
+    return (logps * (is_answer & mask)).sum(-1).reshape(replies.shape[:2])

@@ -1,6 +1,8 @@
-"""Layers shared by the encoders: attention, transformer block, log-mel features' positions.
+"""Layers that both encoders share: Whisper's transformer blocks, and resampling over time.
 
-Letters: B batch, T time, D width, N heads, H head width, F hidden.
+Whisper: arXiv:2212.04356.
+
+Shapes: B batch, T time, D width, H heads, M mel bands.
 """
 
 import flax.linen as nn
@@ -10,16 +12,19 @@ import numpy as np
 
 
 def sinusoids(length: int, channels: int) -> np.ndarray:
-    """Whisper's positions: `[length, channels]`, sines then cosines, wavelengths to 10,000."""
+    """Whisper's position embeddings [length, channels].
+
+    Sines then cosines, angular wavelengths from 1 to 10,000 frames (arXiv:1706.03762).
+    """
     scales = np.exp(-np.log(10_000.0) / (channels // 2 - 1) * np.arange(channels // 2))
     angles = np.arange(length)[:, None] * scales[None]
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 class Attention(nn.Module):
-    """Whisper's self-attention: `[B, T, D] -> [B, T, D]`, no bias on keys.
+    """Multi-head self-attention as in Whisper, [B, T, D] -> [B, T, D]; keys have no bias.
 
-    mask [B, T]: False at frames that nobody may attend to; None: every frame is heard.
+    mask: bool [B, T], the attention mask, False at padding; None: no padding.
     """
 
     heads: int
@@ -33,12 +38,12 @@ class Attention(nn.Module):
         k = nn.Dense(width, dtype=self.dtype, name="k", use_bias=False)(x).reshape(split)
         v = nn.Dense(width, dtype=self.dtype, name="v")(x).reshape(split)
         mask = None if mask is None else mask[:, None, None]
-        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return nn.Dense(width, dtype=self.dtype, name="o")(mixed.reshape(x.shape))
+        attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return nn.Dense(width, dtype=self.dtype, name="o")(attended.reshape(x.shape))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with a GELU of four times the width, as in Whisper."""
+    """Pre-norm transformer block as in Whisper: self-attention, and a GELU MLP of width 4 D."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
@@ -54,7 +59,7 @@ class Block(nn.Module):
 
 
 class Blocks(nn.Module):
-    """`layers` blocks under one scan; parameters carry a leading layer axis."""
+    """`layers` blocks under one scan; their parameters have a leading layer axis."""
 
     heads: int
     layers: int
@@ -83,11 +88,13 @@ def resample_time(
     frames: jax.Array | None = None,
     lengths: jax.Array | None = None,
 ) -> jax.Array:
-    """`[B, T, D] -> [B, length, D]`: means over equal spans of time, fractions of frames counted.
+    """Averages x [B, T, D] over equal spans of time -> [B, length, D].
 
-    Works for any rate, so 50 frames a second give 4 or 12.5 tokens a second. Sums are in float32.
+    A frame on the edge of two spans counts in both by its fraction, so that any rate works: 50
+    frames a second give 4 or 12.5 tokens a second. Sums are in float32.
+
     frames, lengths: int [B] of padded clips: the first frames[b] of T become the first lengths[b]
-    of `length`, and what follows is zero.
+    of `length`; the rest is zero.
     """
     index, out = np.arange(x.shape[1]), np.arange(length)[:, None]
     sums = jnp.float32
@@ -104,13 +111,13 @@ def resample_time(
     return jnp.einsum("blt,btd->bld", weights.astype(sums), x.astype(sums)).astype(x.dtype)
 
 
-def heard_frames(frames: jax.Array | None, length: int) -> jax.Array | None:
-    """Real frames [B] of `length` -> bool [B, length], or None where every frame is real."""
-    return None if frames is None else jnp.arange(length) < frames[:, None]
+def length_mask(lengths: jax.Array | None, size: int) -> jax.Array | None:
+    """Padding mask bool [B, size], True at the first lengths[b]; None if nothing is padded."""
+    return None if lengths is None else jnp.arange(size) < lengths[:, None]
 
 
-def over_bands(curve: jax.Array, mels: int) -> jax.Array:
-    """A curve given at K points, `[B, K] -> [B, mels]`, by linear interpolation."""
-    place = np.linspace(0, curve.shape[1] - 1, mels)
-    weights = np.maximum(0, 1 - np.abs(place[None] - np.arange(curve.shape[1])[:, None]))
+def interp_bands(curve: jax.Array, mels: int) -> jax.Array:
+    """Linear interpolation of a curve over frequency, given at K points: [B, K] -> [B, mels]."""
+    position = np.linspace(0, curve.shape[1] - 1, mels)
+    weights = np.maximum(0, 1 - np.abs(position[None] - np.arange(curve.shape[1])[:, None]))
     return curve @ jnp.asarray(weights, curve.dtype)

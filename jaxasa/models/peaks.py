@@ -1,12 +1,12 @@
-"""Where sound comes from before anything is learnt: peaks of a histogram of intensity vectors.
+"""Directions of arrival (DOA) before anything is learnt: peaks of an intensity histogram.
 
-Each time-frequency band votes for the direction of its intensity vector, the more the less diffuse
-it is and whatever its power, so that a quiet source is found beside a loud one. Peaks are taken one
-after another, each hiding what lies around it, and looked at closely by mean shift (Comaniciu and
-Meer 2002). The bands that point at a peak say what is heard from there. Directions have no
-gradient; there is nothing to learn in them.
+Each time-frequency band votes for the direction of its intensity vector. Its vote depends on how
+diffuse it is and not on its power, so that a quiet source is found next to a loud one. Peaks are
+taken one after another, each masking its neighbourhood, and refined by mean shift (Comaniciu and
+Meer 2002). The bands that point to a peak give the spectrum of the sound from there. No gradient
+passes through directions.
 
-Letters: B batch, F frames, M mel bands, S peaks, G directions of a grid.
+Shapes: B batch, F frames, M mel bands, S peaks, G directions of a grid.
 """
 
 import math
@@ -19,85 +19,94 @@ import numpy as np
 
 from jaxasa.acoustics import foa
 
-GRID = 256  # directions, some 13 degrees apart
-TRUST = 6  # power of a vector's length with which it votes
-# Degrees from a vector up to which it votes; between two peaks at least; from a peak up to which
-# a band belongs to it.
-WIDTH, APART, NEAR = 20.0, 25.0, 40.0
-SHIFTS = 3
-BLOCK = 32  # frames counted at a time: a vote for each direction of the grid is kept of no more
+GRID_SIZE = 256  # directions, some 13 degrees apart
+VOTE_EXPONENT = 6  # a vector votes with this power of its length
+KERNEL_WIDTH_DEG = 20.0  # a vector votes for directions up to this angle from it
+MIN_SEPARATION_DEG = 25.0  # between two peaks
+ASSOCIATION_DEG = 40.0  # a band belongs to a peak up to this angle from it
+MEAN_SHIFT_STEPS = 3
+BLOCK_FRAMES = 32  # frames counted at a time, which bounds memory
 
 
 class Peaks(NamedTuple):
-    """direction [B, S, 3]: unit vectors, strongest first. strength [B, S]: share of the votes.
+    """The strongest directions, and which bands belong to them.
 
-    near [B, S, F, M]: how near a band points to a peak, 0 to 1, times how little diffuse it is.
-    trusted [B, S, F, M]: that times a band's vote. heard [B, F]: no padding; None for none.
+    direction [B, S, 3]: unit vectors, strongest first. strength [B, S]: share of all votes.
+    proximity [B, S, F, M]: 1 if a band points to the peak, 0 from ASSOCIATION_DEG on, times the
+        length of its vector (1 for a plane wave, 0 in a diffuse field).
+    vote_weight [B, S, F, M]: proximity times the band's vote.
+    frame_mask: bool [B, F], False at padding; None if there is none.
     """
 
     direction: jax.Array
     strength: jax.Array
-    near: jax.Array
-    trusted: jax.Array
-    heard: jax.Array | None
+    proximity: jax.Array
+    vote_weight: jax.Array
+    frame_mask: jax.Array | None
 
 
 @cache
-def grid() -> np.ndarray:
-    """[G, 3] float32."""
-    return foa.sphere(GRID).astype(np.float32)
+def direction_grid() -> np.ndarray:
+    """Unit vectors [G, 3] float32, spread evenly over the sphere."""
+    return foa.fibonacci_sphere(GRID_SIZE).astype(np.float32)
 
 
-def closeness(cosine: jax.Array, degrees: float) -> jax.Array:
-    """1 where an angle is 0, falling linearly in its cosine to 0 at so many degrees."""
-    edge = math.cos(math.radians(degrees))
+def angular_kernel(cosine: jax.Array, width_deg: float) -> jax.Array:
+    """1 at an angle of 0, falling linearly in its cosine to 0 at `width_deg`."""
+    edge = math.cos(math.radians(width_deg))
     return jnp.maximum((cosine - edge) / (1 - edge), 0.0)
 
 
-def split(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lengths [...] and unit vectors [..., 3]."""
+def length_and_direction(vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Lengths [...] and unit vectors [..., 3] of vectors [..., 3]."""
     length = jnp.sqrt((vectors**2).sum(-1) + 1e-12)
     return length, vectors / length[..., None]
 
 
-def find(vectors: jax.Array, count: int, heard: jax.Array | None = None) -> Peaks:
-    """The `count` strongest peaks of intensity vectors [B, F, M, 3]; heard [B, F]: no padding."""
+def find_doa_peaks(vectors: jax.Array, count: int, frame_mask: jax.Array | None = None) -> Peaks:
+    """The `count` strongest peaks of intensity vectors [B, F, M, 3].
+
+    frame_mask: bool [B, F], False at padding.
+    """
     vectors = jax.lax.stop_gradient(vectors).astype(jnp.float32)
-    if heard is not None:
-        vectors = jnp.where(heard[..., None, None], vectors, 0.0)
+    if frame_mask is not None:
+        vectors = jnp.where(frame_mask[..., None, None], vectors, 0.0)
     batch, frames, mels, _ = vectors.shape
-    # Two neighbouring bands vote together: where they disagree, their mean is short.
+    # Two neighbouring bands vote together: if they disagree, their mean is short.
     pairs = vectors[:, :, : mels // 2 * 2].reshape(batch, frames, -1, 2, 3).mean(3)
-    length, towards = split(pairs)
-    votes = length**TRUST
-    counted = _histogram(votes, towards)
+    length, towards = length_and_direction(pairs)
+    votes = length**VOTE_EXPONENT
+    histogram = _histogram(votes, towards)
     votes, towards = votes.reshape(batch, -1), towards.reshape(batch, -1, 3)
     total = votes.sum(-1) + 1e-6
-    places = jnp.asarray(grid())
-    found, strength = [], []
+    grid = jnp.asarray(direction_grid())
+    directions, strengths = [], []
     for _ in range(count):
-        best = counted.argmax(-1)
-        peak = places[best]
-        strength.append(jnp.take_along_axis(counted, best[:, None], 1)[:, 0] / total)
-        for _ in range(SHIFTS):
-            pull = votes * closeness(jnp.einsum("bnc,bc->bn", towards, peak), WIDTH)
-            # The peak itself stays where nothing votes.
-            peak = split(jnp.einsum("bn,bnc->bc", pull, towards) + 1e-4 * peak)[1]
-        found.append(peak)
-        counted = jnp.where(peak @ places.T > math.cos(math.radians(APART)), 0.0, counted)
-    direction = jnp.stack(found, 1)
-    length, towards = split(vectors)
-    near = closeness(jnp.einsum("bfmc,bsc->bsfm", towards, direction), NEAR)
-    near = near * length[:, None]
-    trusted = near * length[:, None] ** TRUST
-    return Peaks(direction, jnp.stack(strength, 1), near, trusted, heard)
+        best = histogram.argmax(-1)
+        peak = grid[best]
+        strengths.append(jnp.take_along_axis(histogram, best[:, None], 1)[:, 0] / total)
+        for _ in range(MEAN_SHIFT_STEPS):
+            cosine = jnp.einsum("bnc,bc->bn", towards, peak)
+            pull = votes * angular_kernel(cosine, KERNEL_WIDTH_DEG)
+            # The peak itself is added, so that it stays if nothing votes.
+            shifted = jnp.einsum("bn,bnc->bc", pull, towards) + 1e-4 * peak
+            peak = length_and_direction(shifted)[1]
+        directions.append(peak)
+        is_near = peak @ grid.T > math.cos(math.radians(MIN_SEPARATION_DEG))
+        histogram = jnp.where(is_near, 0.0, histogram)
+    direction = jnp.stack(directions, 1)
+    length, towards = length_and_direction(vectors)
+    cosine = jnp.einsum("bfmc,bsc->bsfm", towards, direction)
+    proximity = angular_kernel(cosine, ASSOCIATION_DEG) * length[:, None]
+    vote_weight = proximity * length[:, None] ** VOTE_EXPONENT
+    return Peaks(direction, jnp.stack(strengths, 1), proximity, vote_weight, frame_mask)
 
 
 def _histogram(votes: jax.Array, towards: jax.Array) -> jax.Array:
-    """votes [B, F, P] for directions [B, F, P, 3] -> [B, G], some frames at a time."""
+    """Sums votes [B, F, M / 2] for directions [B, F, M / 2, 3] over frames and bands -> [B, G]."""
     batch, frames = votes.shape[:2]
-    blocks = -(-frames // BLOCK)
-    extra = blocks * BLOCK - frames
+    blocks = -(-frames // BLOCK_FRAMES)
+    extra = blocks * BLOCK_FRAMES - frames
 
     def by_block(x):
         x = jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2))
@@ -105,22 +114,24 @@ def _histogram(votes: jax.Array, towards: jax.Array) -> jax.Array:
         return jnp.moveaxis(x, 1, 0)
 
     def add(total, block):
-        vote, where = block
-        near = closeness(where @ grid().T, WIDTH) ** 2
-        return total + jnp.einsum("bn,bng->bg", vote, near), None
+        vote, direction = block
+        kernel = angular_kernel(direction @ direction_grid().T, KERNEL_WIDTH_DEG) ** 2
+        return total + jnp.einsum("bn,bng->bg", vote, kernel), None
 
-    start = jnp.zeros((batch, GRID), jnp.float32)
-    return jax.lax.scan(add, start, (by_block(votes), by_block(towards)))[0]
+    zeros = jnp.zeros((batch, GRID_SIZE), jnp.float32)
+    return jax.lax.scan(add, zeros, (by_block(votes), by_block(towards)))[0]
 
 
-def timbre(power: jax.Array, weights: jax.Array, heard: jax.Array | None = None) -> jax.Array:
-    """What is heard from each peak: log power [B, F, M], weights [B, S, F, M] -> [B, S, 4 M + 2].
+def peak_spectra(
+    power: jax.Array, weights: jax.Array, frame_mask: jax.Array | None = None
+) -> jax.Array:
+    """Spectral statistics of the sound from each peak, [B, S, 4 M + 2], of order 1.
 
-    For each band mean, spread and change from frame to frame of the log power, and how often it is
-    heard from there; then the level and the unevenness of when. All are numbers of order 1.
-    heard [B, F]: no padding, where weights are 0.
+    power [B, F, M]: log power. weights [B, S, F, M]: of each band for each peak, 0 at padding.
+    For each band the mean, spread and frame-to-frame change of its log power, and its share of
+    the time; then the level, and how much the weights fluctuate over time.
     """
-    frames = weights.shape[2] if heard is None else heard.sum(-1)[:, None, None]
+    frames = weights.shape[2] if frame_mask is None else frame_mask.sum(-1)[:, None, None]
     total = weights.sum(2) + 1e-2
     mean = jnp.einsum("bsfm,bfm->bsm", weights, power) / total
     square = jnp.einsum("bsfm,bfm->bsm", weights, power**2) / total
@@ -129,10 +140,10 @@ def timbre(power: jax.Array, weights: jax.Array, heard: jax.Array | None = None)
     change = jnp.einsum("bsfm,bfm->bsm", weights, change) / total
     level = mean.mean(-1, keepdims=True)
     share = weights.mean(-1)
-    moved = jnp.abs(jnp.diff(share, axis=2, prepend=share[..., :1]))
-    if heard is not None:
-        moved = moved * heard[:, None]
-    uneven = moved.sum(-1, keepdims=True) / frames
-    often = total / frames
-    parts = [mean - level, 3 * spread, 3 * change, 3 * often, level, 10 * uneven]
+    fluctuation = jnp.abs(jnp.diff(share, axis=2, prepend=share[..., :1]))
+    if frame_mask is not None:
+        fluctuation = fluctuation * frame_mask[:, None]
+    fluctuation = fluctuation.sum(-1, keepdims=True) / frames
+    time_share = total / frames
+    parts = [mean - level, 3 * spread, 3 * change, 3 * time_share, level, 10 * fluctuation]
     return jnp.concatenate(parts, -1)

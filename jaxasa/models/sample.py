@@ -1,10 +1,10 @@
-"""Generation: prefill once a prompt, then a jitted loop of single tokens for G rows of each.
+"""Sampling completions: prefill once for each prompt, then a compiled loop over new tokens.
 
-`generate` is both in one; `begin` and `advance` let the host look at what is said in between,
-which is how `texts` stops at strings.
+`generate` is both in one. `prefill` and `decode_until` are its halves, between which the host can
+look at the text; `decode_with_stop_strings` ends it at strings so.
 
-Letters: P prompts, G completions of each, R = P x G rows, S prompt length, C new tokens,
-V vocabulary.
+Shapes: P prompts, G completions of each, R = P x G rows, T prompt length, A audio tokens, L new
+tokens, D width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +14,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxasa.config import Sampling
 from jaxasa.models import decoding
 from jaxasa.models.asa import ASA, Params
-from jaxasa.models.decoder import Cache
+from jaxasa.models.decoder import KVCache
+
+GREEDY = Sampling()
+
+
+class SpecialTokenIds(NamedTuple):
+    """Ids of the special tokens that generation needs. answer: the one that opens the answer."""
+
+    pad: int
+    eos: int
+    audio: int
+    answer: int
+
+    @classmethod
+    def of(cls, tokenizer) -> "SpecialTokenIds":
+        """Those of a data.tokens.TextTokenizer."""
+        return cls(tokenizer.pad_id, tokenizer.eos_id, tokenizer.audio_id, tokenizer.answer_id)
 
 
 class Completions(NamedTuple):
-    """ids [P, G, C] (pad after the end), logps [P, G, C] of the sampled ids, mask [P, G, C].
+    """Sampled completions, each array [P, G, L].
 
-    The mask is true up to and with the end of sequence.
+    ids: pad after the end. logps: log-probabilities of the sampled ids. mask: True up to and
+    including the end of sequence.
     """
 
     ids: jax.Array
@@ -30,16 +48,16 @@ class Completions(NamedTuple):
     mask: jax.Array
 
 
-class Stream(NamedTuple):
-    """Completions under way: `at` tokens long; logits [R, V] say what comes next.
+class DecodeState(NamedTuple):
+    """State of the decoding loop after `step` new tokens.
 
-    ended [R]; ids, logps, mask [R, C].
+    ended: bool [R]. logits [R, V]: of the next token. ids, logps, mask: [R, L].
     """
 
-    at: jax.Array
+    step: jax.Array
     ended: jax.Array
     logits: jax.Array
-    cache: decoding.Caches
+    cache: decoding.DecodeCache
     ids: jax.Array
     logps: jax.Array
     mask: jax.Array
@@ -49,158 +67,170 @@ def generate(
     asa: ASA,
     params: Params,
     prompts: jax.Array,
-    tokens: jax.Array | None,
+    audio_embeds: jax.Array | None,
     key: jax.Array,
+    special_tokens: SpecialTokenIds,
+    sampling: Sampling = GREEDY,
     *,
-    group: int = 1,
-    max_new: int,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    pad: int,
-    eos: int,
-    audio_id: int,
-    adapted: bool = True,
-    prepared: decoding.Prepared | None = None,
+    num_generations: int = 1,
+    max_new_tokens: int | None = None,
+    weights: decoding.DecodeWeights | None = None,
 ) -> Completions:
-    """Completes prompts [P, S] (padded on the left), `group` times each.
+    """Samples `num_generations` completions of each prompt [P, T], padded on the left.
 
-    tokens [P, A, D]: projected audio, or None. temperature 0 is greedy; otherwise samples come
-    from softmax(logits / temperature), of which `filtered` leaves what top_k and top_p say, and
-    logps are those of that distribution. The prompt's keys and values are held once, whatever
-    the group. prepared: what `decoding.prepare` made of the parameters; None: made here.
+    audio_embeds [P, A, D]: at the prompts' audio tokens; None: no audio. sampling: see
+    `config.Sampling`; logps are those of the distribution that it samples from. Its `stop` strings
+    are not looked at. max_new_tokens: L, by default Model.reply_tokens. The KV cache of a prompt
+    exists once for all its completions. weights: from `decoding.prepare_weights`, if they are
+    already there.
     """
-    marks = dict(pad=pad, audio_id=audio_id, adapted=adapted)
-    stream = begin(asa, params, prompts, tokens, group=group, max_new=max_new, **marks)
-    choice = dict(temperature=temperature, top_k=top_k, top_p=top_p, eos=eos)
-    made = advance(asa, params, prompts, stream, key, max_new, prepared=prepared, **choice, **marks)
-    shape = (prompts.shape[0], group, max_new)
-    return Completions(*(x.reshape(shape) for x in (made.ids, made.logps, made.mask)))
+    length = max_new_tokens or asa.model.reply_tokens
+    state = prefill(asa, params, prompts, audio_embeds, special_tokens, num_generations, length)
+    state = decode_until(
+        asa, params, prompts, state, key, length, special_tokens, sampling, weights
+    )
+    shape = (prompts.shape[0], num_generations, length)
+    return Completions(*(x.reshape(shape) for x in (state.ids, state.logps, state.mask)))
 
 
-def begin(
-    asa: ASA, params: Params, prompts, tokens, *, group=1, max_new, pad, audio_id, adapted=True
-) -> Stream:
-    """Prefill: nothing said yet. Arguments as `generate` has them."""
-    valid = prompts != pad
-    x = asa.embed(params, prompts, tokens, audio_id)
-    hidden, k, v = asa.hidden(params, x, valid, adapted)
-    rows = prompts.shape[0] * group
-    layers, _, _, heads, width = k.shape
-    own = (layers, prompts.shape[0], group, heads, max_new, width)
-    cache = Cache(k, v, jnp.zeros(own, k.dtype), jnp.zeros(own, v.dtype))
-    return Stream(
+def prefill(
+    asa: ASA,
+    params: Params,
+    prompts: jax.Array,
+    audio_embeds: jax.Array | None,
+    special_tokens: SpecialTokenIds,
+    num_generations: int,
+    max_new_tokens: int,
+) -> DecodeState:
+    """Prefills the KV cache with the prompts: a DecodeState with no new tokens yet.
+
+    Arguments as of `generate`.
+    """
+    mask = prompts != special_tokens.pad
+    x = asa.embed(params, prompts, audio_embeds, special_tokens.audio)
+    hidden, k, v = asa.forward(params, x, mask)
+    rows = prompts.shape[0] * num_generations
+    layers, _, _, heads, head_dim = k.shape
+    own = (layers, prompts.shape[0], num_generations, heads, max_new_tokens, head_dim)
+    cache = KVCache(k, v, jnp.zeros(own, k.dtype), jnp.zeros(own, v.dtype))
+    return DecodeState(
         jnp.zeros((), jnp.int32),
         jnp.zeros(rows, bool),
-        jnp.repeat(asa.logits(params, hidden[:, -1]), group, axis=0),
-        decoding.caches(asa, cache),
-        jnp.full((rows, max_new), pad, jnp.int32),
-        jnp.zeros((rows, max_new)),
-        jnp.zeros((rows, max_new), bool),
+        jnp.repeat(asa.logits(params, hidden[:, -1]), num_generations, axis=0),
+        decoding.prepare_cache(asa, cache),
+        jnp.full((rows, max_new_tokens), special_tokens.pad, jnp.int32),
+        jnp.zeros((rows, max_new_tokens)),
+        jnp.zeros((rows, max_new_tokens), bool),
     )
 
 
-def advance(
+def decode_until(
     asa: ASA,
     params: Params,
-    prompts,
-    stream: Stream,
-    key,
-    until,
-    *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    pad,
-    eos,
-    audio_id,
-    adapted=True,
-    prepared: decoding.Prepared | None = None,
-) -> Stream:
-    """Goes on until `until` tokens are said or all rows have ended.
+    prompts: jax.Array,
+    state: DecodeState,
+    key: jax.Array,
+    until: jax.Array | int,
+    special_tokens: SpecialTokenIds,
+    sampling: Sampling = GREEDY,
+    weights: decoding.DecodeWeights | None = None,
+) -> DecodeState:
+    """Decodes up to `until` new tokens, or until every row has ended.
 
-    Token i is drawn with (key, i), so that stops on the way change nothing.
+    Token i is sampled with fold_in(key, i), so that stopping on the way changes nothing.
     """
-    valid = prompts != pad
-    group = stream.ids.shape[0] // prompts.shape[0]
-    lengths = jnp.repeat(valid.sum(1), group)
-    if prepared is None:
-        prepared = decoding.prepare(asa, params, adapted)
+    mask = prompts != special_tokens.pad
+    num_generations = state.ids.shape[0] // prompts.shape[0]
+    lengths = jnp.repeat(mask.sum(1), num_generations)
+    if weights is None:
+        weights = decoding.prepare_weights(asa, params)
 
-    def choose(logits, key):
+    def sample_token(logits, key):
         scaled = scores = logits
-        if temperature:
-            scaled = filtered(logits / temperature, top_k, top_p)
-            # The highest of these is a draw from softmax(scaled).
+        if sampling.temperature:
+            scaled = logits / sampling.temperature
+            scaled = top_k_top_p_filter(scaled, sampling.top_k, sampling.top_p)
+            # Gumbel-max: the argmax is a sample from softmax(scaled).
             scores = scaled + jax.random.gumbel(key, scaled.shape, scaled.dtype)
-        ids = highest(scores)
+        ids = first_argmax(scores)
         logps = jnp.take_along_axis(scaled, ids[:, None], 1)[:, 0] - jax.nn.logsumexp(scaled, -1)
         return ids, logps
 
-    def body(s: Stream) -> Stream:
-        chosen, logp = choose(s.logits, jax.random.fold_in(key, s.at))
-        chosen = jnp.where(s.ended, pad, chosen)
-        ids = s.ids.at[:, s.at].set(chosen)
-        logps = s.logps.at[:, s.at].set(jnp.where(s.ended, 0.0, logp))
-        mask = s.mask.at[:, s.at].set(~s.ended)
-        x = asa.embed(params, chosen[:, None], None, audio_id)
-        positions = (lengths + s.at)[:, None]
-        logits, cache = decoding.step(
-            asa, params, prepared, x, s.cache, positions, valid, s.at, adapted
+    def body(s: DecodeState) -> DecodeState:
+        token, logp = sample_token(s.logits, jax.random.fold_in(key, s.step))
+        token = jnp.where(s.ended, special_tokens.pad, token)
+        ids = s.ids.at[:, s.step].set(token)
+        logps = s.logps.at[:, s.step].set(jnp.where(s.ended, 0.0, logp))
+        new_mask = s.mask.at[:, s.step].set(~s.ended)
+        x = asa.embed(params, token[:, None], None, special_tokens.audio)
+        positions = (lengths + s.step)[:, None]
+        logits, cache = decoding.decode_step(
+            asa, params, weights, x, s.cache, positions, mask, s.step
         )
-        return Stream(s.at + 1, s.ended | (chosen == eos), logits, cache, ids, logps, mask)
+        return DecodeState(
+            step=s.step + 1,
+            ended=s.ended | (token == special_tokens.eos),
+            logits=logits,
+            cache=cache,
+            ids=ids,
+            logps=logps,
+            mask=new_mask,
+        )
 
-    return jax.lax.while_loop(lambda s: (s.at < until) & ~s.ended.all(), body, stream)
+    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.ended.all(), body, state)
 
 
-def highest(scores: jax.Array) -> jax.Array:
-    """argmax of scores [R, V] over the last axis, int32 [R], the first of equal ones.
+def first_argmax(scores: jax.Array) -> jax.Array:
+    """argmax of scores [R, V] over the last axis, int32 [R]; of equal ones the first.
 
-    As two plain reductions: of an argmax XLA makes a loop on the CPU that is no vector code.
+    As two plain reductions, since XLA compiles an argmax on CPU to a loop that is not vectorized.
     """
-    places = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-    last = scores.shape[1] - 1  # where nothing is equal to itself: NaN
-    return jnp.where(scores == scores.max(-1, keepdims=True), places, last).min(-1)
+    index = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    last = scores.shape[1] - 1  # if nothing equals itself: NaN
+    return jnp.where(scores == scores.max(-1, keepdims=True), index, last).min(-1)
 
 
-def filtered(logits: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
-    """logits [R, V] with -inf where sampling must not go.
+def top_k_top_p_filter(logits: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """logits [R, V] with -inf at tokens that must not be sampled.
 
-    top_k: only the k likeliest tokens (0: all); what ties with the k-th stays. top_p: of those, the
-    likeliest up to the one with which their probabilities add up to p (arXiv:1904.09751).
+    top_k: keeps the k likeliest tokens, and those that tie with the k-th (0: all). top_p: nucleus
+    sampling (arXiv:1904.09751), keeps of these the likeliest up to the one with which their
+    probabilities reach p.
     """
     count = logits.shape[-1]
     if 0 < top_k < count:
         least = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
     if top_p < 1:
-        falling = -jnp.sort(-logits, axis=-1)
-        p = jax.nn.softmax(falling, -1)
+        descending = -jnp.sort(-logits, axis=-1)
+        p = jax.nn.softmax(descending, -1)
         is_in = jnp.cumsum(p, -1) - p < top_p
-        least = jnp.where(is_in, falling, jnp.inf).min(-1, keepdims=True)
+        least = jnp.where(is_in, descending, jnp.inf).min(-1, keepdims=True)
         logits = jnp.where(logits < least, -jnp.inf, logits)
     return logits
 
 
-def texts(
-    stream: Stream,
-    advance: Callable[[Stream, int], Stream],
-    decode: Callable[[Sequence[int]], str],
+def decode_with_stop_strings(
+    state: DecodeState,
+    decode_until: Callable[[DecodeState, int], DecodeState],
+    detokenize: Callable[[Sequence[int]], str],
     stop: Sequence[str] = (),
     chunk: int = 8,
 ) -> list[str]:
-    """What the rows of a stream say in the end; each up to, and without, the first `stop` in it.
+    """The completions as text, each up to and without the first string of `stop` in it.
 
-    advance: of this module, with all but the stream and `until` given. decode: ids of a whole row
-    to text. Every `chunk` tokens the texts are searched, so that a string that tokens divide is
-    found, and a row that has one ends; without `stop` they are not looked at before the end.
+    decode_until: the function of this module with all arguments but the state and `until` bound.
+    detokenize: ids of a row to text. Every `chunk` tokens the texts are searched, so that a string
+    across several tokens is found, and rows with one end; without `stop` there is one chunk.
     """
-    room = stream.ids.shape[1]
-    for until in range(chunk, room + chunk, chunk) if stop else [room]:
-        stream = advance(stream, min(until, room))
-        said = [decode(row) for row in np.asarray(stream.ids)]
-        cuts = [min((at for s in stop if (at := text.find(s)) >= 0), default=None) for text in said]
-        stream = stream._replace(ended=stream.ended | np.array([cut is not None for cut in cuts]))
-        if np.asarray(stream.ended).all():
+    length = state.ids.shape[1]
+    for until in range(chunk, length + chunk, chunk) if stop else [length]:
+        state = decode_until(state, min(until, length))
+        texts = [detokenize(row) for row in np.asarray(state.ids)]
+        cuts = [
+            min((at for s in stop if (at := text.find(s)) >= 0), default=None) for text in texts
+        ]
+        state = state._replace(ended=state.ended | np.array([cut is not None for cut in cuts]))
+        if np.asarray(state.ended).all():
             break
-    return [text[:cut] for text, cut in zip(said, cuts, strict=True)]
+    return [text[:cut] for text, cut in zip(texts, cuts, strict=True)]

@@ -1,24 +1,33 @@
-"""Spatial encoder: features of FOA or of two ears to a dense time map, slots, room estimates.
+"""Spatial encoder: what sounds where, from FOA or binaural audio.
 
-A stem of patches over time and frequency, transformer layers over time, then an LSTM
-encoder-decoder that emits one attractor a slot (EEND-EDA, arXiv:2005.09921). Each slot begins at a
-peak of the intensity vectors' histogram (models/peaks.py), hears the bands that point there, and
-over the whole clip points there. Its direction in time is equivariant at its core: a weighted mean
-of those vectors, weights by slot and mel band, plus a bounded learnt residual. The dense map is
-given such means too, one a class, and in the end what the slots say, so that what reads the map
-finds sources and their directions in it. And the decoder is told by each slot itself, in a token of
-its own (`statements`).
+In reading order (`SpatialEncoder.__call__`):
 
-Two ears measure no intensity vector, and have no peaks. In its place stands, for each mel band, a
-learnt 3 x 3 matrix times the band's interaural cues (features.interaural): phase turns faster the
-higher the band, so what it says of direction is learnt band by band. Front from back and height are
-in the spectrum rather than in these cues: the residual of a slot's direction is unbounded there, a
-linear layer.
+1. Features of each frame and mel band: log power, a direction vector and diffuseness (for FOA the
+   active intensity vector), and for the stem those or the STFT itself.
+2. Dense map: a stem that merges patches of time and frequency, then transformer blocks over time.
+   Between these, one head for each class measures the direction of the bands that it attends to.
+3. DOA peaks of the intensity vectors' histogram (models/peaks.py), without learning. Each slot
+   starts from one, and over the whole clip its direction is that peak's.
+4. Attractors, one vector for each slot, by an LSTM encoder-decoder over the dense map (EEND-EDA,
+   arXiv:2005.09921, which counts speakers so).
+5. Slots: presence, class, activity, direction and distance of one source each. A slot's direction
+   in time is equivariant to rotation at its core: the mean of the measured vectors, weighted by
+   slot and mel band, plus a small learnt residual.
+6. The dense map is conditioned on the slots, so that the decoder finds sources and directions in
+   it, and room acoustics are estimated from it. `slot_features` give each slot to the projector.
+
+Binaural audio measures no intensity vector and has no peaks. Instead, a learnt 3 x 3 matrix for
+each mel band maps its interaural cues (features.interaural) to a direction vector, since the
+phase that belongs to a direction depends on the frequency. These cues do not tell front from back
+or height, which are in the spectrum; so there the residual of a direction is not bounded.
 
 Norms of the stem have epsilon 1e-6 and its GELUs are the tanh approximation, as in the heads; the
-blocks are Whisper's (1e-5, exact). Heads compute in float32 whatever the dtype of the map.
+transformer blocks are Whisper's (1e-5, exact GELU). Heads compute in float32 whatever the map's
+dtype. Parameter names are older than the names of the functions; they stay because flax derives
+initial values from them.
 
-Letters: B batch, T frames of the map, F of the features, S slots, D width, M mel bands.
+Shapes: B batch, N samples, C channels, F frames, T steps of the map (`Spatial.frames_per_step`
+frames each), M mel bands, S slots, D width, K evidence or slot features.
 """
 
 from typing import NamedTuple
@@ -30,20 +39,21 @@ import jax.numpy as jnp
 from jaxasa import config
 from jaxasa.data import features
 from jaxasa.models import peaks
-from jaxasa.models.layers import Blocks, heard_frames, over_bands, resample_time
+from jaxasa.models.layers import Blocks, interp_bands, length_mask, resample_time
 
-SLOT_STEPS = 2
-UNHEARD = -1e9
-HARMONICS = 4  # of the azimuth: eight sectors are told apart by a small network
-CUES = 16  # width of what weighs the cues of a slot's activity
+ATTRACTOR_STRIDE = 2  # steps of the map for each step of the LSTM that reads it
+MASKED_LOGIT = -1e9
+AZIMUTH_HARMONICS = 4  # as slot features: sectors of 45 degrees become linearly separable
+ACTIVITY_CUES_WIDTH = 16  # hidden width of the MLP on a slot's measured cues
 
 
 class Slots(NamedTuple):
-    """What each slot says. Directions are not normalised: their length says how clear they are.
+    """Estimates for one source in each slot. Directions have lengths of at most about 1, which
+    tell how clear they are.
 
-    presence [B, S] and label [B, S, classes]: logits; activity [B, S, T]: logits;
-    direction_in_time [B, S, T, 3] (x, y, z); direction [B, S, 3]: over the clip, where there are
-    peaks that of the slot's; log_distance [B, S] (natural log of metres).
+    presence [B, S], label [B, S, classes], activity [B, S, T]: logits.
+    direction_in_time [B, S, T, 3] and direction over the clip [B, S, 3]: (x, y, z).
+    log_distance [B, S]: natural log of metres.
     """
 
     presence: jax.Array
@@ -55,7 +65,8 @@ class Slots(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Estimates for the room, [B] each: log RT60 (s), log volume (m3), DRR / 10 (dB), count."""
+    """Estimates for the room, [B] each: log RT60 (s), log volume (m3), DRR / 10 (dB), number of
+    sources."""
 
     log_rt60: jax.Array
     log_volume: jax.Array
@@ -63,55 +74,57 @@ class Room(NamedTuple):
     count: jax.Array
 
 
-class Heard(NamedTuple):
-    """dense [B, T, D], slots, room."""
+class SpatialOutput(NamedTuple):
+    """The dense map [B, T, D], the slots, and the room."""
 
     dense: jax.Array
     slots: Slots
     room: Room
 
 
-def statements_width(classes: int) -> int:
-    """K of `statements`."""
-    return 1 + classes + 2 * HARMONICS + 4 + len(Room._fields)
+def num_slot_features(num_classes: int) -> int:
+    """K of `slot_features`."""
+    return 1 + num_classes + 2 * AZIMUTH_HARMONICS + 4 + len(Room._fields)
 
 
-def statements(slots: Slots, room: Room, seconds: float) -> jax.Array:
-    """What a scene's slots say, in order of onset, as numbers of order 1: [B, S, K].
+def slot_features(slots: Slots, room: Room, step_seconds: float) -> jax.Array:
+    """Each slot as features of order 1 for the projector, [B, S, K].
 
-    Each tells how likely its source is there; times that, its class, cosines and sines of one to
-    HARMONICS times its azimuth, height, log distance and when it is heard (s); and of the room
-    RT60, volume, DRR and count. What is not thought to be there comes last.
+    First the presence probability; then, each times that probability: class probabilities,
+    cosines and sines of 1 to AZIMUTH_HARMONICS times the azimuth (scaled by cos elevation), sin
+    elevation, log distance, onset and offset (s), and the room's estimates. Slots are sorted by
+    onset; those with presence below 0.5 come last.
 
-    seconds: of a frame of the map.
+    step_seconds: duration of a step of the map.
     """
-    there = jax.nn.sigmoid(slots.presence)
-    active = jax.nn.sigmoid(slots.activity)
-    heard = active >= 0.5 * active.max(-1, keepdims=True)
-    frames = heard.shape[-1]
-    onset = heard.argmax(-1) * seconds
-    offset = (frames - heard[..., ::-1].argmax(-1)) * seconds
-    x, y, z = jnp.moveaxis(unit(slots.direction), -1, 0)
-    azimuth = jnp.arctan2(y, x)[..., None] * jnp.arange(1, HARMONICS + 1)
-    level = jnp.hypot(x, y)[..., None]
-    said = [jnp.ones_like(there)[..., None], jax.nn.softmax(slots.label)]
-    said += [level * jnp.cos(azimuth), level * jnp.sin(azimuth)]
-    said += [n[..., None] for n in (z, slots.log_distance, onset, offset)]
-    said += [jnp.broadcast_to(jnp.stack(room, -1)[:, None], (*there.shape, len(room)))]
-    order = jnp.argsort(jnp.where(there < 0.5, jnp.inf, onset), axis=1)
-    said = there[..., None] * jnp.concatenate(said, -1)
-    return jnp.take_along_axis(said, order[..., None], axis=1)
+    presence = jax.nn.sigmoid(slots.presence)
+    activity = jax.nn.sigmoid(slots.activity)
+    is_active = activity >= 0.5 * activity.max(-1, keepdims=True)
+    steps = is_active.shape[-1]
+    onset = is_active.argmax(-1) * step_seconds
+    offset = (steps - is_active[..., ::-1].argmax(-1)) * step_seconds
+    x, y, z = jnp.moveaxis(unit_vector(slots.direction), -1, 0)
+    azimuth = jnp.arctan2(y, x)[..., None] * jnp.arange(1, AZIMUTH_HARMONICS + 1)
+    horizontal = jnp.hypot(x, y)[..., None]
+    parts = [jnp.ones_like(presence)[..., None], jax.nn.softmax(slots.label)]
+    parts += [horizontal * jnp.cos(azimuth), horizontal * jnp.sin(azimuth)]
+    parts += [n[..., None] for n in (z, slots.log_distance, onset, offset)]
+    parts += [jnp.broadcast_to(jnp.stack(room, -1)[:, None], (*presence.shape, len(room)))]
+    order = jnp.argsort(jnp.where(presence < 0.5, jnp.inf, onset), axis=1)
+    by_slot = presence[..., None] * jnp.concatenate(parts, -1)
+    return jnp.take_along_axis(by_slot, order[..., None], axis=1)
 
 
-def unit(v: jax.Array) -> jax.Array:
-    """v [..., 3] at length 1, or shorter where it is nearly 0."""
+def unit_vector(v: jax.Array) -> jax.Array:
+    """v [..., 3] scaled to length 1; shorter if v is nearly 0."""
     return v / jnp.sqrt(jnp.sum(v**2, -1, keepdims=True) + 1e-8)
 
 
 def patches(x: jax.Array, frames: int, bands: int) -> jax.Array:
-    """[B, T, F, C] -> [B, T / frames, F / bands, frames x bands x C]; odd bands on top dropped.
+    """Patches of an image, [B, T, F, C] -> [B, T / frames, F / bands, frames x bands x C].
 
-    A convolution whose stride is its kernel, as one product that every backend does fast.
+    With a dense layer after it a convolution whose stride is its kernel, as one product that
+    every backend does fast. Bands on top that fill no patch are dropped.
     """
     batch, time, freq, channels = x.shape
     x = x[:, :, : freq // bands * bands]
@@ -120,8 +133,8 @@ def patches(x: jax.Array, frames: int, bands: int) -> jax.Array:
     return x.reshape(*x.shape[:3], -1)
 
 
-class Spatial(nn.Module):
-    """FOA [B, N, 4] or ears [B, N, 2] -> Heard."""
+class SpatialEncoder(nn.Module):
+    """FOA [B, N, 4] or binaural audio [B, N, 2] -> SpatialOutput."""
 
     spatial: config.Spatial
     unroll: int = 1
@@ -131,53 +144,46 @@ class Spatial(nn.Module):
     def __call__(
         self,
         audio: jax.Array,
-        colour: jax.Array | None = None,
+        eq_log10: jax.Array | None = None,
         lengths: jax.Array | None = None,
-    ) -> Heard:
-        """colour [B, K]: see asa.Disguise; it changes powers, and no direction.
+    ) -> SpatialOutput:
+        """eq_log10 [B, K]: see asa.Augmentation; it changes powers, and no direction.
 
-        lengths [B]: samples of each clip where the rest is padding, see data/features.py. Frames of
-        the map beyond `config.Spatial.steps` of them mean nothing; no estimate depends on them.
+        lengths [B]: samples of each clip if the rest is padding, see data/features.py. Steps of
+        the map beyond `config.Spatial.steps(lengths)` mean nothing; no estimate depends on them.
         """
         s = self.spatial
         is_foa = s.format == "foa"
         measure = features.intensity if is_foa else features.interaural
         vectors = measure(audio, s.n_fft, s.hop_length, s.n_mels, lengths)
-        if colour is not None:
-            gain = over_bands(colour, s.n_mels)[:, None] / features.WHISPER_RANGE
+        if eq_log10 is not None:
+            gain = interp_bands(eq_log10, s.n_mels)[:, None] / features.DECADES_PER_UNIT
             vectors = vectors.at[..., 0].add(gain)
         x = vectors
         if s.features == "stft":
-            x = features.stft_parts(audio, s.n_fft, s.hop_length, lengths)
-        # A centred STFT has one frame too many at the end; what fills no step is dropped.
+            x = features.compressed_stft(audio, s.n_fft, s.hop_length, lengths)
+        # A centred STFT has one frame too many at the end; frames that fill no step are dropped.
         merged = s.frames_per_step
-        frames = x.shape[1] // merged
-        fine = vectors[:, : merged * frames]
-        field = fine.reshape(fine.shape[0], frames, merged, s.n_mels, 5).mean(2)
+        steps = x.shape[1] // merged
+        by_frame = vectors[:, : merged * steps]
+        by_step = by_frame.reshape(by_frame.shape[0], steps, merged, s.n_mels, 5).mean(2)
         if not is_foa:
             cues = self.param("cues", nn.initializers.normal(0.5), (s.n_mels, 3, 3))
-            found = jnp.einsum("btmc,mcd->btmd", field[..., 1:4], cues)
-            field = field.at[..., 1:4].set(found)
-        real = None if lengths is None else s.steps(lengths)
-        mask = heard_frames(real, frames)
-        dense = self._dense(x[:, : merged * frames].astype(self.dtype), field, mask)
-        seen = None
+            direction = jnp.einsum("btmc,mcd->btmd", by_step[..., 1:4], cues)
+            by_step = by_step.at[..., 1:4].set(direction)
+        clip_steps = None if lengths is None else s.steps(lengths)
+        mask = length_mask(clip_steps, steps)
+        dense = self._dense_map(x[:, : merged * steps].astype(self.dtype), by_step, mask)
+        doa_peaks = None
         if is_foa:
-            at = None if mask is None else jnp.repeat(mask, merged, axis=1)
-            seen = peaks.find(fine[..., 1:4], s.num_slots, at)
-        slots = self._slots(dense, fine, field, seen, real)
-        dense = self._told(dense, slots)
-        where = None if mask is None else mask[..., None]
-        # Not dense.max(1): its gradient is 0 / 0 where XLA rounds the maximum otherwise than dense.
-        highest = (dense if where is None else jnp.where(where, dense, UNHEARD)).argmax(1)
-        peak = jnp.take_along_axis(dense, highest[:, None], axis=1)[:, 0]
-        pooled = jnp.concatenate([dense.mean(1, where=where), peak], -1)
-        hidden = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="room_hidden")(pooled))
-        room = nn.Dense(4, name="room")(hidden)
-        return Heard(dense, slots, Room(*jnp.moveaxis(room, -1, 0)))
+            frame_mask = None if mask is None else jnp.repeat(mask, merged, axis=1)
+            doa_peaks = peaks.find_doa_peaks(by_frame[..., 1:4], s.num_slots, frame_mask)
+        slots = self._slots(dense, by_frame, by_step, doa_peaks, clip_steps)
+        dense = self._condition_on_slots(dense, slots)
+        return SpatialOutput(dense, slots, self._room(dense, mask))
 
-    def _dense(self, x: jax.Array, field: jax.Array, mask: jax.Array | None) -> jax.Array:
-        """x [B, frames, bands, C] features, field [B, T, M, 5] -> dense map [B, T, D]."""
+    def _dense_map(self, x: jax.Array, by_step: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """Stem and blocks: x [B, F, bands, C], by_step [B, T, M, 5] -> [B, T, D]."""
         s = self.spatial
         for i, (channels, frames, bands) in enumerate(s.stem):
             x = patches(x, frames, bands)
@@ -185,140 +191,168 @@ class Spatial(nn.Module):
             x = jax.nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"stem_norm{i}")(x))
         x = nn.Dense(s.width, dtype=self.dtype, name="stem_out")(x.reshape(*x.shape[:2], -1))
         x = Blocks(s.heads, s.layers, self.unroll, self.dtype, name="context")(x, mask)
-        # One head a class looks for the bands in which that class may be heard, and measures there.
-        gates = jax.nn.sigmoid(self._gates("class_bands", x, s.num_classes, field))
-        found = jnp.einsum("btsm,btmc->btsc", gates, field[..., 1:4]) / s.n_mels
-        found = jnp.concatenate([unit(found), found], -1).reshape(*x.shape[:2], -1)
-        x = x + nn.Dense(s.width, dtype=self.dtype, name="measured")(found.astype(self.dtype))
+        # One head for each class attends to the bands of that class, and measures direction there.
+        gates = jax.nn.sigmoid(self._band_gates("class_bands", x, s.num_classes, by_step))
+        measured = jnp.einsum("btsm,btmc->btsc", gates, by_step[..., 1:4]) / s.n_mels
+        measured = jnp.concatenate([unit_vector(measured), measured], -1)
+        measured = measured.reshape(*x.shape[:2], -1).astype(self.dtype)
+        x = x + nn.Dense(s.width, dtype=self.dtype, name="measured")(measured)
         return Blocks(s.heads, s.layers, self.unroll, self.dtype, name="blocks")(x, mask)
 
-    def _told(self, dense: jax.Array, slots: Slots) -> jax.Array:
-        """dense [B, T, D], with what the slots say of each class at each moment, normalised."""
-        s = self.spatial
-        named = jax.nn.sigmoid(slots.presence)[..., None] * jax.nn.softmax(slots.label)
-        ones = jnp.ones_like(slots.log_distance)[..., None]
-        said = jnp.concatenate([ones, unit(slots.direction), slots.log_distance[..., None]], -1)
-        active = jax.nn.sigmoid(slots.activity)
-        told = jnp.einsum("bst,bsc,bsk->btck", active, named, said)
-        told = told.reshape(*told.shape[:2], -1).astype(self.dtype)
-        dense = dense + nn.Dense(s.width, dtype=self.dtype, name="told")(told)
-        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(dense)
-
-    def _gates(self, name: str, x: jax.Array, count: int, field: jax.Array) -> jax.Array:
-        """Logits [B, T, count, M] of which bands to measure in: learnt, and by their clarity."""
+    def _band_gates(self, name: str, x: jax.Array, count: int, by_step: jax.Array) -> jax.Array:
+        """Attention logits [B, T, count, M] over mel bands: learnt, plus the bands' clarity."""
         s = self.spatial
         bands = nn.Dense(count * s.n_mels, dtype=self.dtype, name=name)(x)
         bands = bands.reshape(*x.shape[:2], count, s.n_mels)
         # Log power and diffuseness of a band say how far its direction can be trusted.
         trust = self.param(f"{name}_trust", lambda _: jnp.array([0.0, -3.0]))
-        clarity = field[..., 0] * trust[0] + (field[..., 4] - 0.5) * trust[1]
+        clarity = by_step[..., 0] * trust[0] + (by_step[..., 4] - 0.5) * trust[1]
         return bands + clarity[:, :, None]
 
     def _attractors(
-        self, dense: jax.Array, evidence: jax.Array | None, real: jax.Array | None
+        self, dense: jax.Array, evidence: jax.Array | None, clip_steps: jax.Array | None
     ) -> jax.Array:
-        """dense [B, T, D] -> [B, S, D]: an LSTM reads the map, another writes one a slot.
+        """Attractors [B, S, D] by an LSTM encoder-decoder over the dense map [B, T, D].
 
-        evidence [B, S, K]: of the peak at which a slot begins, if there are any.
+        evidence [B, S, K]: of the DOA peak at which each slot starts, if there are peaks.
         """
         s = self.spatial
-        read = None if real is None else -(-real // SLOT_STEPS)
-        coarse = resample_time(dense, -(-dense.shape[1] // SLOT_STEPS), real, read)
+        clip_length = None if clip_steps is None else -(-clip_steps // ATTRACTOR_STRIDE)
+        length = -(-dense.shape[1] // ATTRACTOR_STRIDE)
+        coarse = resample_time(dense, length, clip_steps, clip_length)
         reader = nn.RNN(nn.OptimizedLSTMCell(s.width, name="reader"), return_carry=True)
-        carry, _ = reader(coarse, seq_lengths=read)
+        carry, _ = reader(coarse, seq_lengths=clip_length)
         writer = nn.RNN(nn.OptimizedLSTMCell(s.width, name="writer"))
-        start = self.param("slots", nn.initializers.normal(0.5), (s.num_slots, s.width))
-        start = jnp.broadcast_to(start, (dense.shape[0], *start.shape)).astype(dense.dtype)
+        queries = self.param("slots", nn.initializers.normal(0.5), (s.num_slots, s.width))
+        queries = jnp.broadcast_to(queries, (dense.shape[0], *queries.shape)).astype(dense.dtype)
         if evidence is not None:
-            start = start + nn.Dense(s.width, dtype=self.dtype, name="seen")(evidence)
-        return writer(start, initial_carry=carry)
+            queries = queries + nn.Dense(s.width, dtype=self.dtype, name="seen")(evidence)
+        return writer(queries, initial_carry=carry)
 
     def _activity(
         self,
         dense: jax.Array,
         attractors: jax.Array,
-        near: jax.Array | None,
-        field: jax.Array,
-        real: jax.Array | None,
+        proximity: jax.Array | None,
+        by_step: jax.Array,
+        clip_steps: jax.Array | None,
     ) -> jax.Array:
-        """Logits [B, S, T]: attractors ask the map; near [B, S, T, M], what points at a peak."""
+        """Activity logits [B, S, T]: attractors as queries, the dense map as keys.
+
+        proximity [B, S, T, M]: of each band's direction to the slot's peak; it adds three
+        measured cues.
+        """
         s = self.spatial
         keys = nn.Dense(s.width, dtype=self.dtype, name="activity_keys")(dense)
         activity = jnp.einsum("btd,bsd->bst", keys, attractors) / s.width**0.5
         bias = self.param("activity_bias", nn.initializers.zeros, ())
         activity = (activity + bias).astype(jnp.float32)
-        if near is not None:
-            share = near.mean(-1)
-            loud = (near * field[:, None, ..., 0]).sum(-1) / (near.sum(-1) + 1e-3)
-            beside = share / (share.max(-1, keepdims=True) + 1e-3)
-            cues = jnp.stack([jnp.log(share + 1e-2), loud, beside], -1)
-            cues = jax.nn.gelu(nn.Dense(CUES, name="cues_hidden")(cues))
+        if proximity is not None:
+            share = proximity.mean(-1)
+            weighted = (proximity * by_step[:, None, ..., 0]).sum(-1)
+            level = weighted / (proximity.sum(-1) + 1e-3)
+            relative = share / (share.max(-1, keepdims=True) + 1e-3)
+            cues = jnp.stack([jnp.log(share + 1e-2), level, relative], -1)
+            cues = jax.nn.gelu(nn.Dense(ACTIVITY_CUES_WIDTH, name="cues_hidden")(cues))
             activity = activity + nn.Dense(1, name="cues_out")(cues)[..., 0]
-        heard = heard_frames(real, activity.shape[-1])
-        return activity if heard is None else jnp.where(heard[:, None], activity, UNHEARD)
+        mask = length_mask(clip_steps, activity.shape[-1])
+        return activity if mask is None else jnp.where(mask[:, None], activity, MASKED_LOGIT)
 
     def _slots(
         self,
         dense: jax.Array,
-        fine: jax.Array,
-        field: jax.Array,
-        seen: peaks.Peaks | None,
-        real: jax.Array | None,
+        by_frame: jax.Array,
+        by_step: jax.Array,
+        doa_peaks: peaks.Peaks | None,
+        clip_steps: jax.Array | None,
     ) -> Slots:
-        """fine [B, F, M, 5]: log power, direction vector and diffuseness of each mel band.
+        """Attractors, then the heads that read one source from each.
 
-        field [B, T, M, 5]: their means over the frames of a step of the map.
+        by_frame [B, F, M, 5]: log power, direction vector and diffuseness of each mel band;
+        by_step [B, T, M, 5]: their means over the frames of a step of the map.
         """
         s = self.spatial
-        evidence = near = None
-        if seen is not None:
-            by_step = lambda x: x.reshape(*x.shape[:2], -1, s.frames_per_step, *x.shape[3:])  # noqa: E731
-            near = by_step(seen.near).mean(3)
-            where = jnp.stack([seen.strength, jnp.log(seen.strength + 1e-3)], -1)
-            where = jnp.concatenate([where, seen.direction[..., 2:]], -1)
-            heard = peaks.timbre(fine[..., 0], seen.near, seen.heard)
-            evidence = jnp.concatenate([where, heard], -1).astype(self.dtype)
-        attractors = self._attractors(dense, evidence, real)
-        activity = self._activity(dense, attractors, near, field, real)
+        evidence = proximity = None
+        if doa_peaks is not None:
+            split_steps = lambda x: x.reshape(*x.shape[:2], -1, s.frames_per_step, *x.shape[3:])  # noqa: E731
+            proximity = split_steps(doa_peaks.proximity).mean(3)
+            strength = doa_peaks.strength
+            of_peak = jnp.stack([strength, jnp.log(strength + 1e-3)], -1)
+            of_peak = jnp.concatenate([of_peak, doa_peaks.direction[..., 2:]], -1)
+            spectra = peaks.peak_spectra(
+                by_frame[..., 0], doa_peaks.proximity, doa_peaks.frame_mask
+            )
+            evidence = jnp.concatenate([of_peak, spectra], -1).astype(self.dtype)
+        attractors = self._attractors(dense, evidence, clip_steps)
+        activity = self._activity(dense, attractors, proximity, by_step, clip_steps)
         weights = jax.nn.sigmoid(activity)
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-6)
-        shown = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
-        asked = nn.Dense(s.width, dtype=self.dtype, name="slot_attractor")(attractors)[:, :, None]
-        hidden = jax.nn.gelu(shown + asked)
+        of_step = nn.Dense(s.width, dtype=self.dtype, name="slot_dense")(dense)[:, None]
+        of_slot = nn.Dense(s.width, dtype=self.dtype, name="slot_attractor")(attractors)
+        hidden = jax.nn.gelu(of_step + of_slot[:, :, None])
         bands = nn.Dense(s.n_mels, dtype=self.dtype, name="bands")(hidden)
-        common = self._gates("slot_bands", dense, 1, field)
+        common = self._band_gates("slot_bands", dense, 1, by_step)
         gates = jax.nn.sigmoid(bands + jnp.moveaxis(common, 2, 1))
         residual = nn.Dense(3, dtype=self.dtype, name="residual")(hidden)
-        if seen is None:
-            measured = jnp.einsum("bstm,btmc->bstc", gates, field[..., 1:4]) / s.n_mels
+        if doa_peaks is None:
+            measured = jnp.einsum("bstm,btmc->bstc", gates, by_step[..., 1:4]) / s.n_mels
         else:
-            # Frame by frame: the mean of a step's frames would mix what is heard in turns.
-            vectors = seen.trusted[..., None] * fine[:, None, ..., 1:4]
-            vectors = by_step(vectors).mean(3)
+            # Frame by frame: the mean over a step would mix sources that alternate within it.
+            vectors = doa_peaks.vote_weight[..., None] * by_frame[:, None, ..., 1:4]
+            vectors = split_steps(vectors).mean(3)
             measured = jnp.einsum("bstm,bstmc->bstc", gates, vectors) / s.n_mels
-            clear = jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True)
-            residual = 0.2 * clear * jnp.tanh(residual)
-        in_time = measured + residual
-        direction = jnp.einsum("bst,bstc->bsc", weights, in_time)
-        if seen is not None:
-            # Where most of the votes agree, which no mean over time and bands finds as well.
-            clear = jnp.linalg.norm(direction + 1e-6, axis=-1, keepdims=True)
-            direction = clear * seen.direction
+            clarity = jnp.linalg.norm(measured + 1e-6, axis=-1, keepdims=True)
+            residual = 0.2 * clarity * jnp.tanh(residual)
+        direction_in_time = measured + residual
+        direction = jnp.einsum("bst,bstc->bsc", weights, direction_in_time)
+        if doa_peaks is not None:
+            # The peak, where most votes agree, is more accurate than the mean over time and bands.
+            clarity = jnp.linalg.norm(direction + 1e-6, axis=-1, keepdims=True)
+            direction = clarity * doa_peaks.direction
         pooled = jnp.einsum("bst,bstd->bsd", weights, hidden)
-        known = [pooled, attractors]
-        if seen is not None:
-            # Once more what comes from there, now while the slot holds it to be heard.
-            during = jnp.repeat(jax.nn.sigmoid(activity), s.frames_per_step, axis=-1)[..., None]
-            heard = peaks.timbre(fine[..., 0], seen.near * during, seen.heard)
-            known.append(heard.astype(self.dtype))
-        known = jnp.concatenate(known, -1)
-        summary = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(known))
-        named = summary if seen is None else jnp.concatenate([summary, heard], -1)
+        summary = [pooled, attractors]
+        if doa_peaks is not None:
+            # The peak's spectra once more, now of the time in which the slot is active.
+            active = jnp.repeat(jax.nn.sigmoid(activity), s.frames_per_step, axis=-1)[..., None]
+            spectra = peaks.peak_spectra(
+                by_frame[..., 0], doa_peaks.proximity * active, doa_peaks.frame_mask
+            )
+            summary.append(spectra.astype(self.dtype))
+        summary = jnp.concatenate(summary, -1)
+        summary = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="slot_hidden")(summary))
+        of_class = summary if doa_peaks is None else jnp.concatenate([summary, spectra], -1)
         return Slots(
             presence=nn.Dense(1, name="presence")(summary)[..., 0],
-            label=nn.Dense(s.num_classes, name="label")(named),
+            label=nn.Dense(s.num_classes, name="label")(of_class),
             activity=activity,
-            direction_in_time=in_time,
+            direction_in_time=direction_in_time,
             direction=direction,
             log_distance=nn.Dense(1, name="distance")(summary)[..., 0],
         )
+
+    def _condition_on_slots(self, dense: jax.Array, slots: Slots) -> jax.Array:
+        """Adds to dense [B, T, D] each class's activity, direction and distance by the slots."""
+        s = self.spatial
+        label = jax.nn.sigmoid(slots.presence)[..., None] * jax.nn.softmax(slots.label)
+        ones = jnp.ones_like(slots.log_distance)[..., None]
+        place = jnp.concatenate(
+            [ones, unit_vector(slots.direction), slots.log_distance[..., None]], -1
+        )
+        activity = jax.nn.sigmoid(slots.activity)
+        by_class = jnp.einsum("bst,bsc,bsk->btck", activity, label, place)
+        by_class = by_class.reshape(*by_class.shape[:2], -1).astype(self.dtype)
+        dense = dense + nn.Dense(s.width, dtype=self.dtype, name="told")(by_class)
+        return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(dense)
+
+    def _room(self, dense: jax.Array, mask: jax.Array | None) -> Room:
+        """The room's estimates from mean and maximum over time of dense [B, T, D]."""
+        s = self.spatial
+        where = None if mask is None else mask[..., None]
+        # Not dense.max(1): its gradient is 0 / 0 if XLA rounds the maximum otherwise than dense.
+        valid = dense if where is None else jnp.where(where, dense, MASKED_LOGIT)
+        index = valid.argmax(1)
+        maximum = jnp.take_along_axis(dense, index[:, None], axis=1)[:, 0]
+        pooled = jnp.concatenate([dense.mean(1, where=where), maximum], -1)
+        hidden = jax.nn.gelu(nn.Dense(s.width, dtype=self.dtype, name="room_hidden")(pooled))
+        room = nn.Dense(4, name="room")(hidden)
+        return Room(*jnp.moveaxis(room, -1, 0))

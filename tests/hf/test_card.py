@@ -45,13 +45,13 @@ def header(text):
     return {line.partition(": ")[0]: json.loads(line.partition(": ")[2]) for line in lines}
 
 
-def test_the_card_tells_of_the_run(work):
-    text = card.text(work / "checkpoints" / "sft", META, 1234567)
-    assert "1,234,567 parameters. Classes: bell, dog." in text
+def test_the_card_has_the_facts_of_the_run(work):
+    text = card.model_card(work / "checkpoints" / "sft", META, 1234567)
+    assert "1,234,567 parameters." in text and "Classes: bell, dog." in text
     assert "birds-data CC-BY-SA-3.0" in text and "sounds: debian" in text
     assert "4,000, simulated, 4 s each, seed 0" in text and "RT60 0.15 to 0.7 s" in text
     assert "| sft | 49.8 (47-53) |" in text and "| mono | 33.8 (31-37) |" in text
-    assert "1000 four-option questions, seed 7" in text and "stood still" in text
+    assert "1000 four-option questions, seed 7" in text and "did not move in training" in text
     fields = header(text)
     assert fields["license"] == "other" and fields["library_name"] == "transformers"
     metrics = fields["model-index"][0]["results"][0]["metrics"]
@@ -59,21 +59,21 @@ def test_the_card_tells_of_the_run(work):
     assert "base_model" not in fields
 
 
-def test_the_card_claims_nothing_that_is_not_there(work):
+def test_the_card_states_only_known_facts(work):
     folder = work / "checkpoints" / "sft"
     later = os.stat(work / "results.json").st_mtime + 10
     os.utime(folder / "meta.json", (later, later))
-    text = card.text(folder, META, 1)
+    text = card.model_card(folder, META, 1)
     assert "before these weights were trained" in text and "49.8" not in text
     assert "model-index" not in header(text)
     shutil.move(folder, work / "checkpoints" / "align")
-    text = card.text(work / "checkpoints" / "align", META | {"stage": "align"}, 1)
-    assert "not on stage `align`" in text
+    text = card.model_card(work / "checkpoints" / "align", META | {"stage": "align"}, 1)
+    assert "not for stage `align`" in text
     alone = shutil.move(work / "checkpoints" / "align", work / "alone")
-    text = card.text(alone, META | {"pretrained": {"decoder": "Qwen/Qwen2.5-7B"}}, 1)
-    assert "No benchmark was run" in text and "birds-data" not in text
+    text = card.model_card(alone, META | {"pretrained": {"decoder": "Qwen/Qwen2.5-7B"}}, 1)
+    assert "benchmark was not run" in text and "birds-data" not in text
     fields = header(text)
     assert fields["base_model"] == ["Qwen/Qwen2.5-7B"] and fields["license"] == "other"
     (alone / "config.gin").unlink()
-    text = card.text(alone, META | {"sounds": "procedural"}, 1)
+    text = card.model_card(alone, META | {"sounds": "procedural"}, 1)
     assert header(text)["license"] == "apache-2.0" and "simulated, 4 s each" in text

@@ -18,7 +18,7 @@ from jaxasa.models import sample
 from jaxasa.models.asa import ASA
 from jaxasa.models.decoder import Decoder
 from jaxasa.models.layers import sinusoids
-from jaxasa.models.semantic import Semantic
+from jaxasa.models.semantic import SemanticEncoder
 from jaxasa.parallel import mesh, sharding
 
 SEMANTIC = config.Semantic(n_mels=16, width=16, heads=2, layers=2, max_seconds=0.5)
@@ -36,51 +36,51 @@ def model_of(semantic=SEMANTIC, decoder=DECODER):
     return config.Model(semantic, spatial, projector, decoder, config.Lora(rank=1))
 
 
-def targets_of(model, part, where, dtype="float32"):
+def targets_of(model, part, on_mesh, dtype="float32"):
     """{path: shape, dtype, sharding} of one part's parameters."""
+    key = jax.random.key(0)
     if part == "semantic":
-        made = jax.eval_shape(
-            Semantic(model.semantic).init, jax.random.key(0), np.zeros((1, 4, model.semantic.mels))
-        )["params"]
+        mels = np.zeros((1, 4, model.semantic.n_mels))
+        shapes = jax.eval_shape(SemanticEncoder(model.semantic).init, key, mels)["params"]
     else:
         x = np.zeros((1, 2, model.decoder.width))
 
-        def start(key):
+        def init(key):
             module = Decoder(model.decoder, model.lora)
-            ids = module.init(key, np.zeros((1, 1), int), method="embed")["params"]
-            return ids | module.init(key, x, np.ones((1, 2), bool))["params"]
+            tables = module.init(key, np.zeros((1, 1), int), method="embed")["params"]
+            return tables | module.init(key, x, np.ones((1, 2), bool))["params"]
 
-        made = jax.eval_shape(start, jax.random.key(0))
-    lie = trees.flatten(sharding.params_sharding({part: made}, where))
+        shapes = jax.eval_shape(init, key)
+    shardings = trees.flatten(sharding.params_sharding({part: shapes}, on_mesh))
     return {
-        path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=lie[path])
-        for path, leaf in trees.flatten({part: made}).items()
+        path: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings[path])
+        for path, leaf in trees.flatten({part: shapes}).items()
     }
 
 
 @pytest.fixture(scope="module")
 def one():
-    return mesh.make(config.Mesh(1, 1, 1), jax.devices()[:1])
+    return mesh.make_mesh(config.Mesh(1, 1, 1), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
 def eight():
-    return mesh.make(config.Mesh(2, 2, 2))
+    return mesh.make_mesh(config.Mesh(2, 2, 2))
 
 
 def as_qwen2(d):
     return {
         "model_type": "qwen3" if d.qk_norm else "qwen2",
-        "vocab_size": d.vocab,
+        "vocab_size": d.vocab_size,
         "hidden_size": d.width,
         "num_attention_heads": d.heads,
         "num_key_value_heads": d.kv_heads,
-        "head_dim": d.head_width,
-        "intermediate_size": d.hidden,
+        "head_dim": d.head_dim,
+        "intermediate_size": d.intermediate_size,
         "num_hidden_layers": d.layers,
         "rope_theta": d.rope_theta,
         "rms_norm_eps": d.norm_eps,
-        "tie_word_embeddings": d.tied,
+        "tie_word_embeddings": d.tie_word_embeddings,
         "hidden_act": "silu",
     }
 
@@ -88,7 +88,7 @@ def as_qwen2(d):
 def as_whisper(s):
     return {
         "model_type": "whisper",
-        "num_mel_bins": s.mels,
+        "num_mel_bins": s.n_mels,
         "d_model": s.width,
         "encoder_attention_heads": s.heads,
         "encoder_layers": s.layers,
@@ -100,7 +100,7 @@ def as_whisper(s):
 
 @pytest.fixture
 def written(tmp_path, one):
-    """`written(part, model)`: a folder with random weights and what they are, flat."""
+    """`written(part, model)`: a folder with random weights, and these flat."""
 
     def write(part, model, dtype=np.float32):
         rng = np.random.default_rng(0)
@@ -112,10 +112,12 @@ def written(tmp_path, one):
         architecture = keymap.ARCHITECTURES[meta["model_type"]]
         tensors = {}
         for path, leaf in leaves.items():
-            for n, place in enumerate(keymap.places(path, leaf.shape[0], architecture.rows)):
-                layer = leaf[n] if place.stacked else leaf
-                axes = {"linear": (1, 0), "conv1d": (2, 1, 0)}.get(place.layout)
-                tensors[place.name] = np.ascontiguousarray(layer.transpose(axes) if axes else layer)
+            locations = keymap.tensor_locations(path, leaf.shape[0], architecture.rows)
+            for n, location in enumerate(locations):
+                layer = leaf[n] if location.stacked else leaf
+                axes = {"linear": (1, 0), "conv1d": (2, 1, 0)}.get(location.layout)
+                layer = layer.transpose(axes) if axes else layer
+                tensors[location.name] = np.ascontiguousarray(layer)
         if part == "semantic":
             s = model.semantic
             tensors[architecture.positions] = sinusoids(round(50 * s.max_seconds), s.width)
@@ -146,37 +148,33 @@ def shard(folder):
 
 
 @pytest.mark.parametrize("decoder", [DECODER, QWEN3])
-def test_a_decoder_lands_as_it_was_on_any_mesh_and_in_any_number_of_files(
-    written, one, eight, decoder
-):
+def test_a_decoder_loads_on_any_mesh_from_any_number_of_files(written, one, eight, decoder):
     model = model_of(decoder=decoder)
     folder, leaves = written("decoder", model)
-    for where in (one, eight):
-        targets = targets_of(model, "decoder", where)
-        found = pretrained.load(str(folder), "decoder", model, targets)
-        assert set(found) == set(leaves)
+    for on_mesh in (one, eight):
+        targets = targets_of(model, "decoder", on_mesh)
+        params = pretrained.load(str(folder), "decoder", model, targets)
+        assert set(params) == set(leaves)
         for path, leaf in leaves.items():
-            assert found[path].sharding == targets[path].sharding
-            np.testing.assert_array_equal(np.asarray(found[path]), leaf)
-        shard(folder) if where is one else None
+            assert params[path].sharding == targets[path].sharding
+            np.testing.assert_array_equal(np.asarray(params[path]), leaf)
+        shard(folder) if on_mesh is one else None
     assert any(not t.sharding.is_fully_replicated for t in targets.values())
 
 
-def test_an_encoder_lands_in_bfloat16_and_leaves_whispers_decoder(written, one):
+def test_an_encoder_loads_in_bfloat16_without_whispers_decoder(written, one):
     model = model_of()
     folder, leaves = written("semantic", model, np.float16)
-    found = pretrained.load(
-        str(folder), "semantic", model, targets_of(model, "semantic", one, "bfloat16")
-    )
+    targets = targets_of(model, "semantic", one, "bfloat16")
+    params = pretrained.load(str(folder), "semantic", model, targets)
     for path, leaf in leaves.items():
-        assert found[path].dtype == "bfloat16"
-        np.testing.assert_array_equal(
-            np.asarray(found[path]), leaf.astype("bfloat16"), err_msg=path
-        )
+        assert params[path].dtype == "bfloat16"
+        expected = leaf.astype("bfloat16")
+        np.testing.assert_array_equal(np.asarray(params[path]), expected, err_msg=path)
 
 
-def test_the_host_holds_two_copies_of_one_tensor_at_most(written, one):
-    # On a CPU the arrays themselves lie in the host's memory, but not in what Python allocates.
+def test_loading_needs_host_memory_for_two_copies_of_one_tensor(written, one):
+    # On CPU the arrays are in the host's memory too, but Python does not allocate them.
     decoder = dataclasses.replace(
         DECODER, vocab_size=20_000, width=64, intermediate_size=4000, layers=6
     )
@@ -192,7 +190,7 @@ def test_the_host_holds_two_copies_of_one_tensor_at_most(written, one):
     assert largest < peak < 2.05 * largest
 
 
-def test_everything_wrong_with_a_folder_is_in_one_line(written, one):
+def test_all_faults_of_a_folder_are_listed_in_one_line(written, one):
     model = model_of()
     folder, _ = written("decoder", model)
 
@@ -201,15 +199,15 @@ def test_everything_wrong_with_a_folder_is_in_one_line(written, one):
         tensors["model.layers.3.mlp.up_proj.weight"] = np.zeros((24, 16), np.float32)
         tensors["model.layers.0.self_attn.q_proj.weight"] = np.zeros((16, 15), np.float32)
         tensors["model.layers.0.self_attn.k_proj.bias"] = np.zeros(8, np.int8)
-        # Neither of these is surplus: tied, and a table that older files hold.
+        # Neither is surplus: the embedding repeated, and a table in older files.
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(2, np.float32)
 
     edit(folder, change)
     with pytest.raises(ConfigError) as error:
         pretrained.load(str(folder), "decoder", model, targets_of(model, "decoder", one))
-    told = str(error.value).removeprefix(f"{folder}: ").split("; ")
-    assert sorted(told) == [
+    faults = str(error.value).removeprefix(f"{folder}: ").split("; ")
+    assert sorted(faults) == [
         "missing model.layers.1.mlp.up_proj.weight",
         "missing model.norm.weight",
         "model.layers.0.self_attn.k_proj.bias is of type I8, expected one of F64, F32, F16, BF16",
@@ -289,59 +287,60 @@ def test_damaged_files(written, one):
 
 def test_a_name_on_the_hub(written, monkeypatch, tmp_path):
     folder, _ = written("decoder", model_of())
-    asked = {}
+    patterns = {}
 
     def download(name, allow_patterns):
-        asked[name] = allow_patterns
+        patterns[name] = allow_patterns
         return str(folder)
 
     hub = types.SimpleNamespace(snapshot_download=download)
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", hub)
-    assert weights.folder_of("Qwen/Qwen2.5-7B") == folder
-    assert asked == {"Qwen/Qwen2.5-7B": ["*.safetensors", "*.json"]}
+    assert weights.resolve_folder("Qwen/Qwen2.5-7B") == folder
+    assert patterns == {"Qwen/Qwen2.5-7B": ["*.safetensors", "*.json"]}
 
     def offline(name, allow_patterns):
         raise OSError("no network\nat all")
 
     monkeypatch.setattr(hub, "snapshot_download", offline)
-    with pytest.raises(ConfigError, match=r"Qwen/Qwen2\.5-7B: .*hub does not give it: no network$"):
-        weights.folder_of("Qwen/Qwen2.5-7B")
+    with pytest.raises(
+        ConfigError, match=r"Qwen/Qwen2\.5-7B: .*cannot be downloaded from the hub: no network$"
+    ):
+        weights.resolve_folder("Qwen/Qwen2.5-7B")
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(ConfigError, match="install huggingface_hub"):
-        weights.folder_of("Qwen/Qwen2.5-7B")
+        weights.resolve_folder("Qwen/Qwen2.5-7B")
     with pytest.raises(ConfigError, match="no such folder, expected one with model.safetensors"):
-        weights.folder_of(str(tmp_path / "nothing"))
+        weights.resolve_folder(str(tmp_path / "nothing"))
 
 
 @given(st.sampled_from(sorted(keymap.ARCHITECTURES)), st.integers(0, 200), st.data())
 @settings(max_examples=60)
-def test_each_row_of_each_architecture_is_read_both_ways(kind, n, data):
+def test_each_row_of_each_architecture_inverts(kind, n, data):
     rows = keymap.ARCHITECTURES[kind].rows
     row = data.draw(st.sampled_from(rows))
-    places = keymap.places(row.ours, n + 1, rows)
-    assert len(places) == (n + 1 if "{n}" in row.theirs else 1)
-    assert len({place.name for place in places}) == len(places)
-    assert all(keymap.has_row(place.name, rows) for place in places)
+    locations = keymap.tensor_locations(row.jax_path, n + 1, rows)
+    assert len(locations) == (n + 1 if "{n}" in row.hf_name else 1)
+    assert len({location.name for location in locations}) == len(locations)
+    assert all(keymap.has_row(location.name, rows) for location in locations)
     others = tuple(r for r in rows if r != row)
-    assert not any(keymap.has_row(place.name, others) for place in places)
-    assert not keymap.has_row(places[-1].name + "_scale", rows)
+    assert not any(keymap.has_row(location.name, others) for location in locations)
+    assert not keymap.has_row(locations[-1].name + "_scale", rows)
     shape = tuple(range(2, 2 + {"same": 1, "linear": 2, "conv1d": 3}[row.layout]))
-    assert (
-        keymap.from_layout(np.zeros(keymap.in_file(shape, row.layout)), row.layout).shape == shape
-    )
+    in_file = np.zeros(keymap.to_hf_layout(shape, row.layout))
+    assert keymap.from_hf_layout(in_file, row.layout).shape == shape
 
 
-# Against transformers, each model written by its own save_pretrained and loaded from there.
+# Against transformers: models that its own save_pretrained wrote.
 
 PAD, NEW = 0, 6
 
 
 def stir(torch, twin):
-    """Weights of a size at which every part of the model shows in its output."""
+    """Random weights with which every part of the model affects its output."""
     torch.manual_seed(0)
     for name, weight in twin.named_parameters():
         if "embed_positions" in name:
-            # Qwen2-Audio's class does not make them, its published weights hold them.
+            # Qwen2-Audio's class does not compute them; its published weights have them.
             weight.data = torch.tensor(sinusoids(*weight.shape))
             continue
         noise = torch.randn_like(weight)
@@ -363,22 +362,22 @@ def prompts(vocab):
 
 def text_settings(d, **more):
     return dict(
-        vocab_size=d.vocab,
+        vocab_size=d.vocab_size,
         hidden_size=d.width,
-        intermediate_size=d.hidden,
+        intermediate_size=d.intermediate_size,
         num_hidden_layers=d.layers,
         num_attention_heads=d.heads,
         num_key_value_heads=d.kv_heads,
         rms_norm_eps=d.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": d.rope_theta},
-        tie_word_embeddings=d.tied,
+        tie_word_embeddings=d.tie_word_embeddings,
         **more,
     )
 
 
-def agrees(torch, twin, model, params):
-    """Logits under left padding, and text and its logits through the cache, are those of `twin`."""
-    asa, ids = ASA(model), prompts(model.decoder.vocab)
+def check_parity(torch, twin, model, params):
+    """Asserts that logits with left padding, greedy text and its logits equal those of `twin`."""
+    asa, ids = ASA(model), prompts(model.decoder.vocab_size)
     valid = ids != PAD
     with torch.no_grad():
         expected = twin(
@@ -396,25 +395,26 @@ def agrees(torch, twin, model, params):
             output_logits=True,
             return_dict_in_generate=True,
         )
-        said = reply.sequences[:, 9:].numpy()
-        likely = torch.stack(reply.logits, 1).log_softmax(-1).numpy()
+        expected_ids = reply.sequences[:, 9:].numpy()
+        expected_logps = torch.stack(reply.logits, 1).log_softmax(-1).numpy()
 
     @jax.jit
     def run(params):
-        hidden, *_ = asa.hidden(params, asa.embed(params, ids, None, 2), valid, False)
-        made = sample.generate(
-            asa, params, ids, None, jax.random.key(0),
-            max_new=NEW, pad=PAD, eos=-1, audio_id=2, adapted=False,
-        )  # fmt: skip
-        return hidden @ asa.table(params).T, made.ids[:, 0], made.logps[:, 0]
+        hidden, *_ = asa.forward(params, asa.embed(params, ids, None, 2), valid)
+        special_tokens = sample.SpecialTokenIds(PAD, eos=-1, audio=2, answer=-1)
+        completions = sample.generate(
+            *(asa, params, ids, None, jax.random.key(0), special_tokens), max_new_tokens=NEW
+        )
+        logits = hidden @ asa.unembedding(params).T
+        return logits, completions.ids[:, 0], completions.logps[:, 0]
 
-    found, ids, logps = run(params)
+    logits, ids, logps = run(params)
     assert expected[valid].std() > 0.5
-    np.testing.assert_allclose(np.asarray(found)[valid], expected[valid], atol=1e-4)
-    np.testing.assert_array_equal(np.asarray(ids), said)
-    chosen = np.take_along_axis(likely, said[..., None], 2)[..., 0]
+    np.testing.assert_allclose(np.asarray(logits)[valid], expected[valid], atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(ids), expected_ids)
+    chosen = np.take_along_axis(expected_logps, expected_ids[..., None], 2)[..., 0]
     np.testing.assert_allclose(np.asarray(logps), chosen, atol=1e-4)
-    assert len(np.unique(said)) > 1
+    assert len(np.unique(expected_ids)) > 1
 
 
 DECODERS = {
@@ -425,7 +425,7 @@ DECODERS = {
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_a_loaded_decoder_says_what_transformers_says(name, one, tmp_path):
+def test_a_loaded_decoder_equals_transformers(name, one, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     d = DECODERS[name]
@@ -436,15 +436,15 @@ def test_a_loaded_decoder_says_what_transformers_says(name, one, tmp_path):
     twin.save_pretrained(tmp_path, max_shard_size="5KB")
     assert (tmp_path / weights.INDEX).is_file()
     model = model_of(decoder=d)
-    found = pretrained.load(str(tmp_path), "decoder", model, targets_of(model, "decoder", one))
-    agrees(torch, twin, model, trees.merge(found, {}))
+    params = pretrained.load(str(tmp_path), "decoder", model, targets_of(model, "decoder", one))
+    check_parity(torch, twin, model, trees.merge(params, {}))
 
 
-def heard(model, params, mels):
+def semantic_stream(model, params, mels):
     return np.asarray(ASA(model).semantic.apply({"params": params["semantic"]}, mels))
 
 
-def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
+def test_a_loaded_whisper_encoder_equals_transformers(one, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     s = SEMANTIC
@@ -457,8 +457,8 @@ def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
     twin = stir(torch, transformers.WhisperForConditionalGeneration(settings))
     twin.save_pretrained(tmp_path)
     model = model_of()
-    found = pretrained.load(str(tmp_path), "semantic", model, targets_of(model, "semantic", one))
-    params = trees.merge(found, {})
+    loaded = pretrained.load(str(tmp_path), "semantic", model, targets_of(model, "semantic", one))
+    params = trees.merge(loaded, {})
     mels = np.random.default_rng(0).normal(size=(2, 50, s.n_mels)).astype(np.float32)
     encoder = twin.model.encoder
     with torch.no_grad():
@@ -471,11 +471,11 @@ def test_a_loaded_whisper_hears_what_transformers_hears(one, tmp_path):
             x = x[0] if isinstance(x, tuple) else x
         short = encoder.layer_norm(x).numpy()
     assert expected.std() > 0.5
-    np.testing.assert_allclose(heard(model, params, mels), expected, atol=1e-4)
-    np.testing.assert_allclose(heard(model, params, mels[:, :24]), short, atol=1e-4)
+    np.testing.assert_allclose(semantic_stream(model, params, mels), expected, atol=1e-4)
+    np.testing.assert_allclose(semantic_stream(model, params, mels[:, :24]), short, atol=1e-4)
 
 
-def test_a_loaded_qwen2_audio_hears_and_says_what_transformers_does(one, tmp_path):
+def test_a_loaded_qwen2_audio_equals_transformers(one, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     s = dataclasses.replace(SEMANTIC, pool=2)
@@ -492,13 +492,13 @@ def test_a_loaded_qwen2_audio_hears_and_says_what_transformers_does(one, tmp_pat
     )
     twin = stir(torch, transformers.Qwen2AudioForConditionalGeneration(settings))
     twin.save_pretrained(tmp_path)
-    model, found = model_of(s, d), {}
+    model, loaded = model_of(s, d), {}
     for part in ("semantic", "decoder"):
-        found |= pretrained.load(str(tmp_path), part, model, targets_of(model, part, one))
-    params = trees.merge(found, {})
+        loaded |= pretrained.load(str(tmp_path), part, model, targets_of(model, part, one))
+    params = trees.merge(loaded, {})
     mels = np.random.default_rng(0).normal(size=(2, 50, s.n_mels)).astype(np.float32)
     with torch.no_grad():
         expected = twin.model.audio_tower(torch.tensor(mels).mT).last_hidden_state.numpy()
     assert expected.shape == (2, 12, 16) and expected.std() > 0.5
-    np.testing.assert_allclose(heard(model, params, mels), expected, atol=1e-4)
-    agrees(torch, twin, model, params)
+    np.testing.assert_allclose(semantic_stream(model, params, mels), expected, atol=1e-4)
+    check_parity(torch, twin, model, params)

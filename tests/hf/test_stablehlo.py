@@ -36,33 +36,33 @@ print(json.dumps([function.platforms, [str(a) for a in function.in_avals[-2:]]])
 @pytest.mark.soak
 def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     pytest.importorskip("flatbuffers")
-    model = dataclasses.replace(tiny.model, prompt_tokens=16, reply_tokens=6)
+    options = dataclasses.replace(tiny.model, prompt_tokens=16, reply_tokens=6)
     meta = {
         "stage": "sft",
         "classes": list(tiny.classes),
         "seconds": 0.5,
-        "model": dataclasses.asdict(model),
+        "model": dataclasses.asdict(options),
         "tokenizer": "tokenizer.json",
     }
     trained = tmp_path / "sft"
-    with checkpoint.Store(trained) as store:
-        store.save(1, state.State(np.int32(1), tiny.params, {}), {}, meta, "")
-    text.tokenizer.save(str(trained / "tokenizer.json"))
-    out = export.export(trained, tmp_path / "out", with_stablehlo=True)
-    # Half a second is 2 steps of the map after 3 slots, and 16 places are left to the question.
+    with checkpoint.CheckpointManager(trained) as store:
+        store.save(1, state.TrainState(np.int32(1), tiny.params, {}), {}, meta, "")
+    text.backend.save(str(trained / "tokenizer.json"))
+    out = export.export_checkpoint(trained, tmp_path / "out", with_stablehlo=True)
+    # Half a second has 2 tokens of the map after those of 3 slots; 16 are left for the question.
     facts = json.loads((out / "stablehlo" / "signature.json").read_text())
     assert facts["functions"]["logits"]["result"] == {"shape": ["b", 21, 480], "dtype": "float32"}
     assert facts["ids"]["shape"] == ["b", 21] and facts["audio"]["shape"] == ["b", 8000, 4]
 
-    ours = qa.Model.load(trained)
+    model = qa.QaModel.load(trained)
     rng = np.random.default_rng(0)
     clips = (rng.normal(size=(3, 8000, 4)) * 3000).astype(np.int16)
     questions = ["where is the dog ?", "how many ?", "what ?"]
     rows = [
-        tokens.prompt_ids(ours.text, 5, tokens.question_text(question, None))
+        tokens.prompt_ids(model.tokenizer, 5, tokens.question_text(question, None))
         for question in questions
     ]
-    ids = tokens.pad_left(rows, 21, ours.text.pad)
+    ids = tokens.pad_left(rows, 21, model.tokenizer.pad_id)
     np.savez(tmp_path / "given.npz", ids=ids, audio=clips.astype(np.float32) / 32767)
     done = subprocess.run(
         [sys.executable, "-I", "-c", READER, str(out), str(tmp_path)],
@@ -74,22 +74,22 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     platforms, shapes = json.loads(done.stdout)
     assert set(platforms) == {"cpu", "cuda", "tpu"} and shapes[0] == "int32[b,21]"
     found = np.load(tmp_path / "found.npz")
-    replies = ours.respond(clips, questions, [None] * 3)
-    assert [ours.text.decode(row) for row in found["answer"]] == replies
-    asa = ours.asa
+    replies = model.respond(clips, questions, [None] * 3)
+    assert [model.tokenizer.decode(row) for row in found["answer"]] == replies
+    asa = model.asa
 
     @jax.jit
     def logits(params):
-        placed, _ = asa.project(params, asa.listen(params, clips))
-        x = asa.embed(params, ids, placed, ours.text.audio)
-        hidden, *_ = asa.hidden(params, x, ids != ours.text.pad)
+        audio_embeds, _ = asa.project(params, asa.encode_audio(params, clips))
+        x = asa.embed(params, ids, audio_embeds, model.tokenizer.audio_id)
+        hidden, *_ = asa.forward(params, x, ids != model.tokenizer.pad_id)
         return asa.logits(params, hidden)
 
-    np.testing.assert_allclose(found["logits"], logits(ours.params), atol=1e-4)
+    np.testing.assert_allclose(found["logits"], logits(model.params), atol=1e-4)
 
 
-def test_what_serialises_may_be_missing(monkeypatch, tmp_path):
+def test_missing_flatbuffers_is_a_config_error(monkeypatch, tmp_path):
     monkeypatch.setattr(stablehlo.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install jaxasa\[stablehlo\]"):
-        stablehlo.write(tmp_path / "out", {}, {}, "tokenizer.json")
+        stablehlo.write_stablehlo(tmp_path / "out", {}, {}, "tokenizer.json")
     assert not (tmp_path / "out").exists()

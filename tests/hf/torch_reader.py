@@ -1,17 +1,17 @@
-"""Run by tests/hf/test_torch.py in a process of its own: reads an export without jaxasa.
+"""Run by tests/hf/test_torch.py in another process: loads an export without jaxasa.
 
     python -I torch_reader.py WORK... [--whole]
 
-WORK holds export, clips.npz and question.txt; logits and answers go to WORK/found.npz and
-WORK/found.json. --whole: also batches, what is refused, bfloat16, and what transformers saves
-(WORK/saved).
+WORK contains export, clips.npz and question.txt; logits and answers are written to WORK/found.npz
+and WORK/found.json. --whole: also batches, refused audio, bfloat16, and WORK/saved, the folder that
+transformers saves.
 """
 
 import json
 import sys
 from pathlib import Path
 
-sys.modules["jaxasa"] = None  # what is installed beside torch must not help
+sys.modules["jaxasa"] = None  # also if it is installed
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -41,12 +41,12 @@ def read(folder, work, whole):
         with torch.no_grad():
             logits[name] = model(**inputs).logits[0].numpy()
         reply, sources = model.generate(**inputs, return_sources=True, threshold=0.0)
-        answers[name] = {"reply": processor.read(reply[0])["reply"], "sources": sources[0]}
+        answers[name] = {"reply": processor.parse_reply(reply[0])["reply"], "sources": sources[0]}
     facts = {
         "classes": config.classes,
         "ids": tokenizer(" where is the dog ?", add_special_tokens=False).input_ids,
         "answers": answers,
-        "report": {name: sorted(map(str, found)) for name, found in report.items() if found},
+        "report": {name: sorted(map(str, keys)) for name, keys in report.items() if keys},
         "stock": [type(module).__name__ for module in model.modules()],
     }
     if whole:
@@ -62,16 +62,16 @@ def read(folder, work, whole):
 
 
 def pairs(model, processor, clip, question):
-    """Replies to two prompts of different lengths side by side, and to the second alone."""
+    """Replies to a batch of two prompts of different lengths, and to the second alone."""
     pair = model.generate(**processor([clip] * 2, [question, "how many ?"]))
     alone = model.generate(**processor(clip, "how many ?"))[0]
-    said = [processor.read(row)["reply"] for row in (*pair, alone)]
-    return {"pair": said[:2], "alone": said[2]}
+    replies = [processor.parse_reply(row)["reply"] for row in (*pair, alone)]
+    return {"pair": replies[:2], "alone": replies[2]}
 
 
 def faults(model, processor, clips, question):
-    """What is said of audio that is refused."""
-    said = []
+    """Messages of the errors for audio that is refused."""
+    messages = []
     for audio, text, rate in (
         (clips["3"][:, :3], question, 16_000),
         (clips["3"], question, 48_000),
@@ -81,8 +81,8 @@ def faults(model, processor, clips, question):
         try:
             model.generate(**processor(audio, text, sampling_rate=rate))
         except ValueError as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 options = [argument for argument in sys.argv[1:] if argument.startswith("--")]

@@ -18,9 +18,9 @@ OPTIONS = ("left", "right", "front", "back")
 
 
 def save(path, tiny, text, bias):
-    """Writes `path` as a trained model's folder, with random weights and replies of 16 tokens.
+    """Writes a checkpoint to `path`, with random weights and replies of 16 tokens.
 
-    Slots hold a source where `bias` is large.
+    bias: of the slots' presence.
     """
     meta = {
         "stage": "sft",
@@ -31,9 +31,9 @@ def save(path, tiny, text, bias):
     }
     presence = tiny.params["spatial"]["presence"] | {"bias": np.full(1, bias, np.float32)}
     params = tiny.params | {"spatial": tiny.params["spatial"] | {"presence": presence}}
-    with checkpoint.Store(path) as store:
-        store.save(1, state.State(np.int32(1), params, {}), {}, meta, "")
-    text.tokenizer.save(str(path / "tokenizer.json"))
+    with checkpoint.CheckpointManager(path) as store:
+        store.save(1, state.TrainState(np.int32(1), params, {}), {}, meta, "")
+    text.backend.save(str(path / "tokenizer.json"))
     return path
 
 
@@ -44,7 +44,7 @@ def folder(tiny, text, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return qa.Model.load(folder)
+    return qa.QaModel.load(folder)
 
 
 @pytest.fixture
@@ -65,47 +65,48 @@ def noise(seconds=1.0, channels=4):
 
 
 @pytest.fixture
-def loaded(model, folder, monkeypatch):
-    """`ask.ask` of the model that is in memory, its functions compiled once."""
-    monkeypatch.setattr(qa.Model, "load", classmethod(lambda cls, path: model))
+def ask(model, folder, monkeypatch):
+    """`qa.ask` with the model that is already ask and compiled."""
+    monkeypatch.setattr(qa.QaModel, "load", classmethod(lambda cls, path: model))
     return lambda audio, *args, **more: qa.ask(folder, audio, *args, **more)
 
 
-def test_an_answer_is_json_with_what_the_slots_hold(tiny, loaded, record):
-    found = loaded(record("scene.wav", noise()), "Where is the Dog?", OPTIONS)
-    assert json.loads(json.dumps(found)) == found
-    assert list(found) == ["question", "answer", "thought", "reply", "sources", "note"]
-    assert found["note"] == "1.0 s are beyond what the model was trained on, scenes of 0.5 s"
-    assert found["question"] == "Where is the Dog?" and found["reply"]
-    assert len(found["sources"]) == 3
-    for source in found["sources"]:
+def test_an_answer_is_json_with_the_detected_sources(tiny, ask, record):
+    result = ask(record("scene.wav", noise()), "Where is the Dog?", OPTIONS)
+    assert json.loads(json.dumps(result)) == result
+    assert list(result) == ["question", "answer", "thought", "reply", "sources", "note"]
+    expected = "1.0 s are longer than the scenes that the model was trained on, 0.5 s"
+    assert result["note"] == expected
+    assert result["question"] == "Where is the Dog?" and result["reply"]
+    assert len(result["sources"]) == 3
+    for source in result["sources"]:
         assert set(source) == {"class", "azimuth", "elevation", "distance", "presence"}
-        # The model has eight classes, and its sounds only five.
+        # The class head has eight outputs, of which five are classes.
         assert source["class"] in tiny.classes[:5]
         assert -180 < source["azimuth"] <= 180 and -90 <= source["elevation"] <= 90
         assert source["distance"] > 0 and 0.5 <= source["presence"] <= 1
-    presence = [s["presence"] for s in found["sources"]]
+    presence = [s["presence"] for s in result["sources"]]
     assert presence == sorted(presence, reverse=True)
 
 
-def test_what_is_heard_in_time_is_drawn(model, loaded, record, tmp_path):
-    """The tracks are `sources` with a frame for each step of the dense map that is not padding."""
+def test_tracks_are_sources_over_time_and_are_plotted(model, ask, record, tmp_path):
+    """A track has a value for each step of the dense map that is not padding."""
     clip = (noise() * 32767).astype(np.int16)
     spatial = model.asa.model.spatial
     tracks, sources = (f(clip, length=12_000) for f in (model.tracks, model.sources))
     for track, source in zip(tracks, sources, strict=True):
         assert {name: track[name] for name in source} == source
-        assert track["step"] == spatial.hop * spatial.frames_per_step / 16_000
+        assert track["step"] == spatial.hop_length * spatial.frames_per_step / 16_000
         for name in ("activity", "azimuths", "elevations"):
             assert track[name].shape == (spatial.steps(12_000),)
         assert (track["activity"] >= 0).all() and (track["activity"] <= 1).all()
     path = record("scene.wav", noise())
-    picture = tmp_path / "heard.png"
-    plain = loaded(path, "Where is the dog?", OPTIONS)
-    assert loaded(path, "Where is the dog?", OPTIONS, picture=picture) == plain
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    plot = tmp_path / "sources.png"
+    answer = ask(path, "Where is the dog?", OPTIONS)
+    assert ask(path, "Where is the dog?", OPTIONS, plot_path=plot) == answer
+    assert plot.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ConfigError, match="--plot"):
-        loaded(path, "what ?", picture=tmp_path / "heard.pdf")
+        ask(path, "what ?", plot_path=tmp_path / "sources.pdf")
 
 
 def test_sources_below_the_threshold_are_left_out(model):
@@ -124,115 +125,126 @@ def test_sources_below_the_threshold_are_left_out(model):
         ("what ?", OPTIONS, "what ?", ""),
     ],
 )
-def test_a_letter_becomes_its_option(loaded, record, monkeypatch, reply, options, answer, thought):
-    asked = []
+def test_the_letter_of_an_option_becomes_its_text(
+    ask, record, monkeypatch, reply, options, answer, thought
+):
+    calls = []
 
     def respond(self, audio, questions, choices, lengths, sampling, seed):
-        asked.append((audio.shape, audio.dtype, questions, choices, lengths))
+        calls.append((audio.shape, audio.dtype, questions, choices, lengths))
         return [reply]
 
-    monkeypatch.setattr(qa.Model, "respond", respond)
-    found = loaded(record("scene.wav", noise()), "Where is the dog?", options)
-    assert (found["answer"], found["thought"], found["reply"]) == (answer, thought, reply)
-    assert asked == [((1, 16_000, 4), np.int16, ["where is the dog ?"], [options], [16_000])]
+    monkeypatch.setattr(qa.QaModel, "respond", respond)
+    result = ask(record("scene.wav", noise()), "Where is the dog?", options)
+    assert (result["answer"], result["thought"], result["reply"]) == (answer, thought, reply)
+    assert calls == [((1, 16_000, 4), np.int16, ["where is the dog ?"], [options], [16_000])]
 
 
-def test_clips_are_put_into_buckets_and_kept_within_full_scale(loaded, record, monkeypatch):
-    heard = []
+def test_clips_are_padded_to_buckets_and_scaled_to_full_scale(ask, record, monkeypatch):
+    calls = []
 
     def respond(self, audio, questions, choices, lengths, sampling, seed):
-        heard.append((audio[0], int(lengths[0])))
+        calls.append((audio[0], int(lengths[0])))
         return ["x"]
 
-    monkeypatch.setattr(qa.Model, "respond", respond)
-    monkeypatch.setattr(qa.Model, "sources", lambda self, audio, length: [])
+    monkeypatch.setattr(qa.QaModel, "respond", respond)
+    monkeypatch.setattr(qa.QaModel, "sources", lambda self, audio, length: [])
     short, middle, long = noise(0.25), noise(0.75), noise(31.0)
     notes = [
-        loaded(record(f"{n}.wav", samples), "what ?").get("note", "")
+        ask(record(f"{n}.wav", samples), "what ?").get("note", "")
         for n, samples in enumerate((short, middle, long, 100 * middle))
     ]
     # Trained on 0.5 s: buckets of 0.5, 1, 2, 4, 8, 16 and 30 s.
-    assert [(len(x), n) for x, n in heard] == [
+    assert [(len(x), n) for x, n in calls] == [
         (8000, 8000), (16_000, 12_000), (480_000, 480_000), (16_000, 12_000)
     ]  # fmt: skip
-    beyond = "0.8 s are beyond what the model was trained on, scenes of 0.5 s"
+    beyond = "0.8 s are longer than the scenes that the model was trained on, 0.5 s"
     assert notes[0] == "" and notes[1] == notes[3] == beyond
-    assert notes[2].startswith("only the first 30 s are heard; 30.0 s are beyond")
-    for (audio, _), samples in zip(heard[:3], (short, middle, long), strict=True):
+    assert notes[2].startswith("only the first 30 s are used; 30.0 s are longer than the scenes")
+    for (audio, _), samples in zip(calls[:3], (short, middle, long), strict=True):
         n = min(len(samples), len(audio))
         np.testing.assert_allclose(audio[:n] / 32767, samples[:n], atol=2e-5)
         assert (audio[n:] == 0).all()
-    # One gain for all channels: what they say of direction stays.
-    loud = heard[3][0].astype(float)
+    # One gain for all channels, which keeps directions.
+    loud = calls[3][0].astype(float)
     assert np.abs(loud).max() == 32767
     np.testing.assert_allclose(
-        foa.direction(foa.intensity(loud)), foa.direction(foa.intensity(middle)), atol=0.1
+        foa.cartesian_to_azel(foa.intensity(loud)),
+        foa.cartesian_to_azel(foa.intensity(middle)),
+        atol=0.1,
     )
 
 
-def test_a_clip_in_a_bucket_is_answered_as_if_alone_and_compiled_once_a_bucket(model, text):
-    """3 s in the bucket of 4 s: the same words, and options equally likely within 1e-4."""
+def test_padding_to_a_bucket_changes_no_answer_and_each_bucket_compiles_once(model, text):
+    """3 s in the bucket of 4 s: the same words, and log-probabilities within 1e-4."""
     clip = (noise(3.0) * 32767).astype(np.int16)
-    padded, length = model.fit(clip)
+    padded, length = model.pad_to_bucket(clip)
     assert padded.shape == (64_000, 4) and length == 48_000
-    padded[length:] = 9999  # whatever is there
-    asked, lengths = ["where is the dog ?"], np.array([length], np.int32)
-    before = generation.generate._cache_size(), qa.Model._slots._cache_size()
-    found = model.respond(padded[None], asked, [None], lengths=lengths)
-    places = model.asa.audio_tokens(length)
+    padded[length:] = 9999  # padding may have any value
+    questions, lengths = ["where is the dog ?"], np.array([length], np.int32)
+    compiled = generation.greedy_replies, generation.encode_slots
+    before = [function._cache_size() for function in compiled]
+    replies = model.respond(padded[None], questions, [None], lengths=lengths)
+    audio_tokens = model.asa.num_audio_tokens(length)
     for samples in (52_800, 57_300, 63_999, 64_000):
         other = np.array([samples], np.int32)
-        model.respond(padded[None], asked, [None], lengths=other)
+        model.respond(padded[None], questions, [None], lengths=other)
         model.sources(padded, length=samples)
-    after = generation.generate._cache_size(), qa.Model._slots._cache_size()
-    assert after == (before[0] + 1, before[1] + 1)
-    assert found == model.respond(clip[None], asked, [None])
+    assert [function._cache_size() for function in compiled] == [n + 1 for n in before]
+    assert replies == model.respond(clip[None], questions, [None])
 
     def scores(audio, lengths, room):
-        """Log-probabilities of four replies to a prompt with `room` for audio."""
-        prompt = tokens.prompt_ids(text, places, tokens.question_text(asked[0], None))
-        prompts = tokens.pad_left([prompt], room + model.asa.model.prompt_tokens, text.pad)
+        """Log-probabilities of four replies to a prompt padded to `room` audio tokens."""
+        question = tokens.question_text(questions[0], None)
+        prompt = tokens.prompt_ids(text, audio_tokens, question)
+        prompts = tokens.pad_left([prompt], room + model.asa.model.prompt_tokens, text.pad_id)
         rows = [text.encode(tokens.answer_text(option)) for option in OPTIONS]
-        replies = tokens.pad_right(rows, 16, text.pad)[None]
-        placed = generation.place(model.asa, model.params, audio[None], np.array([False]), lengths)
-        args = model.asa, model.marks, model.params, placed, prompts, replies
-        return np.asarray(generation.likelihoods(*args))
+        replies = tokens.pad_right(rows, 16, text.pad_id)[None]
+        drop_spatial = np.array([False])
+        audio_embeds = generation.audio_embeddings(
+            model.asa, model.params, audio[None], drop_spatial, lengths
+        )
+        args = model.asa, model.special_tokens, model.params, audio_embeds, prompts, replies
+        return np.asarray(generation.option_logprobs(*args))
 
-    full = model.asa.audio_tokens(len(padded))
-    in_bucket, alone = scores(padded, lengths, full), scores(clip, None, places)
-    np.testing.assert_allclose(in_bucket, alone, atol=1e-4)
-    assert np.ptp(alone) > 0.1
+    full = model.asa.num_audio_tokens(len(padded))
+    in_bucket, unpadded = scores(padded, lengths, full), scores(clip, None, audio_tokens)
+    np.testing.assert_allclose(in_bucket, unpadded, atol=1e-4)
+    assert np.ptp(unpadded) > 0.1
 
 
-def test_controls_hear_less(model, monkeypatch):
+def test_audio_conditions_withhold_audio(model, monkeypatch):
     clip = (noise(0.5) * 32767).astype(np.int16)[None]
     other = (noise(1.0)[8000:] * 32767).astype(np.int16)[None]
-    turned = np.concatenate([clip[..., :1], other[..., 1:]], -1)
-    heard, prompts = [], []
+    other_direction = np.concatenate([clip[..., :1], other[..., 1:]], -1)
+    calls, prompts = [], []
 
-    def generate(asa, marks, params, placed, prompt):
+    def greedy_replies(asa, special_tokens, params, audio_embeds, prompt):
         prompts.append(prompt)
-        return np.full((1, 4), model.text.eos)
+        return np.full((1, 4), model.tokenizer.eos_id)
 
-    monkeypatch.setattr(generation, "place", lambda asa, params, *given: heard.append(given))
-    monkeypatch.setattr(generation, "generate", generate)
-    monkeypatch.setattr(qa.Model, "_choose", lambda self, placed, asked, options, part: [""])
-    for hearing in ("full", "mono", "none", "nulled"):
-        for audio in (clip, turned):
-            model.respond(audio, ["what ?"], [OPTIONS], hearing)
-    places = [(p == model.text.audio).sum() for p in prompts]
-    assert places == [5, 5, 5, 5, 0, 0, 5, 5]  # three slots, half a second
-    assert [nulled.tolist() for _, nulled, _ in heard] == [[False]] * 6 + [[True]] * 2
-    mono = [audio for audio, *_ in heard[2:4]]
+    monkeypatch.setattr(
+        generation, "audio_embeddings", lambda asa, params, *args: calls.append(args)
+    )
+    monkeypatch.setattr(generation, "greedy_replies", greedy_replies)
+    monkeypatch.setattr(qa.QaModel, "_most_probable_options", lambda self, *_: [""])
+    for audio_condition in ("full", "mono", "none", "no_spatial"):
+        for audio in (clip, other_direction):
+            model.respond(audio, ["what ?"], [OPTIONS], audio_condition)
+    audio_tokens = [(p == model.tokenizer.audio_id).sum() for p in prompts]
+    assert audio_tokens == [5, 5, 5, 5, 0, 0, 5, 5]  # three slots, half a second
+    assert [drop.tolist() for _, drop, _ in calls] == [[False]] * 6 + [[True]] * 2
+    mono = [audio for audio, *_ in calls[2:4]]
     np.testing.assert_array_equal(mono[0], mono[1])
     assert (mono[0][..., 1:] == 0).all() and (mono[0][..., 0] == clip[..., 0]).all()
-    with pytest.raises(ConfigError, match="hearing is 'both', expected full, mono, nulled, none"):
+    expected = "full, mono, no_spatial, none"
+    with pytest.raises(ConfigError, match=f"audio_condition is 'both', expected {expected}"):
         model.respond(clip, ["what ?"], [None], "both")
     with pytest.raises(ConfigError, match="channels is 2, expected 4 for a model of foa audio"):
         model.respond(clip[..., :2], ["what ?"], [None])
 
 
-def test_files_that_are_no_recording(loaded, record, tmp_path):
+def test_files_that_are_no_recording_are_refused(ask, record, tmp_path):
     broken = noise()
     broken[5, 2] = np.nan
     (tmp_path / "text.wav").write_text("no audio")
@@ -244,104 +256,109 @@ def test_files_that_are_no_recording(loaded, record, tmp_path):
         (tmp_path / "absent.wav", "no such file"),
     ):
         with pytest.raises(ConfigError, match=why) as error:
-            loaded(path, "where is the dog?")
+            ask(path, "where is the dog?")
         assert path.name in str(error.value) and "\n" not in str(error.value)
 
 
-def test_questions_that_are_too_long(loaded, record):
+def test_questions_that_are_too_long_are_refused(ask, record):
     with pytest.raises(ConfigError, match="a prompt of .* tokens, expected at most"):
-        loaded(record("scene.wav", noise()), "where is the dog " * 40)
+        ask(record("scene.wav", noise()), "where is the dog " * 40)
 
 
-def test_folders_that_are_no_model(record, tmp_path):
+def test_folders_without_a_model_are_refused(record, tmp_path):
     with pytest.raises(ConfigError, match="expected an export folder or WORKDIR/checkpoints"):
         qa.ask(tmp_path, record("scene.wav", noise()), "what ?")
 
 
-def test_the_digest_is_of_the_weights(model, folder, tiny, text, tmp_path):
-    assert qa.Model.load(folder).digest == model.digest and len(model.digest) == 16
+def test_the_digest_changes_with_weights_and_option_fallback(model, folder, tiny, text, tmp_path):
+    assert qa.QaModel.load(folder).digest == model.digest and len(model.digest) == 16
     other = save(tmp_path / "sft", tiny, text, 9.5)
-    assert qa.Model.load(other).digest != model.digest
+    digests = {qa.QaModel.load(other).digest, qa.QaModel.load(folder, False).digest}
+    assert len(digests | {model.digest}) == 3 and {len(digest) for digest in digests} == {16}
 
 
-def test_an_answer_outside_the_options_gives_way_to_the_likeliest_of_them(
+def test_option_fallback_is_the_most_probable_option_averaged_over_traces(
     model, folder, text, monkeypatch
 ):
     audio = (noise(0.5) * 32767).astype(np.int16)[None]
-    asked = "where is the dog ?"
-    free = model.respond(audio, [asked], [None])[0]
-    assert qa._answer(free, OPTIONS) not in OPTIONS  # random weights answer nothing of sense
-    heard, place = [], generation.place
+    question = "where is the dog ?"
+    (free,) = model.respond(audio, [question], [None])
+    assert answer_of(free) not in OPTIONS  # random weights have no valid answers
+    embeddings, audio_embeddings = [], generation.audio_embeddings
     monkeypatch.setattr(
-        generation, "place", lambda *given: heard.append(place(*given)) or heard[-1]
+        generation,
+        "audio_embeddings",
+        lambda *args: embeddings.append(audio_embeddings(*args)) or embeddings[-1],
     )
-    reply = model.respond(audio, [asked], [OPTIONS])[0]
-    assert len(heard) == 1  # for its own thought and for the others
-    as_said = qa.Model.load(folder, chooses=False)
-    assert qa._answer(as_said.respond(audio, [asked], [OPTIONS])[0], OPTIONS) not in OPTIONS
-    assert as_said.digest != model.digest  # so that answers of the two are not mixed
+    (reply,) = model.respond(audio, [question], [OPTIONS])
+    assert len(embeddings) == 1  # shared by the reply and the fallback
+    without = qa.QaModel.load(folder, option_fallback=False)
+    assert answer_of(without.respond(audio, [question], [OPTIONS])[0]) not in OPTIONS
 
-    # The same by hand: each option in turn after each thought, dense softmax, word by word.
-    places = model.asa.audio_tokens(audio.shape[1])
-    prompt = tokens.prompt_ids(text, places, tokens.question_text(asked, OPTIONS))
-    room = places + model.asa.model.prompt_tokens
-    placed, nulled = (
-        generation.place(model.asa, model.params, audio, np.array([x])) for x in (False, True)
+    # The same by hand: each option after each trace, with a dense softmax, token by token.
+    asa, params = model.asa, model.params
+    audio_tokens = asa.num_audio_tokens(audio.shape[1])
+    prompt = tokens.prompt_ids(text, audio_tokens, tokens.question_text(question, OPTIONS))
+    audio_embeds, dropped = (
+        generation.audio_embeddings(asa, params, audio, np.array([drop])) for drop in (False, True)
     )
-    direct, _ = jax.jit(lambda *x: model.asa.project(x[0], model.asa.listen(*x)))(
-        model.params, audio
-    )
-    np.testing.assert_allclose(placed, direct, atol=1e-5)
-    assert np.abs(placed - nulled).max() > 0.1
-    about = placed, tokens.pad_left([prompt], room, text.pad)
-    rows = [np.repeat(x, qa.CHOOSING, axis=0) for x in about]
-    drawn = np.asarray(generation.draw(model.asa, model.marks, model.params, *rows))[0]
-    assert len({tuple(ids) for ids in drawn.tolist()}) == generation.DRAWS
+    direct, _ = jax.jit(lambda p, a: asa.project(p, asa.encode_audio(p, a)))(params, audio)
+    np.testing.assert_allclose(audio_embeds, direct, atol=1e-5)
+    assert np.abs(audio_embeds - dropped).max() > 0.1
+    prompts = tokens.pad_left([prompt], audio_tokens + asa.model.prompt_tokens, text.pad_id)
+    rows = [np.repeat(x, qa.FALLBACK_ROWS, axis=0) for x in (audio_embeds, prompts)]
+    special_tokens = model.special_tokens
+    traces = np.asarray(generation.sample_replies(asa, special_tokens, params, *rows))[0]
+    assert len({tuple(ids) for ids in traces.tolist()}) == generation.NUM_SAMPLES
 
-    # Padded on the right, where nothing that counts looks, so that it is compiled once.
-    width = len(prompt) + drawn.shape[1] + 16
+    # Padded on the right, which changes nothing before it, so that it is compiled once.
+    width = len(prompt) + traces.shape[1] + 16
 
     @jax.jit
-    def logits_of(whole):
-        x = model.asa.embed(model.params, whole, placed, text.audio)
-        hidden, *_ = model.asa.hidden(model.params, x, whole != text.pad)
-        return hidden @ model.asa.table(model.params).T
+    def logits_of(ids):
+        x = asa.embed(params, ids, audio_embeds, text.audio_id)
+        hidden, *_ = asa.forward(params, x, ids != text.pad_id)
+        return hidden @ asa.unembedding(params).T
 
-    def chance(ids, option):
+    def probability(ids, option):
         ids = ids.tolist()
-        for mark in (text.answer, text.eos):
-            ids = ids[: ids.index(mark)] if mark in ids else ids
-        start = [*prompt, *ids, *([] if text.end_think in ids else [text.end_think])]
+        for end in (text.answer_id, text.eos_id):
+            ids = ids[: ids.index(end)] if end in ids else ids
+        start = [*prompt, *ids, *([] if text.end_think_id in ids else [text.end_think_id])]
         ending = text.encode(f"{tokens.ANSWER} {option}{tokens.END_ANSWER}{tokens.EOS}")
-        whole = tokens.pad_right([[*start, *ending]], width, text.pad)
-        logits = np.asarray(logits_of(whole), np.float64)[0]
+        row = tokens.pad_right([[*start, *ending]], width, text.pad_id)
+        logits = np.asarray(logits_of(row), np.float64)[0]
         logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         return np.exp(sum(logps[len(start) - 1 + n, t] for n, t in enumerate(ending)))
 
-    found = np.array([[chance(ids, option) for option in OPTIONS] for ids in drawn])
-    means = found.mean(0)
+    by_trace = np.array([[probability(ids, option) for option in OPTIONS] for ids in traces])
+    means = by_trace.mean(0)
     assert np.sort(means)[-1] > 1.001 * np.sort(means)[-2]
     best = int(means.argmax())
     assert reply.endswith(f"{tokens.ANSWER} {OPTIONS[best]}{tokens.END_ANSWER}")
-    surest = text.decode(drawn[found[:, best].argmax()]).partition(tokens.ANSWER)[0]
-    assert reply.startswith(surest)
+    trace = text.decode(traces[by_trace[:, best].argmax()]).partition(tokens.ANSWER)[0]
+    assert reply.startswith(trace)
 
 
-def test_replies_are_drawn_from_a_seed_and_end_at_strings(model):
+def test_sampled_replies_depend_on_the_seed_and_end_at_stop_strings(model):
     audio = (noise(0.5) * 32767).astype(np.int16)[None]
 
     def reply(seed=0, options=None, **fields):
         sampling = config.Sampling(temperature=2.0, top_k=50, **fields)
-        given = dict(sampling=sampling, seed=seed)
-        return model.respond(audio, ["where is the dog ?"], [options], **given)[0]
+        question = "where is the dog ?"
+        return model.respond(audio, [question], [options], sampling=sampling, seed=seed)[0]
 
     free = reply()
     assert free == reply() == reply(options=None) and free != reply(1)
     middle = free[len(free) // 2 : len(free) // 2 + 3]
-    ended = reply(stop=(middle, "never said"))
-    assert ended == free[: free.find(middle)] and middle not in ended
-    # What is drawn, or cut, is not mended towards the options.
-    assert qa._answer(reply(options=OPTIONS, stop=("<",)), OPTIONS) not in OPTIONS
+    stopped = reply(stop=(middle, "another string"))
+    assert stopped == free[: free.find(middle)] and middle not in stopped
+    # Sampled or stopped replies have no option fallback.
+    assert answer_of(reply(options=OPTIONS, stop=("<",))) not in OPTIONS
+
+
+def answer_of(reply):
+    return qa.parse_reply(reply, OPTIONS)["answer"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from jaxasa import config
 from jaxasa.core import trees
-from jaxasa.models.asa import ASA, Disguise
+from jaxasa.models.asa import ASA, Augmentation
 from jaxasa.models.layers import resample_time
 
 AUDIO = 2
@@ -16,20 +16,25 @@ AUDIO = 2
 
 @pytest.fixture(scope="module")
 def clip():
-    """int16 [2, 1 s, 4]: noise that dies away."""
+    """int16 [2, 1 s, 4]: decaying noise."""
     noise = np.random.default_rng(0).integers(-9000, 9000, (2, 16_000, 4))
     return (noise * np.exp(-6 * np.linspace(0, 1, 16_000))[:, None]).astype(np.int16)
 
 
 @pytest.fixture(scope="module")
-def heard(tiny, clip):
-    return jax.jit(tiny.asa.listen)(tiny.params, clip)
+def encode(tiny):
+    return jax.jit(tiny.asa.encode_audio)
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny, clip, encode):
+    return encode(tiny.params, clip)
 
 
 def test_fresh_adapters_start_at_zero(tiny):
     def init(key):
-        made = tiny.asa.init(key)
-        return {"decoder": made["decoder"], "lora": made["lora"]}
+        params = tiny.asa.init(key)
+        return {"decoder": params["decoder"], "lora": params["lora"]}
 
     fresh = trees.flatten(jax.jit(init)(jax.random.key(0)))
     assert all(x.dtype == np.float32 for x in fresh.values())
@@ -39,72 +44,71 @@ def test_fresh_adapters_start_at_zero(tiny):
         assert (np.abs(leaf).max() == 0) == path.endswith("/b")
     kernel = np.asarray(fresh["decoder/layers/up/kernel"])
     assert 0.015 < kernel.std() < 0.025
-    # Layers of a scan do not begin alike.
+    # The layers of a scan have different initial values.
     assert np.abs(kernel[0] - kernel[1]).max() > 0.01
 
 
-def test_how_many_places_audio_takes(tiny, heard):
-    assert [tiny.asa.map_tokens(n) for n in (80_000, 16_000, 100)] == [20, 4, 1]
-    assert tiny.asa.audio_tokens(80_000) == 20 + tiny.model.spatial.slots
+def test_number_of_audio_tokens(tiny, encoded):
+    assert [tiny.asa.num_map_tokens(n) for n in (80_000, 16_000, 100)] == [20, 4, 1]
+    assert tiny.asa.num_audio_tokens(80_000) == 20 + tiny.model.spatial.num_slots
     projector = dataclasses.replace(tiny.model.projector, token_rate=12.5)
-    assert ASA(dataclasses.replace(tiny.model, projector=projector)).map_tokens(160_000) == 125
-    assert heard.semantic.shape == heard.dense.shape == (2, 4, 16)
+    assert ASA(dataclasses.replace(tiny.model, projector=projector)).num_map_tokens(160_000) == 125
+    assert encoded.semantic.shape == encoded.dense.shape == (2, 4, 16)
     # Both encoders' tokens are means over quarters of a second.
-    np.testing.assert_allclose(heard.dense, resample_time(heard.heard.dense, 4), atol=1e-5)
+    expected = resample_time(encoded.spatial.dense, 4)
+    np.testing.assert_allclose(encoded.dense, expected, atol=1e-5)
 
 
-def test_int16_is_full_scale_at_32767_and_hidden_log_mel_is_not_heard(tiny, clip, heard):
-    hidden = np.zeros((2, 100, 16), bool)
-    hidden[0] = True
-    plain = Disguise(hidden, np.zeros((2, 8), np.float32))
-    listen = jax.jit(tiny.asa.listen)
+def test_int16_is_full_scale_at_32767_and_spec_mask_hides_log_mel(tiny, clip, encode, encoded):
+    spec_mask = np.zeros((2, 100, 16), bool)
+    spec_mask[0] = True
+    augmentation = Augmentation(spec_mask, np.zeros((2, 8), np.float32))
     audio = (clip / 32767).astype(np.float32)
-    found = listen(tiny.params, audio, plain)
-    np.testing.assert_allclose(found.semantic[1], heard.semantic[1], atol=1e-4)
-    np.testing.assert_allclose(found.dense, heard.dense, atol=1e-4)
-    assert np.abs(found.semantic[0] - heard.semantic[0]).max() > 0.05
-    # Only the mean of what is hidden is left: the clip's order in time is gone.
-    back = listen(tiny.params, audio[:, ::-1], plain)
-    np.testing.assert_allclose(back.semantic[0], found.semantic[0], atol=0.02)
-    assert np.abs(back.semantic[1] - found.semantic[1]).max() > 0.05
+    masked = encode(tiny.params, audio, augmentation)
+    np.testing.assert_allclose(masked.semantic[1], encoded.semantic[1], atol=1e-4)
+    np.testing.assert_allclose(masked.dense, encoded.dense, atol=1e-4)
+    assert np.abs(masked.semantic[0] - encoded.semantic[0]).max() > 0.05
+    # Only the mean of what is masked is left: the clip's order in time is gone.
+    reverse = encode(tiny.params, audio[:, ::-1], augmentation)
+    np.testing.assert_allclose(reverse.semantic[0], masked.semantic[0], atol=0.02)
+    assert np.abs(reverse.semantic[1] - masked.semantic[1]).max() > 0.05
 
 
-def test_a_colour_is_a_filter_on_all_channels(tiny, clip, heard):
-    """A flat colour of 6 dB is a clip at 6 dB more: log-mel, powers, and no direction changes."""
-    colour = np.full((2, 8), 0.6, np.float32)
-    disguise = Disguise(np.zeros((2, 100, 16), bool), colour)
+def test_eq_is_a_filter_on_all_channels(tiny, clip, encode, encoded):
+    """A flat gain of 6 dB equals a clip that is 6 dB louder, without its log-mel's floor."""
+    eq_log10 = np.full((2, 8), 0.6, np.float32)
+    augmentation = Augmentation(np.zeros((2, 100, 16), bool), eq_log10)
     audio = (clip / 32767).astype(np.float32)
-    found = jax.jit(tiny.asa.listen)(tiny.params, audio, disguise)
-    louder = jax.jit(tiny.asa.listen)(tiny.params, audio * 10**0.3)
-    # But for the floors under what is nearly silent, which a louder clip leaves.
+    equalized = encode(tiny.params, audio, augmentation)
+    louder = encode(tiny.params, audio * 10**0.3)
     for name in ("semantic", "dense"):
-        off, change = (getattr(x, name) - getattr(louder, name) for x in (found, heard))
-        assert np.abs(off).mean() < 0.1 * np.abs(change).mean()
+        error, change = (getattr(x, name) - getattr(louder, name) for x in (equalized, encoded))
+        assert np.abs(error).mean() < 0.1 * np.abs(change).mean()
 
 
-def test_the_learnt_null_replaces_the_dense_map(tiny, heard):
+def test_drop_spatial_replaces_the_dense_map_and_the_slots(tiny, encoded):
     project = jax.jit(tiny.asa.project)
-    tokens, _ = project(tiny.params, heard)
-    mixed, experts = project(tiny.params, heard, np.array([True, False]))
-    np.testing.assert_allclose(mixed[1], tokens[1], atol=1e-5)
-    assert np.abs(mixed[0] - tokens[0]).max() > 0.05
-    null = np.broadcast_to(tiny.params["projector"]["null"], heard.dense.shape)
-    nothing = heard._replace(dense=null, said=np.zeros_like(heard.said))
-    expected, _ = project(tiny.params, nothing)
+    embeds, _ = project(tiny.params, encoded)
+    mixed, experts = project(tiny.params, encoded, np.array([True, False]))
+    np.testing.assert_allclose(mixed[1], embeds[1], atol=1e-5)
+    assert np.abs(mixed[0] - embeds[0]).max() > 0.05
+    null = np.broadcast_to(tiny.params["projector"]["null_embedding"], encoded.dense.shape)
+    slots = np.zeros_like(encoded.slot_features)
+    expected, _ = project(tiny.params, encoded._replace(dense=null, slot_features=slots))
     np.testing.assert_allclose(mixed[0], expected[0], atol=1e-5)
     assert np.ptp(experts.direction[0], axis=0).max() < 1e-6
 
 
-def test_the_kth_audio_token_takes_the_kth_place(tiny):
+def test_the_kth_audio_token_gets_the_kth_audio_embedding(tiny):
     ids = np.array([[0, AUDIO, AUDIO, 9, AUDIO, 8], [0, 0, 9, AUDIO, AUDIO, AUDIO], [5] * 6])
-    tokens = np.random.default_rng(0).normal(size=(3, 3, 32)).astype(np.float32)
-    found = np.asarray(tiny.asa.embed(tiny.params, ids, tokens, AUDIO))
+    audio_embeds = np.random.default_rng(0).normal(size=(3, 3, 32)).astype(np.float32)
+    x = np.asarray(tiny.asa.embed(tiny.params, ids, audio_embeds, AUDIO))
     words = tiny.params["decoder"]["embedding"]["embedding"]
     for row in range(3):
-        places = np.flatnonzero(ids[row] == AUDIO)
-        np.testing.assert_array_equal(found[row, places], tokens[row, : len(places)])
-    rest = ids != AUDIO
-    np.testing.assert_array_equal(found[rest], words[ids[rest]])
+        positions = np.flatnonzero(ids[row] == AUDIO)
+        np.testing.assert_array_equal(x[row, positions], audio_embeds[row, : len(positions)])
+    is_text = ids != AUDIO
+    np.testing.assert_array_equal(x[is_text], words[ids[is_text]])
     np.testing.assert_array_equal(tiny.asa.embed(tiny.params, ids, None, AUDIO), words[ids])
 
 
@@ -124,57 +128,57 @@ def test_resampling_time_means_over_spans():
     np.testing.assert_allclose(resample_time(x[:, :5], 2)[0, :, 0], [0.8, 3.2], atol=1e-6)
 
 
-def test_bfloat16_reaches_the_tokens(tiny, clip):
+def test_bfloat16_reaches_the_audio_embeddings(tiny, clip):
     asa = ASA(dataclasses.replace(tiny.model, dtype="bfloat16"))
 
-    def listen(params, audio):
-        audio = asa.listen(params, audio)
+    def project(params, audio):
+        audio = asa.encode_audio(params, audio)
         return *asa.project(params, audio), audio
 
-    made, experts, audio = jax.eval_shape(listen, tiny.params, clip)
-    assert made.dtype == audio.dense.dtype == audio.semantic.dtype == jax.numpy.bfloat16
-    # What losses are taken of is in float32.
-    heads = (*experts, *audio.heard.slots, *audio.heard.room)
+    embeds, experts, audio = jax.eval_shape(project, tiny.params, clip)
+    assert embeds.dtype == audio.dense.dtype == audio.semantic.dtype == jax.numpy.bfloat16
+    # Inputs of losses are in float32.
+    heads = (*experts, *audio.spatial.slots, *audio.spatial.room)
     assert {x.dtype for x in heads} == {np.dtype("float32")}
-    assert asa.table(tiny.params).dtype == jax.numpy.bfloat16
+    assert asa.unembedding(tiny.params).dtype == jax.numpy.bfloat16
     with pytest.raises(config.ConfigError, match="Model.dtype is 'float8'"):
         dataclasses.replace(tiny.model, dtype="float8")
 
 
-def test_a_clip_in_a_longer_array_is_heard_as_if_alone(tiny, clip):
-    """Everything that the encoders say, whatever the padding holds."""
+def test_padding_changes_no_estimate(tiny, clip):
+    """All outputs of the encoders, whatever the padding holds."""
     audio = (clip / 32767).astype(np.float32)
     lengths = np.array([9777, 13_100], np.int32)
     silent = audio * (np.arange(16_000) < lengths[:, None])[..., None]
-    listen = jax.jit(lambda a, n: tiny.asa.listen(tiny.params, a, lengths=n))
-    padded = [listen(a, lengths) for a in (audio, silent)]
-    by_itself = jax.jit(lambda a: tiny.asa.listen(tiny.params, a))
+    encode_padded = jax.jit(lambda a, n: tiny.asa.encode_audio(tiny.params, a, lengths=n))
+    padded = [encode_padded(a, lengths) for a in (audio, silent)]
+    encode_alone = jax.jit(lambda a: tiny.asa.encode_audio(tiny.params, a))
     for row, n in enumerate(lengths.tolist()):
-        alone = by_itself(audio[row : row + 1, :n])
-        steps, places = tiny.model.spatial.steps(n), tiny.asa.map_tokens(n)
-        assert alone.semantic.shape[1] == places and alone.heard.dense.shape[1] == steps
+        single = encode_alone(audio[row : row + 1, :n])
+        steps, tokens = tiny.model.spatial.steps(n), tiny.asa.num_map_tokens(n)
+        assert single.semantic.shape[1] == tokens and single.spatial.dense.shape[1] == steps
 
         def same(a, b, row=row):
             np.testing.assert_allclose(a[row], b[0], atol=2e-5)
 
-        for found in padded:
-            same(found.semantic[:, :places], alone.semantic)
-            same(found.dense[:, :places], alone.dense)
-            same(found.said, alone.said)
-            same(found.heard.dense[:, :steps], alone.heard.dense)
-            for name, value in alone.heard.slots._asdict().items():
-                made = getattr(found.heard.slots, name)
+        for batch in padded:
+            same(batch.semantic[:, :tokens], single.semantic)
+            same(batch.dense[:, :tokens], single.dense)
+            same(batch.slot_features, single.slot_features)
+            same(batch.spatial.dense[:, :steps], single.spatial.dense)
+            for name, value in single.spatial.slots._asdict().items():
+                slots = getattr(batch.spatial.slots, name)
                 in_time = name in ("activity", "direction_in_time")
-                same(made[:, :, :steps] if in_time else made, value)
-            for name, value in alone.heard.room._asdict().items():
-                same(getattr(found.heard.room, name), value)
+                same(slots[:, :, :steps] if in_time else slots, value)
+            for name, value in single.spatial.room._asdict().items():
+                same(getattr(batch.spatial.room, name), value)
 
 
-def test_half_an_audio_token_counts_on_the_host_as_on_the_device(tiny):
+def test_number_of_map_tokens_is_the_same_on_host_and_device(tiny):
     samples = np.array([1, 1999, 2000, 5999, 6000, 64_000, 480_000], np.int32)
     counts = [1, 1, 1, 1, 2, 16, 120]
-    assert [tiny.asa.map_tokens(int(n)) for n in samples] == counts
-    np.testing.assert_array_equal(jax.jit(tiny.asa.map_tokens)(samples), counts)
+    assert [tiny.asa.num_map_tokens(int(n)) for n in samples] == counts
+    np.testing.assert_array_equal(jax.jit(tiny.asa.num_map_tokens)(samples), counts)
     projector = dataclasses.replace(tiny.model.projector, token_rate=12.5)
     full = ASA(dataclasses.replace(tiny.model, projector=projector))
-    assert [full.map_tokens(n * 16_000) for n in (3, 10, 30)] == [38, 125, 375]
+    assert [full.num_map_tokens(n * 16_000) for n in (3, 10, 30)] == [38, 125, 375]

@@ -35,23 +35,23 @@ def weighted(function, targets, weights):
 
 
 @pytest.mark.parametrize("batch", [12, 10, 3])
-def test_chunks_equal_the_dense_ones_in_value_and_gradient(batch):
+def test_chunked_logps_equal_dense_ones_in_value_and_gradient(batch):
     hidden, table, targets, weights = arrays(batch)
 
     def chunked(*args):
-        return lm.token_logps(*args, TEMPERATURE, columns=2)
+        return lm.token_logps(*args, TEMPERATURE, chunk_size=2)
 
-    (_, (logps, hits)), slopes = weighted(chunked, targets, weights)(hidden, table)
-    (_, (expected, right)), expected_slopes = weighted(dense, targets, weights)(hidden, table)
+    (_, (logps, hits)), gradients = weighted(chunked, targets, weights)(hidden, table)
+    (_, (expected, right)), expected_gradients = weighted(dense, targets, weights)(hidden, table)
     np.testing.assert_allclose(logps, expected, atol=1e-5)
     assert (hits == right).all() and hits[0].all() and not hits.all()
-    for found, wanted in zip(slopes, expected_slopes, strict=True):
-        assert np.abs(wanted).max() > 0.1
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        assert np.abs(expected).max() > 0.1
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)
 
 
 def sizes(jaxpr):
-    """Numbers in every array that a jaxpr makes, those of its inner jaxprs included."""
+    """Sizes of all arrays that a jaxpr and its inner jaxprs compute."""
     for equation in jaxpr.eqns:
         yield from (variable.aval.size for variable in equation.outvars)
         for value in jax.tree.leaves(equation.params, is_leaf=lambda v: hasattr(v, "eqns")):
@@ -64,16 +64,16 @@ def test_logits_of_the_whole_batch_never_exist(batch):
     hidden, table, targets, weights = arrays(batch)
 
     def largest(function):
-        made = jax.make_jaxpr(weighted(function, targets, weights))(hidden, table)
-        return max(sizes(made.jaxpr))
+        traced = jax.make_jaxpr(weighted(function, targets, weights))(hidden, table)
+        return max(sizes(traced.jaxpr))
 
     assert largest(dense) >= batch * TIME * VOCAB
-    found = largest(lambda *args: lm.token_logps(*args, TEMPERATURE, columns=2))
-    assert found <= 4 * TIME * VOCAB
+    chunked = largest(lambda *args: lm.token_logps(*args, TEMPERATURE, chunk_size=2))
+    assert chunked <= 4 * TIME * VOCAB
 
 
-def test_rows_of_themselves_keep_the_logits_small():
+def test_chunked_logits_are_bounded_by_default():
     shapes = (jax.ShapeDtypeStruct(s, t) for s, t in (((64, 512, 2), "f4"), ((4096, 2), "f4")))
     targets = jax.ShapeDtypeStruct((64, 512), "i4")
-    made = jax.make_jaxpr(lm.token_logps)(*shapes, targets)
-    assert max(sizes(made.jaxpr)) <= lm.LIMIT
+    traced = jax.make_jaxpr(lm.token_logps)(*shapes, targets)
+    assert max(sizes(traced.jaxpr)) <= lm.MAX_LOGITS

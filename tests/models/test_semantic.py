@@ -14,7 +14,7 @@ def log_mel(frames):
     return np.random.default_rng(0).normal(size=(2, frames, 16)).astype(np.float32)
 
 
-def test_it_is_whispers_encoder_on_a_shorter_clip(tiny, encode):
+def test_it_equals_whispers_encoder_on_a_shorter_clip(tiny, encode):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -22,9 +22,9 @@ def test_it_is_whispers_encoder_on_a_shorter_clip(tiny, encode):
     from jaxasa.hf import keymap, load
 
     s = tiny.model.semantic
-    # Theirs insists on the full length, so here 0.5 s is the full length.
+    # WhisperEncoder takes the full length only, which is 0.5 s here.
     settings = transformers.WhisperConfig(
-        num_mel_bins=s.mels,
+        num_mel_bins=s.n_mels,
         d_model=s.width,
         encoder_layers=s.layers,
         encoder_attention_heads=s.heads,
@@ -33,10 +33,10 @@ def test_it_is_whispers_encoder_on_a_shorter_clip(tiny, encode):
         attn_implementation="eager",
     )
     twin = WhisperEncoder(settings).eval()
-    leaves = load.flat({"semantic": tiny.params["semantic"]})
+    leaves = load.flatten_params({"semantic": tiny.params["semantic"]})
     tensors = {
         name.removeprefix("audio_tower."): torch.tensor(t)
-        for name, t in keymap.to_file(leaves).items()
+        for name, t in keymap.to_hf(leaves).items()
     }
     missing, surplus = twin.load_state_dict(tensors, strict=False)
     assert missing == ["embed_positions.weight"] and not surplus
@@ -48,19 +48,19 @@ def test_it_is_whispers_encoder_on_a_shorter_clip(tiny, encode):
 
 
 def test_positions_are_sines_then_cosines_from_2_pi_to_10_000():
-    found = sinusoids(200, 16)
-    assert found.shape == (200, 16)
+    table = sinusoids(200, 16)
+    assert table.shape == (200, 16)
     t = np.arange(200)
-    np.testing.assert_allclose(found[:, 0], np.sin(t), atol=1e-5)
-    np.testing.assert_allclose(found[:, 7], np.sin(t / 10_000), atol=1e-5)
-    np.testing.assert_allclose(found[:, 8], np.cos(t), atol=1e-5)
-    np.testing.assert_array_equal(sinusoids(1500, 16)[:200], found)
+    np.testing.assert_allclose(table[:, 0], np.sin(t), atol=1e-5)
+    np.testing.assert_allclose(table[:, 7], np.sin(t / 10_000), atol=1e-5)
+    np.testing.assert_allclose(table[:, 8], np.cos(t), atol=1e-5)
+    np.testing.assert_array_equal(sinusoids(1500, 16)[:200], table)
 
 
-def test_order_in_time_matters_and_30_seconds_are_the_most(encode):
+def test_order_in_time_matters_and_longer_clips_than_30_s_are_refused(encode):
     mels = log_mel(50)
-    there, back = np.asarray(encode(mels)), np.asarray(encode(mels[:, ::-1]))[:, ::-1]
-    assert there.shape == (2, 25, 16)
-    assert np.abs(there - back).max() > 0.1
+    forward, reverse = np.asarray(encode(mels)), np.asarray(encode(mels[:, ::-1]))[:, ::-1]
+    assert forward.shape == (2, 25, 16)
+    assert np.abs(forward - reverse).max() > 0.1
     with pytest.raises(ValueError, match="1501 frames, expected at most 1500"):
         encode(np.zeros((1, 3002, 16), np.float32))

@@ -9,7 +9,7 @@ import pytest
 from jaxasa import config
 from jaxasa.config import gin_files
 from jaxasa.models.decoder import Decoder
-from jaxasa.models.semantic import Semantic
+from jaxasa.models.semantic import SemanticEncoder
 
 # Safetensors totals of the hub's model pages; encoders: transformers' WhisperEncoder.
 DECODERS = {
@@ -23,16 +23,16 @@ QWEN2_AUDIO = 8_397_094_912
 
 
 def part(name: str, owner: str) -> dict:
-    """What gin/model/NAME.gin binds of a class."""
-    found = gin_files.read([f"model/{name}.gin"]).values()
-    return {b.field: b.value for b in found if b.owner == owner}
+    """Fields of a class that gin/model/NAME.gin binds."""
+    bindings = gin_files.read([f"model/{name}.gin"]).values()
+    return {b.field: b.value for b in bindings if b.owner == owner}
 
 
 def size(module, *args, **kwargs) -> int:
-    made = jax.eval_shape(
+    params = jax.eval_shape(
         functools.partial(module.init, **kwargs), jax.random.key(0), *args
     )["params"]  # fmt: skip
-    return sum(leaf.size for leaf in jax.tree.leaves(made))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def decoder_size(name: str) -> int:
@@ -46,9 +46,9 @@ def decoder_size(name: str) -> int:
 
 
 def encoder_size(name: str) -> int:
-    """With the positions, which are stored there and computed here."""
+    """With the position embeddings, which a checkpoint stores and this code computes."""
     s = config.Semantic(**part(name, "Semantic"))
-    return size(Semantic(s), jnp.zeros((1, 4, s.n_mels))) + 1500 * s.width
+    return size(SemanticEncoder(s), jnp.zeros((1, 4, s.n_mels))) + 1500 * s.width
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -69,7 +69,8 @@ def test_qwen2_audio():
 
 @pytest.mark.parametrize("name", ["small", "base", "large"])
 def test_a_model_file_binds_a_whole_model_and_nothing_else(name):
-    found = gin_files.read([f"model/{name}.gin"])
+    bindings = gin_files.read([f"model/{name}.gin"])
     parts = {"Semantic", "Spatial", "Projector", "Decoder", "Lora", "Model"}
-    assert {b.owner for b in found.values()} == parts
-    assert not sorted(gin_files._missing("Model", found))
+    assert {b.owner for b in bindings.values()} == parts
+    whole = gin_files.read(["parts.gin", f"model/{name}.gin"])
+    assert not sorted(gin_files._missing("Model", whole))

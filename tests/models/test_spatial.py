@@ -5,25 +5,25 @@ import numpy as np
 import pytest
 
 from jaxasa.acoustics import foa
-from jaxasa.models.spatial import Spatial, patches
+from jaxasa.models.spatial import SpatialEncoder, patches
 
 SAMPLES = 16_000
 
 
 @pytest.fixture(scope="module")
 def audio():
-    """int16-like floats [2, N, 4]: noise from two places, one a clip."""
+    """float32 [2, N, 4]: noise, from another direction in each clip."""
     noise = 0.1 * np.random.default_rng(0).normal(size=(2, SAMPLES, 1))
     return (noise * foa.encode([[130.0], [-20.0]], [[10.0], [-30.0]])).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def hear(tiny):
+def encode(tiny):
     return jax.jit(lambda params, audio: tiny.asa.spatial.apply({"params": params}, audio))
 
 
-def test_a_second_is_25_frames_and_three_slots(tiny, hear, audio):
-    dense, slots, room = hear(tiny.params["spatial"], audio)
+def test_a_second_is_25_steps_and_three_slots(tiny, encode, audio):
+    dense, slots, room = encode(tiny.params["spatial"], audio)
     assert dense.shape == (2, 25, 16)
     assert slots.presence.shape == slots.log_distance.shape == (2, 3)
     assert slots.label.shape == (2, 3, 8)
@@ -36,7 +36,7 @@ def test_a_second_is_25_frames_and_three_slots(tiny, hear, audio):
     weights = np.asarray(jax.nn.sigmoid(slots.activity))
     weights = weights / weights.sum(-1, keepdims=True)
     mean = (weights[..., None] * slots.direction_in_time).sum(2)
-    # Over the clip it is the peak's, as long as the mean in time is.
+    # The direction over the clip is the peak's, with the length of the mean over time.
     size = np.linalg.norm(mean, axis=-1)
     np.testing.assert_allclose(np.linalg.norm(slots.direction, axis=-1), size, atol=1e-5)
     first = np.asarray(slots.direction)[:, 0] / size[:, :1]
@@ -45,55 +45,55 @@ def test_a_second_is_25_frames_and_three_slots(tiny, hear, audio):
     )
 
 
-def test_slots_hear_different_things(tiny, hear, audio):
-    _, slots, _ = hear(tiny.params["spatial"], audio)
+def test_slots_differ(tiny, encode, audio):
+    _, slots, _ = encode(tiny.params["spatial"], audio)
     assert np.abs(np.diff(slots.label, axis=1)).max(-1).min() > 0.01
     assert np.abs(np.diff(slots.activity, axis=1)).max(-1).min() > 0.01
 
 
-def test_without_the_residual_the_first_slot_points_at_a_plane_wave(tiny, hear, audio):
-    """No band points at the other peaks, and their slots point nowhere."""
-    still = jax.tree.map(np.zeros_like, tiny.params["spatial"]["residual"])
-    _, slots, _ = hear(tiny.params["spatial"] | {"residual": still}, audio)
-    found = np.asarray(slots.direction_in_time)
-    assert np.linalg.norm(found[:, 1:], axis=-1).max() < 1e-3
-    azimuth, elevation = foa.direction(found[:, 0])
+def test_without_the_residual_the_first_slot_points_at_a_plane_wave(tiny, encode, audio):
+    """No band points to the other peaks, so their slots have no direction."""
+    zeros = jax.tree.map(np.zeros_like, tiny.params["spatial"]["residual"])
+    _, slots, _ = encode(tiny.params["spatial"] | {"residual": zeros}, audio)
+    direction = np.asarray(slots.direction_in_time)
+    assert np.linalg.norm(direction[:, 1:], axis=-1).max() < 1e-3
+    azimuth, elevation = foa.cartesian_to_azel(direction[:, 0])
     for row, (a, e) in enumerate(((130.0, 10.0), (-20.0, -30.0))):
         np.testing.assert_allclose(azimuth[row], a, atol=0.5)
         np.testing.assert_allclose(elevation[row], e, atol=0.5)
 
 
-def test_the_residual_is_bounded(tiny, hear, audio):
-    wild = {"kernel": np.zeros((16, 3), "f4"), "bias": np.array([-9.0, 9.0, 9.0], "f4")}
-    _, slots, _ = hear(tiny.params["spatial"] | {"residual": wild}, audio)
+def test_the_residual_is_bounded(tiny, encode, audio):
+    large = {"kernel": np.zeros((16, 3), "f4"), "bias": np.array([-9.0, 9.0, 9.0], "f4")}
+    _, slots, _ = encode(tiny.params["spatial"] | {"residual": large}, audio)
     for row, (a, e) in enumerate(((130.0, 10.0), (-20.0, -30.0))):
         aim = foa.encode(a, e)[[3, 1, 2]] + 0.2 * np.array([-1, 1, 1])
         aim = np.broadcast_to(aim / np.linalg.norm(aim), (25, 3))
-        found = np.asarray(slots.direction_in_time[row, 0])
-        found = found / np.linalg.norm(found, axis=-1, keepdims=True)
-        np.testing.assert_allclose(found, aim, atol=2e-2)
+        direction = np.asarray(slots.direction_in_time[row, 0])
+        direction = direction / np.linalg.norm(direction, axis=-1, keepdims=True)
+        np.testing.assert_allclose(direction, aim, atol=2e-2)
 
 
 def test_patches_are_a_convolution_whose_stride_is_its_kernel():
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 6, 9, 3)), rng.normal(size=(2, 4, 3, 5))
-    found = patches(x, 2, 4) @ kernel.reshape(-1, 5)
+    product = patches(x, 2, 4) @ kernel.reshape(-1, 5)
     expected = jax.lax.conv_general_dilated(
         x, kernel, (2, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    assert found.shape == (2, 3, 2, 5)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert product.shape == (2, 3, 2, 5)
+    np.testing.assert_allclose(product, expected, atol=1e-5)
 
 
-def test_features_may_be_spectra(tiny):
+def test_stem_on_stft_features(tiny):
     stem = ((6, 2, 4), (4, 1, 8))
-    spatial = Spatial(dataclasses.replace(tiny.model.spatial, features="stft", stem=stem))
-    made = jax.eval_shape(
-        lambda key, x: spatial.init_with_output(key, x),
+    encoder = SpatialEncoder(dataclasses.replace(tiny.model.spatial, features="stft", stem=stem))
+    shapes = jax.eval_shape(
+        lambda key, x: encoder.init_with_output(key, x),
         jax.random.key(0),
         np.zeros((1, SAMPLES, 4), np.float32),
     )
-    (dense, slots, _), variables = made
+    (dense, slots, _), variables = shapes
     # 8 channels in patches of 2 frames by 4 bins; of the 257 bins 64 patches, then 8.
     assert variables["params"]["stem0"]["kernel"].shape == (64, 6)
     assert variables["params"]["stem_out"]["kernel"].shape == (32, 16)

@@ -3,7 +3,7 @@
 from transformers import AutoConfig, PretrainedConfig
 
 
-def _part(values, default):
+def _sub_config(values, default):
     if isinstance(values, PretrainedConfig):
         return values
     values = dict(values or {})
@@ -11,14 +11,14 @@ def _part(values, default):
 
 
 class JaxasaConfig(PretrainedConfig):
-    """What config.json says.
+    """config.json.
 
-    text_config: of the decoder (Qwen2 or Qwen3); audio_config: of the semantic encoder (Whisper).
-    model: all options of the model as jaxasa writes them, the spatial encoder's and the
-        projector's among them.
-    classes: names of the sounds that slots tell apart; seconds: of the clips it was trained on.
+    text_config: of the decoder (Qwen2 or Qwen3). audio_config: of the semantic encoder (Whisper).
+    model: all options of the model as jaxasa writes them, among them those of the spatial encoder
+        and the projector.
+    classes: names of the sounds that the slots distinguish. seconds: length of the training clips.
     expert_width: hidden width of the projector's MLPs.
-    audio_token_id: the token whose places take the audio.
+    audio_token_id: the token that audio embeddings replace.
     """
 
     model_type = "jaxasa"
@@ -35,8 +35,8 @@ class JaxasaConfig(PretrainedConfig):
         audio_token_id=None,
         **kwargs,
     ):
-        self.text_config = _part(text_config, "qwen2")
-        self.audio_config = _part(audio_config, "whisper")
+        self.text_config = _sub_config(text_config, "qwen2")
+        self.audio_config = _sub_config(audio_config, "whisper")
         self.model = dict(model or {})
         self.classes = list(classes)
         self.seconds = seconds

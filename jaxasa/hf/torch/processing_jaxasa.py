@@ -1,4 +1,4 @@
-"""Prompts and audio for a jaxasa model, and what its replies say."""
+"""Prompts and audio for a jaxasa model, and its replies parsed."""
 
 import re
 
@@ -7,14 +7,14 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-RATE = 16_000
-FULL_SCALE = 32767  # steps of 16 bit, as in training
-SHORTEST = RATE // 2  # samples
+SAMPLE_RATE = 16_000
+FULL_SCALE = 32767  # audio is rounded to 16 bit, as in training
+MIN_SAMPLES = SAMPLE_RATE // 2
 LETTERS = "ABCD"
 
 
 class JaxasaProcessor(ProcessorMixin):
-    """processor(audio, text) -> {"input_ids", "attention_mask", "audio"}; `read` reads replies."""
+    """processor(audio, text) -> {"input_ids", "attention_mask", "audio"}, and `parse_reply`."""
 
     tokenizer_class = "AutoTokenizer"
 
@@ -22,47 +22,51 @@ class JaxasaProcessor(ProcessorMixin):
         self,
         tokenizer,
         token_rate=12.5,
-        slots=3,
+        num_slots=3,
         channels=4,
         audio_token="<AcousticTokens>",
-        before=(),
-        after=(),
+        chat_prefix=(),
+        chat_suffix=(),
         **kwargs,
     ):
-        """slots: places in a prompt before those of the map.
+        """token_rate: audio tokens for each second, after those of the slots.
 
-        before, after: ids around a prompt, where the decoder was taught conversations.
+        chat_prefix, chat_suffix: ids around a prompt, for a decoder that was trained on chats.
         """
-        self.token_rate, self.slots = token_rate, slots
+        self.token_rate, self.num_slots = token_rate, num_slots
         self.channels = channels
         self.audio_token = audio_token
-        self.before, self.after = list(before), list(after)
+        self.chat_prefix, self.chat_suffix = list(chat_prefix), list(chat_suffix)
         super().__init__(tokenizer, **kwargs)
 
-    def __call__(self, audio=None, text=None, options=None, sampling_rate=RATE, **kwargs):
-        """audio: one clip [N, C], or several of one length, or None; shorter than half a second,
-        they end in silence. C: W, Y, Z, X (SN3D) of FOA, or the left and the right ear.
+    def __call__(self, audio=None, text=None, options=None, sampling_rate=SAMPLE_RATE, **kwargs):
+        """Inputs for the model, padded on the left.
 
-        text: the question, or one a clip. options: four answers to choose of, or a list of
-        fours. Batches are padded on the left.
+        audio: one clip [N, C], or several of one length, or None. C: W, Y, Z, X (SN3D) of FOA, or
+            left and right ear. Clips shorter than half a second are padded with silence.
+        text: the question, or one for each clip.
+        options: four answer options, or a list of four for each question; None: an open question.
         """
-        if sampling_rate != RATE:
-            raise ValueError(f"sampling_rate is {sampling_rate}, expected {RATE}: resample first")
+        if sampling_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"sampling_rate is {sampling_rate}, expected {SAMPLE_RATE}: resample first"
+            )
         questions = [text] if isinstance(text, str) else list(text)
         if options is None or isinstance(options[0], str):
             options = [options] * len(questions)
-        places, data = 0, {}
+        audio_tokens, data = 0, {}
         if audio is not None:
             data["audio"] = self._audio(audio, len(questions))
-            each = round(RATE / self.token_rate)
-            places = self.slots + max(1, (data["audio"].shape[1] + each // 2) // each)
-        sound = self.tokenizer.convert_tokens_to_ids(self.audio_token)
+            each = round(SAMPLE_RATE / self.token_rate)
+            map_tokens = max(1, (data["audio"].shape[1] + each // 2) // each)
+            audio_tokens = self.num_slots + map_tokens
+        audio_id = self.tokenizer.convert_tokens_to_ids(self.audio_token)
         rows = [
-            self.before
-            + [sound] * places
-            + self.tokenizer.encode(self._prompt(question, choice), add_special_tokens=False)
-            + self.after
-            for question, choice in zip(questions, options, strict=True)
+            self.chat_prefix
+            + [audio_id] * audio_tokens
+            + self.tokenizer.encode(self._prompt(question, choices), add_special_tokens=False)
+            + self.chat_suffix
+            for question, choices in zip(questions, options, strict=True)
         ]
         length = max(len(row) for row in rows)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
@@ -83,25 +87,25 @@ class JaxasaProcessor(ProcessorMixin):
         if len(shapes) > 1 or len(clips) != count:
             raise ValueError(
                 f"{len(clips)} clips of {sorted(s[0] for s in shapes)} samples for {count} "
-                "questions, expected as many, of one length"
+                "questions, expected one clip for each question, all of one length"
             )
-        short = max(0, SHORTEST - len(clips[0]))
-        clips = [np.pad(clip, ((0, short), (0, 0))) for clip in clips]
-        # One gain for all channels: what they say of direction stays.
+        missing = max(0, MIN_SAMPLES - len(clips[0]))
+        clips = [np.pad(clip, ((0, missing), (0, 0))) for clip in clips]
+        # One gain for all channels, which keeps directions.
         clips = [clip / max(1.0, float(np.abs(clip).max())) for clip in clips]
         rounded = np.rint(np.stack(clips) * FULL_SCALE) / FULL_SCALE
         return torch.from_numpy(rounded.astype(np.float32))
 
     @staticmethod
     def _prompt(question, options):
-        # The words of training: lower case, punctuation apart.
+        # As in training: lower case, punctuation as separate words.
         plain = " ".join(re.sub(r"([?.,:])", r" \1 ", question.lower()).split())
         if options is None:
             return f" {plain}\n"
         lines = [f"\n{letter} {o}" for letter, o in zip(LETTERS, options, strict=True)]
         return f" {plain}{''.join(lines)}\n"
 
-    def read(self, ids, options=None):
+    def parse_reply(self, ids, options=None):
         """{"answer", "thought", "reply"} of one row of ids; an option's letter becomes its text."""
         row = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
