@@ -36,9 +36,9 @@ class Bank:
 
 def describe(count, seed=0, split="benchmark", clips="test"):
     ranges = config.Scenes(train=1, dev=1, benchmark=count)
-    found = Bank().clips(clips)
+    pool = Bank().clips(clips)
     return [
-        scenes.describe(scenes.sample_scene(ranges, found, seed, split, i)) for i in range(count)
+        scenes.describe(scenes.sample_scene(ranges, pool, seed, split, i)) for i in range(count)
     ]
 
 
@@ -59,7 +59,7 @@ def make():
 
 @pytest.fixture(scope="session")
 def run_config():
-    """What build.build reads of config.Run."""
+    """The parts of config.Run that build.build reads."""
     return types.SimpleNamespace(
         bench=config.Bench(l1=20, l2=12, l3=12, bootstrap_samples=200, probe_items=0),
         questions=config.Questions(),
@@ -83,12 +83,12 @@ def small(tmp_path_factory, run_config):
 
 @pytest.fixture(scope="session")
 def large():
-    """The full-size choice over 800 scenes: [(scene, question)]."""
+    """A full-size selection of items from 800 scenes: [(scene, question)]."""
     described = describe(800, seed=1)
     bench, which = config.Bench(), config.Questions()
-    chosen, left_out = select_items.select_items(described, CLASSES, bench, which, 1, "benchmark")
+    items, left_out = select_items.select_items(described, CLASSES, bench, which, 1, "benchmark")
     assert left_out == ["source_motion", "listener_turn", "place_type"]
-    return [(described[i], q) for i, q in chosen]
+    return [(described[i], q) for i, q in items]
 
 
 class Oracle:
@@ -164,8 +164,10 @@ def whole(small, tmp_path_factory):
     rows = [{"step": s, "loss": 3.0 / s, "steps_per_s": 4.0} for s in (10, 20, 30)]
     rows += [{"step": s, "eval/loss": 3.2 / s, "eval/accuracy": 0.3} for s in (15, 30)]
     write_lines(folder / "logs" / "sft" / "metrics.jsonl", rows)
-    row = {"question": "what is heard first ?", "right": "B", "rewards": {"answer": 1.0}}
-    rows = [row | {"step": s, "said": f"so B {s}", "advantage": 0.5} for s in range(10, 60, 10)]
+    row = {"question": "what is heard first ?", "target": "B", "rewards": {"answer": 1.0}}
+    rows = [
+        row | {"step": s, "completion": f"so B {s}", "advantage": 0.5} for s in range(10, 60, 10)
+    ]
     write_lines(folder / "logs" / "grpo" / "samples.jsonl", rows)
     (folder / "config.gin").write_text("Run.name = '<script>gin</script>'\n")
     return folder

@@ -28,7 +28,7 @@ TASKS = dict.fromkeys(
 RENDER = """
 import sys, numpy as np
 from jaxasa.acoustics import render, scenes
-spec = scenes.from_json(open(sys.argv[1]).read())
+spec = scenes.SceneSpec.from_json(open(sys.argv[1]).read())
 noise = np.random.default_rng(0).standard_normal(8000).astype(np.float32) * 0.05
 audio, _ = render.render(spec, lambda clip: noise)
 np.save(sys.argv[2], np.round(audio * 32767).astype(np.int16))
@@ -44,7 +44,7 @@ def rendered(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         keep = ("alarm", "blast", "drum", "typing", "bird", "rain")
         patch.setattr(procedural, "CLASSES", {name: procedural.CLASSES[name] for name in keep})
-        patch.setattr(procedural, "CLIPS", 1)
+        patch.setattr(procedural, "CLIPS_PER_RECORDING", 1)
         bank = sounds.build(config.Sounds("procedural"), root / "bank", 0)
     folders = []
     for workers in (1, 2):
@@ -153,7 +153,7 @@ def test_renders_on_older_processors_differ_by_one_quantization_step_at_most(tmp
     clips = [scenes.Clip("a/0", "a", "a", 0.5), scenes.Clip("b/0", "b", "b", 0.5)]
     ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.0, sources=(2, 2))
     spec = scenes.sample_scene(ranges, clips, 0, "benchmark", 0)
-    (tmp_path / "scene.json").write_text(scenes.to_json(spec))
+    (tmp_path / "scene.json").write_text(spec.to_json())
     features = np.show_config(mode="dicts")["SIMD Extensions"]
     old = {
         "NUMBA_CPU_NAME": "generic",

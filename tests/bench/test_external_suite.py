@@ -155,9 +155,9 @@ def test_report_of_an_imported_set(built, tmp_path, monkeypatch):
     if built.has_distance:
         return  # missing distances are the harder case
     monkeypatch.setattr(scene_viewer, "MAX_AUDIO_CHARS", 0)  # no audio in the page, which is faster
-    readers = {"oracle": baselines.oracle(CLASSES)}
+    oracle = {"oracle": baselines.oracle(CLASSES)}
     results = run.evaluate(
-        {}, {}, built.suite, tmp_path, config.Bench(bootstrap_samples=50), readers=readers
+        {}, {}, built.suite, tmp_path, config.Bench(bootstrap_samples=50), baselines=oracle
     )
     assert results["systems"]["oracle"]["overall"]["accuracy"] == 1
     assert results["benchmark"]["scene_source"] == "dcase"

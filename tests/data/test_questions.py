@@ -1,3 +1,4 @@
+import doctest
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from jaxasa.acoustics import scenes
 from jaxasa.config import LEVELS
 from jaxasa.data import questions, scene_text
-from jaxasa.data.questions import QUESTION_TYPES
+from jaxasa.data.questions import QUESTION_TYPES, sampler
 
 CLASSES = ("alarm", "bell", "bird", "clock", "dog", "engine", "rain", "voice")
 
@@ -27,6 +28,12 @@ def samples(described):
             question = questions.sample_question(scene, CLASSES, rng, task)
             samples += [(scene, question)] if question else []
     return samples
+
+
+@pytest.mark.parametrize("module", [questions, sampler])
+def test_doctests(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
 
 
 def test_question_types_come_by_level_with_distinct_random_streams():

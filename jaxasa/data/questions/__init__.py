@@ -25,7 +25,7 @@ scene first, and none that the question names.
     >>> rng = np.random.default_rng(0)
     >>> question = questions.sample_question({"sources": [bird]}, classes, rng, "sector_after_turn")
     >>> question.question, question.answer_text
-    ('if you turn right , where is the bird ?', 'back')
+    ('you turn around . where is the bird then ?', 'right')
 """
 
 from jaxasa.data.questions.context import MARGIN_DEG, positions_while_sounding  # noqa: F401

@@ -16,8 +16,8 @@ evenly over the scenes that support it (inverse-probability weighting: Horvitz a
     >>> classes = ("bird", "drum", "engine", "steps")
     >>> sampler = questions.QuestionSampler(classes)
     >>> [question] = sampler({"sources": [bird]}, np.random.default_rng(1))
-    >>> question.level
-    'L1'
+    >>> question.level, question.task
+    ('L3', 'sector_after_turn')
 """
 
 import collections
