@@ -1,20 +1,22 @@
-"""Other people's data sets as ours: `jaxasa import LAYOUT SOURCE OUT`.
+"""Converts other data sets to jaxasa's records: `jaxasa import LAYOUT SOURCE OUT`.
 
-    dcase   DCASE/STARSS23: windows of recordings, their events, and four-option questions on
-            the windows whose sounds stand still and have a class each (data/dcase.py)
-    so      SO-Dataset: one split's sounds with their questions (data/so_dataset.py)
+    dcase   DCASE/STARSS23: windows of recordings, their events, and four-option questions on the
+            windows in which sources do not move and have different classes (data/dcase.py)
+    so      SO-Dataset: the sounds of one split with their questions (data/so_dataset.py)
     jsonl   a file with a sound's path, a question and its answer on each line (same file)
 
-OUT is a data set of data/records.py (16 kHz, W Y Z X, SN3D) with one file more,
-questions.jsonl: on each line "record" (a number in the data set), "id", "seconds", "question",
-"answer" (text), and where known "options" (four), "level", "task", "trace". What cannot be
-used, a sound with other than four channels for one, is named and counted in the manifest, and
-does not stop the rest. OUT appears only when whole.
+OUT is a data set of data/records.py (16 kHz, W Y Z X, SN3D) with a further file, questions.jsonl,
+which has on each line "record" (a number in the data set), "id", "seconds", "question", "answer"
+(text), and if known "options" (four), "level", "task", "trace". Sounds that cannot be used, for
+example if they do not have four channels, are skipped and listed in the manifest. OUT appears
+only when it is complete.
 
-    from jaxasa.data import convert
+    from jaxasa.data import import_scenes
 
-    made = convert.convert("so", "SO-Dataset", "runs/so", split="train")
-    print(len(made), made.manifest["questions"], made.manifest["reasons"])
+    data = import_scenes.convert("so", "SO-Dataset", "runs/so", split="train")
+    print(len(data), data.manifest["questions"], data.manifest["reasons"])
+
+Shapes: N samples
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,24 +37,26 @@ from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.files import atomic_path
 from jaxasa.core.progress import progress
-from jaxasa.data import dcase, foa_file, questions, records, so_dataset
+from jaxasa.data import dcase, dcase_csv, foa_file, questions, records, so_dataset
 
-VERSION = 1
-QUESTIONS = "questions.jsonl"
+VERSION = 2
+QUESTIONS_FILE = "questions.jsonl"
 LAYOUTS = ("dcase", "so", "jsonl")
-SHARD = 200
-PER_WINDOW = 6  # questions
-MOST = 3  # sources of a window that is asked about
-NAMELESS = "-"  # a class whose sounds no question may be about
-STILL = 15.0  # degrees: a sound that moves less has one place
-LAST = 0.5  # of the last window of a recording that must be there
+RECORDS_PER_SHARD = 200
+WINDOW_S = 10.0  # default length of the windows of a DCASE recording
+MIN_LAST_WINDOW = 0.5  # part of the last window of a recording that must be there
+QUESTIONS_PER_WINDOW = 6
+MAX_SOURCES = 3  # in a window with questions
+MAX_MOTION_DEG = 15.0  # in a window with questions: sources that move less count as still
+UNNAMED_CLASS = "-"  # name of the classes about which there must be no question
 
 
 @dataclass(frozen=True)
-class Item:
-    """A stretch of a sound file (seconds; None: all of it) with what is known of it.
+class Excerpt:
+    """A part of a sound file (from `start`, `seconds` long; None: to its end) with its labels.
 
-    scene: "sources" as in acoustics/scenes.describe, so far as they are known.
+    sources: as in acoustics/scenes.describe, as far as they are known. questions: rows of
+    questions.jsonl without the fields of the record.
     """
 
     id: str
@@ -68,138 +72,145 @@ def convert(
     source: Path | str,
     out: Path | str,
     split: str | None = None,
-    order: str = "ambix",
+    convention: str = "ambix",
     seconds: float | None = None,
     classes: Sequence[str] | None = None,
 ) -> records.Records:
-    """Converts the data set `source` into the new folder `out`, or opens what is there already.
+    """Converts the data set `source` into the new folder `out`; opens it if it is there already.
 
-    split: for so, a file in qa/ (default train); for dcase, a part of the names to take
-    ("fold4", "dev-test"). order: channels, see foa_file.read. seconds: of a dcase
-    window (10). classes: names by number, where annotations have numbers; of dcase one name may
-    stand for several, and windows with a sound of a class "-" are left out. Raises `ConfigError`
-    for a layout that is not there, an argument that it has no use for, nothing usable, and an
-    `out` of other content.
+    split: for so, a file in qa/ (default train); for dcase, the recordings with this in their name
+    ("fold4", "dev-test"). convention: of the channels, see `foa_file.read_foa`. seconds: length of
+    a dcase window (default 10). classes: class names by number, for annotations with numbers; for
+    dcase a name may stand for several numbers, and windows with a class "-" are left out. Raises
+    ConfigError for an unknown layout, an argument that does not apply to it, nothing usable, and
+    an `out` with other content.
     """
     check(layout in LAYOUTS, "layout", layout, "one of " + ", ".join(LAYOUTS))
     if layout != "dcase":
         check(seconds is None, "seconds", seconds, f"none with the layout {layout}")
-    seconds = 10.0 if seconds is None else seconds
+    seconds = WINDOW_S if seconds is None else seconds
     check(0.5 <= seconds <= 3600, "seconds", seconds, "from 0.5 to 3600")
-    seconds = round(seconds / dcase.FRAME) * dcase.FRAME
-    foa.from_convention(np.zeros((0, 4)), order)  # raises for a name that does not exist
+    seconds = round(seconds / dcase_csv.FRAME_S) * dcase_csv.FRAME_S
+    foa.to_ambix(np.zeros((0, 4)), convention)  # raises for an unknown name
     source, out = Path(source), Path(out)
     refused: dict[str, str] = {}
     if layout == "dcase":
-        names = tuple(classes or dcase.classes_of(source))
-        items = list(_windows(source, split, seconds, names, refused))
+        names = tuple(classes or dcase.class_names(source))
+        excerpts = list(_windows(source, split, seconds, names, refused))
     elif layout == "so":
-        items = _items(so_dataset.read(source, split or "train", classes, refused))
+        sounds = so_dataset.read_split(source, split or "train", classes, refused)
+        excerpts = _whole_files(sounds)
     else:
         check(split is None, "split", split, "none with the layout jsonl")
         check(classes is None, "classes", classes, "none with the layout jsonl")
-        items = _items(so_dataset.read_jsonl(source, refused))
-    key = _key(layout, order, items)
+        excerpts = _whole_files(so_dataset.read_jsonl(source, refused))
+    key = _key(layout, convention, excerpts)
     if out.exists():
         if records.read_manifest(out).get("key") != key:
             raise ConfigError(f"{out} holds another data set, expected a new folder")
         return records.Records(out)
-    with atomic_path(out) as temporary:
-        temporary.mkdir(parents=True)
-        meta = {"version": VERSION, "format": "records", "layout": layout, "key": key}
-        if layout == "dcase":
-            meta["classes"] = sorted(set(names) - {NAMELESS})
-        _write(items, temporary, order, meta, refused)
+    meta = {"version": VERSION, "format": "records", "layout": layout, "key": key}
+    if layout == "dcase":
+        meta["classes"] = sorted(set(names) - {UNNAMED_CLASS})
+    with atomic_path(out) as folder:
+        folder.mkdir(parents=True)
+        _write(excerpts, folder, convention, meta, refused)
     return records.Records(out)
 
 
-def _items(found: dict[Path, tuple[list[dict], list[dict]]]) -> list[Item]:
-    """One item a sound file, from {path: (sources, questions)}."""
-    names = Counter(path.stem for path in found)
+def _whole_files(sounds: so_dataset.SoundQuestions) -> list[Excerpt]:
+    """One excerpt for each sound file, named by its stem if that is unique."""
+    stems = Counter(path.stem for path in sounds)
     return [
-        # Names are short where they are unique.
-        Item(
-            path.stem if names[path.stem] == 1 else path.as_posix(), path, tuple(heard), tuple(rows)
+        Excerpt(
+            path.stem if stems[path.stem] == 1 else path.as_posix(),
+            path,
+            tuple(sources),
+            tuple(rows),
         )
-        for path, (heard, rows) in found.items()
+        for path, (sources, rows) in sounds.items()
     ]
 
 
-def _key(layout: str, order: str, items: Sequence[Item]) -> str:
-    digest = hashlib.sha256(json.dumps([VERSION, layout, order]).encode())
-    for item in items:
-        stat = item.audio.stat() if item.audio.is_file() else None
+def _key(layout: str, convention: str, excerpts: Sequence[Excerpt]) -> str:
+    digest = hashlib.sha256(json.dumps([VERSION, layout, convention]).encode())
+    for excerpt in excerpts:
+        stat = excerpt.audio.stat() if excerpt.audio.is_file() else None
         stamp = [stat.st_size, stat.st_mtime_ns] if stat else None
-        row = [stamp, *dataclasses.astuple(dataclasses.replace(item, audio=None))]
+        row = [stamp, *dataclasses.astuple(dataclasses.replace(excerpt, audio=None))]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 
 
 def _write(
-    items: Sequence[Item], folder: Path, order: str, meta: dict, refused: dict[str, str]
+    excerpts: Sequence[Excerpt], folder: Path, convention: str, meta: dict, refused: dict[str, str]
 ) -> None:
     entries = []
-    asked = 0
+    num_questions = 0
     with (
-        progress(f"importing {meta['layout']}", len(items), "recordings") as advance,
-        open(folder / QUESTIONS, "w", encoding="utf-8") as lines,
+        progress(f"importing {meta['layout']}", len(excerpts), "recordings") as advance,
+        open(folder / QUESTIONS_FILE, "w", encoding="utf-8") as lines,
     ):
-        made = _heard(items, order, refused, advance)
+        pairs = _read_audio(excerpts, convention, refused, advance)
         for k in itertools.count():
-            first = next(made, None)
-            if first is None:
+            shard = list(itertools.islice(pairs, RECORDS_PER_SHARD))
+            if not shard:
                 break
-            shard = [first, *itertools.islice(made, SHARD - 1)]
-            for position, (item, audio) in enumerate(shard):
-                about = {
-                    "record": k * SHARD + position,
-                    "id": item.id,
+            for position, (excerpt, audio) in enumerate(shard):
+                record = {
+                    "record": k * RECORDS_PER_SHARD + position,
+                    "id": excerpt.id,
                     "seconds": round(len(audio) / SAMPLE_RATE, 4),
                 }
-                for row in item.questions:
-                    lines.write(json.dumps(about | row, ensure_ascii=False) + "\n")
-                    asked += 1
+                for row in excerpt.questions:
+                    lines.write(json.dumps(record | row, ensure_ascii=False) + "\n")
+                    num_questions += 1
             path = folder / f"{meta['layout']}-{k:05d}.array_record"
-            entries.append(
-                records.write_shard(path, ((audio, _scene(item, audio)) for item, audio in shard))
-            )
+            scenes = ((audio, _description(excerpt, audio)) for excerpt, audio in shard)
+            entries.append(records.write_shard(path, scenes))
     if not entries:
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(refused.items())[:3])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
         raise ConfigError(f"nothing to import: {len(refused)} refused ({reasons or 'no rows'})")
     facts = {
         "rate": SAMPLE_RATE,
         "channels": "W Y Z X, ACN, SN3D",
-        "questions": asked,
+        "questions": num_questions,
         "reasons": dict(sorted(Counter(refused.values()).items())),
         "refused": refused,
     }
     records.write_manifest(folder, meta | facts, entries)
 
 
-def _scene(item: Item, audio: np.ndarray) -> dict:
-    return {"id": item.id, "seconds": len(audio) / SAMPLE_RATE, "sources": list(item.sources)}
+def _description(excerpt: Excerpt, audio: np.ndarray) -> dict:
+    seconds = len(audio) / SAMPLE_RATE
+    return {"id": excerpt.id, "seconds": seconds, "sources": list(excerpt.sources)}
 
 
-def _heard(
-    items, order: str, refused: dict[str, str], advance
-) -> Iterator[tuple[Item, np.ndarray]]:
-    """Yields items with their int16 audio [N, 4]; a file with several windows is read once."""
+def _read_audio(
+    excerpts: Sequence[Excerpt],
+    convention: str,
+    refused: dict[str, str],
+    advance: Callable[[int], None],
+) -> Iterator[tuple[Excerpt, np.ndarray]]:
+    """Yields excerpts with int16 audio [N, 4]; a file with several of them is read once."""
     path, whole = None, None
-    for item in items:
+    for excerpt in excerpts:
         advance(1)
-        if item.audio != path:
-            path = item.audio
-            whole = _read(path, order, refused)
+        if excerpt.audio != path:
+            path = excerpt.audio
+            whole = _read_file(path, convention, refused)
         if whole is None:
             continue
-        start = round(item.start * SAMPLE_RATE)
-        end = len(whole) if item.seconds is None else start + round(item.seconds * SAMPLE_RATE)
-        yield item, whole[start:end]
+        start = round(excerpt.start * SAMPLE_RATE)
+        end = len(whole)
+        if excerpt.seconds is not None:
+            end = start + round(excerpt.seconds * SAMPLE_RATE)
+        yield excerpt, whole[start:end]
 
 
-def _read(path: Path, order: str, refused: dict[str, str]) -> np.ndarray | None:
+def _read_file(path: Path, convention: str, refused: dict[str, str]) -> np.ndarray | None:
     try:
-        audio = foa_file.read(path, order)
+        audio = foa_file.read_foa(path, convention)
     except ConfigError as error:
         refused[path.as_posix()] = _reason(error, path)
         return None
@@ -207,7 +218,7 @@ def _read(path: Path, order: str, refused: dict[str, str]) -> np.ndarray | None:
 
 
 def _reason(error: ConfigError, *paths: Path | None) -> str:
-    """What is wrong without the file's name, which stands beside it."""
+    """The message without file names, which are stored next to it."""
     text = str(error)
     for path in paths:
         text = text.replace(str(path), "").strip(": ") if path else text
@@ -216,47 +227,50 @@ def _reason(error: ConfigError, *paths: Path | None) -> str:
 
 def _windows(
     root: Path, part: str | None, seconds: float, classes: Sequence[str], refused: dict[str, str]
-) -> Iterator[Item]:
-    """Windows of the recordings of a DCASE set, those with metadata, one after another."""
-    for recording in dcase.listing(root):
+) -> Iterator[Excerpt]:
+    """Consecutive windows of the recordings of a DCASE set that have metadata.
+
+    part: only of recordings with this in their name.
+    """
+    for recording in dcase.list_recordings(root):
         if part is not None and part not in recording.name:
             continue
         try:
             if recording.metadata is None:
                 raise ConfigError("no metadata file")
-            rows = dcase.read(recording.metadata)
-            length = foa_file.seconds(recording.audio)
-            dcase.events(rows, classes, length)  # raises for a class without a name
+            events = dcase.read_events(recording.metadata)
+            length = foa_file.duration_s(recording.audio)
+            dcase.sources_of_events(events, classes, length)  # raises for a class without a name
         except ConfigError as error:
             refused[recording.name] = _reason(error, recording.audio, recording.metadata)
             continue
-        frames = round(seconds / dcase.FRAME)
-        for k in range(int(length / seconds + 1 - LAST) or 1):
-            heard = [r for r in rows if k * frames <= r.frame < (k + 1) * frames]
-            shifted = [r._replace(frame=r.frame - k * frames) for r in heard]
-            sources = dcase.events(shifted, classes, seconds)
-            start = k * frames * dcase.FRAME
+        frames = round(seconds / dcase_csv.FRAME_S)
+        for k in range(int(length / seconds + 1 - MIN_LAST_WINDOW) or 1):
+            start = k * frames * dcase_csv.FRAME_S
             name = f"{recording.name}@{start:g}"
-            if any(s["class"] == NAMELESS for s in sources):
+            inside = [e for e in events if k * frames <= e.frame < (k + 1) * frames]
+            shifted = [e._replace(frame=e.frame - k * frames) for e in inside]
+            sources = dcase.sources_of_events(shifted, classes, seconds)
+            if any(s["class"] == UNNAMED_CLASS for s in sources):
                 refused[name] = "a sound of a class without a name"
                 continue
-            # Windows of one file are of one source recording.
+            # The windows of a recording share its id.
             sources = [s | {"recording_id": recording.name} for s in sources]
-            asked = _questions(sources, classes, name)
-            yield Item(name, recording.audio, tuple(sources), tuple(asked), start, seconds)
+            rows = _questions(sources, classes, name)
+            yield Excerpt(name, recording.audio, tuple(sources), tuple(rows), start, seconds)
 
 
 def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> list[dict]:
-    """Questions of data/questions.py, on `askable` scenes in which all stands still."""
-    if not askable(sources) or any(_spread(s) >= STILL for s in sources):
+    """Questions (data/questions) about a window, if `is_askable` and no source moves."""
+    if not is_askable(sources) or any(_motion_deg(s) >= MAX_MOTION_DEG for s in sources):
         return []
-    classes = sorted(set(classes) - {NAMELESS})
-    scene = {"sources": list(sources)}
+    classes = sorted(set(classes) - {UNNAMED_CLASS})
     rng = keys.rng(0, "import", name)
-    # Annotations err, too: no bearing near a boundary.
-    which = config.Questions(training_margin=questions.MARGIN_DEG)
-    drawn = questions.QuestionSampler(classes, which)(scene, rng, 2 * PER_WINDOW)
-    distinct = {q.trace + q.task: q for q in drawn}
+    # Annotations have errors too, so directions near a boundary are not asked about.
+    settings = config.Questions(training_margin=questions.MARGIN_DEG)
+    sampler = questions.QuestionSampler(classes, settings)
+    sample = sampler({"sources": list(sources)}, rng, 2 * QUESTIONS_PER_WINDOW)
+    distinct = {q.trace + q.task: q for q in sample}
     return [
         {
             "question": q.question,
@@ -266,20 +280,20 @@ def _questions(sources: Sequence[dict], classes: Sequence[str], name: str) -> li
             "task": q.task,
             "trace": q.trace,
         }
-        for q in list(distinct.values())[:PER_WINDOW]
+        for q in list(distinct.values())[:QUESTIONS_PER_WINDOW]
     ]
 
 
-def askable(sources: Sequence[dict]) -> bool:
-    """Whether a scene can be asked about: one to three sources, each of a class of its own."""
-    return 1 <= len(sources) <= MOST and len({s["class"] for s in sources}) == len(sources)
+def is_askable(sources: Sequence[dict]) -> bool:
+    """True for scenes that questions can be about: one to three sources of different classes."""
+    return 1 <= len(sources) <= MAX_SOURCES and len({s["class"] for s in sources}) == len(sources)
 
 
-def _spread(source: dict) -> float:
-    """Degrees between the ends of what a source passes through, in azimuth or elevation."""
-    path = source.get("trajectory")
+def _motion_deg(source: dict) -> float:
+    """Range of a source's azimuth or elevation, whichever is larger, in degrees."""
+    path = source.get("doa_trajectory")
     if path is None:
         return 0.0
     azimuth, elevation = np.array([place[:2] for place in path]).T
-    turned = (azimuth - source["azimuth"] + 180) % 360 - 180
-    return float(max(np.ptp(turned), np.ptp(elevation)))
+    offset = (azimuth - source["azimuth"] + 180) % 360 - 180
+    return float(max(np.ptp(offset), np.ptp(elevation)))

@@ -1,15 +1,16 @@
-"""Questions about recordings, as others store them: SO-Dataset, and plain JSONL.
+"""Reads questions about recordings: of SO-Dataset, and of plain JSONL files.
 
 SO-Dataset (Spatial-Omni) has audio/{split}/*.wav, qa/{split}.jsonl and annotations/{split}/*.csv.
-A line of qa has audio_path, question, answer, and perhaps canonical_answer, task_name,
-task_type and source_refs (class_name, azimuth_deg, elevation_deg, distance_m). The sources of a
-recording are those its questions refer to; given class names, those of its annotations.
+A line of qa has audio_path, question, answer, and optionally canonical_answer, task_name, task_type
+and source_refs (class_name, azimuth_deg, elevation_deg, distance_m). The sources of a recording
+are those that its questions refer to or, given class names, those of its annotations.
 
-Plain JSONL has, on each line, a path ("audio", "audio_path" or "file_name", from the file's
-folder), "question" and "answer", and perhaps "options" (four texts, the answer being one of
+A line of plain JSONL has a path ("audio", "audio_path" or "file_name", relative to the file's
+folder), "question" and "answer", and optionally "options" (four texts, the answer being one of
 them or its letter), "level", "task" and "trace". A suite's metadata.jsonl is such a file.
 
->>> row({"question": "Where?", "answer": "B", "options": ["left", "right", "front", "back"]})
+>>> line = {"question": "Where?", "answer": "B", "options": ["left", "right", "front", "back"]}
+>>> parse_row(line)
 {'question': 'Where?', 'answer': 'right', 'options': ['left', 'right', 'front', 'back']}
 """
 
@@ -19,83 +20,85 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jaxasa.config import ConfigError
-from jaxasa.data import dcase
+from jaxasa.data import dcase, dcase_csv
 from jaxasa.data.questions import LETTERS
 
 # {sound file: (sources, question rows)}
-Found = dict[Path, tuple[list[dict], list[dict]]]
-_PATHS = ("audio", "audio_path", "file_name")
-_KEPT = ("level", "task", "trace")
-# What a line of any shape may raise; OSError: a path too long to look up.
-_FAULTS = (ValueError, TypeError, KeyError, AttributeError, OSError)
+SoundQuestions = dict[Path, tuple[list[dict], list[dict]]]
+_PATH_FIELDS = ("audio", "audio_path", "file_name")
+_OPTIONAL_FIELDS = ("level", "task", "trace")
+# Errors that a malformed line may raise; OSError: a path too long to look up.
+_LINE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError)
 
 
-def read(root: Path, split: str, classes: Sequence[str] | None, refused: dict[str, str]) -> Found:
+def read_split(
+    root: Path, split: str, classes: Sequence[str] | None, refused: dict[str, str]
+) -> SoundQuestions:
     """The sounds of a split with their sources and questions; unusable lines go to `refused`.
 
-    classes: names of the numbers in annotations/{split}, which must be there then. Raises
-    `ConfigError` where it is not, and where there is no qa/{split}.jsonl.
+    classes: names of the class numbers in annotations/{split}. Raises ConfigError if they are given
+    without that folder, and if there is no qa/{split}.jsonl.
     """
     folder = root / "annotations" / split
     if classes is not None and not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder, expected the annotations that classes name")
-    found: Found = {}
+    sounds: SoundQuestions = {}
     path = root / "qa" / f"{split}.jsonl"
-    for where, line in _lines(path, refused):
+    for place, line in _lines(path, refused):
         try:
-            audio = _audio(line, (root, root / "audio" / split, root / "audio"))
-            asked = row(line | {"task": line.get("task_name") or line.get("task")})
-            heard = _references(line.get("source_refs") or [])
-        except _FAULTS as error:
-            refused[where] = _reason(error)
+            audio = _audio_path(line, (root, root / "audio" / split, root / "audio"))
+            row = parse_row(line | {"task": line.get("task_name") or line.get("task")})
+            refs = _source_refs(line.get("source_refs") or [])
+        except _LINE_ERRORS as error:
+            refused[place] = _reason(error)
             continue
         if line.get("canonical_answer"):
-            asked["canonical"] = str(line["canonical_answer"])
-        sources, rows = found.setdefault(audio, ([], []))
-        sources += [source for source in heard if source not in sources]
-        rows.append(asked)
-    for audio, (sources, _) in found.items() if classes is not None else ():
+            row["canonical"] = str(line["canonical_answer"])
+        sources, rows = sounds.setdefault(audio, ([], []))
+        sources += [source for source in refs if source not in sources]
+        rows.append(row)
+    for audio, (sources, _) in sounds.items() if classes is not None else ():
         path = folder / f"{audio.stem}.csv"
         try:
-            sources[:] = _annotated(path, classes) if path.is_file() else sources
+            sources[:] = _annotated_sources(path, classes) if path.is_file() else sources
         except ConfigError as error:
             refused[path.name] = str(error).replace(str(path), "").strip(": ")
-    return found
+    return sounds
 
 
-def read_jsonl(path: Path, refused: dict[str, str]) -> Found:
+def read_jsonl(path: Path, refused: dict[str, str]) -> SoundQuestions:
     """The sounds of a JSONL file with their questions; unusable lines go to `refused`."""
-    found: Found = {}
-    for where, line in _lines(path, refused):
+    sounds: SoundQuestions = {}
+    for place, line in _lines(path, refused):
         try:
-            audio, asked = _audio(line, (path.parent,)), row(line)
-        except _FAULTS as error:
-            refused[where] = _reason(error)
+            audio, row = _audio_path(line, (path.parent,)), parse_row(line)
+        except _LINE_ERRORS as error:
+            refused[place] = _reason(error)
             continue
-        found.setdefault(audio, ([], []))[1].append(asked)
-    return found
+        sounds.setdefault(audio, ([], []))[1].append(row)
+    return sounds
 
 
-def row(line: dict) -> dict:
-    """The question, answer (text), options, level, task and trace of a line, where it has them.
+def parse_row(line: dict) -> dict:
+    """The question, answer (text), options, level, task and trace of a line, as far as it has them.
 
-    Raises `ValueError` saying what is wrong.
+    Raises ValueError with the reason if the line is not usable.
     """
-    made: dict = {name: _said(line, name) for name in ("question", "answer")}
+    row: dict = {name: _text_field(line, name) for name in ("question", "answer")}
     options = line.get("options")
     if options is not None:
         if not isinstance(options, list) or len(options) != len(LETTERS):
             raise ValueError("options are not four")
         texts = [str(option).strip() for option in options]
-        answer = made["answer"]
+        answer = row["answer"]
         if answer not in texts and answer not in tuple(LETTERS):
             raise ValueError("the answer is no option")
-        made["answer"] = answer if answer in texts else texts[LETTERS.index(answer)]
-        made["options"] = texts
-    return made | {name: str(line[name]) for name in _KEPT if line.get(name)}
+        row["answer"] = answer if answer in texts else texts[LETTERS.index(answer)]
+        row["options"] = texts
+    return row | {name: str(line[name]) for name in _OPTIONAL_FIELDS if line.get(name)}
 
 
-def _said(line: dict, name: str) -> str:
+def _text_field(line: dict, name: str) -> str:
     value = line.get(name)
     if not isinstance(value, (str, int, float)) or not str(value).strip():
         raise ValueError(f"no {name}")
@@ -110,49 +113,50 @@ def _lines(path: Path, refused: dict[str, str]) -> Iterator[tuple[str, dict]]:
         for number, text in enumerate(lines, 1):
             if not text.strip():
                 continue
-            where = f"{path.name}:{number}"
+            place = f"{path.name}:{number}"
             try:
-                # NaN, which is no JSON, is what is not known; a lone surrogate cannot be written.
+                # NaN is not JSON: it stands for unknown. A lone surrogate could not be written.
                 line = json.loads(text, parse_constant=lambda _: None)
                 json.dumps(line, ensure_ascii=False).encode()
             except (ValueError, RecursionError):
                 line = text
             if isinstance(line, dict):
-                yield where, line
+                yield place, line
             else:
-                refused[where] = "not a JSON object"
+                refused[place] = "not a JSON object"
 
 
-def _audio(line: dict, folders: Sequence[Path]) -> Path:
-    given = next((line[name] for name in _PATHS if line.get(name)), None)
-    if not isinstance(given, str) or "\0" in given:
+def _audio_path(line: dict, folders: Sequence[Path]) -> Path:
+    """The sound file of a line: its path, or its name, in the first folder that has it."""
+    path = next((line[name] for name in _PATH_FIELDS if line.get(name)), None)
+    if not isinstance(path, str) or "\0" in path:
         raise ValueError("no path of a sound")
-    candidates = [folder / name for folder in folders for name in (given, Path(given).name)]
+    candidates = [folder / name for folder in folders for name in (path, Path(path).name)]
     return next((c for c in candidates if c.is_file()), candidates[0])
 
 
-def _references(given: list[dict]) -> list[dict]:
-    names = {
-        "class": "class_name",
+def _source_refs(refs: list[dict]) -> list[dict]:
+    """Sources with the fields of a scene description, as far as they are known."""
+    fields = {
         "azimuth": "azimuth_deg",
         "elevation": "elevation_deg",
         "distance": "distance_m",
     }
-    found = []
-    for reference in given:
-        source = {ours: reference.get(theirs) for ours, theirs in names.items()}
-        kept = {"class": str(source.pop("class"))}
-        numbers = {name: float(value) for name, value in source.items() if value is not None}
+    sources = []
+    for ref in refs:
+        numbers = {
+            name: float(ref[field]) for name, field in fields.items() if ref.get(field) is not None
+        }
         if not all(map(math.isfinite, numbers.values())):
             raise ValueError("a source reference is not finite")
-        found.append(kept | numbers)
-    return found
+        sources.append({"class": str(ref.get("class_name"))} | numbers)
+    return sources
 
 
-def _annotated(path: Path, classes: Sequence[str]) -> list[dict]:
-    found = dcase.read(path)
-    seconds = (found[-1].frame + 1) * dcase.FRAME if found else 0.0
-    return dcase.events(found, classes, seconds)
+def _annotated_sources(path: Path, classes: Sequence[str]) -> list[dict]:
+    events = dcase.read_events(path)
+    seconds = (events[-1].frame + 1) * dcase_csv.FRAME_S if events else 0.0
+    return dcase.sources_of_events(events, classes, seconds)
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,7 @@ from jaxasa import config
 from jaxasa.acoustics import foa, scenes
 from jaxasa.config import ConfigError
 from jaxasa.data import dcase, records
-from jaxasa.data.dcase import Row
+from jaxasa.data.dcase_csv import Event
 from jaxasa.data.simulate import simulate
 
 SCENES = config.Scenes(
@@ -20,14 +20,16 @@ SCENES = config.Scenes(
 CLASSES = ("bell", "dog", "rain")
 
 angle = st.integers(-179, 180), st.integers(-90, 90)
-row = st.builds(
-    Row,
-    st.integers(0, 600),
-    st.integers(0, 2),
-    st.integers(0, 3),
-    *angle,
-    st.none() | st.integers(1, 2000),
-)
+cell = st.integers(0, 600), st.integers(0, 2), st.integers(0, 3), *angle
+with_distance = st.builds(Event, *cell, st.integers(1, 2000).map(lambda cm: cm / 100))
+without_distance = st.builds(Event, *cell, st.none())
+
+
+def lists(max_size):
+    """Events of one file: all of them have a distance, or none has."""
+    return st.lists(with_distance, max_size=max_size) | st.lists(
+        without_distance, max_size=max_size
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +66,16 @@ def test_sounds_and_labels_are_those_of_the_records(both):
         scaled = spectra[0][low] * 32_000 / 48_000
         error = np.linalg.norm(scaled - spectra[1][low]) / np.linalg.norm(spectra[1][low])
         assert error < 0.02
-        rows = dcase.read(recording.metadata)
+        rows = dcase.read_events(recording.metadata)
         for number, source in enumerate(scene["sources"]):
             mine = [r for r in rows if r.source == number]
             assert {data.manifest["classes"][r.label] for r in mine} == {source["class"]}
             assert abs(mine[0].frame * 0.1 - source["onset"]) <= 0.0501
             assert abs((mine[-1].frame + 1) * 0.1 - source["offset"]) <= 0.0501
             assert [r.frame for r in mine] == list(range(mine[0].frame, mine[-1].frame + 1))
-            assert abs(foa.wrap(mine[0].azimuth - source["azimuth"])) <= 0.5
+            assert abs(foa.wrap_azimuth(mine[0].azimuth - source["azimuth"])) <= 0.5
             assert abs(mine[0].elevation - source["elevation"]) <= 0.5
-            assert abs(mine[0].distance - 100 * source["distance"]) <= 0.5
+            assert abs(mine[0].distance - source["distance"]) <= 0.005001
 
 
 def test_interrupted_sets_are_completed_to_the_same_files(bank, both, tmp_path):
@@ -115,18 +117,21 @@ def test_moving_sources_have_a_place_in_each_frame():
     path = [[float(170 + 4 * k), 10.0 - k, 1.0 + 0.1 * k] for k in range(20)]
     source = {
         "class": "dog", "azimuth": 170.0, "elevation": 10.0, "distance": 1.0,
-        "onset": 0.52, "offset": 1.38, "trajectory": path,
+        "onset": 0.52, "offset": 1.38, "doa_trajectory": path,
     }  # fmt: skip
-    rows = dcase.rows({"seconds": 2.0, "sources": [source]}, CLASSES)
+    rows = dcase.events_of_scene({"seconds": 2.0, "sources": [source]}, CLASSES)
     assert [r.frame for r in rows] == list(range(5, 14)) and {r.label for r in rows} == {1}
     assert [r.azimuth for r in rows[:3]] == [-170, -166, -162]
-    assert rows[0][3:] == (-170, 5, 150)
-    (event,) = dcase.events(rows, CLASSES, 2.0)
-    assert event["trajectory"][5:14] == [[r[3], r[4], r[5] / 100] for r in rows]
-    assert event["trajectory"][:5] == [event["trajectory"][5]] * 5
-    assert len(event["trajectory"]) == 20 and event["trajectory"][-1] == event["trajectory"][13]
-    turned = scenes.turn({"sources": [event]}, 30)["sources"][0]
-    assert turned["azimuth"] == foa.wrap(event["azimuth"] + 30)
+    assert rows[0][3:] == (-170, 5, 1.5)
+    (event,) = dcase.sources_of_events(rows, CLASSES, 2.0)
+    assert event["doa_trajectory"][5:14] == [list(r[3:]) for r in rows]
+    assert event["doa_trajectory"][:5] == [event["doa_trajectory"][5]] * 5
+    assert (
+        len(event["doa_trajectory"]) == 20
+        and event["doa_trajectory"][-1] == event["doa_trajectory"][13]
+    )
+    turned = scenes.rotate_scene({"sources": [event]}, 30)["sources"][0]
+    assert turned["azimuth"] == foa.wrap_azimuth(event["azimuth"] + 30)
 
 
 def test_a_source_too_short_for_a_frame_has_one():
@@ -134,25 +139,14 @@ def test_a_source_too_short_for_a_frame_has_one():
         "class": "bell", "azimuth": 0, "elevation": 0, "distance": 1,
         "onset": 1.98, "offset": 2.0,
     }  # fmt: skip
-    assert [r.frame for r in dcase.rows({"seconds": 2.0, "sources": [source]}, CLASSES)] == [19]
+    assert [
+        r.frame for r in dcase.events_of_scene({"seconds": 2.0, "sources": [source]}, CLASSES)
+    ] == [19]
 
 
-@given(st.lists(row, max_size=30))
-def test_metadata_comes_back_as_written(found):
-    assert dcase.parse(dcase.text(found), "x.csv") == sorted(found, key=lambda r: r[:5])
-
-
-@given(st.text(alphabet='0123456789,.-+einf \n"a', max_size=60))
-def test_any_text_is_rows_or_a_named_line(content):
-    try:
-        assert all(isinstance(r, Row) for r in dcase.parse(content, "x.csv"))
-    except ConfigError as error:
-        assert str(error).startswith("x.csv:") and "\n" not in str(error)
-
-
-@given(st.lists(row, max_size=40))
+@given(lists(40))
 def test_events_cover_exactly_the_frames_of_the_rows(found):
-    events = dcase.events(sorted(found, key=lambda r: r[:5]), CLASSES, 61.0)
+    events = dcase.sources_of_events(sorted(found, key=lambda r: r[:5]), CLASSES, 61.0)
     covered = [
         (e["class"], f)
         for e in events
@@ -165,19 +159,21 @@ def test_events_cover_exactly_the_frames_of_the_rows(found):
 def test_a_header_and_older_columns_are_read_and_faults_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("frame,class,source,azimuth,elevation\n3,1,0,-90,12\n4,1,0,-90,12\n")
-    (event,) = dcase.events(dcase.read(path), CLASSES, 1.0)
+    (event,) = dcase.sources_of_events(dcase.read_events(path), CLASSES, 1.0)
     assert event == {
         "class": "dog", "azimuth": -90.0, "elevation": 12.0, "distance": None,
         "onset": 0.3, "offset": 0.5,
     }  # fmt: skip
-    for bad in ("1,2,3\n", "1,0,0,x,0\n", "-1,0,0,0,0\n", "1,0,0,0,95\n", "1,0,0,0,0,0\n"):
+    for bad in ("1,2,3\n", "1,0,0,x,0\n", "-1,0,0,0,0\n", "1,0,0,0,95\n", "1,0,0,0,0,9\n"):
         path.write_text("0,0,0,0,0\n" + bad)
         with pytest.raises(ConfigError, match="a.csv:2"):
-            dcase.read(path)
+            dcase.read_events(path)
     with pytest.raises(ConfigError, match="class is 3"):
-        dcase.events([Row(0, 3, 0, 0, 0, 1)], CLASSES, 1.0)
+        dcase.sources_of_events([Event(0, 3, 0, 0, 0, 1)], CLASSES, 1.0)
+    with pytest.raises(ConfigError, match="distance in frame 7 is 0.0, expected more than 0"):
+        dcase.sources_of_events([Event(7, 0, 0, 0, 0, 0.0)], CLASSES, 1.0)
     with pytest.raises(ConfigError, match="none.csv"):
-        dcase.read(tmp_path / "none.csv")
+        dcase.read_events(tmp_path / "none.csv")
 
 
 def test_published_folders_are_listed_with_their_metadata(tmp_path):
@@ -187,7 +183,7 @@ def test_published_folders_are_listed_with_their_metadata(tmp_path):
             path.parent.mkdir(parents=True)
             path.write_text("0,0,0,0,0\n")
     (tmp_path / "foa_dev/dev-test-tau/extra.wav").write_text("")
-    found = dcase.listing(tmp_path)
+    found = dcase.list_recordings(tmp_path)
     assert [r.name for r in found] == [
         "dev-test-tau/extra",
         "dev-test-tau/fold4_room2_mix001",
@@ -196,5 +192,5 @@ def test_published_folders_are_listed_with_their_metadata(tmp_path):
     assert found[0].metadata is None
     assert found[2].metadata == tmp_path / "metadata_dev/dev-train-sony/fold3_room1_mix001.csv"
     with pytest.raises(ConfigError, match="foa_dev"):
-        dcase.listing(tmp_path / "foa_dev")
-    assert dcase.classes_of(tmp_path) == dcase.STARSS23 and len(dcase.STARSS23) == 13
+        dcase.list_recordings(tmp_path / "foa_dev")
+    assert dcase.class_names(tmp_path) == dcase.STARSS23 and len(dcase.STARSS23) == 13

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxasa.config import ConfigError
+from jaxasa.data import dcase_csv
+from jaxasa.data.dcase_csv import Event
+
+
+def write(tmp_path, text, name="a.csv"):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_five_six_and_seven_columns(tmp_path):
+    five = dcase_csv.read(write(tmp_path, "0,1,2,-30,10\n\n7,1,0,170,-5\n"))
+    assert five == [Event(0, 1, 2, -30.0, 10.0), Event(7, 1, 0, 170.0, -5.0)]
+    (six,) = dcase_csv.read(write(tmp_path, " 3, 12, 0, 45, 0, 250 \r\n"), "cm")
+    assert six == (3, 12, 0, 45.0, 0.0, 2.5)
+    assert dcase_csv.read(write(tmp_path, "3,12,-1,45,0,2.5"), "m")[0].distance == 2.5
+    assert dcase_csv.read(write(tmp_path, "")) == []
+
+
+@given(st.floats(-180, 180), st.floats(-89, 89), st.floats(0.1, 10))
+def test_vectors_are_read_as_angles(tmp_path_factory, azimuth, elevation, length):
+    a, e = math.radians(azimuth), math.radians(elevation)
+    x, y, z = (
+        length * v for v in (math.cos(a) * math.cos(e), math.sin(a) * math.cos(e), math.sin(e))
+    )
+    path = write(tmp_path_factory.getbasetemp(), f"0,1,0,{x!r},{y!r},{z!r},3\n", "xyz.csv")
+    (event,) = dcase_csv.read(path)
+    turn = (event.azimuth - azimuth + 180) % 360 - 180
+    assert abs(turn) < 1e-6 and abs(event.elevation - elevation) < 1e-6 and event.distance == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("onset,class,source,azimuth,elevation", "'onset', expected a whole number"),
+        ("1.5,0,0,0,0", "'1.5', expected a whole number"),
+        ("-1,0,0,0,0", "frame -1, expected at least 0"),
+        ("0,-2,0,0,0", "class -2"),
+        ("0,0,0,nan,0", "'nan', expected a finite number"),
+        ("0,0,0,0,91", "elevation 91"),
+        ("0,0,0,400,0", "azimuth 400"),
+        ("0,0,0,0", "4 columns"),
+        ("0,0,0,0,0,0,0", "vector with a length"),
+        ("0 0 0 0 0", "1 columns"),
+    ],
+)
+def test_malformed_line_is_named(tmp_path, line, words):
+    path = write(tmp_path, f"\n{line}\n")
+    with pytest.raises(ConfigError) as error:
+        dcase_csv.read(path)
+    assert str(error.value).startswith(f"{path}:2: ") and words in str(error.value)
+
+
+def test_a_header_is_skipped(tmp_path):
+    text = "frame,class,source,azimuth,elevation\n3,1,0,-90,12\n"
+    assert dcase_csv.read(write(tmp_path, text)) == [Event(3, 1, 0, -90.0, 12.0)]
+
+
+def test_inconsistent_columns_are_refused(tmp_path):
+    path = write(tmp_path, "0,0,0,0,0\n1,0,0,0,0,100\n")
+    with pytest.raises(ConfigError, match=r"a\.csv:2: 6 columns, expected 5"):
+        dcase_csv.read(path)
+
+
+def test_reads_folders_and_pairs_of_files(tmp_path):
+    line = "0,0,0,0,0,100\n"
+    for name in ("ref/dev/a.csv", "ref/dev-2/b.csv", "predictions/a.csv"):
+        write(tmp_path, line, name)
+    ref, predictions = tmp_path / "ref", tmp_path / "predictions"
+    with pytest.raises(ConfigError, match=r"1 of 2 files are missing, the first b\.csv"):
+        dcase_csv.read_pairs(ref, predictions, ("cm", "cm"))
+    true, partial = dcase_csv.read_pairs(ref, predictions, ("cm", "m"), official=True)
+    assert sorted(true) == ["a.csv", "b.csv"] and list(partial) == ["a.csv"]
+    assert true["a.csv"][0].distance == 1 and partial["a.csv"][0].distance == 100
+    one, other = dcase_csv.read_pairs(
+        ref / "dev/a.csv", write(tmp_path, line, "x.csv"), ("cm", "m")
+    )
+    assert list(one) == list(other) == ["a.csv"]
+    write(tmp_path, line, "predictions/c.csv")
+    with pytest.raises(ConfigError, match=r"c\.csv has no references"):
+        dcase_csv.read_pairs(ref, predictions, ("cm", "m"), official=True)
+    write(tmp_path, line, "ref/dev-2/a.csv")
+    with pytest.raises(ConfigError, match="same name as"):
+        dcase_csv.read_all(ref)
+    with pytest.raises(ConfigError, match="no such file"):
+        dcase_csv.read_all(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no csv file"):
+        dcase_csv.read_all(tmp_path / "empty")
+
+
+cell = st.integers(0, 600), st.integers(0, 2), st.integers(0, 3)
+angle = st.integers(-179, 180), st.integers(-90, 90)
+metres = st.integers(1, 2000).map(lambda cm: cm / 100)
+
+
+@given(
+    st.lists(st.builds(Event, *cell, *angle, st.none()))
+    | st.lists(st.builds(Event, *cell, *angle, metres))
+)
+def test_events_survive_a_round_trip(events):
+    assert dcase_csv.parse(dcase_csv.format_events(events), "x.csv", "cm") == events
+
+
+@given(st.text(alphabet='0123456789,.-+einf \n"a', max_size=60))
+def test_any_text_gives_events_or_an_error_that_names_the_line(content):
+    try:
+        events, message = dcase_csv.parse(content, "x.csv"), ""
+    except ConfigError as error:
+        events, message = [], str(error)
+    assert all(isinstance(e, Event) for e in events)
+    assert not message or (message.startswith("x.csv:") and "\n" not in message)
