@@ -55,7 +55,7 @@ def compare(
     lower median of the other two; and "difference", "low", "high": the median of the slots minus
     that of "best_classical", in degrees, with its 95 % interval.
     """
-    clips, render = bank.clips("test"), formats.find("records", ranges.engine).render
+    clips, render = bank.clips("test"), formats.get_format("records", ranges.engine).render
     rows = []
     cells = list(itertools.product(rt60, SOURCES))
     with progress("directions of arrival", len(cells) * count, "scenes") as advance:

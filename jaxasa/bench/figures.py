@@ -268,7 +268,7 @@ def error_by_difficulty(columns: Mapping[str, np.ndarray], title: str) -> Markup
                 errors = np.maximum(median - low, 0), np.maximum(high - median, 0)
                 axes.errorbar(x, median, errors, fmt="o-", color=COLOURS["grpo"], capsize=2)
             else:
-                axes.text(0.5, 0.5, "not known", transform=axes.transAxes, ha="center")
+                axes.text(0.5, 0.5, "unknown", transform=axes.transAxes, ha="center")
         grid[0].set_ylim(bottom=0)
         figure.supylabel("median error (°)", fontsize=11)
 

@@ -13,6 +13,7 @@ from jaxasa.bench import controls, perturbations, score, suite
 from jaxasa.config import ConfigError
 from jaxasa.core.files import atomic_write_json, atomic_write_text
 from jaxasa.core.progress import progress
+from jaxasa.core.provenance import made_by
 from jaxasa.core.workdir import WorkFolder
 
 
@@ -67,11 +68,11 @@ def evaluate(
     results = score_systems(items, facts, answers, systems, bench.bootstrap_samples)
     results["benchmark"]["option_fallback"] = bench.option_fallback
     results["model_digests"] = dict(model_digests or {})
-    return _merge(out.results, results)
+    return _merge(out.results, results | {"made_by": made_by()})
 
 
 class Answers(NamedTuple):
-    """What a system was asked, and its predictions by id."""
+    """The suite that a system answered, and its predictions by id."""
 
     perturbed: perturbations.PerturbedSuite
     predictions: Mapping[str, str]
@@ -132,8 +133,8 @@ def score_systems(
     bootstrap_samples: int,
 ) -> dict:
     """The benchmark's part of results.json: suite, scores of systems, paired differences."""
-    names = ("items", "levels", "seed", "sounds", "split", "scenes", "classes", "recordings")
-    names += ("sha256", "scene_source", "shortcut_probe")
+    names = ["items", "levels", "seed", "sounds", "split", "scenes", "classes", "recordings"]
+    names += ["sha256", "scene_source", "shortcut_probe"]
     scores = {name: score.score(a.perturbed.items, a.predictions) for name, a in answers.items()}
     for name, control in controls.CONTROLS.items():
         original = answers.get(systems[name].stage) if name in systems else None

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from jaxasa.acoustics import foa_decoder, hrtf
+from jaxasa.acoustics import foa_decoder
+from jaxasa.acoustics.hrtf import Hrtf
+from jaxasa.acoustics.sphere_hrtf import SphereHrtf
 from jaxasa.bench import figures, score, suite
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
@@ -50,13 +52,13 @@ def scene_cards(
     selection = _select(items, is_correct, most)
     sources = [s for group in selection.values() for s in group[0].scene["sources"]]
     reach = max(2.0, math.ceil(max((s["distance"] or 0.0) for s in sources)))
-    head = hrtf.SphereHrtf()
+    hrtf = SphereHrtf()
     cards, size = [], 0
     for file, group in selection.items():
         audio = group[0].audio() if file.is_file() else None
         sound = picture = None
         if audio is not None:
-            sound = _flac(_ears(audio, head)) if size < MAX_AUDIO_CHARS else None
+            sound = _flac(_ears(audio, hrtf)) if size < MAX_AUDIO_CHARS else None
             picture = _uri("image/png", figures.spectrogram_png(_level(audio)))
         size += len(sound or "")
         name = suite.name_of(file)
@@ -161,10 +163,10 @@ def _level(audio: np.ndarray) -> np.ndarray:
     return style.spectrogram(audio[:, 0] if audio.shape[1] == 4 else audio.mean(1))
 
 
-def _ears(audio: np.ndarray, head: hrtf.Hrtf) -> np.ndarray:
+def _ears(audio: np.ndarray, hrtf: Hrtf) -> np.ndarray:
     """Binaural audio [N, 2] of a render, int16 FOA [N, 4] or binaural, scaled to PEAK."""
     sound = records.to_float(audio)
-    ears = foa_decoder.decode(sound, head) if sound.shape[1] == 4 else sound
+    ears = foa_decoder.decode(sound, hrtf) if sound.shape[1] == 4 else sound
     return ears * (PEAK / max(float(np.abs(ears).max(initial=0.0)), 1e-6))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxasa.bench import suite
-from jaxasa.config import ConfigError
+from jaxasa.config import LEVELS, ConfigError
 from jaxasa.core import keys
 from jaxasa.data.questions import LETTERS
 
@@ -239,3 +239,19 @@ def score_file(predictions: str | Path, benchmark_folder: str | Path) -> dict:
     """`score` of any system's predictions.jsonl on a suite."""
     items = suite.load(benchmark_folder)
     return score(items, read_predictions(predictions, items))
+
+
+def format_table(systems: Mapping[str, Mapping]) -> str:
+    """Accuracies by group of systems, as text for a terminal."""
+    groups = ("overall", *LEVELS)
+    width = max(len("system"), *map(len, systems))
+    rows: list[list[str]] = [["system", *groups]]
+    rows += [[name, *(_cell(a.get(group)) for group in groups)] for name, a in systems.items()]
+    lines = ["  ".join([row[0].ljust(width), *(c.ljust(14) for c in row[1:])]) for row in rows]
+    return "\n".join(["Accuracy in %, with 95 % intervals.", *map(str.rstrip, lines)])
+
+
+def _cell(a: Mapping | None) -> str:
+    if a is None or a["accuracy"] is None:
+        return "-"
+    return f"{100 * a['accuracy']:5.1f} ({100 * a['low']:.0f}-{100 * a['high']:.0f})"

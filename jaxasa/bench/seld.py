@@ -16,7 +16,7 @@ F20, LE_CD, LR_CD and RDE are means over classes. A block is a frame in 2024 and
 frames) in 2023, where an event counts once a second and its angle is the mean over its pairs.
 A class that has references but no pairs counts 180 degrees in 2023 and is left out of LE_CD
 and RDE in 2024. SELD is mean(ER20, 1 - F20, LE_CD / 180, 1 - LR_CD) in 2023 and
-mean(1 - F20, LE_CD / 180, RDE) in 2024, of what is defined.
+mean(1 - F20, LE_CD / 180, RDE) in 2024, over the terms that are defined.
 
 `official=True` reproduces the public code (2023: sharathadavanne/seld-dcase2023; 2024:
 partha2409/DCASE2024_seld_baseline) with its quirks. They are, and the default instead is:
@@ -133,13 +133,13 @@ def evaluate(
 
 def _check(name: str, events: Iterable[Event], side: str, year: int, classes: int, official: bool):
     for e in events:
-        where = f"{name}: frame {e.frame} of the {side}"
+        place = f"{name}: frame {e.frame} of the {side}"
         if e.label >= classes and not official:
-            raise ConfigError(f"{where}: class {e.label}, expected one below {classes}")
+            raise ConfigError(f"{place}: class {e.label}, expected one below {classes}")
         if year == 2024 and e.distance is None:
-            raise ConfigError(f"{where} has no distance, which the 2024 metrics need (2023 do not)")
+            raise ConfigError(f"{place} has no distance, which the 2024 metrics need (2023 do not)")
         if year == 2024 and side == "references" and not (e.distance or 0.0) > 0:
-            raise ConfigError(f"{where}: distance {e.distance:g}, expected more than 0")
+            raise ConfigError(f"{place}: distance {e.distance:g}, expected more than 0")
     if official and side == "references" and not events:
         raise ConfigError(f"{name}: no reference at all, which the public code cannot score")
 

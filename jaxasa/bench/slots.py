@@ -47,8 +47,8 @@ def match_sources(
     for name, scene in {suite.name_of(i.file): i.scene for i in items}.items():
         if name in descriptions:
             rows += _rows(scene, descriptions[name])
-    names = ("azimuth", "elevation", "distance", "rt60", "snr", "overlap")
-    names += ("slot_azimuth", "slot_elevation", "slot_distance")
+    names = ["azimuth", "elevation", "distance", "rt60", "snr", "overlap"]
+    names += ["slot_azimuth", "slot_elevation", "slot_distance"]
     columns = {n: np.array([row.get(n, np.nan) for row in rows], float) for n in names}
     true = foa.encode(columns["azimuth"], columns["elevation"])[..., 1:]
     estimate = foa.encode(columns["slot_azimuth"], columns["slot_elevation"])[..., 1:]

@@ -61,7 +61,7 @@ def test_only_seeds_that_both_have_are_compared(small, right):
     assert "against" not in ablation.compare(small.items, {"p1": right["p1"]}, "p2", 100)["p1"]
 
 
-def test_another_suite_is_refused(small):
+def test_different_suites_are_refused(small):
     ablation.check_same_items(small.items, small.items, "mono")
     with pytest.raises(ConfigError, match="mono differs from the base's in item"):
         ablation.check_same_items(small.items[::-1], small.items, "mono")
@@ -144,7 +144,7 @@ def test_the_report_shows_an_ablation(small, right, tmp_path, monkeypatch):
     assert "<h2>Ablations</h2>" in report.write(tmp_path).read_text()
 
 
-def test_the_figure_of_differences():
+def test_difference_plot_is_labelled():
     rows = {"p1": {"difference": -0.02, "low": -0.05, "high": 0.01, "low_seeds": None}}
     svg = figures.difference_plot(rows, "difference from p2")
     assert 'aria-label="difference from p2"' in svg and "p1" in svg

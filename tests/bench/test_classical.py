@@ -9,7 +9,7 @@ from jaxasa.bench import classical, doa
 PLACES = {1: [(60, 20)], 2: [(60, 20), (-100, -10)], 3: [(60, 20), (-100, -10), (170, 0)]}
 
 
-def test_the_example_of_the_module():
+def test_doctest():
     assert doctest.testmod(classical).failed == 0
 
 
@@ -31,19 +31,19 @@ def truth(places):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_histogram_finds_free_field_sources(count):
+def test_histogram_peaks_at_free_field_sources(count):
     peaks = classical.histogram_peaks(bursts(PLACES[count]), count)
     np.testing.assert_allclose(np.linalg.norm(peaks, axis=1), 1, atol=1e-9)
     assert doa.angular_errors(peaks, truth(PLACES[count])).max() < 4
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_music_finds_one_source_and_two(count):
+def test_music_peaks_at_one_and_two_sources(count):
     peaks = classical.music_peaks(bursts(PLACES[count]), count)
     assert doa.angular_errors(peaks, truth(PLACES[count])).max() < 4
 
 
-def test_weights_choose_the_moment():
+def test_weights_select_the_frames():
     places = PLACES[2]
     audio = bursts(places)
     for k, place in enumerate(places):
@@ -53,7 +53,7 @@ def test_weights_choose_the_moment():
         assert doa.angular_errors(peaks, truth([place])).max() < 3
 
 
-def test_silence_has_a_direction_too():
+def test_silence_gives_the_front():
     assert classical.histogram_peaks(np.zeros((8000, 4)), 2).shape == (2, 3)
 
 

@@ -30,7 +30,7 @@ def test_without_grpo_the_controls_are_of_sft():
     assert systems(("text",), BOTH) == {}
 
 
-def test_each_system_meets_the_control_of_its_own_checkpoint():
+def test_stages_are_paired_with_controls_on_their_own_checkpoint():
     assert pairs(("sft", "grpo", "question_only", "mono", "question_only_sft", "other_audio")) == [
         ("sft", "question_only", "question_only_sft"),
         ("sft", "mono", "mono"),

@@ -46,14 +46,14 @@ from jaxasa.config import ConfigError
         ("name", "dog and cat", None),
     ],
 )
-def test_read(kind, text, value):
+def test_parse_answer(kind, text, value):
     answer = open_ended.parse_answer(text, kind, ("dog", "cat"))
     assert answer == value if isinstance(value, str | None) else answer == pytest.approx(value)
 
 
 @settings(max_examples=40)
 @given(value=st.floats(-179, 180), digits=st.integers(0, 2))
-def test_a_bearing_written_out_is_read_back(value, digits):
+def test_bearing_in_words_round_trips(value, digits):
     value = round(value, digits)
     form = {"kind": "azimuth", "value": value, "text": ""}
     side = "left" if value > 0 else "right"
@@ -63,7 +63,7 @@ def test_a_bearing_written_out_is_read_back(value, digits):
 
 @settings(max_examples=40)
 @given(text=st.text(max_size=60), kind=st.sampled_from(["name", *open_ended.TOLERANCES]))
-def test_any_text_is_read_or_refused(text, kind):
+def test_any_text_gives_a_value_or_none(text, kind):
     answer = open_ended.parse_answer(text, kind, ("dog",))
     assert answer is None or answer == "dog" or abs(float(answer)) >= 0
 
@@ -86,7 +86,7 @@ def test_tolerances(kind, value, right, wrong):
     assert not open_ended.is_within_tolerance(None, form)
 
 
-def test_a_suite_is_scored_without_its_options(small, tmp_path):
+def test_suite_is_scored_without_options(small, tmp_path):
     path = tmp_path / "predictions.jsonl"
     mine = [i for i in small.items if i.open_answer]
     assert len(mine) > 10
@@ -115,7 +115,7 @@ def test_a_suite_is_scored_without_its_options(small, tmp_path):
         open_ended.score_file(path, small.folder)
 
 
-def test_open_forms_are_what_the_scene_says(large):
+def test_open_answers_equal_the_scene(large):
     """An azimuth lies in the sector of the right option; distances and times are a source's."""
     edges = "front front-left left back-left back back-right right front-right".split()
     kinds = set()

@@ -157,7 +157,7 @@ def test_rotation_tells_a_model_that_uses_direction_from_one_that_does_not(
     assert low < high - 0.3
 
 
-def test_rules_read_a_description(small, classes):
+def test_rules_answer_from_a_description(small, classes):
     """A wrong description leads to a wrong answer; one without the class to a random one."""
     items = [i for i in small.items if i.task == "azimuth"]
     assert items
@@ -189,7 +189,7 @@ def test_rules_use_the_question_and_not_its_template_arguments(small, classes):
     assert len(items) >= 20 and correct[0.0] == len(items) and correct[180.0] < len(items) / 2
 
 
-def test_the_cascade_points_where_its_tags_are():
+def test_cascade_localizes_each_tag_in_its_frames():
     from jaxasa.acoustics import foa
 
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ def page(written):
     return written.read_text()
 
 
-def test_the_page_is_whole_and_self_contained(page, small):
+def test_page_is_complete_and_self_contained(page, small):
     # Namespaces and licences apart, nothing in it points anywhere.
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", page)
     assert links and all(link.startswith(("#", "data:")) for link in links)
@@ -47,6 +47,7 @@ def test_the_page_is_whole_and_self_contained(page, small):
         "Step 50: what is heard first ?",
         "so B 10",
         "✓ as expected",
+        "Results by jaxasa",
     ):
         assert text in page, text
     assert "so B 20" not in page  # the first, a middle and the last step only
@@ -72,12 +73,12 @@ def test_text_is_escaped(workdir, plain):
         line["task"] += attack
         line["scene"]["sources"][0]["class"] = attack
     path.write_text("\n".join(map(json.dumps, lines)))
-    for name, field in (("predictions/grpo", "answer"), ("logs/grpo/samples", "said")):
+    for name, field in (("predictions/grpo", "answer"), ("logs/grpo/samples", "completion")):
         path = workdir / f"{name}.jsonl"
         rows = [json.loads(x) for x in path.read_text().splitlines()]
         fields = {field: f"<think>{attack}</think>"}
         if "logs" in name:
-            fields |= {"question": attack, "right": attack, "rewards": {attack: 1.0}}
+            fields |= {"question": attack, "target": attack, "rewards": {attack: 1.0}}
         rows = [row | fields for row in rows]
         path.write_text("\n".join(map(json.dumps, rows)))
     results = json.loads((workdir / "results.json").read_text())
@@ -95,7 +96,7 @@ def test_text_is_escaped(workdir, plain):
     assert "script-src 'sha256-" in html and "default-src 'none'" in html
 
 
-def test_figures_escape_too():
+def test_figures_escape_text():
     a = {"accuracy": 0.5, "low": 0.4, "high": 0.6}
     svg = figures.accuracy_dots({"x": {"<script>$x$": a}}, {"x": "<b>"}, 'a "title" <i>')
     assert "<script" not in svg and "<b>" not in svg and "<i>" not in svg
@@ -126,21 +127,21 @@ def test_the_page_says_what_is_missing(page, workdir, plain):
     assert "There is no comparison with classical" in report.write(workdir).read_text()
 
 
-def test_an_empty_folder_and_broken_ones(tmp_path):
+def test_empty_folder_and_malformed_files(tmp_path):
     html = report.write(tmp_path).read_text()
     assert "There are no training logs" in html and "No times were recorded" in html
     assert "<script" not in html
     samples = tmp_path / "logs" / "grpo" / "samples.jsonl"
     samples.parent.mkdir(parents=True)
     samples.write_text('{"step": 1, "question": "?"}\n')
-    with pytest.raises(config.ConfigError, match=r"samples.jsonl:1 is \['right', 'said'"):
+    with pytest.raises(config.ConfigError, match=r"samples.jsonl:1 is \['target', 'completion'"):
         report.write(tmp_path)
     (tmp_path / "results.json").write_text("[")
     with pytest.raises(config.ConfigError, match="results.json: is not JSON"):
         report.write(tmp_path)
 
 
-def test_only_some_systems(small, oracle, tmp_path, plain):
+def test_page_without_controls(small, oracle, tmp_path, plain):
     sft = {"sft": controls.System("sft")}
     run.evaluate(sft, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
     html = report.write(tmp_path, benchmark=small.folder).read_text()
@@ -157,7 +158,7 @@ def test_the_page_says_how_invalid_answers_were_treated(workdir, plain, fallback
     assert ("not replaced, and counts as wrong" in html) == (not fallback)
 
 
-def test_another_suite(workdir, plain):
+def test_paths_of_another_suite(workdir, plain):
     (workdir / "dev").mkdir()
     for part in ("results.json", "predictions"):
         shutil.move(workdir / part, workdir / "dev" / part)
@@ -213,7 +214,7 @@ def test_checks_of_the_controls():
     assert report.checks({}) == []
 
 
-def test_curves_hold_learning_and_no_rates(tmp_path):
+def test_curves_leave_out_throughput(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rates = {"examples_per_s": 9.0, "steps_per_s": 1.0, "mfu": 0.2, "data_wait": 0.1}
     rates |= {"share/rollout": 0.5, "level/L1": 0.3, "learning_rate": 1e-3}
@@ -238,7 +239,7 @@ def test_scenes_are_selected_with_both_outcomes(small):
     assert len(scene_viewer._select(small.items, is_correct, 5)) == 5
 
 
-def test_plan_view_has_left_on_the_left_and_front_above():
+def test_plan_view_has_front_up_and_left_on_the_left():
     source = {"class": "bird", "azimuth": 90.0, "elevation": 0.0, "distance": 2.0}
     source |= {"onset": 1.0, "offset": 3.0}
     scene = {"seconds": 4.0, "sources": [source, source | {"class": "dog", "azimuth": 0.0}]}
@@ -280,7 +281,7 @@ def test_a_sound_on_the_left_is_louder_in_the_left_ear(small):
     assert card["questions"][0]["letter"] is None and not card["questions"][0]["is_correct"]
 
 
-def test_heavy_sound_stays_out(small, monkeypatch):
+def test_audio_is_left_out_beyond_the_limit(small, monkeypatch):
     monkeypatch.setattr(scene_viewer, "MAX_AUDIO_CHARS", 1)
     cards = scene_viewer.scene_cards(small.items, {}, {}, (), most=3)
     assert [card["sound"] is None for card in cards] == [False, True, True]

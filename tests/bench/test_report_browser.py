@@ -191,7 +191,7 @@ def test_injected_scripts_do_not_run(page, written, tmp_path):
 
 
 @pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
-def test_on_a_phone_in_light_and_dark(page, written, scheme, dark):
+def test_phone_width_in_light_and_dark(page, written, scheme, dark):
     page.open(written)
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     page("Emulation.setDeviceMetricsOverride", **size)

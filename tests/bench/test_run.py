@@ -61,7 +61,7 @@ def test_each_system_gets_the_audio_of_its_condition(done, small, oracle):
     assert len(model.calls) == 6 * 3
 
 
-def test_audio_meets_its_own_question(small):
+def test_each_question_comes_with_its_audio(small):
     by_key = {(i.question, i.options): i.audio() for i in small.items}
 
     class Checks:
@@ -75,7 +75,7 @@ def test_audio_meets_its_own_question(small):
     assert [a["id"] for a in answers] == [i.id for i in small.items]
 
 
-def test_answers_are_kept_until_weights_or_suite_change(done, small, oracle):
+def test_predictions_are_reused_until_weights_or_suite_change(done, small, oracle):
     _, _, out = done
 
     def calls(digests=None):
@@ -93,7 +93,7 @@ def test_answers_are_kept_until_weights_or_suite_change(done, small, oracle):
     assert calls({"sft": "step 200"}) == ["mono"] * 3
 
 
-def test_results_keep_what_others_wrote(done, small, oracle):
+def test_results_keep_other_keys_and_drop_stale_scores(done, small, oracle):
     results, _, out = done
     path = out / "results.json"
     path.write_text(json.dumps(results | {"seconds": {"sft": 3.0}, "peak_memory_gb": 2.5}))
@@ -123,7 +123,7 @@ def test_an_interrupted_system_leaves_nothing_half_written(small, tmp_path):
     assert list(tmp_path.rglob("*.jsonl")) == []
 
 
-def test_refusals(small, oracle, tmp_path):
+def test_missing_suite_and_malformed_results_are_refused(small, oracle, tmp_path):
     with pytest.raises(ConfigError, match="metadata.jsonl: cannot be read"):
         run.evaluate({}, {}, tmp_path, tmp_path, BENCH)
     (tmp_path / "results.json").write_text("{")
@@ -131,7 +131,7 @@ def test_refusals(small, oracle, tmp_path):
         run.evaluate(SFT, {"sft": oracle(small.items)}, small.folder, tmp_path, BENCH)
 
 
-def test_all_right_or_constant_answers(small, tmp_path):
+def test_constant_answers_score_a_quarter(small, tmp_path):
     class Constant:
         def respond(self, audio, questions, options, audio_condition):
             return ["<answer>C</answer>"] * len(questions)

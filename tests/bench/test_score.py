@@ -39,7 +39,7 @@ OPTIONS = ("left", "front-left", "dog", "a cat")
         ("", None, "none"),
     ],
 )
-def test_parse(text, letter, kind):
+def test_parse_answer(text, letter, kind):
     assert score.parse_answer(text, OPTIONS) == (letter, kind)
 
 
@@ -58,7 +58,7 @@ def test_wilson_against_published_values(right, items, low, high):
     assert np.allclose(found, (low, high), atol=5e-5)
 
 
-def test_wilson_is_where_the_score_test_is_borderline():
+def test_wilson_ends_solve_the_score_test():
     # The definition: |p - share| = z sqrt(p (1 - p) / n) at both ends.
     right, items = np.array([3, 50, 249]), np.array([40, 100, 250])
     for end in score.wilson_interval(right, items):
@@ -133,7 +133,7 @@ def test_paired_interval_covers_a_true_lead_and_is_repeatable():
     assert mirrored["low"] == pytest.approx(-found["high"], abs=1e-12)
 
 
-def test_paired_knows_that_one_take_is_one_piece_of_evidence():
+def test_paired_interval_widens_with_one_recording():
     """An advantage on a single recording is as uncertain as a draw of that recording."""
     rng = np.random.default_rng(1)
     lucky = np.arange(300) % 10 == 0
@@ -161,7 +161,7 @@ def test_paired_width_matches_the_pigeonhole_variance():
     assert found["high"] - found["low"] == pytest.approx(expected, rel=0.1)
 
 
-def test_paired_groups_items_of_one_scene():
+def test_paired_interval_widens_with_items_of_one_scene():
     rng = np.random.default_rng(3)
     right = np.repeat(rng.random(100) < 0.5, 4)
     together = make_items([[f"t{n}"] for n in range(100)], per_scene=4)
@@ -174,7 +174,7 @@ def test_paired_groups_items_of_one_scene():
     assert ratio == pytest.approx(2.0, rel=0.15)
 
 
-def test_score_file_reads_what_anyone_wrote(small, tmp_path):
+def test_score_file_of_any_system(small, tmp_path):
     path = tmp_path / "predictions.jsonl"
     lines = [json.dumps({"id": i.id, "answer": i.answer_text}) for i in small.items]
     path.write_text("\n".join(reversed(lines)))
@@ -182,7 +182,7 @@ def test_score_file_reads_what_anyone_wrote(small, tmp_path):
     assert found["overall"]["accuracy"] == 1.0 and found["parsing"]["text"] == 1.0
 
 
-def test_score_file_refuses_by_name(small, tmp_path):
+def test_score_file_names_the_faulty_line(small, tmp_path):
     path = tmp_path / "predictions.jsonl"
     good = [{"id": i.id, "answer": "A"} for i in small.items]
     first, last = good[0]["id"], good[-1]["id"]
@@ -201,3 +201,17 @@ def test_score_file_refuses_by_name(small, tmp_path):
         score.score_file(path, small.folder)
     with pytest.raises(ConfigError, match="cannot be read"):
         score.score_file(tmp_path / "absent.jsonl", small.folder)
+
+
+def test_table_for_a_terminal():
+    a = {"accuracy": 0.5, "low": 0.4, "high": 0.605, "items": 10}
+    nothing = {"accuracy": None, "low": None, "high": None, "items": 0}
+    table = score.format_table(
+        {"sft": {"overall": a, "L1": a}, "question_only": {"overall": nothing}}
+    )
+    assert table.splitlines() == [
+        "Accuracy in %, with 95 % intervals.",
+        "system         overall         L1              L2              L3",
+        "sft             50.0 (40-60)    50.0 (40-60)   -               -",
+        "question_only  -               -               -               -",
+    ]

@@ -63,7 +63,7 @@ def score(truth, predictions, year=2024, **options):
     return seld.evaluate({"a": truth}, {"a": predictions}, year=year, **options)
 
 
-def test_by_hand_2024():
+def test_2024_metrics_computed_by_hand():
     """Class 0: 4 references, 2 right, 1 misplaced, 1 missed; class 1: only a false alarm."""
     truth = events(range(4), 0, 10.0)
     predictions = events(range(2), 0, 25.0, distance=1.5)
@@ -81,7 +81,7 @@ def test_by_hand_2024():
     assert score(truth, predictions, official=True)["ER20"] == pytest.approx(1 / 3)
 
 
-def test_by_hand_2023():
+def test_2023_metrics_computed_by_hand():
     """Second 0: right on the mean of its frames. Second 1: heard in other frames. Second 2: not."""
     truth = events(range(10), 0, 0.0) + events(range(10, 15), 0, 0.0) + events([25], 0, 0.0)
     predictions = events([0], 0, 30.0) + events([1, 2], 0, 6.0) + events([16], 0, 0.0)
@@ -100,7 +100,7 @@ def test_each_distance_decides_in_2024_only():
         assert score(truth, predictions, 2023)["F20"] == 1.0
 
 
-def test_twenty_degrees_sharp_are_right():
+def test_exactly_20_degrees_is_a_hit():
     for azimuth, year in itertools.product(range(-180, 181, 7), seld.YEARS):
         truth = events(range(12), 0, float(azimuth))
         predictions = events(range(12), 0, (azimuth + 200.0) % 360 - 180)
@@ -109,7 +109,7 @@ def test_twenty_degrees_sharp_are_right():
         assert score(truth, away, year)["F20"] == 0.0
 
 
-def test_a_misplaced_pair_makes_up_for_nothing():
+def test_misplaced_pair_is_one_substitution():
     truth = events(range(21), 0, 0.0) + events(range(21), 1, 0.0)
     predictions = events(range(21), 0, 90.0)
     for year in seld.YEARS:
@@ -117,7 +117,7 @@ def test_a_misplaced_pair_makes_up_for_nothing():
         assert score(truth, predictions, year, official=True)["ER20"] == 0.5
 
 
-def test_a_jumping_prediction_finds_one_of_two():
+def test_jumping_prediction_matches_one_of_two():
     truth = events(range(10), 0, 0.0) + events(range(10), 0, 90.0, source=1)
     predictions = [e for f in range(10) for e in events([f], 0, 90.0 * (f % 2))]
     scores = score(truth, predictions, 2023)
@@ -126,7 +126,7 @@ def test_a_jumping_prediction_finds_one_of_two():
 
 
 @pytest.mark.parametrize("year", seld.YEARS)
-def test_what_is_undefined(year):
+def test_undefined_metrics_are_none(year):
     silence = score([], [], year)
     assert all(silence[name] is None for name in MEANS)
     alarm = score([], events(range(3), 2, 0.0), year)
@@ -136,7 +136,7 @@ def test_what_is_undefined(year):
     assert deaf["LE_CD"] == (180.0 if year == 2023 else None)
 
 
-def test_what_is_refused():
+def test_invalid_events_are_refused():
     good = events(range(3), 2, 0.0)
     with pytest.raises(ConfigError, match="class 13"):
         score(good, events([4], 13, 0.0))
@@ -189,7 +189,7 @@ def test_bounds(truth, predictions, year, official):
 
 
 @given(sides, sides, years, st.randoms(use_true_random=False), st.permutations(range(4)))
-def test_order_and_numbering_are_nothing(truth, predictions, year, random, turned):
+def test_order_and_source_numbers_have_no_effect(truth, predictions, year, random, turned):
     """Lines in another order, sources and classes renumbered, recordings renamed."""
     before = score(truth, predictions, year)
     shuffled = [random.sample(rows, len(rows)) for rows in (truth, predictions)]
@@ -218,7 +218,7 @@ def test_recordings_add_up(truth, predictions, year):
 
 @settings(max_examples=50)
 @given(st.integers(2, 4), st.integers(1, 4), years)
-def test_events_of_one_class_at_once_stay_as_many(many, found_of_them, year):
+def test_simultaneous_events_of_one_class_stay_apart(many, found_of_them, year):
     """Of `many` events of a class 40 degrees apart some are predicted, each where it is."""
     azimuths = [40.0 * n - 60 for n in range(many)]
     truth = [e for n, a in enumerate(azimuths) for e in events(range(20), 5, a, source=n)]

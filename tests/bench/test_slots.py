@@ -36,7 +36,7 @@ def columns(tmp_path):
     return slots.match_sources(items * 2, descriptions)
 
 
-def test_a_source_is_compared_with_the_slot_of_its_class(columns):
+def test_sources_are_matched_by_class(columns):
     """Not with the nearest. Moving sources, and classes that occur twice, are left out."""
     np.testing.assert_allclose(columns["azimuth"], [10, 90])
     np.testing.assert_allclose(columns["slot_azimuth"], [170, np.nan])
@@ -51,11 +51,11 @@ def test_a_source_is_compared_with_the_slot_of_its_class(columns):
     assert summary["frac_over_20_deg"] == 1.0
 
 
-def test_nothing_named_has_no_summary():
+def test_summary_is_none_without_a_match():
     assert slots.error_summary(slots.match_sources([], {})) is None
 
 
-def test_bins_hold_equally_many_and_ties_stay_together():
+def test_bins_have_equal_counts_and_keep_ties_together():
     values = np.repeat([0.0, 1.0, 2.0, 3.0], [60, 20, 10, 10])
     bins = slots.error_by_bin(values, 10 * values + 1, "x")
     assert [(value, median) for value, median, *_ in bins] == [(0, 1), (1, 11), (2.5, 26)]
@@ -64,7 +64,7 @@ def test_bins_hold_equally_many_and_ties_stay_together():
     assert len(slots.error_by_bin(np.ones(9), np.ones(9), "x")) == 1
 
 
-def test_the_baseline_leaves_its_descriptions(small, tmp_path):
+def test_slots_baseline_writes_its_descriptions(small, tmp_path):
     by_audio = {i.audio().tobytes(): i.scene for i in small.items}
     path = tmp_path / "predictions" / slots.FILE
     classes = suite.manifest(small.folder)["classes"]
