@@ -3,6 +3,7 @@ import pytest
 from jaxasa import config
 from jaxasa.bench import perturbations
 from jaxasa.bench.controls import CONTROLS, System, pairs, select, systems
+from jaxasa.cli import main
 
 BOTH = select(("question_only", "mono"))
 BOTH_NAMES = [control.name for control in BOTH]
@@ -53,3 +54,11 @@ def test_every_control_says_what_it_means():
     assert all(name == c.name and c.title and c.meaning for name, c in CONTROLS.items())
     # A geometric control transforms an FOA field.
     assert all(c.needs_foa for c in CONTROLS.values() if c.is_geometric)
+
+
+def test_unknown_control_is_refused_before_any_work(tmp_path, capsys):
+    work = tmp_path / "work"
+    argv = ["sounds", "--workdir", str(work), "--gin.Bench.controls=('stereo',)"]
+    assert main.main(argv) == 2
+    assert "Bench.controls is ('stereo',), expected names out of all," in capsys.readouterr().err
+    assert not work.exists()
