@@ -1,6 +1,6 @@
 """Stages 3 and 4 in two processes of four emulated devices, as in one process of eight.
 
-Not part of the suite (some minutes of two cores): pytest -m soak tests/test_end_to_end_processes.py
+Not part of the suite (some minutes of two cores): pytest -m soak tests/end_to_end/test_processes.py
 """
 
 import json
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.soak
 
 
 def begin(folder: Path, gin: Path, *words: str, **env: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "jaxasa.cli.main", *words, "--workdir", str(folder)]
+    command = [sys.executable, "-m", "jaxasa", *words, "--workdir", str(folder)]
     command += [
         "--gin_file",
         str(gin),
@@ -51,16 +51,16 @@ def begin(folder: Path, gin: Path, *words: str, **env: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=os.environ | shared | env, **pipes)
 
 
-def ended(*processes: subprocess.Popen) -> None:
+def wait_for(*processes: subprocess.Popen) -> None:
     for process in processes:
-        said = process.communicate(timeout=1200)[0]
-        assert process.returncode == 0, said[-2000:]
+        output = process.communicate(timeout=1200)[0]
+        assert process.returncode == 0, output[-2000:]
 
 
 def port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def params(folder: Path, stage: str) -> dict[str, np.ndarray]:
@@ -73,26 +73,26 @@ def evaluations(folder: Path, stage: str) -> dict[str, float]:
     return {name: value for name, value in rows[-1].items() if name.startswith("eval/")}
 
 
-def test_stages_in_two_processes_are_those_of_one(tmp_path):
+def test_stages_in_two_processes_equal_those_in_one(tmp_path):
     gin, one, two = tmp_path / "run.gin", tmp_path / "one", tmp_path / "two"
     gin.write_text(GIN, encoding="utf-8")
     for words in (
         *(("sounds",), ("simulate", "--split", "train"), ("simulate", "--split", "dev")),
         *(("train", stage) for stage in ("text", "spatial", "align")),
     ):
-        ended(begin(one, gin, *words))
+        wait_for(begin(one, gin, *words))
     shutil.copytree(one, two)
     before = params(one, "align")
     for stage in ("sft", "grpo"):
-        ended(begin(one, gin, "train", stage, *MESH, JAX_NUM_CPU_DEVICES="8"))
+        wait_for(begin(one, gin, "train", stage, *MESH, JAX_NUM_CPU_DEVICES="8"))
         together = {"JAXASA_COORDINATOR": f"127.0.0.1:{port()}", "JAXASA_PROCESSES": "2"}
         together |= {"JAX_NUM_CPU_DEVICES": "4"}
         each = [together | {"JAXASA_PROCESS": str(i)} for i in (0, 1)]
-        ended(*(begin(two, gin, "train", stage, *MESH, **env) for env in each))
-        expected, found = params(one, stage), params(two, stage)
-        moved = max(np.abs(expected[path] - before[path]).max() for path in expected)
-        assert moved > 1e-3, stage
+        wait_for(*(begin(two, gin, "train", stage, *MESH, **env) for env in each))
+        expected, actual = params(one, stage), params(two, stage)
+        change = max(np.abs(expected[path] - before[path]).max() for path in expected)
+        assert change > 1e-3, stage
         for path, value in expected.items():
-            np.testing.assert_allclose(found[path], value, atol=1e-3 * moved, err_msg=path)
+            np.testing.assert_allclose(actual[path], value, atol=1e-3 * change, err_msg=path)
         assert evaluations(two, stage) == pytest.approx(evaluations(one, stage), abs=0.05), stage
         before = expected

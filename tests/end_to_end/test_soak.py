@@ -1,9 +1,9 @@
-"""Training killed over and over ends bit for bit where undisturbed training ends.
+"""Training that is killed repeatedly ends bit for bit where undisturbed training ends.
 
 Not part of the suite (20 minutes of a core). 20 kills over the five stages of the demo, or fewer:
-    pytest -m soak -s tests/test_soak.py
-    JAXASA_SOAK_KILLS=6 JAXASA_SOAK_STAGES=text,grpo pytest -m soak -s tests/test_soak.py
-JAXASA_SOAK_DATA names a work folder of an earlier soak, whose sounds and scenes are used again.
+    pytest -m soak -s tests/end_to_end/test_soak.py
+    JAXASA_SOAK_KILLS=6 JAXASA_SOAK_STAGES=text,grpo pytest -m soak -s tests/end_to_end/test_soak.py
+JAXASA_SOAK_DATA: a work folder of an earlier soak, whose sounds and scenes are reused.
 """
 
 import os
@@ -43,7 +43,7 @@ config.GrpoStage.length_weight = 1.0
     for name in STAGES
     for field, value in {
         "steps": EVERY * (4 * EACH + 2),
-        "batch": 8,
+        "batch_size": 8,
         "save_every": EVERY,
         "eval_every": 10_000,
         "log_every": EVERY,
@@ -55,7 +55,7 @@ pytestmark = pytest.mark.soak
 
 
 class Job:
-    """The command line on one work folder, with compiled code shared among all of them."""
+    """The command line on one work folder; jobs share compiled code."""
 
     def __init__(self, folder: Path, gin: Path, cache: Path):
         self.folder, self._gin = folder, gin
@@ -67,7 +67,7 @@ class Job:
         }
 
     def begin(self, *words: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "jaxasa.cli.main", *words]
+        command = [sys.executable, "-m", "jaxasa", *words]
         command += ["--workdir", str(self.folder), "--gin_file", str(self._gin)]
         command += ["--gin_file", str(ROOT / "tests" / "end_to_end" / "soak.gin")]
         with open(self.folder / "output", "a") as output:
@@ -77,7 +77,7 @@ class Job:
         assert self.begin(*words).wait() == 0, (self.folder / "output").read_text()[-2000:]
 
     def saved(self, stage: str) -> int:
-        """The last whole step."""
+        """The last complete step."""
         places = (self.folder / "checkpoints" / stage).glob("[0-9]*")
         return max((int(p.name) for p in places if p.name.isdecimal()), default=0)
 
@@ -86,16 +86,16 @@ class Job:
 
 
 def kill_at_random(job: Job, stage: str, kills: int, rng: random.Random) -> list[dict]:
-    """Trains `stage`, killed at most `kills` times; what was known at each kill."""
-    found: list[dict] = []
+    """Trains `stage`, killed at most `kills` times; returns a row for each kill."""
+    rows: list[dict] = []
     while True:
         before = job.saved(stage)
         process = job.begin("train", stage)
-        while process.poll() is None and len(found) < kills:
+        while process.poll() is None and len(rows) < kills:
             time.sleep(0.005)
             if job.saved(stage) <= before:
                 continue
-            # A checkpoint of its own is there: now at a random moment, half of them in a save.
+            # It has saved a checkpoint: kills at a random moment, half of them during a save.
             moment = time.monotonic() + rng.uniform(0, 2)
             if rng.random() < 0.5:
                 while not job.is_saving(stage) and time.monotonic() < moment + 3:
@@ -106,49 +106,51 @@ def kill_at_random(job: Job, stage: str, kills: int, rng: random.Random) -> list
                 process.kill()
                 process.wait()
                 saving, step = job.is_saving(stage), job.saved(stage)
-                found.append({"stage": stage, "step": step, "in a save": saving})
+                rows.append({"stage": stage, "step": step, "in a save": saving})
             break
         code = process.wait()
         if code == 0:
-            return found
+            return rows
         assert code == -9, (job.folder / "output").read_text()[-2000:]
 
 
-def test_killed_training_ends_where_undisturbed_training_ends(tmp_path):
+def test_killed_training_equals_undisturbed_training_bitwise(tmp_path):
     gin, cache = tmp_path / "soak.gin", tmp_path / "cache"
     gin.write_text(GIN)
-    calm, killed = (Job(tmp_path / name, gin, cache) for name in ("calm", "killed"))
-    calm.folder.mkdir()
+    undisturbed, killed = (Job(tmp_path / name, gin, cache) for name in ("undisturbed", "killed"))
+    undisturbed.folder.mkdir()
     data = os.environ.get("JAXASA_SOAK_DATA")
     if data:
         for name in ("sounds", "scenes"):
-            shutil.copytree(Path(data) / name, calm.folder / name)
+            shutil.copytree(Path(data) / name, undisturbed.folder / name)
     else:
-        calm.run("sounds")
+        undisturbed.run("sounds")
         for split in ("train", "dev"):
-            calm.run("simulate", "--split", split)
+            undisturbed.run("simulate", "--split", split)
     killed.folder.mkdir()
-    rng, found = random.Random(time.time_ns()), []
+    rng, kills = random.Random(time.time_ns()), []
     began = time.monotonic()
     for stage in STAGES:
-        calm.run("train", stage)
+        undisturbed.run("train", stage)
         for name in SHARED:
-            source, target = calm.folder / name, killed.folder / name
+            source, target = undisturbed.folder / name, killed.folder / name
             if source.is_dir():
                 shutil.copytree(source, target, dirs_exist_ok=True)
             else:
                 shutil.copy(source, target)
-        found += kill_at_random(killed, stage, min(EACH, KILLS - len(found)), rng)
-        one, two = (checkpoint.load(j.folder / "checkpoints" / stage)[0] for j in (calm, killed))
+        kills += kill_at_random(killed, stage, min(EACH, KILLS - len(kills)), rng)
+        one, two = (
+            checkpoint.load(j.folder / "checkpoints" / stage)[0] for j in (undisturbed, killed)
+        )
         for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
             assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    for kill in found:
+    for kill in kills:
         print(f"killed {kill['stage']} with step {kill['step']} saved", end="")
         print(", while it wrote the next" if kill["in a save"] else "")
-    inside = sum(kill["in a save"] for kill in found)
+    inside = sum(kill["in a save"] for kill in kills)
     print(
-        f"{len(found)} kills, {inside} of them while a checkpoint was written; parameters after "
+        f"{len(kills)} kills, {inside} of them while a checkpoint was written; parameters after "
         f"{', '.join(STAGES)} equal the undisturbed run's bit for bit; "
         f"{time.monotonic() - began:.0f} s"
     )
-    assert len(found) == KILLS and inside > 0
+    assert len(kills) == KILLS and inside > 0

@@ -1,6 +1,7 @@
-"""Two variants over two seeds, really trained by two processes, of which one is killed on the way.
+"""Two variants over two seeds, trained by two processes, of which one is killed on the way.
 
-Not part of the suite (some minutes of two cores): pytest -m soak tests/test_soak_ablate.py
+Not part of the suite (some minutes of two cores):
+    pytest -m soak tests/end_to_end/test_soak_ablate.py
 """
 
 import json
@@ -43,10 +44,10 @@ config.Bench.l3 = 8
 pytestmark = pytest.mark.soak
 
 
-def test_a_killed_ablation_goes_on_and_compares_what_it_trained(tmp_path):
+def test_killed_ablation_resumes_and_compares_its_variants(tmp_path):
     gin, folder = tmp_path / "tiny.gin", tmp_path / "run"
     gin.write_text(GIN)
-    command = [sys.executable, "-m", "jaxasa.cli.main", "bench", "ablate", "--workdir", str(folder)]
+    command = [sys.executable, "-m", "jaxasa", "bench", "ablate", "--workdir", str(folder)]
     command += [
         "--gin_file",
         str(gin),
@@ -62,14 +63,14 @@ def test_a_killed_ablation_goes_on_and_compares_what_it_trained(tmp_path):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    kept = {p: p.read_text() for p in folder.glob("ablation/*/job.json") if "true" in p.read_text()}
-    assert len(kept) > 6
+    done = {p: p.read_text() for p in folder.glob("ablation/*/job.json") if "true" in p.read_text()}
+    assert len(done) > 6
     third = subprocess.Popen(command, env=env)
     assert second.wait() == third.wait() == 0
-    assert all(path.read_text() == text for path, text in kept.items())
+    assert all(path.read_text() == text for path, text in done.items())
     result = json.loads((folder / "ablation.json").read_text())
     assert not result["failed"] and list(result["variants"]) == ["p2", "binaural"]
-    for found in result["variants"].values():
-        assert list(found["seeds"]) == ["0", "1"] and found["overall"]["items"] == 24
+    for variant in result["variants"].values():
+        assert list(variant["seeds"]) == ["0", "1"] and variant["overall"]["items"] == 24
     assert list(result["variants"]["binaural"]["against"]["seeds"]) == ["0", "1"]
     assert subprocess.run(command, env=env).returncode == 0

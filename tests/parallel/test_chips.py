@@ -13,5 +13,5 @@ from jaxasa.parallel import chips
         ("cpu", None),
     ],
 )
-def test_the_peak_of_a_device(kind, expected):
-    assert chips.peak(kind) == expected
+def test_peak_flops_by_device_kind(kind, expected):
+    assert chips.peak_flops(kind) == expected

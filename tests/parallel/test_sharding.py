@@ -37,28 +37,28 @@ def params(layers=2, width=8, hidden=4):
 
 
 def eight():
-    return mesh.make(config.Mesh(data=2, fsdp=2, tensor=2))
+    return mesh.make_mesh(config.Mesh(data=2, fsdp=2, tensor=2))
 
 
 def one():
-    return mesh.make(config.Mesh(), jax.devices()[:1])
+    return mesh.make_mesh(config.Mesh(), jax.devices()[:1])
 
 
-def test_each_parameter_lies_as_its_row_says():
-    found = sharding.params_sharding(params(), eight(), RULES)
-    up = found["decoder"]["layers"]["up"]
+def test_params_sharding_follows_the_rules():
+    shardings = sharding.params_sharding(params(), eight(), RULES)
+    up = shardings["decoder"]["layers"]["up"]
     assert up["kernel"].spec == P(None, "fsdp", "tensor") and up["bias"].spec == P(None, "tensor")
-    assert found["projector"]["out"]["kernel"].spec == P()
+    assert shardings["projector"]["out"]["kernel"].spec == P()
 
 
-def test_shapes_alone_are_enough():
+def test_params_sharding_of_shapes_equals_that_of_arrays():
     shapes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, params()))
     assert sharding.params_sharding(shapes, eight(), RULES) == sharding.params_sharding(
         params(), eight(), RULES
     )
 
 
-def test_no_match_and_two_matches_are_listed():
+def test_params_sharding_names_paths_with_no_or_two_rules():
     tree = params() | {"extra": {"scale": np.ones(4)}}
     rules = (*RULES, (r"decoder/layers/up/bias", None))
     with pytest.raises(ConfigError) as error:
@@ -68,7 +68,7 @@ def test_no_match_and_two_matches_are_listed():
     assert "kernel" not in str(error.value)
 
 
-def test_what_does_not_divide_and_wrong_ranks_raise():
+def test_params_sharding_names_indivisible_sizes_and_wrong_ranks():
     with pytest.raises(ConfigError, match=r"up/kernel \(2, 7, 4\): dimension 1 .* fsdp = 2"):
         sharding.params_sharding(params(width=7), eight(), RULES)
     rules = ((r"decoder/.*/kernel", ("width", "hidden")), *RULES[1:])
@@ -76,44 +76,44 @@ def test_what_does_not_divide_and_wrong_ranks_raise():
         sharding.params_sharding(params(), eight(), rules)
 
 
-def test_table_of_the_model_gives_each_row_known_axes():
+def test_rules_of_the_model_name_axes_of_the_mesh():
     for _, axes in sharding.RULES:
         assert set(axes or ()) <= set(sharding.MESH_AXES)
     path = "decoder/layers/down/kernel"
     assert sum(bool(re.fullmatch(p, path)) for p, _ in sharding.RULES) == 1
 
 
-def test_moments_lie_as_their_parameters():
-    made = state.create(params(), STAGE, eight(), RULES)
+def test_moments_are_sharded_as_their_parameters():
+    now = state.create(params(), STAGE, eight(), RULES)
     path = "decoder/layers/up/kernel"
-    moments = optax.tree_utils.tree_get_all_with_path(made.opt_state, "mu")[0][1]
+    moments = optax.tree_utils.tree_get_all_with_path(now.opt_state, "mu")[0][1]
     assert moments[path].sharding.spec == P(None, "fsdp", "tensor")
-    assert made.params["decoder"]["layers"]["up"]["kernel"].addressable_shards[0].data.shape == (
+    assert now.params["decoder"]["layers"]["up"]["kernel"].addressable_shards[0].data.shape == (
         2,
         4,
         2,
     )
-    counts = optax.tree_utils.tree_get_all_with_path(made.opt_state, "count")
+    counts = optax.tree_utils.tree_get_all_with_path(now.opt_state, "count")
     assert counts and all(count.sharding.is_fully_replicated for _, count in counts)
-    assert made.step.sharding.is_fully_replicated and int(made.step) == 0
+    assert now.step.sharding.is_fully_replicated and int(now.step) == 0
 
 
-def test_batch_is_split_over_data_and_fsdp():
+def test_shard_batch_shards_rows_over_data_and_fsdp():
     batch = {"x": np.arange(16).reshape(8, 2)}
-    placed = sharding.place_batch(batch, eight())["x"]
-    assert placed.sharding.spec == P(("data", "fsdp"))
-    assert placed.addressable_shards[0].data.shape == (2, 2)
-    np.testing.assert_array_equal(np.asarray(placed), batch["x"])
+    sharded = sharding.shard_batch(batch, eight())["x"]
+    assert sharded.sharding.spec == P(("data", "fsdp"))
+    assert sharded.addressable_shards[0].data.shape == (2, 2)
+    np.testing.assert_array_equal(np.asarray(sharded), batch["x"])
     for wrong in (np.zeros((6, 2)), np.float32(1)):
         with pytest.raises(ConfigError, match="data x fsdp = 4"):
-            sharding.place_batch({"x": wrong}, eight())
+            sharding.shard_batch({"x": wrong}, eight())
 
 
 def loss_and_gradient(devices):
     rng = np.random.default_rng(1)
     host = {"x": rng.normal(size=(8, 8)).astype(np.float32)}
-    made = state.create(params(), STAGE, devices, RULES)
-    batch = sharding.place_batch(host, devices)
+    now = state.create(params(), STAGE, devices, RULES)
+    batch = sharding.shard_batch(host, devices)
 
     def loss(flat):
         tree = trees.merge(flat, {})
@@ -121,12 +121,12 @@ def loss_and_gradient(devices):
         hidden = jnp.tanh(jnp.einsum("bd,ldf->lbf", batch["x"], up["kernel"]) + up["bias"][:, None])
         return jnp.mean((hidden.sum(0) @ tree["projector"]["out"]["kernel"]) ** 2)
 
-    trainable, _ = trees.split(made.params, (".*",))
+    trainable, _ = trees.split(now.params, (".*",))
     value, gradient = jax.jit(jax.value_and_grad(loss))(trainable)
     return float(value), jax.tree.map(np.asarray, gradient)
 
 
-def test_eight_devices_equal_one_in_loss_and_gradient():
+def test_loss_and_gradient_on_eight_devices_equal_those_on_one():
     value, gradient = loss_and_gradient(one())
     many_value, many_gradient = loss_and_gradient(eight())
     assert value > 0.01 and abs(value - many_value) < 1e-5 * value

@@ -37,6 +37,14 @@ def run(path, *bindings):
     return gin_files.load([f"gin/run/{path}.gin"], bindings)[0]
 
 
+def positions_of(run, program):
+    return flops.positions(aot.workload(run, program), run.model, run.scenes.seconds)
+
+
+def model_flops_of(run, program, shapes):
+    return flops.model_flops(aot.workload(run, program), run.model, run.scenes.seconds, shapes)
+
+
 def test_verdict_is_unknown_without_libtpu(capsys, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
@@ -101,17 +109,17 @@ def test_model_flops_of_7b_sft_are_four_per_frozen_parameter():
     table = 152_064 * 3_584
     expected = 4 * rows * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens)
     shapes = aot.params_shapes(base)
-    found = flops.model_flops(base, "sft", shapes)
+    found = model_flops_of(base, "sft", shapes)
     # Adapters, projector and encoders add the rest.
     assert expected < found < 1.05 * expected
-    rollout = flops.model_flops(base, "rollout", shapes)
+    rollout = model_flops_of(base, "rollout", shapes)
     new_tokens = base.grpo.batch_size * base.grpo.num_generations * base.model.reply_tokens
     assert rollout > 2 * new_tokens * (7.615e9 - table)
     # The update reuses the encoded audio, and runs each prompt once for its whole group.
     assert (
-        flops.positions(base, "rollout")["spatial"] > 0 == flops.positions(base, "grpo")["spatial"]
+        positions_of(base, "rollout")["spatial"] > 0 == positions_of(base, "grpo")["spatial"]
     )
-    update = flops.model_flops(base, "grpo", shapes)
+    update = model_flops_of(base, "grpo", shapes)
     prompts, reply = base.grpo.batch_size, base.model.reply_tokens
     group = base.grpo.num_generations
     positions = prompts * (length + 1 - reply + group * (reply - 1))
@@ -131,7 +139,7 @@ def test_model_flops_are_six_per_parameter_and_token_if_all_are_trainable():
     table, norm = 512 * 128, 128
     rows, length = text.text.batch_size, 79
     expected = 6 * rows * (length * (layers + norm) + text.model.reply_tokens * table)
-    assert flops.model_flops(text, "text", shapes) == expected
+    assert model_flops_of(text, "text", shapes) == expected
 
 
 def test_model_flops_count_per_scene_and_per_slot_layers_as_often_as_they_run():
@@ -141,9 +149,9 @@ def test_model_flops_count_per_scene_and_per_slot_layers_as_often_as_they_run():
     steps = round(tiny.scenes.seconds * each_step)
     counts = {"room": 1, "label": tiny.model.spatial.num_slots, "told": steps}
     for name, count in counts.items():
-        found = flops.model_flops(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
+        found = model_flops_of(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
         assert found == 6 * 15 * tiny.spatial.batch_size * count, name
-    assert {*flops.ONCE, *flops.EACH_SLOT} <= set(aot.params_shapes(tiny)["spatial"])
+    assert {*flops.PER_SCENE, *flops.PER_SLOT} <= set(aot.params_shapes(tiny)["spatial"])
 
 
 def test_ici_seconds_of_rings_and_partial_rings():
@@ -225,7 +233,7 @@ def test_tpu_compiled_step_matches_closed_form_cost(topology, layers):
     result = planner.plan(text, topology, "text")
     assert result["compiler"] == "libtpu" and result["fits"] is True
     weights, table, attention = per_layer(text)
-    positions = flops.positions(text, "text")
+    positions = positions_of(text, "text")
     length = positions["decoder"] / text.text.batch_size
     each = weights * positions["decoder"] + attention * text.text.batch_size * length**2
     forward = 2 * (layers * each + table * positions["head"])
@@ -273,7 +281,7 @@ def planned_policy(stage):
     weights, table, attention = per_layer(tiny)
     group, reply = tiny.grpo.num_generations, tiny.model.reply_tokens
     prompts = tiny.grpo.batch_size * tiny.grpo.questions_per_scene
-    prompt = flops.positions(tiny, stage)["decoder"] / prompts - group * (reply - 1)
+    prompt = positions_of(tiny, stage)["decoder"] / prompts - group * (reply - 1)
     sizes = dict(prompts=prompts, rows=prompts * group, prompt=prompt, reply=reply)
     sizes |= dict(weights=weights, table=table, attention=attention)
     return planner.plan(tiny, "v5e:1x2", stage), types.SimpleNamespace(**sizes)

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
         for k in range(4)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / import_scenes.QUESTIONS).write_text(text)
+    (folder / import_scenes.QUESTIONS_FILE).write_text(text)
     return folder
 
 
