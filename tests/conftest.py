@@ -9,12 +9,12 @@ os.environ["XLA_FLAGS"] = "--xla_cpu_enable_fast_math=false"
 # Compiling is most of what the tests do; the smoke run of .ci/run compiles as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import types  # noqa: E402
+import types
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import jax
+import numpy as np
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -1,13 +1,14 @@
-"""Lists the recordings of corpora on disk: a folder per class, ESC-50, FSD50K, a manifest.
+"""Lists the files of sound corpora on disk: a folder per class, ESC-50, FSD50K, a manifest.
 
-Listing decodes nothing. Recording ids are unique over the corpus, so that no recording can fall
-in two splits. Each function raises `ConfigError` for what is not there.
+Listing decodes nothing. Recording ids are unique over the corpus, so that clips of one source
+recording are never in two splits. Each function raises ConfigError for missing files. `LISTERS` has
+them by the kind of `Sounds.bank`.
 
     from pathlib import Path
     from jaxasa.data import corpora
 
-    for recording in corpora.esc50(Path("ESC-50-master")):
-        print(recording.name, recording.labels, recording.recording_id)
+    for file in corpora.list_esc50(Path("ESC-50-master")):
+        print(file.name, file.labels, file.recording_id)
 """
 
 import csv
@@ -15,47 +16,46 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxasa.config import ConfigError
-from jaxasa.data.decode import Recording
+from jaxasa.data.decode import SoundFile
 
 SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".opus"))
 
 
-def _recording(name: str, labels: tuple[str, ...], recording_id: str, path: Path) -> Recording:
+def _sound_file(name: str, labels: tuple[str, ...], recording_id: str, path: Path) -> SoundFile:
     stat = path.stat() if path.is_file() else None
     stamp = f"{stat.st_size} {stat.st_mtime_ns}" if stat else "missing"
-    return Recording(name, labels, recording_id, lambda: path, stamp=stamp)
+    return SoundFile(name, labels, recording_id, lambda: path, stamp=stamp)
 
 
-def folder(root: Path) -> list[Recording]:
+def list_folder(root: Path) -> list[SoundFile]:
     """CLASS/FILE, each file a source recording, or CLASS/RECORDING/FILE."""
     _expect(root.is_dir(), root, "a folder per class")
-    found = []
+    files = []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         if path.suffix.lower() in SUFFIXES and len(parts) > 1 and path.is_file():
             recording_id = f"{parts[0]}/{parts[1] if len(parts) > 2 else path.name}"
-            found.append(_recording("/".join(parts), (parts[0],), recording_id, path))
-    return found
+            files.append(_sound_file("/".join(parts), (parts[0],), recording_id, path))
+    return files
 
 
-def esc50(root: Path) -> list[Recording]:
-    """ESC-50 as published: meta/esc50.csv, audio/; a source recording is a Freesound recording."""
+def list_esc50(root: Path) -> list[SoundFile]:
+    """ESC-50 as published: meta/esc50.csv, audio/. A source recording is a Freesound clip."""
     return [
-        _recording(
+        _sound_file(
             row["filename"], (row["category"],), row["src_file"], root / "audio" / row["filename"]
         )
         for row in _rows(root / "meta/esc50.csv", ("filename", "category", "src_file"))
     ]
 
 
-def fsd50k(root: Path) -> list[Recording]:
+def list_fsd50k(root: Path) -> list[SoundFile]:
     """FSD50K as published: FSD50K.ground_truth/{dev,eval}.csv, FSD50K.{dev,eval}_audio/.
 
-    A source recording is a Freesound recording; its labels go from the most specific to the
-    broadest.
+    A source recording is a Freesound clip; its labels go from the most specific to the broadest.
     """
     return [
-        _recording(
+        _sound_file(
             f"{part}/{row['fname']}",
             tuple(row["labels"].split(",")),
             row["fname"],
@@ -66,21 +66,29 @@ def fsd50k(root: Path) -> list[Recording]:
     ]
 
 
-def manifest(path: Path) -> list[Recording]:
+def list_manifest(path: Path) -> list[SoundFile]:
     """A CSV file with the columns path (relative to it), class and recording_id.
 
     recording_id names the source recording that a clip was cut from (any text): splits are made by
-    it, so all clips of one recording must have the same. ESC-50's own TAKE is no such name but
-    the letter of a fragment: there the source recording is src_file.
+    it, so all clips of one recording must have the same. The `take` of ESC-50 is not such a name
+    but the letter of a fragment; its source recording is `src_file`.
     """
     meaning = (
         " (recording_id names the source recording that a clip was cut from, and splits are made "
         "by it; ESC-50's take, the letter of a fragment, is not that, its src_file is)"
     )
     return [
-        _recording(row["path"], (row["class"],), row["recording_id"], path.parent / row["path"])
+        _sound_file(row["path"], (row["class"],), row["recording_id"], path.parent / row["path"])
         for row in _rows(path, ("path", "class", "recording_id"), meaning)
     ]
+
+
+LISTERS = {
+    "folder": list_folder,
+    "esc50": list_esc50,
+    "fsd50k": list_fsd50k,
+    "manifest": list_manifest,
+}
 
 
 def _rows(path: Path, columns: tuple[str, ...], meaning: str = "") -> Iterator[dict[str, str]]:

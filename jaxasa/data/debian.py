@@ -1,11 +1,11 @@
-"""Recordings in Debian packages: fetched with apt-get, unpacked with dpkg, neither as root.
+"""Sound files of Debian packages: downloaded with apt-get, unpacked with dpkg, neither as root.
 
 `debian_sounds.csv` lists 1,314 labelled files in 27 packages of Debian 12. The 951 of the first
-nine are shared among training, development and test. The others, which the bank "debian_more" has
-beside, are for training alone, so that the benchmark stays what it was. Four kinds of containers
-hold them: plain files, a zip file, Qt resource files (rcc) and OpenTTD's sound catalogue (cat).
-Licences are free ones, most of them GPL or Creative Commons: packages are fetched when a bank is
-built, and nothing of them is kept here.
+nine are split into train, dev and test. The others, only in the bank "debian_more", are for
+training only, so that the benchmark stays the same. They are in four kinds of containers: plain
+files, a zip file, Qt resource files (rcc) and OpenTTD's sound catalogue (cat).
+All licences are free, most of them GPL or Creative Commons; packages are downloaded when a bank is
+built, and none of their files is in this repository.
 """
 
 import csv
@@ -22,7 +22,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from jaxasa.config import ConfigError
-from jaxasa.data.decode import Recording, Unusable
+from jaxasa.data.decode import SoundFile, UnusableSound
 
 ZIP_FILE = "usr/share/games/ufoai/base/0snd.pk3"
 RCC_FOLDER = "usr/share/gcompris-qt/rcc"
@@ -32,7 +32,7 @@ BANKS = ("debian", "debian_more")
 
 
 class SoundsUnavailable(ConfigError):
-    """The recordings cannot be had on this machine; the procedural bank always can."""
+    """The packages are not available on this machine; the procedural bank always is."""
 
 
 def cache_folder() -> Path:
@@ -40,35 +40,37 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxasa"
 
 
-def index() -> list[dict[str, str]]:
+def read_index() -> list[dict[str, str]]:
     """The rows of debian_sounds.csv: package, container, member, label, recording_id, licence, ...
 
-    Those that are only trained on come last, so that of two copies the other one stays.
+    Those for training only come last, so that of two duplicates the other one is used.
     """
     text = importlib.resources.files("jaxasa.data").joinpath("debian_sounds.csv").read_text("utf-8")
     return list(csv.DictReader(text.splitlines()))
 
 
-def recordings(labels: Collection[str], folder: Path, more: bool = False) -> list[Recording]:
-    """Lists the recordings with one of `labels` (all if empty), fetching their packages.
+def list_files(
+    labels: Collection[str], folder: Path, with_training_only: bool = False
+) -> list[SoundFile]:
+    """Lists the files with one of `labels` (all if empty); downloads their packages.
 
-    more: with those for training alone.
+    with_training_only: also those that are for training only.
 
-    Packages are unpacked under `folder`/debian and used again. A recording of a package that
-    could not be fetched raises `Unusable` when opened. Raises `SoundsUnavailable` when no
-    package can be had, `ConfigError` for a label that the index lacks.
+    Packages are unpacked under `folder`/debian and used again. A file of a package that
+    could not be downloaded raises UnusableSound when it is opened. Raises SoundsUnavailable if no
+    package could be downloaded, ConfigError for a label that is not in the index.
     """
-    rows = [row for row in index() if more or not row["split"]]
-    known = {row["label"] for row in rows}
+    rows = [row for row in read_index() if with_training_only or not row["split"]]
+    known_labels = {row["label"] for row in rows}
     for label in labels:
-        if label not in known:
+        if label not in known_labels:
             raise ConfigError(
-                f"Sounds.classes has the label {label!r}, expected one of {sorted(known)}"
+                f"Sounds.classes has the label {label!r}, expected one of {sorted(known_labels)}"
             )
     rows = [row for row in rows if not labels or row["label"] in labels]
-    failed = fetch(sorted({row["package"] for row in rows}), folder / "debian")
+    failed = fetch_packages(sorted({row["package"] for row in rows}), folder / "debian")
     return [
-        Recording(
+        SoundFile(
             name=f"{row['package']}:{row['member']}",
             labels=(row["label"],),
             recording_id=f"{row['package']}/{row['recording_id']}",
@@ -81,17 +83,17 @@ def recordings(labels: Collection[str], folder: Path, more: bool = False) -> lis
     ]
 
 
-def fetch(packages: Collection[str], folder: Path) -> dict[str, str]:
+def fetch_packages(packages: Collection[str], folder: Path) -> dict[str, str]:
     """Unpacks each package into `folder`/NAME; returns the failures as {package: reason}.
 
-    Raises `SoundsUnavailable` when apt-get or dpkg is missing or no package can be had.
+    Raises SoundsUnavailable if apt-get or dpkg is missing, or no package could be downloaded.
     """
     missing = [p for p in packages if not (folder / p).is_dir()]
     if not missing:
         return {}
     for tool in ("apt-get", "dpkg"):
         if shutil.which(tool) is None:
-            raise SoundsUnavailable(f"the debian bank needs {tool}, which this machine lacks")
+            raise SoundsUnavailable(f"the debian bank needs {tool}, which is not installed")
     folder.mkdir(parents=True, exist_ok=True)
     failed = {}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
@@ -106,7 +108,7 @@ def fetch(packages: Collection[str], folder: Path) -> dict[str, str]:
                 failed[package] = error
     if len(failed) == len(packages):
         reason = next(iter(failed.values()))
-        raise SoundsUnavailable(f"no package of the debian bank could be fetched: {reason}")
+        raise SoundsUnavailable(f"no package of the debian bank could be downloaded: {reason}")
     return failed
 
 
@@ -135,7 +137,7 @@ def _download(packages: list[str], folder: Path, options: list[str]) -> str:
 
 
 def _own_lists(work: Path) -> list[str]:
-    """Package lists of our own: a container's are often empty, and only root may renew them."""
+    """Options for private package lists: those of a container are often empty, and need root."""
     (work / "lists" / "partial").mkdir(parents=True)
     (work / "cache" / "archives" / "partial").mkdir(parents=True)
     options = ["-o", f"Dir::State::Lists={work / 'lists'}", "-o", f"Dir::Cache={work / 'cache'}"]
@@ -147,7 +149,7 @@ def _own_lists(work: Path) -> list[str]:
 def _unpack(package: str, work: Path, folder: Path) -> str:
     archives = sorted(work.glob(f"{package}_*.deb"))
     if not archives:
-        return "apt-get brought no file"
+        return "apt-get downloaded no file"
     error = _run(["dpkg", "-x", archives[-1].name, f"{package}.unpacked"], work)
     archives[-1].unlink()
     if error:
@@ -161,8 +163,8 @@ def _unpack(package: str, work: Path, folder: Path) -> str:
 
 
 def _keep_sounds(root: Path, package: str) -> None:
-    # Two thirds of what is unpacked are pictures; copyright files stay for the credits.
-    members = {row["member"] for row in index() if row["package"] == package}
+    # Two thirds of the files are pictures; copyright files are needed for the credits.
+    members = {row["member"] for row in read_index() if row["package"] == package}
     for path in root.rglob("*"):
         name = path.relative_to(root).as_posix()
         container = name in (ZIP_FILE, CAT_FILE) or name.startswith(RCC_FOLDER)
@@ -172,51 +174,51 @@ def _keep_sounds(root: Path, package: str) -> None:
 
 def _open(row: dict[str, str], folder: Path, failed: dict[str, str]) -> Path | bytes:
     if row["package"] in failed:
-        raise Unusable(f"package {row['package']}: {failed[row['package']]}")
+        raise UnusableSound(f"package {row['package']}: {failed[row['package']]}")
     root = folder / row["package"]
     container, member = row["container"], row["member"]
     if container == "plain":
         if not (root / member).is_file():
-            raise Unusable("not in the package")
+            raise UnusableSound("not in the package")
         return root / member
     if container == "zip":
         return read_zip(root / ZIP_FILE, member)
     if container == "rcc":
         where = _rcc_index(root / RCC_FOLDER).get(member)
         if where is None:
-            raise Unusable("not in the package")
+            raise UnusableSound("not in the package")
         return read_rcc(where, member)
     return read_cat(root / CAT_FILE, int(member))
 
 
 def read_zip(path: Path, member: str) -> bytes:
-    """Returns a member of a zip file; raises `Unusable`."""
+    """Returns a member of a zip file; raises `UnusableSound`."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.read(member)
     except (OSError, zipfile.BadZipFile, KeyError, zlib.error) as error:
-        raise Unusable(f"zip: {error}") from error
+        raise UnusableSound(f"zip: {error}") from error
 
 
 def read_cat(path: Path, entry: int) -> bytes:
-    """Returns the RIFF file of an entry of an OpenTTD sound catalogue; raises `Unusable`.
+    """Returns the RIFF file of an entry of an OpenTTD sound catalogue; raises `UnusableSound`.
 
-    Layout: pairs of little-endian uint32 (offset, size), the first offset also telling where
-    the pairs end; each entry a length byte, a label of that length, a RIFF file.
+    Layout: pairs of little-endian uint32 (offset, size), the first offset being also the end of
+    the pairs; each entry is a length byte, a label of that length, a RIFF file.
     """
     try:
         data = path.read_bytes()
         first = struct.unpack_from("<I", data)[0] & 0x7FFFFFFF
         if not 0 <= entry < first // 8:
-            raise Unusable(f"cat: no entry {entry}")
-        start, size = struct.unpack_from("<II", data, 8 * entry)
+            raise UnusableSound(f"cat: no entry {entry}")
+        start, _size = struct.unpack_from("<II", data, 8 * entry)
         start = (start & 0x7FFFFFFF) + 1 + data[start & 0x7FFFFFFF]
         length = 8 + struct.unpack_from("<I", data, start + 4)[0]
     except (OSError, struct.error, IndexError) as error:
-        raise Unusable(f"cat: {error}") from error
+        raise UnusableSound(f"cat: {error}") from error
     riff = data[start : start + length]
     if riff[:4] != b"RIFF" or len(riff) < length:
-        raise Unusable(f"cat: entry {entry} holds no RIFF file")
+        raise UnusableSound(f"cat: entry {entry} holds no RIFF file")
     return riff
 
 
@@ -226,35 +228,35 @@ def _rcc_index(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.glob("*.rcc")):
         try:
             index.update(dict.fromkeys(_rcc_files(path.read_bytes()), path))
-        except Unusable:
-            continue  # its members are then named as missing, one by one
+        except UnusableSound:
+            continue  # its members are then reported as missing, one by one
     return index
 
 
 def read_rcc(path: Path, member: str) -> bytes:
-    """Returns a file out of a Qt binary resource file; raises `Unusable`."""
+    """Returns a file out of a Qt binary resource file; raises `UnusableSound`."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise Unusable(f"rcc: {error}") from error
+        raise UnusableSound(f"rcc: {error}") from error
     files = _rcc_files(data)
     if member not in files:
-        raise Unusable("rcc: no such member")
+        raise UnusableSound("rcc: no such member")
     start, flags = files[member]
     if start + 4 > len(data):
-        raise Unusable("rcc: truncated")
+        raise UnusableSound("rcc: truncated")
     (size,) = struct.unpack_from(">I", data, start)
     blob = data[start + 4 : start + 4 + size]
     if len(blob) < size:
-        raise Unusable("rcc: truncated")
+        raise UnusableSound("rcc: truncated")
     if flags & 4:
-        raise Unusable("rcc: Zstandard compression, expected zlib or none")
+        raise UnusableSound("rcc: Zstandard compression, expected zlib or none")
     if not flags & 1:
         return blob
     try:
         return zlib.decompress(blob[4:])  # qCompress puts the length before the zlib stream
     except zlib.error as error:
-        raise Unusable(f"rcc: {error}") from error
+        raise UnusableSound(f"rcc: {error}") from error
 
 
 def _rcc_files(data: bytes) -> dict[str, tuple[int, int]]:
@@ -268,14 +270,14 @@ def _rcc_files(data: bytes) -> dict[str, tuple[int, int]]:
     try:
         magic, version, tree, start, names = struct.unpack_from(">4sIIII", data)
         if magic != b"qres":
-            raise Unusable("rcc: not a Qt resource file")
+            raise UnusableSound("rcc: not a Qt resource file")
         width = 14 if version == 1 else 22
-        found, seen = {}, set()
-        waiting = [(0, "")]
-        while waiting:
-            node, parent = waiting.pop()
+        files, seen = {}, set()
+        stack = [(0, "")]
+        while stack:
+            node, parent = stack.pop()
             if node in seen:
-                raise Unusable("rcc: the tree runs in a circle")
+                raise UnusableSound("rcc: the tree has a cycle")
             seen.add(node)
             name_at, flags = struct.unpack_from(">IH", data, tree + node * width)
             first, second = struct.unpack_from(">II", data, tree + node * width + 6)
@@ -284,9 +286,9 @@ def _rcc_files(data: bytes) -> dict[str, tuple[int, int]]:
             name = "" if node == 0 else text.decode("utf-16-be")
             path = f"{parent}/{name}".strip("/")
             if flags & 2:
-                waiting += [(child, path) for child in range(second, second + first)]
+                stack += [(child, path) for child in range(second, second + first)]
             else:
-                found[path] = (start + second, flags)
+                files[path] = (start + second, flags)
     except (struct.error, UnicodeDecodeError) as error:
-        raise Unusable(f"rcc: {error}") from error
-    return found
+        raise UnusableSound(f"rcc: {error}") from error
+    return files

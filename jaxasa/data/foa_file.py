@@ -1,8 +1,8 @@
-"""Users' sound files, FOA or for two ears, read into the conventions of acoustics/foa.py.
+"""Reads sound files of the user, FOA or binaural, into the conventions of acoustics/foa.py.
 
-    audio = foa_file.read("scene.wav", order="fuma")  # float32 [N, 4]: W, Y, Z, X, SN3D, 16 kHz
+    audio = foa_file.read_foa("scene.wav", convention="fuma")  # float32 [N, 4]: W, Y, Z, X, SN3D
 
-WAV and FLAC at any rate: 24 kHz (STARSS23) and 48 kHz files are resampled to 16 kHz.
+WAV and FLAC at any sample rate: 24 kHz (STARSS23) or 48 kHz are resampled to 16 kHz.
 """
 
 from pathlib import Path
@@ -11,43 +11,60 @@ import numpy as np
 import soundfile
 
 from jaxasa.acoustics import foa
-from jaxasa.config import ConfigError
-from jaxasa.data.decode import Unusable, decode, resample
+from jaxasa.config import ConfigError, check
+from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.files import atomic_path
+from jaxasa.data.decode import UnusableSound, decode_audio, resample
 
 
-def read(path: Path | str, order: str = "ambix") -> np.ndarray:
-    """Returns float32 `[N, 4]` (W, Y, Z, X, SN3D) at 16 kHz from a WAV or FLAC file.
+def read_foa(path: Path | str, convention: str = "ambix") -> np.ndarray:
+    """Returns float32 [N, 4] (W, Y, Z, X, SN3D) at 16 kHz from a WAV or FLAC file.
 
-    order: "ambix" (ACN, SN3D), "n3d" (ACN, N3D) or "fuma" (W, X, Y, Z, W at -3 dB). Raises
-    `ConfigError` naming the file if it is missing, unreadable, empty, not finite, or has other
-    than 4 channels.
+    convention: "ambix" (ACN, SN3D), "n3d" (ACN, N3D) or "fuma" (W, X, Y, Z, W at -3 dB). Raises
+    ConfigError naming the file if it is missing, unreadable, empty, not finite, or does not have
+    4 channels.
     """
     samples, rate = _decode(Path(path), 4, "W, Y, Z, X", "FOA")
-    return resample(foa.from_convention(samples, order), rate)
+    return resample(foa.to_ambix(samples, convention), rate)
+
+
+def write_foa(path: Path | str, audio: np.ndarray) -> None:
+    """Writes FOA audio `[N, 4]` (W, Y, Z, X, SN3D) at 16 kHz as a WAV or FLAC file of 16 bits.
+
+    Raises `ConfigError` for another shape, samples beyond [-1, 1], and another file type.
+    """
+    path, audio = Path(path), np.asarray(audio)
+    check(path.suffix.lower() in (".wav", ".flac"), "output", str(path), "NAME.wav or NAME.flac")
+    ok = audio.ndim == 2 and audio.shape[1] == len(foa.CHANNELS)
+    check(ok, "shape of FOA audio", audio.shape, "[N, 4]")
+    peak = float(np.abs(audio).max(initial=0.0))
+    check(peak <= 1, "peak of the audio", peak, "at most 1")
+    with atomic_path(path) as temporary:
+        soundfile.write(temporary, audio, SAMPLE_RATE, "PCM_16", format=path.suffix[1:].upper())
 
 
 def read_binaural(path: Path | str) -> np.ndarray:
-    """Returns float32 `[N, 2]` (left, right ear) at 16 kHz; raises `ConfigError` as `read`."""
+    """Returns float32 [N, 2] (left, right ear) at 16 kHz; raises ConfigError as `read_foa` does."""
     samples, rate = _decode(Path(path), 2, "left and right ear", "binaural")
     return resample(samples.astype(np.float32), rate)
 
 
 def _decode(path: Path, channels: int, names: str, kind: str) -> tuple[np.ndarray, int]:
     if not path.is_file():
-        what = f"a WAV or FLAC file with {channels} channels"
-        raise ConfigError(f"{path}: no such file, expected {what}")
+        expected = f"a WAV or FLAC file with {channels} channels"
+        raise ConfigError(f"{path}: no such file, expected {expected}")
     try:
-        samples, rate = decode(path)
-    except Unusable as reason:
+        samples, rate = decode_audio(path)
+    except UnusableSound as reason:
         raise ConfigError(f"{path}: {reason}, expected {kind} audio (WAV or FLAC)") from reason
-    found = samples.shape[1]
-    if found != channels:
-        raise ConfigError(f"{path} has {found} channels, expected {channels} ({names})")
+    count = samples.shape[1]
+    if count != channels:
+        raise ConfigError(f"{path} has {count} channels, expected {channels} ({names})")
     return samples, rate
 
 
-def seconds(path: Path | str) -> float:
-    """Length of a sound file by its header; raises `ConfigError` naming a file that has none."""
+def duration_s(path: Path | str) -> float:
+    """Length of a sound file in seconds, by its header; raises ConfigError if it has none."""
     try:
         info = soundfile.info(str(path))
     except (soundfile.SoundFileError, OSError) as error:

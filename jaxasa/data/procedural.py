@@ -1,8 +1,10 @@
-"""Fourteen synthesised classes: the bank that needs no file and no network.
+"""Fourteen synthesised classes: a sound bank that needs no files and no network.
 
-A recording draws the parameters of its source (pitch, material, rate), its two clips draw how it is
-played (length, timing, strength). Everything is a function of (seed, class, recording, clip).
-Lengths are seconds, frequencies hertz, sampling 16 kHz.
+The parameters of a source (pitch, material, rate) are sampled once for each source recording, those
+of its excitation (length, timing, strength) for each of its two clips. A clip is a function of
+(seed, class, recording, clip).
+
+Units: lengths in seconds, frequencies in hertz. Shapes: N samples at 16 kHz.
 """
 
 import functools
@@ -13,34 +15,34 @@ import scipy.signal
 
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
-from jaxasa.data.decode import Recording
+from jaxasa.data.decode import SoundFile
 
-RECORDINGS = 12
-CLIPS = 2
+RECORDINGS_PER_CLASS = 12
+CLIPS_PER_RECORDING = 2
 
 Synth = Callable[[np.random.Generator, np.random.Generator], np.ndarray]
 
 
-def recordings(seed: int) -> list[Recording]:
+def list_files(seed: int) -> list[SoundFile]:
     """Lists 14 classes x 12 recordings x 2 clips."""
     return [
-        Recording(
+        SoundFile(
             name=f"{label}/{recording:02d}-{clip}",
             labels=(label,),
             recording_id=f"{label}/{recording:02d}",
             open=functools.partial(synthesise, label, recording, clip, seed),
         )
         for label in CLASSES
-        for recording in range(RECORDINGS)
-        for clip in range(CLIPS)
+        for recording in range(RECORDINGS_PER_CLASS)
+        for clip in range(CLIPS_PER_RECORDING)
     ]
 
 
 def synthesise(label: str, recording: int, clip: int, seed: int) -> np.ndarray:
-    """Returns float32 `[n]` at 16 kHz, peak 0.5."""
+    """Returns float32 [N] at 16 kHz with a peak of 0.5."""
     source = keys.rng(seed, "procedural", label, recording)
-    playing = keys.rng(seed, "procedural", label, recording, clip)
-    samples = CLASSES[label](source, playing)
+    excitation = keys.rng(seed, "procedural", label, recording, clip)
+    samples = CLASSES[label](source, excitation)
     return (0.5 * samples / np.abs(samples).max()).astype(np.float32)
 
 
@@ -49,12 +51,12 @@ def _time(seconds: float) -> np.ndarray:
 
 
 def _tone(frequency: np.ndarray, harmonics: np.ndarray) -> np.ndarray:
-    """Harmonics of a running frequency `[n]`; those above 7.5 kHz are left out."""
-    turn = np.exp(2j * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
-    out, harmonic = np.zeros(len(turn)), np.ones(len(turn), complex)
+    """Harmonics of a varying frequency [N], without those above 7.5 kHz."""
+    fundamental = np.exp(2j * np.pi * np.cumsum(frequency) / SAMPLE_RATE)
+    out, harmonic = np.zeros(len(fundamental)), np.ones(len(fundamental), complex)
     highest = frequency.max()
     for k, gain in enumerate(harmonics, start=1):
-        harmonic *= turn
+        harmonic *= fundamental
         wave = gain * harmonic.imag
         out += wave if k * highest < 7500 else wave * (k * frequency < 7500)
     return out
@@ -66,13 +68,13 @@ def _band(noise: np.ndarray, low: float, high: float, order: int = 2) -> np.ndar
 
 
 def _modes(seconds: float, frequencies, decays, gains) -> np.ndarray:
-    """A struck body: sum of decaying sines; decays are times to 1/e."""
+    """A struck body: a sum of decaying sines; decays are times to 1/e."""
     t = _time(seconds)[:, None]
     wave = np.exp(-t / np.asarray(decays)) * np.sin(2 * np.pi * np.asarray(frequencies) * t)
     return wave @ np.asarray(gains)
 
 
-def _place(events: list[tuple[float, np.ndarray]]) -> np.ndarray:
+def _sum_events(events: list[tuple[float, np.ndarray]]) -> np.ndarray:
     """Sums (start, samples) pairs."""
     length = max(int(start * SAMPLE_RATE) + len(x) for start, x in events)
     out = np.zeros(length)
@@ -86,29 +88,29 @@ def _beats(clip: np.random.Generator, count: int, period: float, jitter: float) 
     return np.arange(count) * period + clip.uniform(0, jitter * period, count)
 
 
-def _siren(source, clip):
+def _siren(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     low = source.uniform(350, 900)
     high = low * source.uniform(1.3, 2.2)
     rate = source.uniform(0.4, 3.0)
     wail = source.random() < 0.5
     harmonics = source.uniform(0.1, 1, 6) / np.arange(1, 7)
     t = _time(clip.uniform(2.2, 3.6))
-    turn = np.sin(2 * np.pi * (rate * t + clip.random()))
-    turn = turn if wail else np.tanh(8 * turn)
-    return _tone(low + (high - low) * (turn + 1) / 2, harmonics)
+    sweep = np.sin(2 * np.pi * (rate * t + clip.random()))
+    sweep = sweep if wail else np.tanh(8 * sweep)
+    return _tone(low + (high - low) * (sweep + 1) / 2, harmonics)
 
 
-def _bell(source, clip):
+def _bell(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     pitch = source.uniform(350, 1600)
     ratios = np.array([0.5, 1, 1.19, 1.5, 2, 2.6, 3.1]) * source.uniform(0.97, 1.03, 7)
     decays = source.uniform(0.3, 1.2) / np.sqrt(ratios)
     gains = source.uniform(0.2, 1, 7)
     strike = clip.uniform(0.6, 1, 7) * gains
     starts = _beats(clip, clip.integers(1, 4), source.uniform(0.5, 0.9), 0.05)
-    return _place([(s, _modes(1.8, pitch * ratios, decays, strike)) for s in starts])
+    return _sum_events([(s, _modes(1.8, pitch * ratios, decays, strike)) for s in starts])
 
 
-def _drum(source, clip):
+def _drum(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     pitch, drop = source.uniform(60, 220), source.uniform(1.2, 2.5)
     decay, snare = source.uniform(0.06, 0.3), source.uniform(0, 0.8)
     t = _time(0.6)
@@ -119,10 +121,10 @@ def _drum(source, clip):
         skin = np.exp(-t / decay) * _tone(frequency, np.array([1, 0.4, 0.2]))
         rattle = _band(clip.standard_normal(len(t)), 1500, 6500) * np.exp(-t / (decay * 0.7))
         events.append((start, clip.uniform(0.6, 1) * (skin + snare * rattle)))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _rain(source, clip):
+def _rain(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     seconds, density = clip.uniform(2.5, 3.8), source.uniform(60, 600)
     low = source.uniform(300, 1500)
     drops = np.zeros(int(seconds * SAMPLE_RATE))
@@ -132,7 +134,7 @@ def _rain(source, clip):
     return _band(drops, low, 7500) * source.uniform(1, 4) + 0.08 * hiss
 
 
-def _bird(source, clip):
+def _bird(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     pitch, sweep = source.uniform(2000, 5000), source.uniform(-0.5, 0.6)
     trill, depth = source.uniform(8, 45), source.uniform(0, 0.15)
     length, harmonic = source.uniform(0.06, 0.35), source.uniform(0, 0.4)
@@ -143,10 +145,10 @@ def _bird(source, clip):
         bend = 1 + sweep * (x - 0.5) + depth * np.sin(2 * np.pi * trill * t)
         note = _tone(pitch * clip.uniform(0.93, 1.07) * bend, np.array([1, harmonic]))
         events.append((start, clip.uniform(0.5, 1) * np.sin(np.pi * x) ** 0.7 * note))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _engine(source, clip):
+def _engine(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     speed, rough = source.uniform(25, 110), source.uniform(0.01, 0.06)
     harmonics = source.uniform(0.1, 1, 40) * np.arange(1, 41) ** -source.uniform(0.5, 1.3)
     noise, resonance = source.uniform(0.05, 0.4), source.uniform(200, 1500)
@@ -160,7 +162,7 @@ def _engine(source, clip):
     return firing * (hum + noise * 4 * hiss)
 
 
-def _typing(source, clip):
+def _typing(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     body, decay = source.uniform(900, 3500, 3), source.uniform(0.004, 0.014, 3)
     rate, click = source.uniform(5, 11), source.uniform(0.3, 1.5)
     events = []
@@ -169,10 +171,10 @@ def _typing(source, clip):
             key = _modes(0.08, body * clip.uniform(0.85, 1.15), decay, (1, 0.7, 0.5))
             burst = clip.standard_normal(len(key)) * np.exp(-_time(0.08) / 0.002)
             events.append((start + delay, gain * clip.uniform(0.5, 1) * (key + click * burst)))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _footsteps(source, clip):
+def _footsteps(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     low, high = source.uniform(60, 250), source.uniform(700, 3500)
     heel, scrape = source.uniform(0.02, 0.06), source.uniform(0.05, 0.6)
     events = []
@@ -182,10 +184,10 @@ def _footsteps(source, clip):
         thump = _band(noise, low, low * 3) * np.exp(-t / heel) * 3
         toe = _band(noise, high * 0.5, high * 1.5) * np.exp(-np.abs(t - 0.09) / 0.04)
         events.append((start, clip.uniform(0.6, 1) * (thump + scrape * toe)))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _fire(source, clip):
+def _fire(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     seconds, rate = clip.uniform(2.5, 3.8), source.uniform(8, 50)
     roar = source.uniform(0.1, 0.6)
     noise = clip.standard_normal(int(seconds * SAMPLE_RATE))
@@ -196,10 +198,10 @@ def _fire(source, clip):
         centre = clip.uniform(1200, 5500)
         snap = _band(clip.standard_normal(len(t)), centre * 0.6, centre * 1.3)
         events.append((start, clip.exponential(0.7) * snap * np.exp(-t / (t[-1] / 4))))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _strings(source, clip):
+def _strings(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     """Karplus-Strong (1983): a delay line of one period fed back through a two-tap average."""
     open_string = source.uniform(82, 330)
     damping, pick = source.uniform(0.990, 0.999), source.uniform(1500, 7000)
@@ -215,10 +217,10 @@ def _strings(source, clip):
         pluck[:period] = scipy.signal.sosfilt(low, clip.uniform(-1, 1, period))
         note = scipy.signal.lfilter((1,), feedback, pluck)
         events.append((start, clip.uniform(0.6, 1) * note))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _whistle(source, clip):
+def _whistle(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     pitch, vibrato = source.uniform(900, 2400), source.uniform(4, 8)
     depth, breath = source.uniform(0.002, 0.03), source.uniform(0.02, 0.2)
     intervals = 2 ** (source.integers(-5, 8, 5) / 12)
@@ -231,10 +233,10 @@ def _whistle(source, clip):
         rim = np.minimum(1, np.minimum(t, t[-1] - t) / 0.05)
         events.append((start, rim * (tone + air)))
         start += t[-1] + clip.uniform(0.02, 0.2)
-    return _place(events)
+    return _sum_events(events)
 
 
-def _dog(source, clip):
+def _dog(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     pitch, length = source.uniform(180, 650), source.uniform(0.12, 0.32)
     formants = source.uniform((400, 1000, 2200), (900, 1900, 3500))
     growl = source.uniform(0.1, 0.6)
@@ -246,10 +248,10 @@ def _dog(source, clip):
         voice = _tone(pitch * bend, np.ones(20)) + growl * 8 * clip.standard_normal(len(t))
         mouth = sum(_band(voice, f * 0.8, f * 1.25, 1) for f in formants)
         events.append((start, clip.uniform(0.7, 1) * np.sin(np.pi * x) ** 0.5 * mouth))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _alarm(source, clip):
+def _alarm(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     first, ratio = source.uniform(700, 3000), source.choice((1.0, 1.26, 1.5))
     on, off = source.uniform(0.06, 0.35), source.uniform(0.05, 0.3)
     harmonics = np.where(np.arange(9) % 2 == 0, source.uniform(0, 1, 9), 0) / np.arange(1, 10)
@@ -260,10 +262,10 @@ def _alarm(source, clip):
         rim = np.minimum(1, np.minimum(t, t[-1] - t) / 0.003)
         frequency = np.full(len(t), first * (ratio if k % 2 else 1) * clip.uniform(0.998, 1.002))
         events.append((k * (on + off), rim * _tone(frequency, harmonics)))
-    return _place(events)
+    return _sum_events(events)
 
 
-def _blast(source, clip):
+def _blast(source: np.random.Generator, clip: np.random.Generator) -> np.ndarray:
     low, decay = source.uniform(300, 2500), source.uniform(0.1, 0.7)
     crack, rumble = source.uniform(0.2, 2), source.uniform(0.3, 1.5)
     t = _time(min(4 * decay + 0.3, 2.5))

@@ -1,4 +1,4 @@
-"""Rendered scenes on disk: ArrayRecord shards closed by a manifest.
+"""Rendered scenes on disk: ArrayRecord shards and a manifest.
 
 A record, little-endian:
 
@@ -7,11 +7,13 @@ A record, little-endian:
     bytes 8-11   uint32: samples N
     bytes 12-15  uint32: channels (4: W, Y, Z, X, SN3D)
     then         JSON in UTF-8: the scene description
-    then         int16 [N, channels], a step being 1/32767 of full scale
+    then         int16 [N, C], 32767 being full scale
 
 Shards are written `group_size:1,uncompressed` (the fastest to read at random) to a temporary
-name and renamed, so what has its final name is whole. manifest.json is written last: a
+name and renamed, so a file with its final name is complete. manifest.json is written last: a
 data set without it is not complete.
+
+Shapes: N samples · C channels
 
 >>> import tempfile
 >>> folder = Path(tempfile.mkdtemp())
@@ -38,6 +40,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import FULL_SCALE
 from jaxasa.core.files import atomic_path, atomic_write_text
+from jaxasa.core.provenance import made_by
 
 MAGIC = b"JXA1"
 MANIFEST = "manifest.json"
@@ -45,12 +48,12 @@ _HEADER = struct.Struct("<4sIII")
 _READ = "readahead_buffer_size:0,max_parallelism:0"
 
 
-class Damaged(ConfigError):
+class DamagedRecord(ConfigError):
     """A record that cannot be read, in a shard that is there."""
 
 
 def to_int16(audio: np.ndarray) -> np.ndarray:
-    """Float audio in [-1, 1] as int16, rounded; raises `ValueError` beyond it or for NaN."""
+    """Float audio in [-1, 1] as int16, rounded; raises ValueError if it is outside or NaN."""
     if not np.abs(audio).max(initial=0.0) <= 1:
         raise ValueError("audio is not finite or passes full scale")
     return np.rint(audio * FULL_SCALE).astype("<i2")
@@ -61,17 +64,17 @@ def to_float(audio: np.ndarray) -> np.ndarray:
     return audio.astype(np.float32) / FULL_SCALE
 
 
-def encode(audio: np.ndarray, meta: dict) -> bytes:
-    """Packs int16 audio `[N, channels]` and a JSON-able dict into a record."""
+def encode_record(audio: np.ndarray, meta: dict) -> bytes:
+    """Packs int16 audio [N, C] and a dict, which is written as JSON, into a record."""
     if audio.dtype != np.int16 or audio.ndim != 2:
-        raise ValueError(f"audio is {audio.dtype} {audio.shape}, expected int16 [N, channels]")
+        raise ValueError(f"audio is {audio.dtype} {audio.shape}, expected int16 [N, C]")
     text = json.dumps(meta, ensure_ascii=False, allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     return _HEADER.pack(MAGIC, len(text), *audio.shape) + text + audio.astype("<i2").tobytes()
 
 
-def decode(record: bytes) -> tuple[np.ndarray, dict]:
-    """Returns int16 `[N, channels]` (read-only) and the dict; raises `ValueError` if damaged."""
+def decode_record(record: bytes) -> tuple[np.ndarray, dict]:
+    """Returns int16 [N, C] (read-only) and the dict; raises ValueError if damaged."""
     if len(record) < _HEADER.size or record[:4] != MAGIC:
         raise ValueError("not a record of jaxasa")
     _, length, samples, channels = _HEADER.unpack_from(record)
@@ -83,12 +86,12 @@ def decode(record: bytes) -> tuple[np.ndarray, dict]:
 
 
 def write_shard(path: Path, records: Iterable[tuple[np.ndarray, dict]]) -> dict:
-    """Writes (int16 `[N, channels]`, dict) pairs to `path`; returns its manifest entry."""
+    """Writes (int16 [N, C], dict) pairs to `path`; returns its entry in the manifest."""
     with atomic_path(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         count = 0
         for audio, meta in records:
-            writer.write(encode(audio, meta))
+            writer.write(encode_record(audio, meta))
             count += 1
         writer.close()
         return _entry(temporary, path.name, count)
@@ -102,7 +105,7 @@ def read_entry(path: Path, count: int) -> dict | None:
         reader = ArrayRecordReader(str(path), _READ)
         whole = reader.num_records() == count
         for i in range(count if whole else 0):
-            decode(reader.read([i])[0])
+            decode_record(reader.read([i])[0])
         reader.close()
     except Exception:  # array_record raises what its C++ side sends: RuntimeError, IndexError
         return None
@@ -116,13 +119,14 @@ def _entry(path: Path, name: str, count: int) -> dict:
 
 
 def write_manifest(folder: Path, meta: dict, shards: list[dict]) -> None:
-    """Closes a data set: `meta`, the total count, and one entry a shard."""
-    manifest = meta | {"count": sum(s["count"] for s in shards), "shards": shards}
+    """Completes a data set: `meta`, the number of records, the shards, the version of jaxasa."""
+    count = sum(s["count"] for s in shards)
+    manifest = meta | {"count": count, "shards": shards, "made_by": made_by()}
     atomic_write_text(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
 
 
 def read_manifest(folder: Path | str) -> dict:
-    """The manifest of a complete data set; raises `ConfigError` where there is none."""
+    """The manifest of a complete data set; raises ConfigError if there is none."""
     path = Path(folder) / MANIFEST
     try:
         return json.loads(path.read_text("utf-8"))
@@ -135,9 +139,9 @@ def read_manifest(folder: Path | str) -> dict:
 class Records:
     """A complete data set as a random-access sequence for grain.
 
-    `records[i]` is (int16 `[N, 4]`, scene description). Opening reads the manifest and checks
-    the size of each shard; shards open when first read. Threads may share it, and it pickles as
-    its folder. Raises `ConfigError` for a data set that is not complete or is damaged.
+    data[i] is (int16 audio [N, C], scene description). Opening reads the manifest and checks the
+    size of each shard; shards are opened at the first read. Threads may share it, and it pickles
+    as its folder. Raises ConfigError for a data set that is not complete or is damaged.
     """
 
     def __init__(self, folder: Path | str):
@@ -169,13 +173,13 @@ class Records:
         shard = bisect.bisect_right(self._ends, index)
         position = index - (self._ends[shard] - self._shards[shard]["count"])
         try:
-            return decode(self._reader(shard).read([position])[0])
+            return decode_record(self._reader(shard).read([position])[0])
         except (ValueError, RuntimeError, IndexError) as error:
             path = self.folder / self._shards[shard]["file"]
             if not path.is_file():
                 raise ConfigError(f"{path}: no such file, expected a shard of the set") from error
             reason = str(error).strip().partition("\n")[0]
-            raise Damaged(f"{path}: record {position} is damaged ({reason})") from error
+            raise DamagedRecord(f"{path}: record {position} is damaged ({reason})") from error
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         with self._lock:
@@ -186,8 +190,7 @@ class Records:
             return self._readers[shard]
 
     def verify(self) -> None:
-        """Reads every shard; raises `ConfigError` naming the first whose checksum is wrong."""
+        """Reads every shard; raises ConfigError naming the first whose checksum is wrong."""
         for shard in self._shards:
-            found = _entry(self.folder / shard["file"], shard["file"], shard["count"])
-            if found != shard:
+            if _entry(self.folder / shard["file"], shard["file"], shard["count"]) != shard:
                 raise ConfigError(f"{self.folder / shard['file']}: the checksum is wrong")

@@ -1,7 +1,7 @@
-"""From what a user names to a scene as data: a record of a data set, or a SceneSpec in JSON.
+"""Loads scenes as data (SceneSpec): from a JSON file, or from a record of a data set.
 
-A data set stores sound and descriptions. What a scene is made of is drawn again from the
-manifest, and holds only if the description that follows from it is the one stored.
+A data set stores audio and descriptions. The SceneSpec of a record is sampled again from the
+settings in the manifest, and is valid only if it gives the description that is stored.
 """
 
 import dataclasses
@@ -11,35 +11,36 @@ from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import ConfigError, check
-from jaxasa.data import simulate
+from jaxasa.core.workdir import WorkFolder
 from jaxasa.data.records import Records
+from jaxasa.data.shard_plan import CLIP_SPLITS
 from jaxasa.data.sounds import Bank
 
 
-def refuse(source: Path, what: str, given: dict) -> None:
-    """Raises ConfigError for the first of the options `given` that is not None."""
-    for option, value in given.items():
+def refuse_options(source: Path, kind: str, options: dict) -> None:
+    """Raises ConfigError for the first of {option: value} that is not None."""
+    for option, value in options.items():
         if value is not None:
-            raise ConfigError(f"{option} {value}: {source} is {what}, expected none with it")
+            raise ConfigError(f"{option} {value}: {source} is {kind}, expected none with it")
 
 
-def find(path: Path, index: int | None, sounds: Path | None) -> SceneSpec:
-    """Returns the scene of a JSON file, or scene `index` (0) of a folder of records.
+def load_scene(path: Path, index: int | None, sounds: Path | None) -> SceneSpec:
+    """Returns the scene of a JSON file, or scene `index` (default 0) of a folder of records.
 
-    sounds: the folder's bank; by default DIR/sounds, for a folder DIR/scenes/SPLIT. Raises
-    ConfigError for either beside a JSON file.
+    sounds: the sound bank of the folder; by default DIR/sounds, for a folder DIR/scenes/SPLIT.
+    Raises ConfigError for either option with a JSON file.
     """
     if not path.is_dir():
-        refuse(path, "a scene in JSON", {"--index": index, "--sounds": sounds})
-        return read(path)
-    bank = Bank.load(path.parent.parent / "sounds" if sounds is None else sounds)
-    return of_record(Records(path), index or 0, bank)
+        refuse_options(path, "a scene in JSON", {"--index": index, "--sounds": sounds})
+        return read_json(path)
+    bank = Bank.load(WorkFolder.around(path).sounds if sounds is None else sounds)
+    return scene_of_record(Records(path), index or 0, bank)
 
 
-def read(path: Path) -> SceneSpec:
+def read_json(path: Path) -> SceneSpec:
     """Returns the scene of a JSON file (scenes.to_json); ConfigError names the file."""
     try:
-        return scenes.from_json(path.read_text("utf-8"))
+        return scenes.SceneSpec.from_json(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         problem = getattr(error, "strerror", None) or "no text"
         raise ConfigError(f"{path}: {problem}, expected a SceneSpec in JSON") from None
@@ -47,29 +48,30 @@ def read(path: Path) -> SceneSpec:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def of_record(data: Records, index: int, bank: Bank) -> SceneSpec:
-    """Returns the scene of record `index` (by position) of a data set made with `bank`.
+def scene_of_record(data: Records, index: int, bank: Bank) -> SceneSpec:
+    """Returns the scene of record `index` (by position) of a data set simulated with `bank`.
 
-    Raises ConfigError for an index that is not there, for another bank, and where what is drawn
-    today is not what was stored.
+    Raises ConfigError for an index out of range, for another bank, and if the scene sampled now
+    is not the one that was stored.
     """
     check(0 <= index < len(data), "index", index, f"0 to {len(data) - 1}")
     manifest = data.manifest
     same = bank.digest == manifest.get("bank_digest")
     check(same, f"sounds {bank.folder}", bank.name, f"the bank that {data.folder} was made of")
-    # Only ranges of scenes are in a manifest; how many there were to be does not matter here.
-    known = {field.name for field in dataclasses.fields(config.Scenes)}
-    ranges = {k: config.tuples(v) for k, v in manifest["scenes"].items() if k in known}
+    # A manifest holds only the ranges of scenes; the number of scenes does not matter here.
+    fields = {field.name for field in dataclasses.fields(config.Scenes)}
+    ranges = {k: config.tuples(v) for k, v in manifest["scenes"].items() if k in fields}
     settings = config.Scenes(**{"train": 1, "dev": 1, "benchmark": 1} | ranges)
     split = manifest["split"]
-    clips = bank.clips(simulate.CLIPS[split])
-    spec = scenes.draw(settings, clips, manifest["seed"], split, index)
+    clips = bank.clips(CLIP_SPLITS[split])
+    spec = scenes.sample_scene(settings, clips, manifest["seed"], split, index)
     stored = data[index][1]
-    for now, then in zip(scenes.describe(spec)["sources"], stored["sources"], strict=False):
+    pairs = zip(scenes.describe(spec)["sources"], stored["sources"], strict=False)
+    for sampled_source, stored_source in pairs:
         for name in ("clip", "azimuth", "distance", "onset"):
-            if now[name] != then[name]:
+            if sampled_source[name] != stored_source[name]:
                 raise ConfigError(
-                    f"{data.folder}: scene {index} has {name} {then[name]!r}, drawn again "
-                    f"{now[name]!r}: it was made by another version of jaxasa"
+                    f"{data.folder}: scene {index} has {name} {stored_source[name]!r}, sampled "
+                    f"again {sampled_source[name]!r}: another version of jaxasa made it"
                 )
     return spec

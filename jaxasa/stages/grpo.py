@@ -483,7 +483,7 @@ def rollout_workload(stage: config.GrpoStage) -> Workload:
 STAGE = TrainingStage(
     name="grpo",
     title="stage 4: policy optimization (GRPO)",
-    system="full model after GRPO",
+    system="model after GRPO",
     examples=examples,
     objective=objective,
     task=task,

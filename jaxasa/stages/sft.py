@@ -117,7 +117,7 @@ def workload(stage: config.SftStage) -> Workload:
 STAGE = TrainingStage(
     name="sft",
     title="stage 3: supervised fine-tuning on questions",
-    system="full model after SFT",
+    system="model after SFT",
     examples=examples,
     objective=objective,
     task=task,

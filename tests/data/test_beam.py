@@ -47,7 +47,7 @@ def test_one_process_four_and_beam_write_the_same_bytes(
         folder = tmp_path / name
         if runner is not None:
             beam = pytest.importorskip("jaxasa.data.beam")
-            monkeypatch.setattr(beam, "_STEP", 3)
+            monkeypatch.setattr(beam, "_GROUP", 3)
         simulate(ranges, bank.folder, "dev", folder, 3, COUNT, format, runner, options)
         made[name] = files(folder)
     assert len(made["one"]) == (5 if format == "records" else 5 + 2 * COUNT)

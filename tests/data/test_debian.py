@@ -8,7 +8,7 @@ import pytest
 from jaxasa.config import ConfigError
 from jaxasa.data import debian
 from jaxasa.data.debian import SoundsUnavailable
-from jaxasa.data.decode import Unusable, read
+from jaxasa.data.decode import UnusableSound, read_mono
 
 
 def riff(samples=1600):
@@ -88,22 +88,22 @@ def test_rcc_names_what_is_wrong(tmp_path):
     path = tmp_path / "a.rcc"
     whole = rcc({"a/b": (riff(), 1), "a/z": (b"x", 4)})
     path.write_bytes(whole)
-    with pytest.raises(Unusable, match="no such member"):
+    with pytest.raises(UnusableSound, match="no such member"):
         debian.read_rcc(path, "a/c")
-    with pytest.raises(Unusable, match="Zstandard"):
+    with pytest.raises(UnusableSound, match="Zstandard"):
         debian.read_rcc(path, "a/z")
     for broken in (b"nope" + whole[4:], whole[:30], b"", whole.replace(b"x\x9c", b"\0\0")):
         path.write_bytes(broken)
-        with pytest.raises(Unusable, match="rcc"):
+        with pytest.raises(UnusableSound, match="rcc"):
             debian.read_rcc(path, "a/b")
 
 
-def test_rcc_tree_in_a_circle_ends(tmp_path):
+def test_rcc_tree_with_a_cycle_is_refused(tmp_path):
     path = tmp_path / "a.rcc"
     data = bytearray(rcc({"a/b": (b"x", 0)}))
     struct.pack_into(">II", data, 24 + 22 + 6, 1, 0)  # folder "a": its child is the root
     path.write_bytes(data)
-    with pytest.raises(Unusable, match="circle"):
+    with pytest.raises(UnusableSound, match="cycle"):
         debian.read_rcc(path, "a/b")
 
 
@@ -111,12 +111,12 @@ def test_cat_entries_skip_labels_and_trailing_names(tmp_path):
     path = tmp_path / "a.cat"
     path.write_bytes(cat([(b"first, CC0", riff(800)), (b"", riff(1600)), (b"text", b"no sound")]))
     assert debian.read_cat(path, 0) == riff(800)
-    assert len(read(debian.read_cat(path, 1))) == 1600
+    assert len(read_mono(debian.read_cat(path, 1))) == 1600
     for entry, reason in ((2, "cat"), (3, "no entry 3"), (-1, "no entry")):
-        with pytest.raises(Unusable, match=reason):
+        with pytest.raises(UnusableSound, match=reason):
             debian.read_cat(path, entry)
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(Unusable, match="cat"):
+    with pytest.raises(UnusableSound, match="cat"):
         debian.read_cat(path, 0)
 
 
@@ -125,15 +125,15 @@ def test_zip_member_and_its_errors(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("sound/a.wav", riff())
     assert debian.read_zip(path, "sound/a.wav") == riff()
-    with pytest.raises(Unusable, match="zip"):
+    with pytest.raises(UnusableSound, match="zip"):
         debian.read_zip(path, "sound/b.wav")
     path.write_bytes(b"junk")
-    with pytest.raises(Unusable, match="zip"):
+    with pytest.raises(UnusableSound, match="zip"):
         debian.read_zip(path, "sound/a.wav")
 
 
 def test_index_lists_the_clips_of_nine_packages_then_those_for_training_alone():
-    rows = debian.index()
+    rows = debian.read_index()
     assert [row["split"] for row in rows] == [""] * 951 + ["train"] * (len(rows) - 951)
     own, more = ({row["package"] for row in part} for part in (rows[:951], rows[951:]))
     assert len(own) == 9 and own.isdisjoint(more)
@@ -175,53 +175,53 @@ def tools(tmp_path, monkeypatch):
 
 def test_fetch_names_failures_keeps_the_rest_and_downloads_once(tools, tmp_path):
     store = tmp_path / "store"
-    failed = debian.fetch(["lmms-common", "minetest-data", "scorched3d-data"], store)
+    failed = debian.fetch_packages(["lmms-common", "minetest-data", "scorched3d-data"], store)
     assert failed == {"scorched3d-data": "apt-get: no route to host"}
     assert (store / "minetest-data/usr/share/doc/copyright").is_file()
     assert not (store / "minetest-data/usr/share/minetest-data.wav").exists()  # not in the index
     assert sorted(p.name for p in store.iterdir()) == ["lmms-common", "minetest-data"]
     (tools / "calls").unlink()
-    assert debian.fetch(["lmms-common", "minetest-data"], store) == {}
+    assert debian.fetch_packages(["lmms-common", "minetest-data"], store) == {}
     assert not (tools / "calls").exists()
 
 
 def test_fetch_renews_package_lists_of_its_own(tools, tmp_path, monkeypatch):
     monkeypatch.setenv("STALE", "1")
-    assert debian.fetch(["minetest-data"], tmp_path / "store") == {}
+    assert debian.fetch_packages(["minetest-data"], tmp_path / "store") == {}
     calls = (tools / "calls").read_text().splitlines()
     assert any("update" in call and "Dir::State::Lists" in call for call in calls)
 
 
 def test_unavailable_is_one_line_of_bad_input(tools, tmp_path, monkeypatch):
     with pytest.raises(SoundsUnavailable, match="no route to host") as caught:
-        debian.fetch(["scorched3d-data"], tmp_path / "store")
+        debian.fetch_packages(["scorched3d-data"], tmp_path / "store")
     assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SoundsUnavailable, match="apt-get"):
-        debian.recordings(["Door"], tmp_path / "store")
+        debian.list_files(["Door"], tmp_path / "store")
 
 
 def test_recordings_fetch_only_the_packages_of_their_labels(tools, tmp_path):
-    listed = debian.recordings(["Organ", "Cymbal / hi-hat"], tmp_path)
+    listed = debian.list_files(["Organ", "Cymbal / hi-hat"], tmp_path)
     assert {r.labels[0] for r in listed} == {"Organ", "Cymbal / hi-hat"}
     assert "scorched3d" not in (tools / "calls").read_text()
     missing = [r for r in listed if r.package == "lmms-common"]
-    with pytest.raises(Unusable, match="not in the package"):
+    with pytest.raises(UnusableSound, match="not in the package"):
         missing[0].open()
     failed = [r for r in listed if r.package == "gcompris-qt-data"]
-    with pytest.raises(Unusable, match="package gcompris-qt-data"):
+    with pytest.raises(UnusableSound, match="package gcompris-qt-data"):
         failed[0].open()
     with pytest.raises(ConfigError, match="'Dor'"):
-        debian.recordings(["Dor"], tmp_path)
+        debian.list_files(["Dor"], tmp_path)
 
 
 def test_recordings_of_two_packages_are_told_apart(tools, tmp_path):
-    listed = debian.recordings([], tmp_path, more=True)
+    listed = debian.list_files([], tmp_path, with_training_only=True)
     assert {r.recording_id for r in listed if r.labels == ("Typing",)}.isdisjoint(
         {r.recording_id for r in listed if r.package == "openttd-opensfx"}
     )
-    assert len({r.name for r in listed}) == len(listed) == len(debian.index())
-    own = debian.recordings([], tmp_path)
+    assert len({r.name for r in listed}) == len(listed) == len(debian.read_index())
+    own = debian.list_files([], tmp_path)
     assert len(own) == 951 and not any(r.training_only for r in own)
     assert {r.name for r in listed if not r.training_only} == {r.name for r in own}
 

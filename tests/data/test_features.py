@@ -64,7 +64,7 @@ def test_log_mel_is_whispers(mels):
 
 def test_stft_parts_keep_phase_and_compress_size():
     audio = np.random.default_rng(1).normal(size=(1, 1600, 4)).astype(np.float32)
-    found = np.asarray(features.stft_parts(audio, FFT, HOP))
+    found = np.asarray(features.compressed_stft(audio, FFT, HOP))
     assert found.shape == (1, 6, 257, 8)
     for channel in range(4):
         expected = spectra(audio[0, :, channel], FFT, HOP)
@@ -144,8 +144,8 @@ def test_a_padded_clip_has_the_frames_it_has_alone(samples):
     rng = np.random.default_rng(5)
     audio = rng.normal(size=(2, N, 2)).astype(np.float32)  # beyond its end anything may be
     lengths = np.array([N, samples], np.int32)
-    for of in (features.stft_parts, features.interaural):
-        args = (FFT, HOP) if of is features.stft_parts else (FFT, HOP, MELS)
+    for of in (features.compressed_stft, features.interaural):
+        args = (FFT, HOP) if of is features.compressed_stft else (FFT, HOP, MELS)
         padded = np.asarray(of(audio, *args, lengths))
         np.testing.assert_allclose(padded[:1], of(audio[:1], *args), atol=1e-4)
         alone = np.asarray(of(audio[1:, :samples], *args))

@@ -17,13 +17,13 @@ def wave(rate=SAMPLE_RATE):
 def test_ambix_is_read_as_it_is(tmp_path, name):
     _, foa = wave()
     soundfile.write(tmp_path / name, foa, SAMPLE_RATE, subtype="PCM_24")
-    got = foa_file.read(tmp_path / name)
+    got = foa_file.read_foa(tmp_path / name)
     assert got.dtype == np.float32 and np.abs(got - foa).max() < 1e-6
 
 
 def test_other_rates_are_resampled(tmp_path):
     soundfile.write(tmp_path / "a.wav", wave(48_000)[1], 48_000, subtype="FLOAT")
-    got = foa_file.read(tmp_path / "a.wav")
+    got = foa_file.read_foa(tmp_path / "a.wav")
     assert got.shape == (SAMPLE_RATE, 4) and np.abs(got - wave()[1])[100:-100].max() < 1e-3
 
 
@@ -31,17 +31,17 @@ def test_fuma_and_n3d_become_ambix(tmp_path):
     x, foa = wave()
     fuma = np.stack([x / 2**0.5, 0 * x, x, 0 * x], 1)  # W, X, Y, Z
     n3d = foa * [1, 3**0.5, 3**0.5, 3**0.5]
-    for order, samples in (("fuma", fuma), ("n3d", n3d)):
+    for convention, samples in (("fuma", fuma), ("n3d", n3d)):
         soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
-        assert np.abs(foa_file.read(tmp_path / "a.wav", order) - foa).max() < 1e-6
+        assert np.abs(foa_file.read_foa(tmp_path / "a.wav", convention) - foa).max() < 1e-6
     with pytest.raises(ConfigError, match="acn"):
-        foa_file.read(tmp_path / "a.wav", "acn")
+        foa_file.read_foa(tmp_path / "a.wav", "acn")
 
 
 def test_bad_files_are_named_with_what_is_wrong(tmp_path):
     path = tmp_path / "take 1.wav"
     with pytest.raises(ConfigError, match="take 1.wav: no such file"):
-        foa_file.read(path)
+        foa_file.read_foa(path)
     cases = [
         (wave()[1][:, :2], "take 1.wav has 2 channels, expected 4"),
         (wave()[0], "has 1 channels"),
@@ -51,7 +51,7 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
     for samples, message in cases:
         soundfile.write(path, samples, SAMPLE_RATE, subtype="FLOAT")
         with pytest.raises(ConfigError, match=message):
-            foa_file.read(path)
+            foa_file.read_foa(path)
     path.write_bytes(b"RIFFjunk")
     with pytest.raises(ConfigError, match="take 1.wav: unreadable"):
-        foa_file.read(path)
+        foa_file.read_foa(path)

@@ -21,12 +21,13 @@ def wave(seconds, azimuth, rate=RATE, seed=0):
 
 
 def azimuth_of(audio):
-    return foa.direction(foa.intensity(records.to_float(audio)))[0]
+    return foa.cartesian_to_azel(foa.intensity(records.to_float(audio)))[0]
 
 
 def rows_of(folder):
     return [
-        json.loads(line) for line in (folder / import_scenes.QUESTIONS).read_text().splitlines()
+        json.loads(line)
+        for line in (folder / import_scenes.QUESTIONS_FILE).read_text().splitlines()
     ]
 
 
@@ -67,7 +68,7 @@ def test_starss_becomes_windows_with_events_and_questions(starss, tmp_path):
         ("man", 0.0, 2.0),
     }
     (man,) = third
-    assert man["trajectory"][0] == [-50.0, 0.0, 2.0] and len(man["trajectory"]) == 20
+    assert man["doa_trajectory"][0] == [-50.0, 0.0, 2.0] and len(man["doa_trajectory"]) == 20
     (name,) = data.manifest["refused"]
     assert name.endswith("fold3_room1_mix002.wav")
     assert "has 2 channels, expected 4" in data.manifest["refused"][name]
@@ -97,7 +98,7 @@ def test_our_own_dcase_set_keeps_its_class_names(bank, tmp_path):
         assert np.linalg.norm(low[0] - low[1]) < 0.02 * np.linalg.norm(low[0])
         for a, b in zip(scene["sources"], back["sources"], strict=True):
             assert a["class"] == b["class"] and abs(a["distance"] - b["distance"]) <= 0.0051
-            assert abs(foa.wrap(a["azimuth"] - b["azimuth"])) <= 0.51
+            assert abs(foa.wrap_azimuth(a["azimuth"] - b["azimuth"])) <= 0.51
 
 
 @pytest.fixture
@@ -180,14 +181,14 @@ def test_annotations_serve_where_classes_are_named(so, tmp_path):
     assert data[1][1]["sources"] == [] and "b.csv" in data.manifest["refused"]
 
 
-@pytest.mark.parametrize("order", ["ambix", "n3d", "fuma"])
-def test_plain_jsonl_in_any_channel_order(tmp_path, order):
+@pytest.mark.parametrize("convention", ["ambix", "n3d", "fuma"])
+def test_plain_jsonl_in_any_channel_convention(tmp_path, convention):
     w, y, z, x = wave(1, 135, 16_000).T
     stored = {
         "ambix": [w, y, z, x],
         "n3d": [w, *(3**0.5 * c for c in (y, z, x))],
         "fuma": [w / 2**0.5, x, y, z],
-    }[order]
+    }[convention]
     soundfile.write(tmp_path / "a.wav", np.stack(stored, 1), 16_000, subtype="FLOAT")
     options = ["left", "right", "front", "back-left"]
     write_lines(
@@ -200,7 +201,7 @@ def test_plain_jsonl_in_any_channel_order(tmp_path, order):
             {"audio": "a.wav", "question": "Where?", "answer": "A", "options": ["left", "up"]},
         ],
     )
-    data = importing("jsonl", tmp_path / "q.jsonl", tmp_path / "out", order=order)
+    data = importing("jsonl", tmp_path / "q.jsonl", tmp_path / "out", convention=convention)
     (audio, _), rows = data[0], rows_of(tmp_path / "out")
     assert len(data) == 1 and abs(azimuth_of(audio) - 135) < 0.1
     np.testing.assert_allclose(records.to_float(audio), wave(1, 135, 16_000), atol=2e-5)
@@ -208,7 +209,7 @@ def test_plain_jsonl_in_any_channel_order(tmp_path, order):
     assert "options" not in rows[2] and rows[2]["level"] == "L1"
     assert sorted(data.manifest["reasons"]) == ["options are not four", "the answer is no option"]
     with pytest.raises(ConfigError, match="'acn'"):
-        importing("jsonl", tmp_path / "q.jsonl", tmp_path / "b", order="acn")
+        importing("jsonl", tmp_path / "q.jsonl", tmp_path / "b", convention="acn")
 
 
 def test_importing_again_opens_and_other_content_is_refused(so, tmp_path):
@@ -218,7 +219,7 @@ def test_importing_again_opens_and_other_content_is_refused(so, tmp_path):
     assert len(importing("so", so, out)) == len(first)
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
     with pytest.raises(ConfigError, match="another data set"):
-        importing("so", so, out, order="n3d")
+        importing("so", so, out, convention="n3d")
     soundfile.write(so / "audio/train/b.wav", wave(1, 0), RATE)
     with pytest.raises(ConfigError, match="another data set"):
         importing("so", so, out)
@@ -236,8 +237,8 @@ def test_nothing_is_left_of_an_import_that_fails(so, tmp_path, monkeypatch):
 
 def test_a_file_of_two_windows_is_read_once(starss, tmp_path, monkeypatch):
     read = []
-    real = import_scenes.foa_file.read
-    monkeypatch.setattr(import_scenes.foa_file, "read", lambda *a: read.append(a) or real(*a))
+    real = import_scenes.foa_file.read_foa
+    monkeypatch.setattr(import_scenes.foa_file, "read_foa", lambda *a: read.append(a) or real(*a))
     importing("dcase", starss, tmp_path / "out", split="fold4", seconds=1.0)
     assert len(read) == 1
 
@@ -283,5 +284,5 @@ def test_bearings_of_recordings_keep_as_far_from_boundaries_as_the_benchmarks():
         )
         return {q["task"] for one in drawn for q in one}
 
-    assert {"azimuth", "turn"} <= tasks(45.0)
-    assert not {"azimuth", "turn"} & tasks(32.5)
+    assert {"azimuth", "sector_after_turn"} <= tasks(45.0)
+    assert not {"azimuth", "sector_after_turn"} & tasks(32.5)

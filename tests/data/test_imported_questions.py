@@ -7,8 +7,8 @@ import pytest
 
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
-from jaxasa.data import import_scenes, imported_questions, pipeline, questions, records
-from jaxasa.data.imported_questions import Asked, Imported
+from jaxasa.data import import_scenes, imported_questions, questions, records, transforms
+from jaxasa.data.imported_questions import ImportedQaExamples, ImportedQuestions
 
 PLACES = 4
 
@@ -39,12 +39,12 @@ def folder(tmp_path):
         for k, q, a, more in rows
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / import_scenes.QUESTIONS).write_text(text)
+    (tmp_path / import_scenes.QUESTIONS_FILE).write_text(text)
     return tmp_path
 
 
 def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
-    source = Imported(folder, tiny.model, text, 1.0)
+    source = ImportedQuestions(folder, tiny.model, text, 1.0)
     assert source.report == {"used": 3, "too long a sound": 1, "too long a text": 2}
     assert "2 too long a text" in capsys.readouterr().err
     assert len(source) == 2 and [len(rows) for _, rows in source] == [2, 1]
@@ -52,13 +52,13 @@ def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
     np.testing.assert_array_equal(samples[:8000], audio(0, 8000))
     assert samples.shape == (16_000, 4) and not samples[8000:].any()
     with pytest.raises(ConfigError, match=r"no question fits.*6 too long a sound"):
-        Imported(folder, tiny.model, text, 0.25)
-    (folder / import_scenes.QUESTIONS).write_text('{"record": 0\n')
+        ImportedQuestions(folder, tiny.model, text, 0.25)
+    (folder / import_scenes.QUESTIONS_FILE).write_text('{"record": 0\n')
     with pytest.raises(ConfigError, match="questions.jsonl:1"):
-        Imported(folder, tiny.model, text, 1.0)
-    (folder / import_scenes.QUESTIONS).unlink()
+        ImportedQuestions(folder, tiny.model, text, 1.0)
+    (folder / import_scenes.QUESTIONS_FILE).unlink()
     with pytest.raises(ConfigError, match="jaxasa import"):
-        Imported(folder, tiny.model, text, 1.0)
+        ImportedQuestions(folder, tiny.model, text, 1.0)
 
 
 def test_prompts_fit_with_the_turns_of_a_chat(folder, tiny, text):
@@ -66,37 +66,39 @@ def test_prompts_fit_with_the_turns_of_a_chat(folder, tiny, text):
     asked = ("Where is the Dog?", "what can you hear ?", "where is the bird ?")
     options = (["left", "right", "front", "back"], None, None)
     prompts = [
-        imported_questions._exchange({"question": q, "options": o, "answer": "left"})[0]
+        imported_questions._prompt_and_reply({"question": q, "options": o, "answer": "left"})[0]
         for q, o in zip(asked, options, strict=True)
     ]
     need = sorted(len(text.encode(p)) for p in prompts)
     model = dataclasses.replace(tiny.model, prompt_tokens=need[-1])
-    chat = dataclasses.replace(text, before=(5,), after=(6,))
-    assert Imported(folder, model, text, 1.0).report["used"] == 3
-    source = Imported(folder, model, chat, 1.0)
+    chat = dataclasses.replace(text, chat_prefix=(5,), chat_suffix=(6,))
+    assert ImportedQuestions(folder, model, text, 1.0).report["used"] == 3
+    source = ImportedQuestions(folder, model, chat, 1.0)
     assert source.report["used"] == sum(n + 2 <= need[-1] for n in need) < 3
     for element in source:
-        Asked(model, chat, PLACES, 2)(element, keys.rng(0, "t", 0), 0.0)
+        ImportedQaExamples(model, chat, PLACES, 2)(element, keys.rng(0, "t", 0), 0.0)
 
 
 def test_examples_have_the_shapes_of_those_of_scenes(folder, tiny, text, described):
-    element = Imported(folder, tiny.model, text, 1.0)[0]
-    made = Asked(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0), 0.0)
-    scene = pipeline.Asked(questions.Asking(tiny.classes), tiny.model, text, PLACES, 6)
+    element = ImportedQuestions(folder, tiny.model, text, 1.0)[0]
+    made = ImportedQaExamples(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0), 0.0)
+    scene = transforms.QaExamples(
+        questions.QuestionSampler(tiny.classes), tiny.model, text, PLACES, 6
+    )
     like = scene((audio(9, 16_000), described(1)[0]), keys.rng(0, "t", 0), 0.0)
     assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
         k: (np.shape(v), np.asarray(v).dtype) for k, v in like.items()
     }
-    assert made["yaw"] == 0 and not made["mono"] and not made["nulled"]
+    assert made["yaw"] == 0 and not made["mono"] and not made["drop_spatial"]
 
 
 def test_prompts_and_replies_are_the_rows(folder, tiny, text):
-    element = Imported(folder, tiny.model, text, 1.0)[0]
-    made = Asked(tiny.model, text, PLACES, 16)(element, keys.rng(0, "t", 1), 0.0)
+    element = ImportedQuestions(folder, tiny.model, text, 1.0)[0]
+    made = ImportedQaExamples(tiny.model, text, PLACES, 16)(element, keys.rng(0, "t", 1), 0.0)
     said = set()
     for prompt, reply, level in zip(made["prompt"], made["reply"], made["level"], strict=True):
-        assert (prompt == text.audio).sum() == PLACES
-        words = text.decode(prompt[prompt != text.audio])
+        assert (prompt == text.audio_id).sum() == PLACES
+        words = text.decode(prompt[prompt != text.audio_id])
         said.add((words, text.decode(reply), int(level)))
     assert said == {
         (
@@ -113,7 +115,7 @@ def test_prompts_and_replies_are_the_rows(folder, tiny, text):
 
 
 def test_the_words_are_those_that_ask_uses(tiny, text):
-    prompt, _ = imported_questions._exchange(
+    prompt, _ = imported_questions._prompt_and_reply(
         {"question": "Where is the Dog, left?", "answer": "left"}
     )
     assert re.search(r"where is the dog , left \?", prompt)

@@ -3,7 +3,7 @@ import pytest
 
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import procedural
-from jaxasa.data.decode import pieces
+from jaxasa.data.decode import split_into_clips
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def bank():
 
 
 def test_twelve_recordings_of_at_least_twelve_classes():
-    listed = procedural.recordings(0)
+    listed = procedural.list_files(0)
     recordings = {label: set() for label in procedural.CLASSES}
     for recording in listed:
         recordings[recording.labels[0]].add(recording.recording_id)
@@ -32,7 +32,7 @@ def test_every_clip_is_sound(bank):
         assert samples.dtype == np.float32 and np.isfinite(samples).all()
         assert np.abs(samples).max() == pytest.approx(0.5)
         assert 0.4 < len(samples) / SAMPLE_RATE < 6
-        assert all(len(p) > 0.3 * SAMPLE_RATE for p in pieces(samples, 4.0))
+        assert all(len(p) > 0.3 * SAMPLE_RATE for p in split_into_clips(samples, 4.0))
 
 
 def test_a_clip_is_a_function_of_seed_take_and_clip(bank):

@@ -12,8 +12,8 @@ import pytest
 from jaxasa import config
 from jaxasa.acoustics import pyroom_engine, render, scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import records
-from jaxasa.data import simulate as simulating
+from jaxasa.data import records, shard_plan
+from jaxasa.data import simulate as simulate_module
 from jaxasa.data.simulate import estimate, simulate
 
 ONE_WORKER = config.Scenes(
@@ -36,7 +36,7 @@ def test_records_are_the_scenes_drawn_and_rendered(bank, whole):
     assert len(whole) == COUNT and [s["count"] for s in whole.manifest["shards"]] == [3] * 8 + [2]
     assert whole.manifest["bank"] == "procedural"
     for index in (0, COUNT - 1):
-        spec = scenes.draw(SCENES, bank.clips("train"), 7, "train", index)
+        spec = scenes.sample_scene(SCENES, bank.clips("train"), 7, "train", index)
         audio, scene = render.render(spec, bank.audio)
         got, meta = whole[index]
         assert meta == scene and meta["id"] == f"train/{index:06d}"
@@ -82,7 +82,9 @@ def progress(*_):
 
 if __name__ == "__main__":
     simulate.progress = progress
-    scenes = config.Scenes(train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=3)
+    scenes = config.Scenes(
+        train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=3
+    )
     simulate.simulate(scenes, sys.argv[1], "train", sys.argv[2], 7, int(sys.argv[3]))
 """
 
@@ -128,7 +130,7 @@ def test_the_benchmark_holds_test_recordings_only(bank, whole, tmp_path):
 
 def test_the_manifest_says_what_rendered(whole):
     backend = whole.manifest["backend"]
-    assert backend["renderer"] == "numba on cpu" and backend["batch"] == 1
+    assert backend["renderer"] == "numba on cpu"
     assert backend["numpy"] == np.__version__
     assert whole.manifest["engine"] == "jaxasa"
     assert "workers" not in whole.manifest["scenes"] and "train" not in whole.manifest["scenes"]
@@ -142,8 +144,8 @@ def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):
     backend = data.manifest["backend"]
     assert backend["renderer"] == "pyroomacoustics and numba on cpu"
     assert backend["pyroomacoustics"] == pra.__version__
-    spec = scenes.draw(ranges, bank.clips("train"), 7, "train", 1)
-    audio, scene = pyroom_engine.scene(spec, bank.audio)
+    spec = scenes.sample_scene(ranges, bank.clips("train"), 7, "train", 1)
+    audio, scene = pyroom_engine.render_scene(spec, bank.audio)
     assert data[1][1] == scene
     assert np.abs(records.to_float(data[1][0]) - audio).max() < 2e-4
     with pytest.raises(ConfigError, match=r"other settings \(scenes\)"):
@@ -153,7 +155,7 @@ def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):
 def test_half_a_set_of_another_backend_is_not_mixed(bank, whole, tmp_path, monkeypatch):
     shard = next(whole.folder.glob("*.array_record"))
     (tmp_path / shard.name).write_bytes(shard.read_bytes())
-    monkeypatch.setattr(simulating, "_backend", lambda engine: {"numba": "0"})
+    monkeypatch.setattr(shard_plan, "_backend", lambda engine: {"numba": "0"})
     with pytest.raises(ConfigError, match="other settings"):
         simulate(ONE_WORKER, bank.folder, "train", tmp_path, 7, COUNT)
     # A complete one is opened: an upgrade does not cost a data set.
@@ -177,7 +179,7 @@ def test_an_estimate_is_near_what_is_then_made(bank, whole, tmp_path, monkeypatc
 def test_an_estimate_counts_processor_time(bank, monkeypatch):
     """0.5 s for each look at the clock: one before, and one after each scene and the shard."""
     ticks = iter(range(10**6))
-    monkeypatch.setattr(simulating.time, "process_time", lambda: 0.5 * next(ticks))
+    monkeypatch.setattr(simulate_module.time, "process_time", lambda: 0.5 * next(ticks))
     found = estimate(SCENES, bank.folder, "train", 7, 3600)
     assert found["sample"] == 9  # until 4 s are passed
     assert found["core_hours"] == pytest.approx(0.5 + 0.5 / 3, rel=1e-6)

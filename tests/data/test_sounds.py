@@ -12,7 +12,7 @@ from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import debian, sounds
-from jaxasa.data.decode import Recording
+from jaxasa.data.decode import SoundFile
 from jaxasa.data.sounds import Bank, SoundsUnavailable, build
 
 RECORDINGS = 8
@@ -157,7 +157,7 @@ def test_labels_gather_in_classes(folder, tmp_path):
         build(settings(folder, classes={"a": ("key",), "b": ("key",)}), tmp_path / "bank", 0)
 
 
-def test_a_take_in_two_classes_stays_in_one(tmp_path):
+def test_a_recording_in_two_classes_stays_in_one(tmp_path):
     lines = ["path,class,recording_id"]
     for k in range(8):
         for label in ("dog", "cat"):
@@ -174,7 +174,7 @@ def test_a_take_in_two_classes_stays_in_one(tmp_path):
         (s, c.label, c.recording_id) for s in ("train", "dev", "test") for c in bank.clips(s)
     ]
     assert {label for _, label, name in everything if name == "dog3"} in ({"cat"}, {"dog"})
-    assert "its recording is in another class" in bank.report["reasons"]
+    assert "its recording_id has more clips of another class" in bank.report["reasons"]
 
 
 def test_same_settings_reuse_others_rebuild(folder, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_a_bank_whose_files_are_gone_is_kept(folder, tmp_path, capsys):
     first = build(settings(folder), tmp_path / "bank", 0)
     folder.rename(tmp_path / "moved")
     assert build(settings(folder), tmp_path / "bank", 0).digest == first.digest
-    assert "is kept" in capsys.readouterr().err
+    assert "keeping the sound bank" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="a folder per class"):
         build(settings(folder), tmp_path / "bank", 1)
 
@@ -261,9 +261,9 @@ def test_long_recordings_give_several_clips_of_one_recording(folder, tmp_path):
 
 
 def test_debian_credits_and_failure(tmp_path, monkeypatch):
-    def listed(labels, folder, more):
+    def list_files(labels, folder, with_training_only):
         return [
-            Recording(
+            SoundFile(
                 f"pack:{label}{k}.ogg",
                 (label,),
                 f"pack/{label}{k}",
@@ -275,29 +275,30 @@ def test_debian_credits_and_failure(tmp_path, monkeypatch):
             for k in range(8)
         ]
 
-    monkeypatch.setattr(debian, "recordings", listed)
+    monkeypatch.setattr(debian, "list_files", list_files)
     wanted = config.Sounds("debian", classes={"door": ("Door",), "drum": ("Drum",)})
     bank = build(wanted, tmp_path / "bank", 0)
     assert bank.name == "debian recordings" and bank.classes == ("door", "drum")
-    rows = list(csv.DictReader(open(tmp_path / "bank/credits.csv")))
+    with open(tmp_path / "bank/credits.csv", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
     assert len(rows) == 16
     assert rows[0] == {
         "package": "pack", "licence": "GPL-2+", "member": "Door0.ogg", "class": "door"
     }  # fmt: skip
 
-    def unavailable(labels, folder, more):
+    def unavailable(labels, folder, with_training_only):
         raise SoundsUnavailable("no network")
 
-    monkeypatch.setattr(debian, "recordings", unavailable)
+    monkeypatch.setattr(debian, "list_files", unavailable)
     with pytest.raises(SoundsUnavailable):
         build(wanted, tmp_path / "other", 0)
     assert not (tmp_path / "other/bank.json").exists()
 
 
-def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypatch):
+def test_training_only_recordings_change_no_other_split(tmp_path, monkeypatch):
     def recording(name, samples, training_only=False):
         give = samples.astype(np.float32)
-        return Recording(name, (name[:4],), name, lambda: give, "pack", training_only=training_only)
+        return SoundFile(name, (name[:4],), name, lambda: give, "pack", training_only=training_only)
 
     own = [
         recording(f"{label}{k}", noise(0.6, c, k))
@@ -306,7 +307,7 @@ def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypat
     ]
     classes = {"door": ("door",), "drum": ("drum",)}
     wanted = config.Sounds("debian", classes=classes)
-    monkeypatch.setattr(debian, "recordings", lambda labels, folder, more: own)
+    monkeypatch.setattr(debian, "list_files", lambda *_: own)
     before = recordings_of(build(wanted, tmp_path / "before", 0))
     (_, copied), *_ = sorted(before["test"])
     k = int(copied[4:])
@@ -314,7 +315,7 @@ def test_recordings_for_training_alone_change_no_other_split(tmp_path, monkeypat
     louder = 0.5 * noise(0.6, ("door", "drum").index(copied[:4]), k)[300:]
     others.append(recording(f"{copied[:4]}-again", louder, True))
     monkeypatch.setattr(
-        debian, "recordings", lambda labels, folder, more: own + others if more else own
+        debian, "list_files", lambda labels, folder, training: own + others if training else own
     )
     bank = build(dataclasses.replace(wanted, bank="debian_more"), tmp_path / "after", 0)
     assert bank.name == "debian recordings"

@@ -7,8 +7,8 @@ import soundfile
 
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
-from jaxasa.data import import_scenes, pipeline, records
-from jaxasa.data.recordings import Recordings
+from jaxasa.data import import_scenes, records, transforms
+from jaxasa.data.real_recordings import RealRecordings
 
 CLASSES = ("bell", "speech")
 # frame, class, source, azimuth, elevation, distance in cm; class 1 is of no bank of ours
@@ -28,13 +28,13 @@ def folder(tmp_path_factory):
 
 
 def test_what_a_recording_does_not_tell_is_unknown(folder, capsys):
-    made = Recordings(folder, 1.5, CLASSES)
-    assert "2 events, 1 of a class that the sound bank has; without a name: drill" in (
+    made = RealRecordings(folder, 1.5, CLASSES)
+    assert "2 events, 1 of classes of the sound bank; of other classes: drill" in (
         capsys.readouterr().err
     )
     audio, scene = made[0]
     assert audio.shape == (24_000, 4) and (audio[16_000:] == 0).all() and len(made) == 1
-    make = pipeline.Targets(CLASSES, 3, 0.0, augment=False)
+    make = transforms.SpatialExamples(CLASSES, 3, 0.0, augment=False)
     target = make((audio, scene), keys.rng(0, "t", 0), 1.0)
     order = np.argsort(target["label"][:2])
     assert target["label"][:2][order].tolist() == [-1, 1] and target["present"].tolist() == [
@@ -58,18 +58,18 @@ def test_a_damaged_window_is_passed_over_until_it_is_drawn(folder, tmp_path, cap
     data = bytearray(shard.read_bytes())
     data[data.find(records.Records(folder)[0][0][:300].tobytes()) + 200] ^= 1
     shard.write_bytes(data)
-    made = Recordings(again, 1.5, CLASSES)
+    made = RealRecordings(again, 1.5, CLASSES)
     assert len(made) == 1 and "1 windows, 0 events" in capsys.readouterr().err
-    with pytest.raises(records.Damaged, match="record 0 is damaged"):
+    with pytest.raises(records.DamagedRecord, match="record 0 is damaged"):
         made[0]
 
 
 def test_folders_that_do_not_fit_are_named(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"a window of 1 s, expected at most 0.5 s \(`jaxasa"):
-        Recordings(folder, 0.5, CLASSES)
+        RealRecordings(folder, 0.5, CLASSES)
     manifest = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"layout": "so", "shards": []}))
     with pytest.raises(
         ConfigError, match="layout 'so', expected a folder of `jaxasa import dcase`"
     ):
-        Recordings(tmp_path, 2.0, CLASSES)
+        RealRecordings(tmp_path, 2.0, CLASSES)
