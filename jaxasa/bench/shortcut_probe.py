@@ -5,6 +5,7 @@ It is trained on items selected like the suite's, of other scenes, and tested on
 Chance is a quarter; an accuracy above it is a shortcut.
 """
 
+import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,7 +21,7 @@ NUM_HASHES = 2**16
 def ngrams(text: str) -> list[str]:
     """Words and pairs of neighbouring words."""
     words = text.split()
-    return [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
+    return [*words, *(f"{a} {b}" for a, b in itertools.pairwise(words))]
 
 
 def text_features(item, option: str) -> Iterator[str]:

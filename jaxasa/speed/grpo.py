@@ -64,7 +64,9 @@ def make_jax_step(
         )
 
     def loss(params, batch, key):
-        ids, old_logps, mask = (merge_leading_dims(batch[name]) for name in ("ids", "logps", "mask"))
+        ids, old_logps, mask = (
+            merge_leading_dims(batch[name]) for name in ("ids", "logps", "mask")
+        )
         prompt_embeds, completion_embeds = (
             asa.embed(params, x, None, SPECIAL_TOKENS.audio_id) for x in (batch["prompt"], ids)
         )
@@ -116,7 +118,10 @@ def run(
     )
     torch.manual_seed(0)
     torch_model = torch_decoder(
-        decoder, transformers, pad_token_id=SPECIAL_TOKENS.pad_id, eos_token_id=SPECIAL_TOKENS.eos_id
+        decoder,
+        transformers,
+        pad_token_id=SPECIAL_TOKENS.pad_id,
+        eos_token_id=SPECIAL_TOKENS.eos_id,
     )
     stage = config.GrpoStage(
         steps=1000,

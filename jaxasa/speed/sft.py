@@ -38,9 +38,7 @@ def peft_config(peft):
     )
 
 
-def initial_state(
-    asa: ASA, torch_model, stage: config.Stage
-) -> tuple[Mesh, state.TrainState]:
+def initial_state(asa: ASA, torch_model, stage: config.Stage) -> tuple[Mesh, state.TrainState]:
     """A mesh of one device, and a state on it with `torch_model`'s weights."""
     lora = jax.jit(lambda key: asa.init(key)["lora"])(jax.random.key(0))
     device = mesh.make_mesh(config.Mesh(data=1), jax.devices()[:1])
@@ -83,9 +81,7 @@ def run(
     rows_batch = batch(rows, prompt, reply, decoder.vocab_size)
 
     def loss(params, batch, key):
-        return common.reply_loss(
-            asa, params, batch["prompt"], batch["reply"], None, SPECIAL_TOKENS
-        )
+        return common.reply_loss(asa, params, batch["prompt"], batch["reply"], None, SPECIAL_TOKENS)
 
     train_step = update.make_step(stage, device, loss, SPECIAL_TOKENS.pad_id)
     losses: tuple[list[float], list[float]] = ([], [])

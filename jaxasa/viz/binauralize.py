@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from jaxasa.acoustics import binaural, foa_decoder, hrtf, render
+from jaxasa.acoustics import binaural, foa_decoder, render
+from jaxasa.acoustics.load_hrtf import load_hrtf
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import ConfigError, check
 from jaxasa.core.audio import SAMPLE_RATE
@@ -39,13 +40,13 @@ def binauralize(
     check(out.parent.is_dir(), "output", str(out), "a file in a folder that exists")
     binaural_audio, method = _render(source, index, hrtf_name, convention, sounds)
     peak = float(np.abs(binaural_audio).max(initial=0.0))
-    gain = min(1.0, render.PEAK / peak) if peak > 0 else 1.0
+    gain = min(1.0, render.MAX_PEAK / peak) if peak > 0 else 1.0
     with atomic_path(out) as temporary:
         soundfile.write(
             temporary, binaural_audio * gain, SAMPLE_RATE, subtype="PCM_16", format="WAV"
         )
     seconds = len(binaural_audio) / SAMPLE_RATE
-    name = None if method == "stored" else hrtf.load(hrtf_name or "sphere").name
+    name = None if method == "stored" else load_hrtf(hrtf_name or "sphere").name
     return {"file": str(out), "seconds": seconds, "method": method, "hrtf": name, "gain": gain}
 
 
@@ -73,7 +74,7 @@ def _render(
 
 
 def _decode_foa(audio: np.ndarray, hrtf_name: str | None):
-    return foa_decoder.decode(audio, hrtf.load(hrtf_name or "sphere")), "foa"
+    return foa_decoder.decode(audio, load_hrtf(hrtf_name or "sphere")), "foa"
 
 
 def _render_record(folder: Path, index: int, hrtf_name: str | None, sounds: Path | None):
@@ -101,4 +102,4 @@ def _render_images(spec: SceneSpec, bank: Bank, hrtf_name: str | None) -> np.nda
         except KeyError:
             expected = f"a clip of the bank {bank.folder}"
             raise ConfigError(f"clip {source.clip!r}, expected {expected}") from None
-    return binaural.render(spec, bank.audio, hrtf.load(hrtf_name or "sphere"))[0]
+    return binaural.render(spec, bank.audio, load_hrtf(hrtf_name or "sphere"))[0]

@@ -1,7 +1,7 @@
 """Figure of a room and its acoustics (`jaxasa plot`).
 
 Four panels: floor plan with listener and sources; the room impulse response (RIR) on W, with the
-time after which a noise tail replaces image sources (`rir.EARLY` mixing times); energy decay of
+time after which a noise tail replaces image sources (`rir.EARLY_MIXING_TIMES`); energy decay of
 each octave band by Schroeder's backward integration, with its T20; energy by azimuth over time.
 
 The last panel steers the sharpest first-order beam, the hypercardioid
@@ -21,11 +21,10 @@ from pathlib import Path
 import matplotlib
 import matplotlib.patches
 import numpy as np
-import scipy.signal
 from matplotlib.figure import Figure
 
-from jaxasa.acoustics import foa, rir, rooms
-from jaxasa.acoustics.rir import PRE_SAMPLES
+from jaxasa.acoustics import foa, measure, rir, rooms
+from jaxasa.acoustics.bands import PRE_SAMPLES
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import check
 from jaxasa.core import keys
@@ -81,13 +80,11 @@ def view_of_shoebox(room, rt60: float, listener, sources, yaw: float = 0.0) -> R
 
     Air absorption limits the RT60 of the highest bands. Raises ConfigError.
     """
-    # As for sampled scenes: at most 0.9 of the decay time that air absorption alone allows.
-    ceiling = 0.9 * 6 * np.log(10) / (rooms.SPEED_OF_SOUND * rooms.AIR_ABSORPTION)
     check(0 < rt60 < 30, "rt60", rt60, "seconds, up to 30")
     named = tuple((f"source {i + 1}", tuple(p)) for i, p in enumerate(sources))
     flat = tuple(float(v) for v in room)
     check(min(flat) > 0, "room", flat, "length, width and height above 0 metres")
-    walls = rooms.absorption(flat, np.minimum(rt60, ceiling))
+    walls = rooms.absorption(flat, np.minimum(rt60, rooms.air_limited_rt60()))
     return RoomView(flat, tuple(walls.tolist()), tuple(listener), yaw, named)
 
 
@@ -107,13 +104,16 @@ def plot_room(view: RoomView, source_index: int, out: Path | str) -> dict:
     )
     position = view.sources[source_index][1]
     rng = keys.rng(0, "draw")
-    geometry = (view.room, view.absorption, position, view.listener)
-    response = rir.shoebox_rir(*geometry, rng, scattering=view.scattering)
+    room = rooms.Shoebox(view.room, view.absorption, view.scattering)
+    response = rir.shoebox_rir(room, position, view.listener, rng)
     distance = float(np.linalg.norm(np.subtract(position, view.listener)))
-    decays = {band: _energy_decay(response[0, PRE_SAMPLES:], band) for band in rooms.BANDS}
+    curves = measure.octave_decay_curves(response, rooms.BANDS)
+    decays = {
+        band: (curve, measure.t20(curve)) for band, curve in zip(rooms.BANDS, curves, strict=True)
+    }
     result = {
-        "rt60": rir.rt60(response),
-        "drr": rir.drr(response, distance),
+        "rt60": measure.rt60(response),
+        "drr": measure.drr(response, distance),
         "bands": {int(band): seconds for band, (_, seconds) in decays.items()},
     }
     with matplotlib.rc_context(_STYLE):
@@ -195,28 +195,14 @@ def _draw_impulse_response(axes, view: RoomView, response: np.ndarray, distance:
     axes.legend(loc="upper right")
 
 
-def _energy_decay(signal: np.ndarray, band: float) -> tuple[np.ndarray, float]:
-    """Energy decay curve (dB) of an octave band, and its T20 (s), NaN if too short."""
-    top = min(band * 2**0.5, 0.499 * SAMPLE_RATE)
-    sections = scipy.signal.butter(
-        3, (band / 2**0.5, top), "bandpass", fs=SAMPLE_RATE, output="sos"
-    )
-    energy = np.cumsum(scipy.signal.sosfiltfilt(sections, signal)[::-1] ** 2)[::-1]
-    level = 10 * np.log10(np.maximum(energy / energy[0], 1e-12))
-    use = np.flatnonzero((level <= -5) & (level >= -25))
-    if len(use) < SAMPLE_RATE // 200:
-        return level, float("nan")
-    slope = np.polyfit(use / SAMPLE_RATE, level[use], 1)[0]
-    return level, float(-60 / slope)
-
-
 def _draw_decays(axes, decays: dict[float, tuple[np.ndarray, float]]) -> None:
+    step_ms = measure.DECAY_STEP / SAMPLE_RATE * 1000
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(decays)))
     for colour, (band, (level, seconds)) in zip(colours, decays.items(), strict=True):
         shown = f"{band:.0f} Hz: {seconds:.2f} s" if np.isfinite(seconds) else f"{band:.0f} Hz"
-        axes.plot(np.arange(len(level)) / SAMPLE_RATE * 1000, level, color=colour, label=shown)
+        axes.plot(np.arange(len(level)) * step_ms, level, color=colour, label=shown)
     longest = max(len(level) for level, _ in decays.values())
-    axes.set_xlim(0, longest / SAMPLE_RATE * 1000)
+    axes.set_xlim(0, longest * step_ms)
     axes.set_ylim(_FLOOR, 1)
     axes.set_xlabel("time after emission (ms)")
     axes.set_ylabel("remaining energy (dB)")

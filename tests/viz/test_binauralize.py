@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from jaxasa import config
-from jaxasa.acoustics import binaural, foa, foa_decoder, hrtf, render, scenes
+from jaxasa.acoustics import binaural, foa, foa_decoder, render, scenes
+from jaxasa.acoustics.sphere_hrtf import SphereHrtf
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
 from jaxasa.data import procedural, records, sounds, specs
@@ -19,7 +20,7 @@ from jaxasa.viz import binauralize
 SCENES = config.Scenes(
     train=1, dev=1, benchmark=1, seconds=1.5, rt60=(0.15, 0.2), scenes_per_shard=2, workers=1
 )
-HEAD = hrtf.SphereHrtf()
+HEAD = SphereHrtf()
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def workdir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         keep = ("alarm", "blast", "drum", "typing")
         patch.setattr(procedural, "CLASSES", {name: procedural.CLASSES[name] for name in keep})
-        patch.setattr(procedural, "CLIPS", 1)
+        patch.setattr(procedural, "CLIPS_PER_RECORDING", 1)
         bank = sounds.build(config.Sounds("procedural"), folder / "sounds", 0)
     for kind, form in (("scenes", "records"), ("binaural", "binaural:sphere")):
         simulate(SCENES, bank.folder, "train", folder / kind / "train", 7, 3, form)
@@ -77,7 +78,7 @@ def test_scene_in_json_needs_its_sound_bank(workdir, tmp_path):
     bank = sounds.Bank.load(workdir / "sounds")
     spec = specs.scene_of_record(records.Records(workdir / "scenes" / "train"), 2, bank)
     path, out = tmp_path / "scene.json", tmp_path / "scene.wav"
-    path.write_text(scenes.to_json(spec))
+    path.write_text(spec.to_json())
     assert specs.load_scene(path, None, None) == spec
     assert binauralize.binauralize(path, out, sounds=bank.folder)["method"] == "images"
     expected, _ = binaural.render(spec, bank.audio, HEAD)
@@ -85,7 +86,7 @@ def test_scene_in_json_needs_its_sound_bank(workdir, tmp_path):
     with pytest.raises(ConfigError, match="--sounds"):
         binauralize.binauralize(path, out)
     source = dataclasses.replace(spec.sources[0], clip="none")
-    path.write_text(scenes.to_json(dataclasses.replace(spec, sources=(source,))))
+    path.write_text(dataclasses.replace(spec, sources=(source,)).to_json())
     with pytest.raises(ConfigError, match=r"clip 'none'.*bank"):
         binauralize.binauralize(path, out, sounds=bank.folder)
 
@@ -134,7 +135,7 @@ def test_loud_recording_is_scaled_below_clipping(tmp_path):
     soundfile.write(path, keys.rng(0).standard_normal((8000, 4)), 16_000, subtype="FLOAT")
     result = binauralize.binauralize(path, out)
     assert result["gain"] < 1
-    assert np.abs(read_stereo(out)).max() == pytest.approx(render.PEAK, abs=1e-3)
+    assert np.abs(read_stereo(out)).max() == pytest.approx(render.MAX_PEAK, abs=1e-3)
 
 
 def test_invalid_arguments_are_named(workdir, tmp_path):
@@ -174,7 +175,7 @@ def test_inapplicable_options_are_refused(workdir, tmp_path):
     soundfile.write(sound, np.zeros((160, 4)), 16_000)
     scene, stored = workdir / "scenes" / "train", workdir / "binaural" / "train"
     data = tmp_path / "scene.json"
-    data.write_text(scenes.to_json(specs.load_scene(scene, 0, bank)))
+    data.write_text(specs.load_scene(scene, 0, bank).to_json())
     for source, options, word in (
         (sound, {"index": 0}, "--index 0"),
         (sound, {"sounds": bank}, "--sounds"),
