@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks the outputs of `jaxasa demo` in a work folder; exits with 1 at the first fault."""
 
 import json

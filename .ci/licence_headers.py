@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adds the SPDX licence line to Python files that lack it; exits with 1 if any did.
 
 Usage: python .ci/licence_headers.py [FILE...]    (default: all tracked Python files)

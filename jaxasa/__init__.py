@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spatial audio scene analysis for audio language models, in JAX.
 
     load          a trained model, which answers questions about recordings

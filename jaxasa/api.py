@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The functions that `import jaxasa` offers (jaxasa/__init__.py); they import what they need."""
 
 import os

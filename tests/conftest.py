@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Eight emulated CPU devices for every test, set before anything starts a backend."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The READMEs: their links, commands, options, config fields and file names exist."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The Python face: what `import jaxasa` offers."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Structure of the package: import directions, cycles, where libraries are used, file lengths."""
 
 import ast

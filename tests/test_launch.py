@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The launch scripts: syntax, missing prerequisites, restarts, and the commands they build."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Octave bands of a response, and how responses are sampled.
 
 The bands of rooms.BANDS overlap as sin^2 and cos^2 of the octave, without phase, so a wall that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Times scenes against pyroomacoustics on the same rooms, one core each, in turn.
 
 A scene: a 6 x 5 x 3 m room, three sources that sound for all of its 10 s, responses,

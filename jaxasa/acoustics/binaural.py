@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes for two ears: the scene that `render` gives in FOA, through a head, with its labels.
 
 Sources at rest go through their room's response for two ears (`binaural_rir`), what moves is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What moves, for two ears: sources on a path, a listener who turns, or both.
 
 The direct sound carries the motion that is heard, and is rendered sample by sample. A source at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Room responses for two ears: every image through the head, then a tail of its own.
 
 First-order ambisonics holds the sound field around a point, up to about 600 Hz at the distance of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dry sounds through room responses: overlap-add, all sources in one inverse transform.
 
 y_c = sum over sources s of x_s * h_sc, in blocks: transforms are linear, so the spectra of the

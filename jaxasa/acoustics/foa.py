@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """First-order ambisonics (FOA), and the conventions of the whole package.
 
 Channels are ACN order W, Y, Z, X with SN3D gains (AmbiX, as in DCASE and STARSS23): a plane

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FOA recordings for two ears: a linear decoder, corrected by the direction each tile comes from.
 
 Four channels cannot hold an HRTF: its first order alone is 1 dB and 80 microseconds off at 400 Hz

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Head-related transfer functions (HRTFs): what the head does to sound on its way to each ear.
 
 An HRTF is the pressure at an ear over the pressure that a listener who is not there would have

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image-source method for shoeboxes (Allen and Berkley 1979), straight into FOA.
 
 The walls of a room mirror a source into a lattice of images. Each one within the radius sends

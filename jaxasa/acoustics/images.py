@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The image sources of a shoebox as a list: where each is, and how loud in each octave band.
 
 `rir` adds images to a response as it meets them; a renderer that hears each image from its own

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Room responses for whole batches in JAX: rooms and sources at once, on any backend.
 
 The same images, filters and closed form as rir.response, under jit and vmap: images agree to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Absorption of what walls are made of, by name.
 
 A coefficient is the share of the energy that a wall keeps of diffuse sound in an octave band; the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a room response tells: decay time, direct-to-reverberant ratio.
 
 Decay is Schroeder's backward integration (1965), E(t) = the energy after t, and a line fitted

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sound of a moving source: time-varying delays for direct sound and early images.
 
 A point source of signal s on the path p(s) gives, in the free field (the retarded solution of

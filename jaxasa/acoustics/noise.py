@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ambient noise: a diffuse field in FOA, pink as rooms are.
 
 Plane waves from everywhere, each independent, give W, Y, Z, X the covariance

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How numba compiles loops.
 
 Once, kept on disk for the next process, and with vector instructions.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paths of moving sources: where a source is when it sounds, and where it is heard from.
 
 A path is an array [K, 4] of way-points (seconds, x, y, z), times rising: straight and even

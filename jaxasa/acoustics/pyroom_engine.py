@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """pyroomacoustics as the engine of room responses: `Scenes.engine = "pyroomacoustics"`.
 
 Scenes are drawn, mixed and labelled as ever (render.mix); the room responses are another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes to sound: FOA in the listener's frame, with labels measured on the very responses.
 
     x(t) = R(yaw(t)) [ sum over sources (dry * response)(t) ] + diffuse noise + sensor noise

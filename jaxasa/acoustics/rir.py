@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Room responses in first-order ambisonics: images for some mixing times, then a tail.
 
 Early reflections are the images themselves (image_source.py), for EARLY mixing times: by then

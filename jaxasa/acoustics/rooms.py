@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shoebox rooms in closed form: absorption, reverberation time, the energy of the late tail.
 
 An image heard from direction u after the time t has met c t |u_d| / L_d walls along each axis

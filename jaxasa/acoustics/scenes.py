@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes drawn from (seed, split, index), and their description for people and models.
 
 A scene is a shoebox room, a listener, one to eight sources and noise; config.Scenes has the

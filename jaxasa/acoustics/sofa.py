@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measured HRTFs from SOFA files (AES69), through the `sofar` package (pip install jaxasa[sofa]).
 
 Only the convention SimpleFreeFieldHRIR is read: impulse responses of two ears, measured without

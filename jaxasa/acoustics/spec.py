@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SceneSpec, the specification from which a scene is rendered: fields, JSON and validation.
 
 Positions are room coordinates in metres (one corner is the origin), times are seconds of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The late part of a response: noise with the energy, decay and directions of the room.
 
 After the mixing time images are too dense to be told apart. Gaussian noise takes their place,

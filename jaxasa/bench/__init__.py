@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmark: builds suites of four-option questions, answers and scores them, and reports.
 
 Suites

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Results of an ablation: variants, trained with several seeds, compared with a base on one suite.
 
 ablation.json:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audit of a suite without its audio: shortcut probe, oracle, recordings that splits share.
 
 `audit.json`, beside the suite's metadata:

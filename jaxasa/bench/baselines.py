@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Baselines of the benchmark: answers by rules, from a description of the scene.
 
     oracle    reads the metadata; its answers must all be correct

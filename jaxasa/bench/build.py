@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building of a suite: selects its items and writes them with their audio.
 
 Items are selected from scene specs, which are double precision throughout, so the questions are

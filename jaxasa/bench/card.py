@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Data card of a suite: contents, conventions, thresholds and limits, as Markdown for people."""
 
 import collections

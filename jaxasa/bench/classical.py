@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Classical estimators of directions of arrival (DOA) from FOA: intensity histogram and MUSIC.
 
 Both are given the number of sources. The histogram estimates the density, on the sphere, of the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The benchmark's controls: a trained checkpoint that gets other audio, or less of it.
 
 `CONTROLS` is the one list of them. To add one, add it here; `Bench.controls` in a gin file says

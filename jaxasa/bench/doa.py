@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Comparison of the spatial encoder's slots with classical DOA estimators, by RT60.
 
 For each RT60 and number of sources, new scenes of test recordings are rendered in rooms of about

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suites of imported recordings: `jaxasa import dcase SOURCE DIR/scenes/benchmark`.
 
 The labels of a DCASE set give the class, direction and time of all sounds, and perhaps their

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures of the report as inline SVG: transparent background, text in the page's colour.
 
 A figure has neither a fixed size (it scales with the page) nor a font of its own, so that one

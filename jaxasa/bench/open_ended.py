@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scoring of open-ended answers: values parsed from free text, compared within tolerances.
 
 An item's `open_answer` is {"kind", "value", "text"}. An answer is correct if its value is within

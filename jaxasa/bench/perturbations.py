@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Perturbations of a suite: changed audio, and the answers that are correct for it.
 
 A perturbation gives each item other audio. If it is geometric (the sound field is rotated or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report: one self-contained HTML file about a work folder.
 
 Every section reads its own files; if they are missing, the page says so in a sentence.

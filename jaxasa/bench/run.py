@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs systems on a suite: their answers go to predictions/NAME.jsonl, scores to results.json."""
 
 import hashlib

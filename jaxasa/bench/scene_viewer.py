@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes of the suite for the report: plan view, spectrogram, questions, answers, binaural audio.
 
 A few scenes are drawn at random so that each task occurs, if possible once answered correctly and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scoring: answers parsed from text, accuracy with intervals, paired differences.
 
 A prediction is free text. Its answer is parsed strictly (exactly one `<answer>B</answer>`),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SELD metrics of DCASE task 3 (2023 and 2024): sound event localization and detection.
 
 References and predictions are events by frame (`dcase_csv.Event`). In each frame the events of one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Selection of a suite's items: balanced so that texts reveal nothing, spread over scenes.
 
 Within a question type the texts of the right answers are equally common as far as the scenes

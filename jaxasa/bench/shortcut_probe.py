@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shortcut probe: classifiers that answer from the text of the questions alone.
 
 Logistic regression on hashed features of each option takes the option with the highest score.

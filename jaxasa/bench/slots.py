@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Errors of the slots on a suite: their descriptions of its scenes, compared with the truth.
 
 `jaxasa bench run` writes the descriptions to predictions/slots.scenes.jsonl. A source is compared

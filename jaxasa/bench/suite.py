@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Benchmark suites: four-option items over fixed renders, readable and scorable by anyone.
 
 A suite is a folder that bench/build.py writes: `audio/*.flac` (4 channels W, Y, Z, X in SN3D, or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line: `jaxasa COMMAND`, or `python -m jaxasa COMMAND`.
 
 main     entry point, exit codes

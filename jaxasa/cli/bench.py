@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands of the benchmark: jaxasa bench build, run, external, score, audit, doa, seld, ablate,
 report, speed."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that make data: sounds, simulate, import."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The entry point: parses a command, runs it, and turns errors into exit codes.
 
     0    done

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts that commands share: how one is declared, common options, and loading of its config."""
 
 import argparse

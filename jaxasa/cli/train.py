@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that train, or try a training first: demo, train, preflight, plan."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands that use a model or a scene: ask, export, listen, plot."""
 
 import argparse

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every option of jaxasa, as frozen dataclasses that gin files build.
 
 run        Run, the root of a config; Bench, Mesh, Pretrained

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of `jaxasa bench ablate`: variants of a run, and seeds."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The effect of an option, declared once, in its field: {"changes": ...} of its metadata.
 
     "data"    each stored scene, and each item of a suite

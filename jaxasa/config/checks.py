@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checks of options: an error is one line that names the field, its value and the expectation."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Gin files and command-line bindings to one checked `config.Run`.
 
 A gin file says `from __gin__ import dynamic_registration` and `from jaxasa import config`,

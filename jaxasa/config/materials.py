@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Absorption of wall materials, by the names that config.Scenes uses.
 
 Random-incidence absorption coefficients per octave band from 125 Hz to 8 kHz, from the tables in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of the model: encoders, projector, decoder, adapters."""
 
 import math

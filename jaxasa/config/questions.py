@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of the questions of training and benchmark."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices, benchmark, and the root of every gin run file."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of sounds and scenes. Units: metres, seconds, degrees, dB."""
 
 from dataclasses import dataclass, field

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Options of the training stages: a dataclass for each, and what they share."""
 
 from dataclasses import dataclass, field

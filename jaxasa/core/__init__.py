@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Helpers that all packages use, without audio or models.
 
 audio       sample rate and full scale

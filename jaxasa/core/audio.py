@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conventions of all audio in jaxasa: the sample rate and the full scale of 16-bit samples."""
 
 SAMPLE_RATE = 16_000  # Hz

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CPU settings that make training faster, and worker processes of one thread each.
 
 If libtpu is installed for `jaxasa plan` and there is no TPU, JAX is told not to look for one: it

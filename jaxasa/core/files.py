@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files and folders that appear whole or not at all, and locks on a folder."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keyed randomness: every draw is a function of (seed, purpose, index), never of global state.
 
 >>> from jaxasa.core import keys

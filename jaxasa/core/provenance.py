@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which jaxasa made a file: "made_by" of checkpoints, data sets, suites, results and exports.
 
 It is for people who look for the origin of a result. No digest and no comparison of settings may

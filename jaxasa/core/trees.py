@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nested dicts of parameters and their flat form {"a/b/c": leaf}.
 
 >>> flatten({"a": {"b": 1}, "c": 2})

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run's folder: its layout, and a check that each step uses the same config.
 
     DIR/

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulation on Apache Beam: every runner writes the same bytes as the local processes.
 
 Needs `pip install 'jaxasa[beam]'`. A worker renders complete shards and passes on their manifest

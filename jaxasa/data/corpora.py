@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lists the files of sound corpora on disk: a folder per class, ESC-50, FSD50K, a manifest.
 
 Listing decodes nothing. Recording ids are unique over the corpus, so that clips of one source

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads and writes data sets in the layout of DCASE task 3 (STARSS23 and the years around it).
 
     foa/fold1_room000000_mix001.wav         W Y Z X (ACN, SN3D), 24 kHz, 16 bit

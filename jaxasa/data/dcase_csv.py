@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CSV files of sound events, as in DCASE task 3: a line for each event in each frame of 100 ms.
 
     frame, class, source, azimuth, elevation             older sets

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sound files of Debian packages: downloaded with apt-get, unpacked with dpkg, neither as root.
 
 `debian_sounds.csv` lists 1,314 labelled files in 27 packages of Debian 12. The 951 of the first

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decodes sound files to clips: mono, 16 kHz, trimmed, at one loudness.
 
 `read_mono` decodes a file, `split_into_clips` cleans and cuts it. A sound that cannot be used

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Assigns source recordings to train, dev and test; joins duplicate recordings.
 
 A source recording is what clips were cut from. Splits are made by recording, so that no clip of

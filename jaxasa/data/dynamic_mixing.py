@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Dynamic mixing: scenes mixed as they are read, from clips and a bank of RIRs; nothing is stored.
 
 Scene i is a function of (scenes, seed, split, i) alone: classes and clips, a room of the bank and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audio features in JAX, on the device: log-mel spectrograms, complex STFT, intensity vectors.
 
 Audio is at 16 kHz. FOA channels are W, Y, Z, X (SN3D), binaural ones the left and the right ear.

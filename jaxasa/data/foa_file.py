@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads sound files of the user, FOA or binaural, into the conventions of acoustics/foa.py.
 
     audio = foa_file.read_foa("scene.wav", convention="fuma")  # float32 [N, 4]: W, Y, Z, X, SN3D

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Formats of simulated scenes: `jaxasa simulate --format NAME`.
 
 Every format holds the same scenes with the same labels, in shards that one manifest closes:

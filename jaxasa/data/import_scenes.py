@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Converts other data sets to jaxasa's records: `jaxasa import LAYOUT SOURCE OUT`.
 
     dcase   DCASE/STARSS23: windows of recordings, their events, and four-option questions on the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imported questions about recordings, as a component of the mixture of stage 3.
 
 A folder of `jaxasa import` (data/import_scenes.py) is a data set of (audio, question rows), from

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Paraphrases of captions, so that stage 2 does not tie meaning to one form.
 
 A paraphrase follows from the scene's description: directions by sector, distances in words or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Input pipeline of training, on grain: data set -> examples -> batches of this process.
 
     source            random-access data set; source[i] is an element, such as a stored scene

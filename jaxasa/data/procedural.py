@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fourteen synthesised classes: a sound bank that needs no files and no network.
 
 The parameters of a source (pitch, material, rate) are sampled once for each source recording, those

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real recordings with annotated events, as a component of the mixture of stage 1.
 
 A folder of `jaxasa import dcase` becomes a data set of (audio, description), as records.Records is.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rendered scenes on disk: ArrayRecord shards and a manifest.
 
 A record, little-endian:

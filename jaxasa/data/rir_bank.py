@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A bank of room impulse responses: rooms simulated once, in which many scenes are mixed.
 
 Each room has a listener and `Scenes.rir_positions_per_room` source positions, sampled like those

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Words of scenes: names of directions, distances and decays; captions, and how to read them.
 
 A caption names the class, direction and distance of each source in order of arrival:

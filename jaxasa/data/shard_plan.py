@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans a simulated data set: what its shards contain, where they are, how one is rendered.
 
 Shard k is a function of (scenes, bank, seed, split, count, format, k) alone, and scenes are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Simulates data sets of scenes: in local processes, or on Apache Beam.
 
 Both render the shards of a `ShardPlan` (data/shard_plan.py). manifest.json is written last: a

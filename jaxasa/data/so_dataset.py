@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads questions about recordings: of SO-Dataset, and of plain JSONL files.
 
 SO-Dataset (Spatial-Omni) has audio/{split}/*.wav, qa/{split}.jsonl and annotations/{split}/*.csv.

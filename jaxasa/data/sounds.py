@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The sound bank: mono clips at 16 kHz with a class, split by source recording.
 
 A bank is a folder: audio.i16 (all clips end to end, int16, little-endian, 32767 being 1.0),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads scenes as data (SceneSpec): from a JSON file, or from a record of a data set.
 
 A data set stores audio and descriptions. The SceneSpec of a record is sampled again from the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Synthetic text tasks of stage 0: look-up skills that a decoder needs before it can reason.
 
     copy    repeat random words

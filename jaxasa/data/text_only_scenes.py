@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes that are only described, never rendered: for texts, question statistics, the tokenizer."""
 
 from collections.abc import Iterator, Sequence

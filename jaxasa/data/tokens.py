@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text tokenizer, and the token layout of prompts and completions.
 
 A prompt is `[audio] question options`: `<AcousticTokens>` stands once for each audio token, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Transforms of the stages: what `pipeline.Batches` makes of an element of a data set.
 
     stage              transform         element                             example

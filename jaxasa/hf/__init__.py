@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights and models in Hugging Face's formats, in and out.
 
     export      a checkpoint to a folder that transformers loads

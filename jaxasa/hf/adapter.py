@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the LoRA adapters of a checkpoint alone, as a folder that peft loads on the decoder.
 
     adapter_config.json, adapter_model.safetensors    in peft's names (LoRA, arXiv:2106.09685)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The model card of an export: training data, benchmark results, limits.
 
 All facts come from the checkpoint and from the run's folder around it (WORKDIR of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a trained model as a Hugging Face folder, which transformers loads without jaxasa.
 
     model.safetensors          or shards with an index; adapters merged; names of hf/keymap.py

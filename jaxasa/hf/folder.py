@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files of exported folders: JSON, and safetensors in one file or in shards."""
 
 import json

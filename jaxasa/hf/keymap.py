@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parameter paths of jaxasa and tensor names of Hugging Face files: tables, read both ways.
 
 TABLE is that of an exported file, ARCHITECTURES holds those of published models. Decoder rows have

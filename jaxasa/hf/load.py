@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads a model from an exported folder or a training checkpoint, through one function.
 
 Both give parameters as a nested dict of numpy arrays, `meta` (stage, classes, seconds, model), and

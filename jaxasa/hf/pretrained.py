@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Loads pretrained encoders and decoders from a folder of safetensors into sharded arrays.
 
     whisper        any size: its encoder is the semantic encoder

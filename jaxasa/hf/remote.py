@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The files that transformers needs besides the weights: configs, tokenizer, remote code.
 
 The remote code is the model in torch, hf/torch. Its files are copied to the exported folder, where

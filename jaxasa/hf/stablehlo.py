@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes a model as serialised functions (jax.export, StableHLO) that run with jax alone.
 
     logits.bin        weights, ids [b, T], audio [b, N, C] -> float32 [b, T, V]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads a folder of safetensors, one file or shards with an index, tensor by tensor."""
 
 import contextlib

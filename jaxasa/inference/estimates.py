@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spatial encoder's slots in words and units: sources with class, direction and distance.
 
 `read_slots` is the one reading of the slots' outputs; the other functions give its results in the

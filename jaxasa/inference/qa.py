@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question answering about audio with a trained model: `QaModel`, and `ask` for one recording.
 
     model = QaModel.load("runs/demo/export")

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spatial audio language model in flax, its training-time functions and its decoding.
 
     asa         the whole model: parameters, encode_audio, project, embed, forward

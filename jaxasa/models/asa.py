@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The spatial audio language model, from audio to logits.
 
 A reimplementation of the model of "The World is Not Mono" (arXiv:2601.02954):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Decoder language model: the architecture of Qwen2, Qwen2.5 and Qwen3 (dense).
 
 Pre-norm blocks with RMSNorm (arXiv:1910.07467), rotary positions (RoPE, arXiv:2104.09864),

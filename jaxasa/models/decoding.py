@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights and KV cache in the layout that the decoding loop reads fastest.
 
 If all layers are unrolled (`Model.unroll`), each layer's arrays are taken out of the stack once,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Model FLOPs of a step: 2 x parameters x positions forward, and the backward work on top.
 
 A trainable parameter costs 6 FLOPs per position (2 forward, 4 backward), a frozen one that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The compiled functions with which a model answers (inference/qa.py).
 
 They take the parameters as an argument, so that checkpoints of one model share what is compiled.

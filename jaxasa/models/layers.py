@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Layers that both encoders share: Whisper's transformer blocks, and resampling over time.
 
 Whisper: arXiv:2212.04356.

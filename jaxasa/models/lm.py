@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Token log-probabilities, without ever materializing the logits [B, T, V] at once.
 
 Shapes: B batch, T positions, D width, V vocabulary.

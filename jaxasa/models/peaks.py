@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directions of arrival (DOA) before anything is learnt: peaks of an intensity histogram.
 
 Each time-frequency band votes for the direction of its intensity vector. Its vote depends on how

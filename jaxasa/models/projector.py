@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Projectors: from the semantic stream and the dense spatial map to the decoder's embeddings.
 
 The three kinds of arXiv:2601.02954. Each makes six parts of E numbers for a token, one for each of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling completions: prefill once for each prompt, then a compiled loop over new tokens.
 
 `generate` is both in one. `prefill` and `decode_until` are its halves, between which the host can

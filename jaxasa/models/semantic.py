@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Semantic encoder: Whisper's audio encoder of any size (arXiv:2212.04356), on one channel.
 
 Clips are not padded to 30 s: position embeddings are cut to the clip's length. A clip that is

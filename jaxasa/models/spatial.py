@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Spatial encoder: what sounds where, from FOA or binaural audio.
 
 In reading order (`SpatialEncoder.__call__`):

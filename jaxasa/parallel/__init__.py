@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices, meshes and processes.
 
 mesh.py         the device mesh (data, fsdp, tensor)

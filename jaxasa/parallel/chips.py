@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TPU topologies by the compiler's names ("v5p:4x4x8"), and the specifications of their chips.
 
 Figures are the vendor's public ones per chip (Google Cloud TPU documentation, "System

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Several processes as one run: their start, and ending all of them when one fails.
 
 A launcher sets the environment of each process:

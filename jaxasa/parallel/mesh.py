@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device mesh, with the axes (data, fsdp, tensor)."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Shardings on the mesh: one table for parameters, one rule for batches.
 
 A parameter's path ("decoder/layers/q/kernel") matches exactly one row of RULES, which names the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs of several steps on one work folder.
 
 steps      each step from sounds to report, as a function of a run and its folder

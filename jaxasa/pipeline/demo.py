@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`jaxasa demo`: sounds, scenes, training stages, benchmark, export, report.
 
 Finished steps are skipped; a training stage resumes from its last checkpoint. What a step has

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`jaxasa preflight`: every stage compiles, steps, saves, restores and steps again.
 
 Errors of the first minutes of a job, or of its first checkpoint, appear here before a pod is paid

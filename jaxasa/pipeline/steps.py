@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The steps from sounds to report, each on a work folder that the one before it has filled.
 
 `jaxasa demo` takes all of them (pipeline/demo.py); the other commands take one each. See

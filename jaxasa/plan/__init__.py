@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Capacity planning: memory, FLOPs and expected time of a training step on TPU pods, ahead of time.
 
 planner         `jaxasa plan`: compiles a step for a topology; verdict, advice, table

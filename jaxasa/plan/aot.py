@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ahead-of-time (AOT) lowering of each stage's programs for a mesh, from shapes alone.
 
 Nothing is allocated. The shapes of a batch are those of one example that the stage's own pipeline

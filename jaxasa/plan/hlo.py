@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parser of XLA's HLO text: trip counts, FLOPs, bytes accessed and collectives of a program.
 
 XLA's own cost analysis counts the body of a loop once. Here each computation is counted as often

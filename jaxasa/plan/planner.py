@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`jaxasa plan`: memory, FLOPs, collectives and expected time of a step on a TPU topology.
 
 The real training step is compiled ahead of time for the topology, with the TPU compiler if libtpu

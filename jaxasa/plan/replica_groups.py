@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parser of the replica groups of HLO collectives: the devices that take part in each group."""
 
 import math

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Roofline estimate of a step's time: matmul FLOP/s, HBM bandwidth, ICI bandwidth.
 
 Each instruction takes the longer of its matmul time and its HBM time.

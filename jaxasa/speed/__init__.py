@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Throughput compared with PyTorch libraries (`jaxasa bench speed`, extra `speed`).
 
 decode  greedy generation compared with transformers

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Greedy generation compared with transformers: a random Qwen2 of 100 M parameters, float32.
 
 Both prefill the same prompts and decode the same number of tokens. The tokens are compared before

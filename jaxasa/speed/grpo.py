@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """GRPO step compared with TRL's GRPOTrainer: rollout, reward, update.
 
 Same weights, prompts, group size, completion length, reward and loss (Dr. GRPO, no KL). TRL's

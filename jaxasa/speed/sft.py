@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SFT step of LoRA adapters compared with transformers and peft: tiny decoder, one batch.
 
 Same weights and rows, logits for the replies only, AdamW, gradient norm clipping. The audio

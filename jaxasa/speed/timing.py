@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Interleaved timing of jaxasa and a PyTorch baseline, and the rows of the result.
 
 Both run in one process with the same number of threads, in float32, with the same weights and

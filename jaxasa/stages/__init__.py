@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training stages: text, spatial, align, sft, grpo.
 
     stage.py          what a stage is (TrainingStage) and what it is built from (Context)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage 2 (`align`): the projector learns captions under a frozen decoder.
 
 The auxiliary losses of the projector's experts stay on.

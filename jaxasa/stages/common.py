@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Building blocks that stages share: audio augmentation, the reply loss, batches, evaluation.
 
 Shapes: see jaxasa/stages/__init__.py.

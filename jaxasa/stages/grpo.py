@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage 4 (`grpo`): group-relative policy optimization of the adapters, named as in TRL.
 
 A step samples G completions of each prompt, rewards their texts on the host, normalizes the rewards

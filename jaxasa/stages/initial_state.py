@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The tokenizer and the weights that a stage starts from.
 
 A stage's own checkpoint, if it has one, is restored by the training loop. Otherwise weights come

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Policy-optimization losses over groups of completions, with advantages, KL and TIS.
 
 A loss takes, for R completions of at most L tokens:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The stages, in the order of the curriculum: the only list of them."""
 
 from jaxasa.stages import align, grpo, sft, spatial, text

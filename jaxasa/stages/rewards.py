@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rewards of GRPO: a correct answer, the format, evidence that agrees with the scene, length.
 
 Each takes the text of a completion. To add a reward, write a function here, and add its weight to

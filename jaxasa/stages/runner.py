@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a stage of the curriculum in a work folder."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage 3 (`sft`): supervised fine-tuning of projector and adapters on questions with traces.
 
 Shapes: B scenes, Q questions of each, A audio tokens, D width.

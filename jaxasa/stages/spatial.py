@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage 1 (`spatial`): slots, room and dense map of the spatial encoder; tags of the semantic one.
 
 Slots are matched to sources once per clip, which makes the loss permutation-invariant (Hungarian

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training stage is, and what it is built from.
 
 Each stage is a `TrainingStage`, declared as STAGE at the end of its own file and listed in

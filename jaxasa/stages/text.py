@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stage 0 (`text`), for models without a pretrained decoder: questions on scenes in words.
 
 No audio is read: a scene is described in the prompt.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training, the same for every stage.
 
 loop.py        the training loop: resume, step, evaluate, record, save; preemption

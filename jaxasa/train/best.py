@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The checkpoint of the best evaluation, kept apart from the latest ones.
 
 It is a folder of its own (`checkpoints/STAGE/best`), which export and benchmark can read like any

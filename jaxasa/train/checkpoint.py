@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Checkpoints: the only use of orbax.
 
 A folder (`checkpoints/STAGE`) holds a folder per step, each one composite of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training loop, the same for every stage.
 
 What a step returns: "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is

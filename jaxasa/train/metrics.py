@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run's metrics: means over steps, metrics.jsonl, TensorBoard and the console."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizer of a stage and its learning-rate schedule.
 
 The optimizer sees a flat dict {path: array} of the trainable parameters alone, with paths such as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The training state: step, parameters, optimizer state, reference parameters, as one pytree."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gradient update: forward, backward and optimizer in one jitted function.
 
 Only parameters that `stage.trainable` matches have gradients and optimizer moments. With

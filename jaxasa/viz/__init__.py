@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures and binaural audio for people to look at and listen to.
 
 binauralize  stereo WAV for headphones from a scene or an FOA file

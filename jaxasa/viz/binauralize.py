@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Binaural rendering of scenes and FOA recordings for headphones (`jaxasa listen`)."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figure of an answer (`jaxasa ask --plot`): detected sources in space and time, and the question.
 
 Left: a map of all directions from the listener's view (front in the middle, left on the left) with

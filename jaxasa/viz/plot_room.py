@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figure of a room and its acoustics (`jaxasa plot`).
 
 Four panels: floor plan with listener and sources; the room impulse response (RIR) on W, with the

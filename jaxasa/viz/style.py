@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Colours and the spectrogram shared by all figures."""
 
 import numpy as np

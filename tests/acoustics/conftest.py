@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The scene that tests of specs and of descriptions begin with."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two ears in a room: against the exact series image by image, and against all images."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Motion for two ears: against the response of each place, millimetre by millimetre."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The examples of the modules' docstrings run, and give what they say."""
 
 import doctest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FOA for two ears: against the HRTF of plane waves, diffuse fields and scenes image by image."""
 
 import dataclasses

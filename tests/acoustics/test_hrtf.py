@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The rigid sphere against other people's formulae, and against limits known in closed form."""
 
 import numpy as np

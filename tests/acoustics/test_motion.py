@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Moving sources against the closed form: what left the image at u is heard at u + d(u) / c."""
 
 import itertools

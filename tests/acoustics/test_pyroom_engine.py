@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes whose responses pyroomacoustics gives say what their labels say, as ours do."""
 
 import dataclasses

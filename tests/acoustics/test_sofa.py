@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SOFA files that sofar writes here, of a sphere whose HRTF is known in every direction."""
 
 import numpy as np

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A spec on its way through JSON, and the errors of one that cannot be rendered."""
 
 import dataclasses

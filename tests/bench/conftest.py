@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Scenes, a sound bank and small suites for the benchmark's tests; nothing is rendered."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The audit of a suite, and the reproducibility of suites and renders."""
 
 import importlib.util

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Suites of recordings in DCASE's layout: answers derived independently from the CSV files."""
 
 import csv

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report in headless Chromium, spoken to by its DevTools protocol over two pipes.
 
 Skipped where no Chromium is on the path.

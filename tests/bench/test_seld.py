@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """goldens/seld.json: made-up inputs as csv lines, and what the public DCASE code says of them.
 
 That code (sharathadavanne/seld-dcase2023 and partha2409/DCASE2024_seld_baseline) ran outside of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Texts alone reveal no answers: the shortcut probe on items selected without audio."""
 
 import types

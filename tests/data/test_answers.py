@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every answer, derived independently from the scene and the words of the question.
 
 The derivation shares nothing with jaxasa/data/questions: no function, no constant, and not the

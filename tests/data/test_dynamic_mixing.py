@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The RIR bank, and the scenes mixed from it compared with `render`."""
 
 import dataclasses

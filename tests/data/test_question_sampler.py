@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """QuestionSampler: supported questions, balanced and reproducible."""
 
 from collections import Counter, defaultdict

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A binaural model: one step of stage 1 on stored scenes, a suite, a question."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Stages 3 and 4 in two processes of four emulated devices, as in one process of eight.
 
 Not part of the suite (some minutes of two cores): pytest -m soak tests/end_to_end/test_processes.py

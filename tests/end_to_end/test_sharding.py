@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One gradient step of real stages on one device and on eight emulated ones.
 
 Compiling takes long: a mesh each here, and every stage on every mesh with `pytest -m soak`.

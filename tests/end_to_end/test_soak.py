@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training that is killed repeatedly ends bit for bit where undisturbed training ends.
 
 Not part of the suite (20 minutes of a core). 20 kills over the five stages of the demo, or fewer:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two variants over two seeds, trained by two processes, of which one is killed on the way.
 
 Not part of the suite (some minutes of two cores):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders of adapters, refused or replaced; tests/hf/test_torch.py reads one with peft."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Serialised functions, called in a process that has jax and safetensors, but not jaxasa."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An exported folder in torch: a process that cannot import jaxasa gives the same numbers."""
 
 import dataclasses

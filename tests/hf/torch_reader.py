@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run by tests/hf/test_torch.py in another process: loads an export without jaxasa.
 
     python -I torch_reader.py WORK... [--whole]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slots in words and units, against numbers worked out by hand."""
 
 import numpy as np

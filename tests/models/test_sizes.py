@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The gin files of gin/model: published models have the published numbers of parameters."""
 
 import functools

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Slot features against numbers worked out by hand."""
 
 import dataclasses

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Two processes of four emulated devices each; run as a script, this file is one of them.
 
 The script is `jaxasa train` with a linear model in place of a stage.

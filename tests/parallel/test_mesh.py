@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 import jax
 import pytest
 from jax.sharding import AxisType

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Preflight, with stages that only count steps instead of training."""
 
 import dataclasses

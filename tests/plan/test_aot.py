@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Programs of stages lowered from shapes alone."""
 
 import jax

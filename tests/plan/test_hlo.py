@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """HLO parsing against programs whose cost is known in closed form."""
 
 import math

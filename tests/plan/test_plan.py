@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Plans of a tiny step, on emulated devices and with the TPU compiler if libtpu is installed."""
 
 import importlib.util

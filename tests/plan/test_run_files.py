@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The run file of each size: patterns of trainable parameters match, and the model shards."""
 
 import functools

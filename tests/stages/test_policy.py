@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each loss against a slow one of loops and, if trl is installed, against TRL's own."""
 
 import collections

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each stage, resumed after its first step, ends bit for bit where it ends uninterrupted."""
 
 import dataclasses

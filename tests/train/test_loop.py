@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Run as a script, this file trains the same task in a process that a test can kill."""
 
 import dataclasses

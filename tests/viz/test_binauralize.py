@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`jaxasa listen` and `simulate --format binaural`, on a work folder of three short scenes."""
 
 import dataclasses

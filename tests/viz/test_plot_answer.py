@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`jaxasa ask --plot` on invented sources."""
 
 import matplotlib.image

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Four-option questions about a scene: perception (L1), relations (L2), reasoning (L3).
 
     context.py        QuestionContext: recorded random choices; thresholds, geometry

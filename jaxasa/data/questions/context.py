@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What question types are made of: recorded random choices, thresholds of audibility, geometry.
 
 A question type (question_type.py) makes every random choice through its `QuestionContext`, by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draft of a question, and builders of drafts by the kind of their answer."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """L1, perception: which classes, how many, where, how far, when, in what room, how they move.
 
 Each decorated function is a question type (question_type.py).

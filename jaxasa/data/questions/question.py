@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Four-option questions: a question type put to a scene, with options, answer and reasoning."""
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Question types, and the levels that collect them.
 
 A question type is a function `(scene, ctx) -> Draft | None` with a decorator of its level:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """L3, reasoning: the scene after the listener turned or walked, or after a source moved or
 stopped; several hops; the fitting room or place; the true statement.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """L2, relations: class, direction or distance of the sound in a sector, the nearest one, the
 first one; higher, louder, earlier, left of, on the same side as another.
 

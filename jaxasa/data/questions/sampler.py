@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sampling of training questions, balanced so that no answer is common.
 
 Random scenes support some question types rarely, and some answers more rarely still: most sounds

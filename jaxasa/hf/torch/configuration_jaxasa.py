@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Configuration of a jaxasa model in transformers."""
 
 from transformers import AutoConfig, PretrainedConfig

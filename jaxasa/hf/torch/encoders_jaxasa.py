@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The encoders of a jaxasa model: Whisper's layers on one channel, and the spatial encoder.
 
 They compute what models/semantic.py and models/spatial.py of jaxasa compute, where each step is

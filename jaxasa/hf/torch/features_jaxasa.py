@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Audio features in torch: Whisper's log-mel, STFT parts, intensity vectors, interaural cues.
 
 Shapes: B batch, N samples, T frames, F frequency bins, M mel bands, C channels. Audio is 16 kHz;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A jaxasa model in torch: Whisper's and Qwen's layers of transformers, and a spatial encoder.
 
     model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)

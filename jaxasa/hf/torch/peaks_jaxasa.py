@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Directions of arrival as peaks of a histogram of intensity vectors (models/peaks.py of jaxasa).
 
 Shapes: B batch, F frames, M mel bands, S peaks, G directions of a grid.

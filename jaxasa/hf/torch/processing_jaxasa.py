@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts and audio for a jaxasa model, and its replies parsed."""
 
 import re

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The slots of a jaxasa model as features for its projector (slot_features of models/spatial.py).
 
 Shapes: B batch, S slots, T steps of the map, K slot features.

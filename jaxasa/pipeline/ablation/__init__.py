@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Ablations: variants of a run, trained over several seeds and compared.
 
 plan    the jobs of all variants and seeds, each distinct one once

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the jobs of an ablation have taken, and estimates of those that are left.
 
 Each job's folder has a job.json: {"kind", "units", "seconds", "done"}; seconds add up over

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The jobs of an ablation: the stages of all variants and seeds, each distinct one once.
 
 A variant is a run: that of the gin files with a few bindings of its own. Its stages become jobs,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`jaxasa bench ablate`: variants of a run, trained over seeds and compared on its benchmark.
 
 DIR/config.gin, sounds/, scenes/, binaural/    as of any run, for all variants
