@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jaxasa.bench import perturbations
 from jaxasa.bench.perturbations import Perturbation
 from jaxasa.config import check
+from jaxasa.stages.registry import ANSWERING
 
 YAWS = (90, 180, 270)
 
@@ -138,11 +139,11 @@ class System:
 
 
 def systems(stages: Collection[str], controls: Iterable[Control]) -> dict[str, System]:
-    """Systems by name: the trained `stages`, and the `controls` on the last of sft and grpo.
+    """Systems by name: the trained `stages` that answer questions, and the `controls` on the last.
 
-    If both are trained, a control that is_per_stage is also run on SFT, as NAME_sft.
+    A control that is_per_stage is also run on the others, as NAME_STAGE.
     """
-    trained = [stage for stage in ("sft", "grpo") if stage in stages]
+    trained = [stage for stage in ANSWERING if stage in stages]
     by_name = {stage: System(stage) for stage in trained}
     if not trained:
         return by_name
@@ -150,8 +151,8 @@ def systems(stages: Collection[str], controls: Iterable[Control]) -> dict[str, S
     for c in controls:
         by_name[c.name] = System(trained[-1], c.audio_condition, c.perturb)
     for c in controls:
-        if c.is_per_stage and len(trained) == 2:
-            by_name[f"{c.name}_sft"] = System("sft", c.audio_condition, c.perturb)
+        for stage in trained[:-1] if c.is_per_stage else ():
+            by_name[f"{c.name}_{stage}"] = System(stage, c.audio_condition, c.perturb)
     return by_name
 
 
@@ -162,13 +163,14 @@ def pairs(names: Collection[str]) -> list[tuple[str, str, str]]:
     checkpoint. Geometric controls have no pairs, since their items differ from the suite's.
     """
     result = []
-    for stage in ("sft", "grpo"):
+    trained = [stage for stage in ANSWERING if stage in names]
+    for stage in trained:
         for control in CONTROLS.values():
             own = f"{control.name}_{stage}"
             system = own if own in names else control.name
-            is_last = stage == "grpo" or "grpo" not in names
+            is_last = stage == trained[-1]
             if control.is_geometric or not (is_last or control.is_per_stage):
                 continue
-            if stage in names and system in names:
+            if system in names:
                 result.append((stage, control.name, system))
     return result

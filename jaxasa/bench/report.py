@@ -18,9 +18,10 @@ from markupsafe import Markup
 from jaxasa.bench import ablation as ablations
 from jaxasa.bench import card, figures, scene_viewer, score, slots, suite
 from jaxasa.bench.controls import CONTROLS, Control
-from jaxasa.config import STAGES, ConfigError, check
+from jaxasa.config import ConfigError, check
 from jaxasa.core.files import atomic_write_text
 from jaxasa.core.workdir import WorkFolder
+from jaxasa.stages.registry import ANSWERING, STAGES
 from jaxasa.train import checkpoint
 
 BASELINES = {
@@ -31,8 +32,7 @@ BASELINES = {
 }
 # Titles of the systems of results.json, in the order of the page.
 TITLES = {
-    "sft": "model after SFT",
-    "grpo": "model after GRPO",
+    **{name: stage.system for name, stage in STAGES.items() if stage.system},
     **{name: control.title for name, control in CONTROLS.items()},
     "four_yaws": "correct at all four yaws",
     **{f"{n}_sft": f"{c.title}, after SFT" for n, c in CONTROLS.items() if c.is_per_stage},
@@ -150,7 +150,7 @@ def _groups(scores: Mapping) -> list[str]:
 
 
 def _kind(name: str) -> str:
-    if name in ("sft", "grpo"):
+    if name in ANSWERING:
         return "trained models"
     return "baselines" if name in BASELINES else "controls"
 
@@ -320,14 +320,14 @@ def _panels(path: Path) -> dict[str, dict[str, list[tuple]]]:
     for _, record in suite.read_lines(path):
         for name, value in record.items():
             is_number = isinstance(value, (int, float)) and math.isfinite(value)
-            group, _, metric = name.rpartition("/")
+            group, metric = name.split("/", 1) if "/" in name else ("", name)
             if not is_number or group in _NOT_CURVE_GROUPS or "step" not in record:
                 continue
             if metric in _NOT_CURVES or metric.endswith("_per_s"):
                 continue
-            line = "evaluation" if group else "training"
-            if group == "reward":
-                metric, line = group, metric
+            line = "evaluation" if group == "eval" else "training"
+            if metric == "reward" or group == "rewards":
+                metric, line = "reward", metric.split("/")[0] if group else "total"
             series.setdefault(metric, {}).setdefault(line, []).append((record["step"], value))
     # A training line needs two points. The loss comes first, then metrics with an evaluation.
     panels = {

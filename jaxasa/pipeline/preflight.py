@@ -123,11 +123,15 @@ def _write_noise(run: config.Run, work: WorkFolder, split: str) -> None:
     records.write_manifest(out, {}, [shard])
 
 
-class _TimedTask:
-    """A task that records when a batch is drawn, and the seconds of its steps and evaluations."""
+class _Timer:
+    """Records when a batch of a task is drawn, and the seconds of its steps and evaluations.
+
+    task: the same task, timed.
+    """
 
     def __init__(self, task: loop.Task):
-        self.name, self.batches, self._task = task.name, self, task
+        self._task = task
+        self.task = loop.Task(task.name, self, self.step, self.evaluate)
         self.seconds = {"step": 0.0, "evaluation": 0.0}
         self.batch_time = 0.0
 
@@ -162,15 +166,15 @@ def _try_stage(run: config.Run, stage: str, work: WorkFolder, text: str) -> dict
     context = runner.prepare(run, stage, work)
     row: dict[str, Any] = {"stage": stage, "batch": context.stage.batch_size}
     with jax.set_mesh(context.mesh):
-        task = _TimedTask(STAGES[stage].task(context))
+        timer = _Timer(STAGES[stage].task(context))
         spent = []
         for last in (1, 2):  # the second resumes from the checkpoint of the first
             options = dataclasses.replace(context.stage, steps=last)
             shortened = dataclasses.replace(context, stage=options)
-            state = runner.fit(run, shortened, task, work, text)
+            state = runner.fit(run, shortened, timer.task, work, text)
             end = time.monotonic()
-            spent.append({"start": task.batch_time - start, "rest": end - task.batch_time})
-            spent[-1] |= task.seconds
+            spent.append({"start": timer.batch_time - start, "rest": end - timer.batch_time})
+            spent[-1] |= timer.seconds
             start = end
     if int(state.step) != 2:
         raise RuntimeError(f"{stage}: at step {int(state.step)} after a restored step, expected 2")

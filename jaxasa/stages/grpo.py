@@ -44,14 +44,7 @@ from jaxasa.parallel import sharding
 from jaxasa.stages import common, policy, sft
 from jaxasa.stages.common import merge_leading_dims
 from jaxasa.stages.rewards import answer_of, compute_rewards
-from jaxasa.stages.stage import (
-    QUESTION_FIELDS,
-    Batch,
-    Context,
-    Loss,
-    Rollout,
-    TrainingStage,
-)
+from jaxasa.stages.stage import QUESTION_FIELDS, Batch, Context, Loss, Rollout, TrainingStage
 from jaxasa.train import loop, update
 from jaxasa.train.state import TrainState
 
@@ -61,7 +54,7 @@ HostBatch = dict[str, np.ndarray]
 def generate_completions(
     context: Context[Any], params, batch: Batch, key, num_generations: int, temperature: float
 ) -> sample.Completions:
-    """`num_generations` completions of each prompt, of which each is prefilled once."""
+    """Samples `num_generations` completions of each prompt, with one prefill per prompt."""
     return sample.generate(
         context.asa,
         params,
@@ -172,7 +165,7 @@ def examples(context: Context[config.GrpoStage]) -> transforms.QaExamples:
 def update_batch_shapes(
     context: Context[config.GrpoStage], batch: Mapping
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the batch of an update, of those of a batch of examples."""
+    """Shapes of the batch of an update, given those of a batch of examples."""
     stage, scenes = context.stage, batch["prompt"].shape[0]
     rows = scenes, stage.questions_per_scene * stage.num_generations
     per_token = *rows, context.model.reply_tokens
@@ -187,9 +180,9 @@ def update_batch_shapes(
 
 
 class GrpoTrainer:
-    """Batches, step and evaluation of the stage.
+    """Batches, step and evaluation of the stage, like TRL's GRPOTrainer.
 
-    Three parts can be handed in:
+    Three parts can be replaced:
         embed_audio(context, params, batch) -> audio embeddings [B, A, D]
         generate(context, params, batch, key, num_generations, temperature) -> completions
         reward(stage, completion, target, options, sources, classes, used) -> {"total": ..., ...}
@@ -216,8 +209,8 @@ class GrpoTrainer:
     def step(self, state: TrainState, batch: HostBatch, key) -> tuple[TrainState, dict]:
         """Rollout, rewards, advantages, updates. Returns the state and metrics."""
         start = time.monotonic()
-        completions, rewards = self.generate_and_score(state.params, batch, key)
-        # Metrics are of these: the rewards of resampled scenes are selected ones.
+        completions, rewards = self.generate_and_reward(state.params, batch, key)
+        # For the metrics: dynamic sampling selects scenes by their rewards.
         first_rewards = rewards
         if self.stage.dynamic_sampling_rounds:
             batch, completions, rewards = self.resample_zero_variance(
@@ -226,7 +219,7 @@ class GrpoTrainer:
         train_batch = self.train_batch(batch, completions, rewards)
         rollout_end = time.monotonic()
 
-        train_batch |= self.score(state, train_batch)
+        train_batch |= self.score_completions(state, train_batch)
         for _ in range(self.stage.num_iterations):
             state, metrics = self.update(state, train_batch, key)
         # The loop counts one step, whatever the number of updates.
@@ -244,7 +237,7 @@ class GrpoTrainer:
             metrics["samples"] = self.samples(batch, train_batch, rewards)
         return state, metrics
 
-    def generate_and_score(self, params, batch: HostBatch, key) -> tuple[HostBatch, HostBatch]:
+    def generate_and_reward(self, params, batch: HostBatch, key) -> tuple[HostBatch, HostBatch]:
         """Completions of this process's prompts, and their rewards by name, each [B, Q, G].
 
         The former are completion_ids, completion_mask, sampler_logps and audio_embeds.
@@ -308,7 +301,7 @@ class GrpoTrainer:
             if not sharding.process_allgather(np.array([len(zero_std)])).any():
                 break
             new_batch = next(self.batches)
-            new = self.generate_and_score(params, new_batch, jax.random.fold_in(key, i + 1))
+            new = self.generate_and_reward(params, new_batch, jax.random.fold_in(key, i + 1))
             new_completions, new_rewards = new
             is_informative = ~_has_zero_std(new_rewards).all(1)
             informative = np.flatnonzero(is_informative)[: len(zero_std)]
@@ -324,7 +317,7 @@ class GrpoTrainer:
     def train_batch(
         self, batch: HostBatch, completions: HostBatch, rewards: HostBatch
     ) -> HostBatch:
-        """The batch of an update, but for log-probs of other policies than the sampler's."""
+        """The batch of an update, without old_logps and ref_logps."""
         mask = completions["completion_mask"]
         loss_mask = mask
         if self.stage.mask_truncated_completions:
@@ -339,8 +332,8 @@ class GrpoTrainer:
             "advantages": advantages.astype(np.float32).reshape(len(mask), -1),
         }
 
-    def score(self, state: TrainState, train_batch: HostBatch) -> HostBatch:
-        """old_logps and ref_logps of completions, as far as the loss needs them."""
+    def score_completions(self, state: TrainState, train_batch: HostBatch) -> HostBatch:
+        """old_logps and ref_logps of the completions, as far as the loss needs them."""
         if not self.stage.kl_weight and not recomputes_old_logps(self.context):
             return {}
         sharded = sharding.shard_batch(train_batch, self.context.mesh)

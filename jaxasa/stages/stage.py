@@ -98,8 +98,8 @@ class TrainingStage:
     objective(context): the loss.
     task(context): batches, step and evaluation.
     workload(options): model work of one update.
-    update_batch(context, shapes): shapes of the batch that an update takes, of those of a batch of
-        examples. rollout: what comes before the updates of a step.
+    update_batch(context, shapes): shapes of the batch of an update, given those of a batch of
+        examples. rollout: the sampling program before the updates of a step, if there is one.
     parts: of the model that are trained when it is done (config.PARTS), for a later run to keep.
     depends_on: fields of config.Run, besides its own, that its result depends on.
     reads_scenes: needs rendered scenes. balances_questions: needs a question sampler in whose

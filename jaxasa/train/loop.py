@@ -191,7 +191,7 @@ class _PreemptionGuard:
 
     _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._is_requested = False
         self._old_handlers: dict[int, Any] = {}
 

@@ -219,7 +219,7 @@ def test_curves_leave_out_throughput(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rates = {"examples_per_s": 9.0, "steps_per_s": 1.0, "mfu": 0.2, "data_wait": 0.1}
     rates |= {"share/rollout": 0.5, "level/L1": 0.3, "learning_rate": 1e-3}
-    parts = {"reward/answer": 0.2, "reward/total": 0.4, "loss": 1.0}
+    parts = {"rewards/answer/mean": 0.2, "reward": 0.4, "loss": 1.0}
     rows = [{"step": s, **rates, **parts} for s in (1, 2)] + [{"step": 2, "eval/loss": 1.5}]
     path.write_text("\n".join(map(json.dumps, rows)))
     panels = report._panels(path)
