@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dry sounds through room responses: overlap-add, all sources in one inverse transform.
+"""Convolution of dry signals with RIRs: overlap-add, with one inverse FFT for all sources.
 
-y_c = sum over sources s of x_s * h_sc, in blocks: transforms are linear, so the spectra of the
-sources are summed before the way back, and four inverse transforms a block do for any number.
+y_c = sum over sources s of x_s * h_sc, block by block: the FFT is linear, so the spectra of all
+sources are summed before the inverse transforms, four per block for any number of sources.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import bands, convolve
@@ -23,24 +23,24 @@ from jaxasa.acoustics.bands import PRE_SAMPLES
 
 
 @numba_jit.njit_fastmath
-def _add_product(out, dry, response, fresh):
-    """Adds dry [F] times response [C, F] to out [C, F], or stores it where out is `fresh`."""
+def _add_product(out, dry, rir, overwrite):
+    """Adds the spectrum dry [F] times rir [C, F] to out [C, F], or overwrites it."""
     for c in range(out.shape[0]):
-        row, heard = out[c], response[c]
-        if fresh:
+        row, filters = out[c], rir[c]
+        if overwrite:
             for f in range(len(dry)):
-                row[f] = dry[f] * heard[f]
+                row[f] = dry[f] * filters[f]
         else:
             for f in range(len(dry)):
-                row[f] += dry[f] * heard[f]
+                row[f] += dry[f] * filters[f]
 
 
-def _transform_size(length: int, longest: int, sources: int, channels: int) -> int:
-    """Returns the size of the transforms that together are shortest."""
+def _fft_size(length: int, longest: int, sources: int, channels: int) -> int:
+    """Returns the FFT size with the lowest total cost of all transforms."""
     best = (math.inf, 0)
     for blocks in range(1, 65):
         size = scipy.fft.next_fast_len(-(-length // blocks) + longest - 1, real=True)
-        # The blocks of a source go in fours: the library works on so many at once.
+        # scipy transforms four rows at a time (SIMD).
         fours = 4 * -(-blocks // 4)
         rows = fours * sources + blocks * channels + sources * channels
         best = min(best, (size * rows, size))
@@ -48,33 +48,32 @@ def _transform_size(length: int, longest: int, sources: int, channels: int) -> i
 
 
 def convolve_tracks(
-    tracks: Sequence[tuple[int, np.ndarray]], responses: Sequence[np.ndarray], length: int
+    tracks: Sequence[tuple[int, np.ndarray]], rirs: Sequence[np.ndarray], length: int
 ) -> np.ndarray:
-    """Returns the sum [C, length] of each track (start sample, signal) through its response [C, n].
+    """Returns the sum [C, length] of tracks (start sample, signal), each through its RIR [C, n].
 
-    Time zero of a response is LEAD (see rir.response). What would sound after `length` is cut.
+    Time zero of an RIR is sample PRE_SAMPLES. The result is cut after `length` samples.
     """
-    longest, channels = max(r.shape[1] for r in responses), responses[0].shape[0]
-    size = _transform_size(length, longest, len(tracks), channels)
+    longest, channels = max(rir.shape[1] for rir in rirs), rirs[0].shape[0]
+    size = _fft_size(length, longest, len(tracks), channels)
     hop = size - longest + 1
-    heard = []
-    for (start, track), response in zip(tracks, responses, strict=True):
+    spectra = []
+    for (start, track), rir in zip(tracks, rirs, strict=True):
         end = min(start + len(track), length)
         if start < end:
             first, last = start // hop, (end - 1) // hop
-            dry = np.zeros((last - first + 1, hop), np.float32)
-            dry.reshape(-1)[start - first * hop : end - first * hop] = track[: end - start]
-            parts = scipy.fft.rfft(dry, size)
-            heard.append((first, parts, scipy.fft.rfft(response, size)))
+            blocks = np.zeros((last - first + 1, hop), np.float32)
+            blocks.reshape(-1)[start - first * hop : end - first * hop] = track[: end - start]
+            spectra.append((first, scipy.fft.rfft(blocks, size), scipy.fft.rfft(rir, size)))
     out = np.zeros((channels, length + PRE_SAMPLES + size), np.float32)
-    spectrum = np.empty((channels, size // 2 + 1), np.complex64)
+    total = np.empty((channels, size // 2 + 1), np.complex64)
     for block in range(-(-length // hop)):
-        fresh = True
-        for first, parts, through in heard:
-            if first <= block < first + len(parts):
-                _add_product(spectrum, parts[block - first], through, fresh)
-                fresh = False
-        if not fresh:
+        empty = True
+        for first, dry, rir in spectra:
+            if first <= block < first + len(dry):
+                _add_product(total, dry[block - first], rir, empty)
+                empty = False
+        if not empty:
             start = block * hop
-            out[:, start : start + size] += scipy.fft.irfft(spectrum, size)
+            out[:, start : start + size] += scipy.fft.irfft(total, size)
     return out[:, PRE_SAMPLES : length + PRE_SAMPLES]

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""First-order ambisonics (FOA), and the conventions of the whole package.
+"""First-order ambisonics (FOA), and the coordinate conventions of the whole package.
 
-Channels are ACN order W, Y, Z, X with SN3D gains (AmbiX, as in DCASE and STARSS23): a plane
-wave from azimuth a and elevation e has the gains 1, sin a cos e, sin e, cos a cos e.
+Channels are in ACN order W, Y, Z, X with SN3D normalisation (AmbiX, as in DCASE and STARSS23): a
+plane wave from azimuth a and elevation e has the gains 1, sin a cos e, sin e, cos a cos e.
 x is front, y left, z up. Azimuth is in degrees, counter-clockwise, front 0, left +90, in
 (-180, 180]; elevation is in degrees, up, in [-90, 90].
 
-W is the pressure and (X, Y, Z) behave as a vector in space, so turning the sound field is one
-3 x 3 matrix on them, and exact:
+W is the pressure, and (X, Y, Z) transform as a vector in space, so a rotation of the sound field
+is one 3 x 3 matrix on them, and exact:
 
     >>> from jaxasa.acoustics import foa
     >>> foa.encode(90, 0).round(6)  # from the left
     array([1., 1., 0., 0.])
-    >>> foa.rotate(foa.encode(0, 0), yaw=90).round(6)  # from the front, turned to the left
+    >>> foa.rotate(foa.encode(0, 0), yaw=90).round(6)  # from the front, rotated to the left
     array([1., 1., 0., 0.])
-    >>> foa.rotate(foa.encode(0, 0), pitch=90).round(6)  # lifted to the zenith
+    >>> foa.rotate(foa.encode(0, 0), pitch=90).round(6)  # rotated to the zenith
     array([1., 0., 1., 0.])
 """
 
@@ -24,8 +24,8 @@ from jaxasa.config import check
 
 CHANNELS = ("W", "Y", "Z", "X")
 
-# What each convention's stored channels must be indexed and multiplied by to become W, Y, Z, X
-# in SN3D. FuMa stores W, X, Y, Z with W attenuated by 3 dB; N3D scales first order by sqrt(3).
+# Per convention: indices of W, Y, Z, X in the stored channels, and gains that make them SN3D.
+# FuMa stores W, X, Y, Z with W attenuated by 3 dB; N3D scales first order by sqrt(3).
 CONVENTIONS = {
     "ambix": ((0, 1, 2, 3), (1.0, 1.0, 1.0, 1.0)),
     "n3d": ((0, 1, 2, 3), (1.0, 3**-0.5, 3**-0.5, 3**-0.5)),
@@ -49,26 +49,26 @@ def encode(azimuth, elevation) -> np.ndarray:
 
 
 def cartesian_to_azel(vector) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (azimuth, elevation) in degrees of vectors [..., 3] given as x, y, z."""
+    """Returns (azimuth, elevation) in degrees of vectors [..., 3] (x, y, z)."""
     x, y, z = np.moveaxis(np.asarray(vector, float), -1, 0)
     azimuth = np.degrees(np.arctan2(y, x))
     return wrap_azimuth(azimuth), np.degrees(np.arctan2(z, np.hypot(x, y)))
 
 
 def fibonacci_sphere(count: int) -> np.ndarray:
-    """Returns even directions [count, 3] (x, y, z): a Fibonacci lattice (Gonzalez 2010)."""
+    """Returns uniform directions [count, 3] (x, y, z): a Fibonacci lattice (Gonzalez 2010)."""
     k = np.arange(count) + 0.5
     z = 1 - 2 * k / count
-    turn = np.pi * (1 + 5**0.5) * k
-    flat = np.sqrt(1 - z**2)
-    return np.stack([flat * np.cos(turn), flat * np.sin(turn), z], -1)
+    angle = np.pi * (1 + 5**0.5) * k
+    horizontal = np.sqrt(1 - z**2)
+    return np.stack([horizontal * np.cos(angle), horizontal * np.sin(angle), z], -1)
 
 
 def rotation_matrix(yaw=0.0, pitch=0.0, roll=0.0) -> np.ndarray:
-    """Returns the matrix [..., 3, 3] that turns a vector x, y, z by roll, then pitch, then yaw.
+    """Returns the matrix [..., 3, 3] that rotates a vector x, y, z by roll, then pitch, then yaw.
 
-    Degrees, scalars or arrays of one shape; every turn is about the room's axes. Positive yaw
-    turns the front to the left, positive pitch lifts the front, positive roll lifts the left:
+    Degrees, scalars or arrays of one shape; every rotation is about a room axis. Positive yaw
+    rotates the front to the left, positive pitch lifts the front, positive roll lifts the left:
     R = Rz(yaw) Ry(-pitch) Rx(roll) by the right-hand rule.
     """
     angles = np.radians(np.broadcast_arrays(yaw, pitch, roll))
@@ -82,47 +82,48 @@ def rotation_matrix(yaw=0.0, pitch=0.0, roll=0.0) -> np.ndarray:
 
 
 def rotate(signal: np.ndarray, yaw=0.0, pitch=0.0, roll=0.0, inverse: bool = False) -> np.ndarray:
-    """Rotates the sound field of a signal [..., 4] by `rotation(yaw, pitch, roll)`; exact.
+    """Rotates the sound field of a signal [..., 4] by `rotation_matrix(yaw, pitch, roll)`; exact.
 
-    A source at azimuth a is then heard at a + yaw. Angles are degrees, scalars or arrays that
-    broadcast against the signal's [...] (one per sample, say). inverse=True rotates back: a
-    listener whose head has that orientation hears the field so (for a yaw alone, by -yaw).
+    The azimuth a of a source becomes a + yaw. Angles are degrees, scalars or arrays that
+    broadcast against the signal's [...] (one per sample, say). inverse=True applies the inverse
+    rotation: the field in the frame of a listener with that head orientation.
     """
     signal = np.asarray(signal)
     real = signal.dtype if np.issubdtype(signal.dtype, np.floating) else float
-    turn = rotation_matrix(yaw, pitch, roll).astype(real)
+    matrix = rotation_matrix(yaw, pitch, roll).astype(real)
     if inverse:
-        turn = np.swapaxes(turn, -1, -2)
+        matrix = np.swapaxes(matrix, -1, -2)
     # Rows and columns in the order Y, Z, X of the channels.
-    turn = turn[..., [1, 2, 0], :][..., [1, 2, 0]]
-    shape = np.broadcast_shapes(signal.shape[:-1], turn.shape[:-2])
-    # In the layout of the signal, channel by channel: no other order is faster.
+    matrix = matrix[..., [1, 2, 0], :][..., [1, 2, 0]]
+    shape = np.broadcast_shapes(signal.shape[:-1], matrix.shape[:-2])
+    # In the memory layout of the signal, channel by channel, which is fastest.
     same = shape == signal.shape[:-1]
     out = np.empty_like(signal) if same else np.empty((*shape, 4), signal.dtype)
     out[..., 0] = signal[..., 0]
     for i in range(3):
-        # A turn about one axis leaves zeros, which need no pass over the signal.
-        first, *others = [j for j in range(3) if turn.ndim > 2 or turn[i, j] != 0]
-        np.multiply(turn[..., i, first], signal[..., 1 + first], out=out[..., 1 + i])
+        # A rotation about one axis has zeros, which need no pass over the signal.
+        first, *others = [j for j in range(3) if matrix.ndim > 2 or matrix[i, j] != 0]
+        np.multiply(matrix[..., i, first], signal[..., 1 + first], out=out[..., 1 + i])
         for j in others:
-            out[..., 1 + i] += turn[..., i, j] * signal[..., 1 + j]
+            out[..., 1 + i] += matrix[..., i, j] * signal[..., 1 + j]
     return out
 
 
 def intensity(signal: np.ndarray) -> np.ndarray:
-    """Returns the mean active intensity [3] (x, y, z) of a signal [T, 4]; it points to the source.
+    """Returns the mean active intensity [3] (x, y, z) of a signal [T, 4], pointing to the source.
 
-    For one plane wave, direction(intensity(signal)) is its azimuth and elevation.
+    For one plane wave, cartesian_to_azel(intensity(signal)) is its azimuth and elevation.
     """
     return signal[:, 0].astype(float) @ signal[:, [3, 1, 2]] / len(signal)
 
 
-def to_ambix(signal: np.ndarray, name: str) -> np.ndarray:
-    """Returns a signal [..., 4] stored as `name` (ambix, n3d or fuma) as W, Y, Z, X in SN3D.
+def to_ambix(signal: np.ndarray, convention: str) -> np.ndarray:
+    """Converts a signal [..., 4] from `convention` (ambix, n3d or fuma) to W, Y, Z, X in SN3D.
 
-    Raises ConfigError for another name or another number of channels.
+    Raises ConfigError for another convention or another number of channels.
     """
-    check(name in CONVENTIONS, "FOA convention", name, " or ".join(CONVENTIONS))
+    expected = " or ".join(CONVENTIONS)
+    check(convention in CONVENTIONS, "FOA convention", convention, expected)
     check(signal.shape[-1] == 4, "FOA channels", signal.shape[-1], "4")
-    order, gains = CONVENTIONS[name]
+    order, gains = CONVENTIONS[convention]
     return signal[..., list(order)] * np.asarray(gains, signal.dtype)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FOA recordings for two ears: a linear decoder, corrected by the direction each tile comes from.
+"""Binaural decoding of FOA: a linear decoder, with a correction by the direction of each tile.
 
-Four channels cannot hold an HRTF: its first order alone is 1 dB and 80 microseconds off at 400 Hz
-for a lateral source, and wrong above 600 Hz. Two known remedies are joined here, in the
+Four channels cannot hold an HRTF: first order alone has errors of 1 dB and 80 microseconds at
+400 Hz for a lateral source, and is wrong above 600 Hz. Two known remedies are combined here, in the
 short-time Fourier transform.
 
 The *linear decoder* D(f) [2, 4] is the least-squares fit to the HRTF up to 600 Hz. Above, it fits
@@ -10,21 +10,22 @@ magnitudes only, with phases continued from the frequency below (MagLS; Schoerkh
 and Hoeldrich, DAGA 2018), and a 2 x 2 matrix then gives it the covariance that the HRTF has in a
 diffuse field (Zaunschirm, Schoerkhuber and Hoeldrich, JASA 143, 2018).
 
-The *correction* belongs to directional audio coding (Pulkki, JAES 55, 2007): the active
-intensity of a tile gives a direction u and 1 - diffuseness g (1 for a single plane wave, 0 in a
-diffuse field), and s = (W + u . (X, Y, Z)) / 2 is that wave's signal. Where the linear decoder
-renders the wave as D y(u) s, the head would have made H(u) s of it:
+The *correction* is that of directional audio coding (Pulkki, JAES 55, 2007): the active intensity
+of a tile gives a direction u and 1 - diffuseness g (1 for a single plane wave, 0 in a diffuse
+field), and s = (W + u . (X, Y, Z)) / 2 is the signal of that wave. The linear decoder renders
+it as D y(u) s, the HRTF would render it as H(u) s:
 
     ears = D (W, Y, Z, X) + g (H(u) - D y(u)) s
 
-A single source therefore has the delays and levels of the HRTF at all frequencies, a diffuse
-field its coherence, and what lies between them is no worse than the linear decoder: at low
-frequencies the correction goes to zero by itself. Errors and limits are in the tests.
+A single source therefore has the delays and levels of the HRTF at all frequencies, a diffuse field
+has its coherence, and intermediate cases are no worse than with the linear decoder. At low
+frequencies the correction vanishes by itself. Errors and limits are in the tests.
 
     >>> import numpy as np
-    >>> from jaxasa.acoustics import foa, foa_decoder, hrtf
+    >>> from jaxasa.acoustics import foa, foa_decoder
+    >>> from jaxasa.acoustics.sphere_hrtf import SphereHrtf
     >>> noise = np.random.default_rng(0).standard_normal((16000, 1))
-    >>> ears = foa_decoder.decode(noise * foa.encode(90, 0), hrtf.SphereHrtf())  # from the left
+    >>> ears = foa_decoder.decode(noise * foa.encode(90, 0), SphereHrtf())  # from the left
     >>> ears.shape, bool(ears[:, 0].std() > ears[:, 1].std())
     ((16000, 2), True)
 """
@@ -34,24 +35,25 @@ import functools
 import numpy as np
 import scipy.fft
 
-from jaxasa.acoustics import foa, hrtf
-from jaxasa.acoustics.hrtf import Hrtf
+from jaxasa.acoustics import foa
+from jaxasa.acoustics.hrtf import PRE_TAPS, Hrtf, hrtf_spectrum, sphere_nodes
 from jaxasa.config import check
 from jaxasa.core.audio import SAMPLE_RATE
 
-MAGNITUDE_FIT_HZ = 600.0  # Hz: up to here phases are fitted, above it magnitudes
+MAGNITUDE_FIT_HZ = 600.0  # below, phases are fitted too
 _FRAME, _HOP, _SIZE = 512, 128, 1024
-_STEP = 5  # degrees between directions in which the HRTF is tabulated
-_BLOCK = 256  # frames at once
-_SMOOTH = 0.75  # of a frame's intensity that is kept to the next: 28 ms
+_STEP = 5  # degrees between tabulated directions of the HRTF
+_BLOCK = 256  # frames processed at once
+_SMOOTHING = 0.75  # weight of the previous frame in the intensity: a time constant of 28 ms
+_LATENCY = 64  # samples by which the decoder's filters are delayed; removed from the output
 
 
-def decode(signal: np.ndarray, head: Hrtf) -> np.ndarray:
-    """Returns two ears [T, 2] float32 of an FOA signal [T, 4] (W, Y, Z, X, SN3D) at 16 kHz.
+def decode(signal: np.ndarray, hrtf: Hrtf) -> np.ndarray:
+    """Returns binaural audio [T, 2] float32 of an FOA signal [T, 4] (W, Y, Z, X, SN3D) at 16 kHz.
 
-    The listener looks along x. Time and level are kept: a plane wave of amplitude 1 on W gives
-    the ears the HRTF, arriving at the head's centre. Raises ConfigError for other shapes and
-    for samples that are not finite.
+    The listener looks along x. Time and level are those of the FOA signal: a plane wave of
+    amplitude 1 on W is rendered as the HRTF, with its arrival at the head's centre. Raises
+    ConfigError for other shapes and for samples that are not finite.
     """
     signal = np.asarray(signal)
     check(signal.ndim == 2 and signal.shape[1] == 4, "FOA signal", signal.shape, "[T, 4]")
@@ -59,12 +61,12 @@ def decode(signal: np.ndarray, head: Hrtf) -> np.ndarray:
     frames = -(-len(signal) // _HOP) + _FRAME // _HOP
     padded = np.zeros(((frames + _FRAME // _HOP) * _HOP, 4), np.float32)
     padded[_FRAME : _FRAME + len(signal)] = signal
-    # A Hann window at hops of a quarter adds up to 2; squared roots on both sides would let
-    # the filters' ringing be cut, so all of the window is in the analysis.
+    # Hann windows at hops of a quarter sum to 2. There is no synthesis window, which would cut the
+    # ringing of the filters.
     window = (np.hanning(_FRAME + 1)[:-1] / 2).astype(np.float32)
     blocks = np.lib.stride_tricks.sliding_window_view(padded, _FRAME, axis=0)[::_HOP]
     out = np.zeros((2, len(padded) + _SIZE), np.float32)
-    decoder, state = _Decoder.of(head), None
+    decoder, state = _Decoder.cached(hrtf), None
     for low in range(0, len(blocks), _BLOCK):
         spectrum = scipy.fft.rfft(blocks[low : low + _BLOCK] * window, _SIZE)
         ears, state = decoder.ears(spectrum, state)
@@ -76,43 +78,41 @@ def decode(signal: np.ndarray, head: Hrtf) -> np.ndarray:
     return np.ascontiguousarray(out[:, begin : begin + len(signal)].T)
 
 
-_LATENCY = 64  # samples that the decoder's filters are delayed by, and the signal is put back
-
-
 class _Decoder:
-    """The linear decoder and the HRTF's table, both at the bins of an rfft of _SIZE samples."""
+    """The linear decoder and a table of the HRTF, both at the bins of an rfft of _SIZE samples."""
 
     @staticmethod
     @functools.lru_cache(maxsize=4)
-    def of(head: Hrtf) -> "_Decoder":
-        return _Decoder(head)
+    def cached(hrtf: Hrtf) -> "_Decoder":
+        return _Decoder(hrtf)
 
-    def __init__(self, head: Hrtf):
+    def __init__(self, hrtf: Hrtf):
         bins = np.arange(_SIZE // 2 + 1)
-        self._late = np.exp(-2j * np.pi / _SIZE * bins * _LATENCY).astype(np.complex64)
-        self.linear = linear_decoder(head, _SIZE).astype(np.complex64)
+        self._latency = np.exp(-2j * np.pi / _SIZE * bins * _LATENCY).astype(np.complex64)
+        self.linear = linear_decoder(hrtf, _SIZE).astype(np.complex64)
         azimuth = np.arange(-180, 180 + _STEP, _STEP)
         elevation = np.arange(-90, 90 + _STEP, _STEP)
         grid = np.stack(np.meshgrid(azimuth, elevation, indexing="ij"), axis=-1)
         unit = foa.encode(grid[..., 0], grid[..., 1])[..., [3, 1, 2]]
-        taps, delay = head.filters(100.0 * unit.reshape(-1, 3))
-        shift = np.exp(2j * np.pi / _SIZE * bins * hrtf.PRE_TAPS)
+        taps, delay = hrtf.filters(100.0 * unit.reshape(-1, 3))
+        shift = np.exp(2j * np.pi / _SIZE * bins * PRE_TAPS)
         table = scipy.fft.rfft(taps, _SIZE) * shift.astype(np.complex64)
-        # [F, ear, direction]: neighbours in direction are gathered together.
+        # [F, ear, direction]: neighbouring directions are contiguous.
         self._table = np.ascontiguousarray(np.moveaxis(table, 0, -1).swapaxes(0, 1))
         self._delay = delay.T.astype(np.float32)
         self._columns = len(elevation)
 
     def ears(self, spectrum: np.ndarray, state) -> tuple[np.ndarray, tuple]:
-        """Returns the ears [t, 2, F] of frames [t, 4, F], and what the next frames need."""
-        unit, share, state = _direction(spectrum, state)
+        """Returns the ears [t, 2, F] of frames [t, 4, F], and the state for the next frames."""
+        unit, directness, state = _directions(spectrum, state)
         linear = np.einsum("fec,tcf->tef", self.linear, spectrum)
         wave = 0.5 * (spectrum[:, 0] + (unit * spectrum[:, 1:]).sum(axis=1))
-        found = np.einsum("fec,tcf->tef", self.linear[..., 1:], unit)
-        found += self.linear[..., 0].T
-        return (linear + (share * wave)[:, None] * (self._head(unit) - found)) * self._late, state
+        decoded = np.einsum("fec,tcf->tef", self.linear[..., 1:], unit)
+        decoded += self.linear[..., 0].T
+        correction = (directness * wave)[:, None] * (self._hrtf_at(unit) - decoded)
+        return (linear + correction) * self._latency, state
 
-    def _head(self, unit: np.ndarray) -> np.ndarray:
+    def _hrtf_at(self, unit: np.ndarray) -> np.ndarray:
         """Returns H [t, 2, F] in directions [t, 3, F] (y, z, x): bilinear in azimuth, elevation."""
         y, z, x = np.moveaxis(unit, 1, 0)
         azimuth = (np.degrees(np.arctan2(y, x)) + 180) / _STEP
@@ -129,59 +129,60 @@ class _Decoder:
             (1, 0, a * (1 - e)),
             (1, 1, a * e),
         ):
-            at = ((i + di) * self._columns + j + dj)[:, None]
-            filters = filters + weight[:, None] * self._table[bins, ears, at]
-            delays = delays + weight[:, None] * self._delay[ears, at]
-        turn = np.float32(-2 * np.pi / _SIZE) * bins.astype(np.float32) * delays
-        return filters * (np.cos(turn) + 1j * np.sin(turn))
+            index = ((i + di) * self._columns + j + dj)[:, None]
+            filters = filters + weight[:, None] * self._table[bins, ears, index]
+            delays = delays + weight[:, None] * self._delay[ears, index]
+        phase = np.float32(-2 * np.pi / _SIZE) * bins.astype(np.float32) * delays
+        return filters * (np.cos(phase) + 1j * np.sin(phase))
 
 
-def _direction(spectrum: np.ndarray, state) -> tuple[np.ndarray, np.ndarray, tuple]:
+def _directions(spectrum: np.ndarray, state) -> tuple[np.ndarray, np.ndarray, tuple]:
     """Returns directions [t, 3, F] (y, z, x) and 1 - diffuseness [t, F] of frames [t, 4, F].
 
-    Intensity and energy are averaged over some 28 ms and three bins. state: the averages before.
+    Intensity and energy are averaged over some 28 ms and three bins. state: the averages of the
+    previous frame, returned last.
     """
-    w, rest = spectrum[:, :1], spectrum[:, 1:]
-    intensity = (w.conj() * rest).real
-    energy = 0.5 * (np.abs(w) ** 2 + (np.abs(rest) ** 2).sum(axis=1, keepdims=True))
-    now = np.concatenate([intensity, energy], axis=1)
-    now[..., 1:-1] = (now[..., :-2] + now[..., 1:-1] + now[..., 2:]) / 3
-    before = now[0] if state is None else state
-    for t in range(len(now)):
-        before = now[t] = _SMOOTH * before + (1 - _SMOOTH) * now[t]
-    length = np.linalg.norm(now[:, :3], axis=1)
-    unit = now[:, :3] / np.maximum(length, 1e-20)[:, None]
+    w, yzx = spectrum[:, :1], spectrum[:, 1:]
+    intensity = (w.conj() * yzx).real
+    energy = 0.5 * (np.abs(w) ** 2 + (np.abs(yzx) ** 2).sum(axis=1, keepdims=True))
+    mean = np.concatenate([intensity, energy], axis=1)
+    mean[..., 1:-1] = (mean[..., :-2] + mean[..., 1:-1] + mean[..., 2:]) / 3
+    previous = mean[0] if state is None else state
+    for t in range(len(mean)):
+        previous = mean[t] = _SMOOTHING * previous + (1 - _SMOOTHING) * mean[t]
+    length = np.linalg.norm(mean[:, :3], axis=1)
+    unit = mean[:, :3] / np.maximum(length, 1e-20)[:, None]
     unit[:, 2][length < 1e-20] = 1
-    return unit, np.minimum(length / np.maximum(now[:, 3], 1e-20), 1), now[-1]
+    return unit, np.minimum(length / np.maximum(mean[:, 3], 1e-20), 1), mean[-1]
 
 
-def linear_decoder(head: Hrtf, size: int) -> np.ndarray:
+def linear_decoder(hrtf: Hrtf, size: int) -> np.ndarray:
     """Returns D [F, 2, 4]: ears from W, Y, Z, X at the frequencies of an rfft of `size` samples."""
-    offset, weight = hrtf.sphere_nodes()
-    wanted = hrtf.hrtf_spectrum(head, offset, size).transpose(2, 1, 0)
+    offset, weight = sphere_nodes()
+    target = hrtf_spectrum(hrtf, offset, size).transpose(2, 1, 0)
     unit = offset / np.linalg.norm(offset, axis=1, keepdims=True)
-    gains = np.concatenate([np.ones((len(unit), 1)), unit[:, [1, 2, 0]]], axis=1)
-    # Least squares over the sphere: W, Y, Z, X are orthogonal, of powers 1, 1/3, 1/3, 1/3.
-    solve = weight[:, None] * gains * np.array([1, 3, 3, 3])
-    found = wanted @ solve
+    harmonics = np.concatenate([np.ones((len(unit), 1)), unit[:, [1, 2, 0]]], axis=1)
+    # Least squares over the sphere: W, Y, Z, X are orthogonal, with powers 1, 1/3, 1/3, 1/3.
+    projection = weight[:, None] * harmonics * np.array([1, 3, 3, 3])
+    decoder = target @ projection
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
     for k in np.flatnonzero(frequency > MAGNITUDE_FIT_HZ):
-        phase = found[k - 1] @ gains.T
+        phase = decoder[k - 1] @ harmonics.T
         phase /= np.maximum(np.abs(phase), 1e-12)
-        found[k] = (np.abs(wanted[k]) * phase) @ solve
+        decoder[k] = (np.abs(target[k]) * phase) @ projection
     power = np.array([1, 1 / 3, 1 / 3, 1 / 3])
-    have = np.einsum("fec,fgc,c->feg", found, found.conj(), power)
-    want = (wanted * weight) @ wanted.conj().swapaxes(1, 2)
-    mixed = _matching(have, want) @ found
-    # From least squares to matched covariance over the octave below the limit and the limit.
+    covariance = np.einsum("fec,fgc,c->feg", decoder, decoder.conj(), power)
+    target_covariance = (target * weight) @ target.conj().swapaxes(1, 2)
+    matched = _covariance_match(covariance, target_covariance) @ decoder
+    # From least squares to matched covariance over the octave below MAGNITUDE_FIT_HZ.
     blend = np.clip(2 * frequency / MAGNITUDE_FIT_HZ - 1, 0, 1)[:, None, None]
-    return (1 - blend) * found + blend * mixed
+    return (1 - blend) * decoder + blend * matched
 
 
-def _matching(have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Returns M [F, 2, 2] nearest to 1 with M have M^H = want (Vilkamo, Baeckstroem and Kuntz)."""
-    floor = 1e-9 * np.trace(want, axis1=1, axis2=2).real[:, None, None] * np.eye(2)
-    root, target = (np.linalg.cholesky(c + floor) for c in (have, want))
-    left, _, right = np.linalg.svd(np.swapaxes(root, 1, 2).conj() @ target)
-    turn = np.swapaxes(right, 1, 2).conj() @ np.swapaxes(left, 1, 2).conj()
-    return target @ turn @ np.linalg.inv(root)
+def _covariance_match(covariance: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Returns M [F, 2, 2], nearest to 1, with M covariance M^H = target (Vilkamo et al. 2013)."""
+    floor = 1e-9 * np.trace(target, axis1=1, axis2=2).real[:, None, None] * np.eye(2)
+    root, target_root = (np.linalg.cholesky(c + floor) for c in (covariance, target))
+    left, _, right = np.linalg.svd(np.swapaxes(root, 1, 2).conj() @ target_root)
+    rotation = np.swapaxes(right, 1, 2).conj() @ np.swapaxes(left, 1, 2).conj()
+    return target_root @ rotation @ np.linalg.inv(root)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Absorption of what walls are made of, by name.
+"""Absorption coefficients of wall materials, by name.
 
-A coefficient is the share of the energy that a wall keeps of diffuse sound in an octave band; the
-names and where the numbers are from stand in config/materials.py.
+An absorption coefficient is the fraction of the energy of diffuse sound in an octave band that a
+wall does not reflect. The table of names and its sources are in config/materials.py.
 
     >>> from jaxasa.acoustics import materials, rooms
     >>> office = materials.room_absorption("plasterboard", "carpet", "ceiling_tile")
     >>> office.shape  # walls by octave bands
     (6, 7)
-    >>> rooms.decay_time((6, 5, 3), office).round(1)  # bare sides answer each other
+    >>> rooms.decay_time(rooms.Shoebox((6, 5, 3), office)).round(1)  # bare walls: flutter echoes
     array([1.1, 1.6, 2.5, 3.7, 3.4, 2.1, 1.1])
 """
 
@@ -25,9 +25,9 @@ def absorption(material: str) -> np.ndarray:
 
 
 def room_absorption(walls: str | tuple[str, str, str, str], floor: str, ceiling: str) -> np.ndarray:
-    """Returns the absorption [6, 7] of a room's walls in the order of rooms.WALLS.
+    """Returns the absorption [6, 7] of a room by materials, in the order of rooms.WALLS.
 
-    sides: one material, or four (back, front, right, left). Raises ConfigError for unknown names.
+    walls: one material, or four (back, front, right, left). Raises ConfigError for unknown names.
     """
     four = (walls,) * 4 if isinstance(walls, str) else tuple(walls)
     check(len(four) == 4, "walls", walls, "a material, or four: back, front, right, left")

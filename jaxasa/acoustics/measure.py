@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a room response tells: decay time, direct-to-reverberant ratio.
+"""Room-acoustic parameters measured on an RIR: reverberation time and DRR.
 
-Decay is Schroeder's backward integration (1965), E(t) = the energy after t, and a line fitted
-from -5 to -25 dB (T20 of ISO 3382), in octaves of third-order Butterworth shape (IEC 61260).
+Energy decay is Schroeder's backward integration (1965), E(t) = the energy after t. RT60 is T20 of
+ISO 3382: a line fitted from -5 to -25 dB. Octave filters have a third-order Butterworth amplitude
+response (IEC 61260) and zero phase.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import bands, measure
@@ -22,73 +23,81 @@ from jaxasa.acoustics.bands import PRE_SAMPLES
 from jaxasa.acoustics.rooms import SPEED_OF_SOUND
 from jaxasa.core.audio import SAMPLE_RATE
 
+DECAY_STEP = 8  # samples between two values of a decay curve
 
-def rt60(response: np.ndarray) -> float:
-    """Returns the RT60 (s) of a response [4, n]: T20 on W, mean of the 500 Hz and 1 kHz octaves.
 
-    NaN where the direct sound alone exceeds the rest by so much that no line can be fitted.
+def rt60(rir: np.ndarray) -> float:
+    """Returns the RT60 (s) of an RIR [4, n]: T20 on W, mean of the 500 Hz and 1 kHz octaves.
+
+    NaN if the direct sound exceeds the rest by so much that no line can be fitted.
     """
-    return float(np.mean(octave_rt60(response, (500.0, 1000.0))))
+    return float(np.mean(octave_rt60(rir, (500.0, 1000.0))))
 
 
-def octave_rt60(response: np.ndarray, centres) -> np.ndarray:
+def octave_rt60(rir: np.ndarray, centres) -> np.ndarray:
     """Returns the RT60 (s) [len(centres)] of W in the octaves around `centres` (Hz): T20."""
-    signal = response[0, PRE_SAMPLES:]
+    return np.array([t20(curve) for curve in octave_decay_curves(rir, centres)])
+
+
+def octave_decay_curves(rir: np.ndarray, centres) -> list[np.ndarray]:
+    """Returns the energy decay curve (dB) of W in each of the octaves around `centres` (Hz)."""
+    signal = rir[0, PRE_SAMPLES:]
     size = scipy.fft.next_fast_len((len(signal) + 2048) // 4, real=True) * 4
     spectrum = scipy.fft.rfft(signal, size)
-    decays = []
+    curves = []
     for centre in centres:
-        # Octaves up to 1 kHz have nothing to speak of above 4 kHz: half the samples will do.
-        fewer = 2 if centre <= 1000 else 1
-        kept = size // fewer
-        band = spectrum[: kept // 2 + 1] * _octave(centre, size)[: kept // 2 + 1]
-        decays.append(t20(scipy.fft.irfft(band, kept)[: len(signal) // fewer], 8 // fewer, fewer))
-    return np.array(decays)
+        # Octaves up to 1 kHz have next to no energy above 4 kHz: half the sample rate will do.
+        decimation = 2 if centre <= 1000 else 1
+        cut = size // decimation
+        octave = spectrum[: cut // 2 + 1] * _octave_gain(centre, size)[: cut // 2 + 1]
+        filtered = scipy.fft.irfft(octave, cut)[: len(signal) // decimation]
+        curves.append(decay_curve(filtered, DECAY_STEP // decimation))
+    return curves
 
 
 @functools.lru_cache(maxsize=64)
-def _octave(centre: float, size: int) -> np.ndarray:
-    """Returns the amplitudes [size // 2 + 1] of the octave around `centre` (Hz)."""
+def _octave_gain(centre: float, size: int) -> np.ndarray:
+    """Returns the gain [size // 2 + 1] of the octave filter around `centre` (Hz)."""
     f = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 1e-3)
     return (1 / np.sqrt(1 + (2**0.5 * (f / centre - centre / f)) ** 6)).astype(np.float32)
 
 
-def decay_curve(signal: np.ndarray, step: int = 8) -> np.ndarray:
-    """Returns the energy left (dB, from 0 down) of a signal [n] after each `step` samples."""
-    decay = _energy_left(signal, step)
+def decay_curve(signal: np.ndarray, step: int = DECAY_STEP) -> np.ndarray:
+    """Returns the energy decay curve (dB, 0 at the start) of a signal [n], every `step` samples."""
+    decay = _backward_integral(signal, step)
     return 10 * np.log10(decay / decay[0] + 1e-12)
 
 
 @numba_jit.njit_strict
-def _energy_left(signal, step):
-    """Returns the energy of a signal [n] from each `step` samples on; an odd end is left out."""
-    left = np.empty(len(signal) // step)
+def _backward_integral(signal, step):
+    """Returns the energy of a signal [n] from every `step`-th sample on, in whole steps."""
+    energy = np.empty(len(signal) // step)
     total = 0.0
-    for k in range(len(left) - 1, -1, -1):
+    for k in range(len(energy) - 1, -1, -1):
         for t in range(k * step, (k + 1) * step):
             total += np.float64(signal[t]) ** 2
-        left[k] = total
-    return left
+        energy[k] = total
+    return energy
 
 
-def t20(signal: np.ndarray, step: int = 8, fewer: int = 1) -> float:
-    """Returns the T20 (s, extrapolated to 60 dB) of a signal [n]; NaN where none can be fitted.
+def t20(curve: np.ndarray) -> float:
+    """Returns the T20 (s, extrapolated to 60 dB) of an energy decay curve (dB), or NaN.
 
-    The decay is read in steps of `step` samples; the rate of the signal is SAMPLE_RATE / fewer.
+    The curve has one value every DECAY_STEP samples of SAMPLE_RATE. NaN if fewer than 5 ms of it
+    are between -5 and -25 dB.
     """
-    level = decay_curve(signal, step)
-    use = np.flatnonzero((level <= -5) & (level >= -25))
-    if len(use) * step * fewer < SAMPLE_RATE // 200:
+    use = np.flatnonzero((curve <= -5) & (curve >= -25))
+    if len(use) * DECAY_STEP < SAMPLE_RATE // 200:
         return float("nan")
-    x, y = use - use.mean(), level[use]
-    return float(-60 * step * fewer * (x @ x) / (x @ y) / SAMPLE_RATE)
+    x, y = use - use.mean(), curve[use]
+    return float(-60 * DECAY_STEP * (x @ x) / (x @ y) / SAMPLE_RATE)
 
 
-def drr(response: np.ndarray, distance: float) -> float:
-    """Returns the direct-to-reverberant ratio (dB) on W of a response [4, n].
+def drr(rir: np.ndarray, distance: float) -> float:
+    """Returns the direct-to-reverberant ratio (dB) on W of an RIR [4, n].
 
-    Direct is what comes up to 2.5 ms after the direct sound of a source at `distance` (m).
+    Direct sound ends 2.5 ms after the arrival from a source at `distance` (m).
     """
     split = PRE_SAMPLES + round(distance / SPEED_OF_SOUND * SAMPLE_RATE) + SAMPLE_RATE // 400
-    energy = response[0].astype(float) ** 2
+    energy = rir[0].astype(float) ** 2
     return float(10 * np.log10(energy[:split].sum() / max(energy[split:].sum(), 1e-12)))

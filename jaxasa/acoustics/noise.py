@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ambient noise: a diffuse field in FOA, pink as rooms are.
+"""Ambient noise: an isotropic diffuse field in FOA with the pink spectrum of room noise.
 
-Plane waves from everywhere, each independent, give W, Y, Z, X the covariance
-diag(1, 1/3, 1/3, 1/3): the mean square of a coordinate on the sphere is 1/3.
+Independent plane waves from all directions give W, Y, Z, X the covariance
+diag(1, 1/3, 1/3, 1/3): the mean square of a coordinate on the unit sphere is 1/3.
 
     >>> import numpy as np
     >>> from jaxasa.acoustics import noise
@@ -24,14 +24,14 @@ from jaxasa.core.audio import SAMPLE_RATE
 
 
 def random_sign_spectrum(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Returns complex64 [*shape], real and imaginary parts 1 or -1, to be transformed.
+    """Returns a noise spectrum: complex64 [*shape], real and imaginary parts 1 or -1 at random.
 
-    A bit each is all they draw, any transform of a hundred of them is normal, and the energy of
-    a frame is what it is meant to be, not that times a draw of its own.
+    Its transform is close to Gaussian from a hundred bins on. Unlike Gaussian spectra it costs
+    one random bit per number, and the energy of a frame does not fluctuate.
     """
     count = 2 * math.prod(shape)
-    drawn = np.frombuffer(rng.bytes(-(-count // 8)), np.uint8)
-    signs = np.unpackbits(drawn, count=count).view(np.int8)
+    packed = np.frombuffer(rng.bytes(-(-count // 8)), np.uint8)
+    signs = np.unpackbits(packed, count=count).view(np.int8)
     signs *= 2
     signs -= 1
     return signs.astype(np.float32).view(np.complex64).reshape(shape)
@@ -46,10 +46,10 @@ def pink_amplitudes(size: int) -> np.ndarray:
 
 
 def diffuse_noise(rng: np.random.Generator, length: int, level: float = 1.0) -> np.ndarray:
-    """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the power level^2 on average."""
+    """Returns pink diffuse noise [4, length] (W, Y, Z, X); W has the mean power level^2."""
     size = scipy.fft.next_fast_len(length, real=True)
     amplitude = pink_amplitudes(size) * np.float32(level)
-    drawn = random_sign_spectrum(rng, 4, len(amplitude))
-    drawn[0] *= amplitude
-    drawn[1:] *= amplitude * np.float32(3**-0.5)
-    return scipy.fft.irfft(drawn, size)[:, :length]
+    spectrum = random_sign_spectrum(rng, 4, len(amplitude))
+    spectrum[0] *= amplitude
+    spectrum[1:] *= amplitude * np.float32(3**-0.5)
+    return scipy.fft.irfft(spectrum, size)[:, :length]

@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room responses in first-order ambisonics: images for some mixing times, then a tail.
+"""Room impulse responses (RIRs) in first-order ambisonics: image sources, then a noise tail.
 
-Early reflections are the images themselves (image_source.py), for EARLY mixing times: by then
-most of a decay of 20 dB is over. The rest is noise with the energy, decay and directions that
-the room expects of its images (tail.py), joined by a cosine cross-fade, so that energies add up
-to the whole. The two lowest octaves have too few modes to be noise of a known level (Schroeder's
-frequency 2000 sqrt(RT60 / V) is in them), and their images are followed through the decay, or
-until there are MOST_LOW. Between uneven walls (rooms.uneven: given one by one, and not all alike)
-late sound is no such noise: it lives on along the axes whose walls absorb least. There all images
-are followed until the response ends, or until there are MOST_COARSE, late ones to the nearest
-sample, unless walls scatter. `full=True` follows all images exactly instead: the reference. All
-images are positive and add up at low frequencies, where no loudspeaker or microphone goes: a
-high-pass at 100 Hz ends both.
+Early reflections are image sources (image_source.py) for EARLY_MIXING_TIMES; by then a decay of
+20 dB is mostly over. The rest is noise with the energy, decay and directions expected of the
+images (tail.py), after a cosine cross-fade in which energies add up to the whole.
+
+In the two lowest octaves rooms have too few modes for noise of a known level: Schroeder's
+frequency, 2000 sqrt(RT60 / V), is in this range. Their images are followed for the whole decay,
+or up to MAX_LOW_BAND_IMAGES.
+
+If absorption differs between walls (rooms.has_nonuniform_absorption), late sound is not diffuse:
+it persists along the axes whose walls absorb least. Then all images are followed to the end of the
+RIR, or up to MAX_COARSE_IMAGES, the late ones rounded to the nearest sample, unless walls scatter.
+
+`full=True` follows all images exactly, as the reference. All images are positive and add up at
+low frequencies that no loudspeaker or microphone reproduces: a high-pass at 100 Hz is applied last.
 
     >>> import numpy as np
-    >>> from jaxasa.acoustics import rir, rooms
-    >>> room, source, listener = (6, 5, 3), (1, 1, 1.5), (3, 2, 1.5)
-    >>> walls, rng = rooms.absorption(room, 0.4), np.random.default_rng(0)
-    >>> response = rir.shoebox_rir(room, walls, source, listener, rng)
-    >>> response.shape
+    >>> from jaxasa.acoustics import measure, rir, rooms
+    >>> room = rooms.Shoebox((6, 5, 3), rooms.absorption((6, 5, 3), 0.4))
+    >>> foa = rir.shoebox_rir(room, (1, 1, 1.5), (3, 2, 1.5), np.random.default_rng(0))
+    >>> foa.shape
     (4, 6464)
-    >>> bool(0.3 < rir.rt60(response) < 0.5)
+    >>> bool(0.3 < measure.rt60(foa) < 0.5)
     True
 """
 
@@ -30,26 +32,22 @@ import numpy as np
 import scipy.signal
 
 from jaxasa.acoustics import image_source, numba_jit, rooms, tail
-from jaxasa.acoustics.bands import PRE_SAMPLES as PRE_SAMPLES
-from jaxasa.acoustics.measure import drr as drr
-from jaxasa.acoustics.measure import rt60 as rt60
+from jaxasa.acoustics.bands import PRE_SAMPLES
+from jaxasa.config import check
 from jaxasa.core.audio import SAMPLE_RATE
 
-FADE_START = 2 / 3  # of the time at which all is tail: where it begins to replace the images
-EARLY_MIXING_TIMES = 3.5  # mixing times that images are followed
-# The lowest octaves have few modes, which are no noise: their images are cheap
-# (few samples), and followed for the RT60 or until there are MOST_LOW of them.
+FADE_START = 2 / 3  # of the time at which the cross-fade from images to the tail ends
+EARLY_MIXING_TIMES = 3.5
+# The lowest octaves, whose images are computed at a low sample rate, so that they are cheap.
 NUM_LOW_BANDS, MAX_LOW_BAND_IMAGES = 2, 60_000
-MAX_COARSE_IMAGES = 10_000_000  # between uneven walls: half a second's work at most
-BAND_GROUPS = (
-    (slice(NUM_LOW_BANDS, None), 1),
-    (slice(NUM_LOW_BANDS), 8),
-)  # octaves, and one in so many samples
+MAX_COARSE_IMAGES = 10_000_000  # half a second of computation at most
+# Octave bands whose images are computed together, and their decimation.
+BAND_GROUPS = ((slice(NUM_LOW_BANDS, None), 1), (slice(NUM_LOW_BANDS), 8))
 HIGH_PASS_SOS = scipy.signal.butter(4, rooms.HIGH_PASS_HZ, "highpass", fs=SAMPLE_RATE, output="sos")
 
 
 @numba_jit.njit_fastmath
-def _cascade(sections, signal, out):
+def _filter_sos(sections, signal, out):
     """Filters signal [C, T] through second-order sections [K, 6] (direct form II transposed)."""
     for c in range(signal.shape[0]):
         state = np.zeros((sections.shape[0], 2))
@@ -65,137 +63,130 @@ def _cascade(sections, signal, out):
 
 
 def high_pass(signal: np.ndarray) -> np.ndarray:
-    """Returns signal [..., T] float32 without what is below 100 Hz (Butterworth, fourth order)."""
+    """Returns a signal [..., T] as float32 after a fourth-order Butterworth high-pass at 100 Hz."""
     out = np.empty(signal.shape, np.float32)
     rows = np.ascontiguousarray(signal).reshape(-1, signal.shape[-1])
-    _cascade(HIGH_PASS_SOS, rows, out.reshape(rows.shape))
+    _filter_sos(HIGH_PASS_SOS, rows, out.reshape(rows.shape))
     return out
 
 
-def mixing_time_at(room, distance, xp=np):
-    """Returns the time (s) at which the response of a source at `distance` (m) is all tail.
+def mixing_time_at(size, distance, xp=np):
+    """Returns the time (s) from which the RIR of a source at `distance` (m) may be noise only.
 
-    That of the room, but a far source in a flat room is heard before the cross-fade.
+    The mixing time of the room, or later: the direct sound of a distant source in a flat room has
+    to arrive before the cross-fade.
     """
-    return xp.maximum(rooms.mixing_time(room), 1.5 * distance / rooms.SPEED_OF_SOUND + 0.005)
+    return xp.maximum(rooms.mixing_time(size), 1.5 * distance / rooms.SPEED_OF_SOUND + 0.005)
 
 
-def rir_duration(room, absorption, distance: float, air: bool) -> float:
-    """Returns how long (s) a response lasts: until all bands fell by 60 dB, and past the mixing."""
-    decay = float(rooms.decay_time(room, absorption, air).max())
-    return max(decay, float(mixing_time_at(room, distance)) + 0.005)
+def rir_duration(room: rooms.Shoebox, distance: float) -> float:
+    """Returns the length (s) of an RIR: all bands have decayed by 60 dB, and the tail has begun."""
+    decay = float(rooms.decay_time(room).max())
+    return max(decay, float(mixing_time_at(room.size, distance)) + 0.005)
 
 
-def image_end_times(size, logs, distance, air: bool, scattering=0.0, xp=np):
-    """Returns for how long (s) images are followed: those of all octaves, of the LOW lowest.
+def image_end_times(size, exponents, distance, air: bool, scattering=0.0, xp=np):
+    """Returns the times (s) until which the images of the upper and of the low bands are followed.
 
-    size: [3]. logs: rooms.log_absorption [7, 3]. distance (m): of the source. Walls that scatter
-    (0 to 1) leave no wavefronts beyond one mixing time.
+    size: [3] m. exponents: [7, 3] of rooms.absorption_exponents. distance: of the source (m).
+    Walls that scatter (0 to 1) leave no coherent wavefronts beyond one mixing time. Works on numpy
+    arrays or, with xp=jax.numpy, under jit.
     """
     mixing = mixing_time_at(size, distance, xp)
-    decay = rooms.millington_rt60(size, logs, air, xp)[:NUM_LOW_BANDS].max()
-    low = xp.maximum(
-        EARLY_MIXING_TIMES * mixing,
-        xp.minimum(decay, _time_of_image_count(MAX_LOW_BAND_IMAGES, size)),
-    )
-    return tuple(
-        mixing + (1 - scattering) * (end - mixing) for end in (EARLY_MIXING_TIMES * mixing, low)
-    )
+    decay = rooms.millington_rt60(size, exponents, air, xp)[:NUM_LOW_BANDS].max()
+    most = _time_of_image_count(MAX_LOW_BAND_IMAGES, size)
+    low = xp.maximum(EARLY_MIXING_TIMES * mixing, xp.minimum(decay, most))
+    ends = (EARLY_MIXING_TIMES * mixing, low)
+    return tuple(mixing + (1 - scattering) * (end - mixing) for end in ends)
 
 
 def _time_of_image_count(count: int, size):
-    """Returns the time (s) by which so many images are heard: a sphere's volume over the room's."""
-    return (3 / (4 * np.pi) * count * size[0] * size[1] * size[2]) ** (1 / 3) / rooms.SPEED_OF_SOUND
+    """Returns the time (s) by which `count` images have arrived: volume of a sphere / room."""
+    radius = (3 / (4 * np.pi) * count * size[0] * size[1] * size[2]) ** (1 / 3)
+    return radius / rooms.SPEED_OF_SOUND
 
 
 def coarse_image_end_time(size, absorption, seconds: float, scattering=0.0, xp=np):
-    """Returns the time (s) at which the last image is heard where walls are uneven; 0 elsewhere.
+    """Returns the time (s) until which images rounded to samples are followed, or 0 for none.
 
-    It is so far behind the response's end, after `seconds`, that none fades before, unless there
-    are more than MOST_COARSE. Walls that scatter leave no wavefronts to follow.
+    It is 0 if absorption is uniform or walls scatter. Otherwise it is so far beyond the RIR's
+    length of `seconds` that the fade-out starts after its end, up to MAX_COARSE_IMAGES.
     """
     end = xp.minimum(seconds / FADE_START, _time_of_image_count(MAX_COARSE_IMAGES, size))
-    return xp.where(rooms.has_nonuniform_absorption(absorption, xp) & (scattering == 0), end, 0.0)
+    nonuniform = rooms.has_nonuniform_absorption(absorption, xp)
+    return xp.where(nonuniform & (scattering == 0), end, 0.0)
 
 
-def image_crossfade(high, low, xp=np):
-    """Returns tail.tail's `kept`: how much of the images of each band there is at a time."""
-    ends = xp.stack([*[low] * NUM_LOW_BANDS, *[high] * (len(rooms.BANDS) - NUM_LOW_BANDS)])[:, None]
-    return lambda times: xp.cos(crossfade_phase(times, ends))
+def image_crossfade(ends, xp=np):
+    """Returns the function times [T] (s) -> gains [7, T] of images that end at the times `ends`.
 
-
-def late_reverb(
-    where, ends, seconds: float, rng, air: bool = True, scattering: float = 0.0
-) -> np.ndarray:
-    """Returns what comes beside images that are followed for `ends` (s), [4, LEAD + n] float32.
-
-    where: room, absorption, source, listener as in `shoebox_rir`. ends: as from `image_end_times`.
-    seconds: as from `rir_duration`. It is a tail, and where walls are uneven the later images, coarsely.
+    ends: (s) of the upper and of the low bands, as from `image_end_times`.
     """
-    room, absorption, source, listener = where
-    length, size = int(seconds * SAMPLE_RATE), np.asarray(room, float)
-    last = float(coarse_image_end_time(size, absorption, seconds, scattering))
-    begins = tuple(max(float(end), last) for end in ends)  # from when there is nothing else
+    upper, low = ends
+    per_band = [*[low] * NUM_LOW_BANDS, *[upper] * (len(rooms.BANDS) - NUM_LOW_BANDS)]
+    stacked = xp.stack(per_band)[:, None]
+    return lambda times: xp.cos(crossfade_phase(times, stacked))
+
+
+def crossfade_phase(time: np.ndarray, end: float) -> np.ndarray:
+    """Returns the phase (0 to pi / 2) of a cross-fade at times (s): cosine images, sine tail."""
+    return ((time / end - FADE_START) / (1 - FADE_START)).clip(0, 1) * np.pi / 2
+
+
+def late_reverb(room: rooms.Shoebox, source, listener, ends, seconds: float, rng) -> np.ndarray:
+    """Returns the late part of an RIR, [4, PRE_SAMPLES + n] float32, without its high-pass.
+
+    It complements images that end at the times `ends` (s) of `image_end_times`: a noise tail and,
+    if absorption is nonuniform, late images rounded to samples. seconds: as from `rir_duration`.
+    """
+    length, size = int(seconds * SAMPLE_RATE), np.asarray(room.size, float)
+    last = float(coarse_image_end_time(size, room.absorption, seconds, room.scattering))
+    noise_ends = tuple(max(float(end), last) for end in ends)  # noise alone from then on
     out = np.zeros((4, PRE_SAMPLES + length), np.float32)
-    if min(begins) * FADE_START * SAMPLE_RATE < length:
-        options = {"air": air, "scattering": scattering, "image_gain": image_crossfade(*begins)}
-        out[:, PRE_SAMPLES:] = tail.noise_tail(
-            room, absorption, length, rng, source, listener, **options
-        )
-        # No frame of noise may be heard before its fade.
-        out[:, : PRE_SAMPLES + int(min(begins) * FADE_START * SAMPLE_RATE)] = 0
+    if min(noise_ends) * FADE_START * SAMPLE_RATE < length:
+        gain = image_crossfade(noise_ends)
+        out[:, PRE_SAMPLES:] = tail.noise_tail(room, length, rng, source, listener, gain)
+        # A frame of noise must not start before its fade.
+        out[:, : PRE_SAMPLES + int(min(noise_ends) * FADE_START * SAMPLE_RATE)] = 0
     if last > min(ends):
-        inner, radius = (
-            min(ends) * FADE_START * rooms.SPEED_OF_SOUND,
-            min(last, seconds) * rooms.SPEED_OF_SOUND,
+        inner = min(ends) * FADE_START * rooms.SPEED_OF_SOUND
+        radius = min(last, seconds) * rooms.SPEED_OF_SOUND
+        all_images, exact_images = image_crossfade(noise_ends), image_crossfade(ends)
+        coarse = image_source.nearest_sample_rir(
+            room, source, listener, inner, radius, lambda t: all_images(t) - exact_images(t)
         )
-        kept, exact = image_crossfade(*begins), image_crossfade(*ends)
-        span = room, absorption, source, listener, inner, radius
-        coarse = image_source.nearest_sample_rir(*span, lambda t: kept(t) - exact(t), air)
         n = min(coarse.shape[1], out.shape[1])
         out[:, :n] += coarse[:, :n]
     return out
 
 
-def crossfade_phase(time: np.ndarray, mixing: float) -> np.ndarray:
-    """Returns the phase (0 to pi / 2) of the cross-fade at times (s): cosine images, sine tail."""
-    return ((time / mixing - FADE_START) / (1 - FADE_START)).clip(0, 1) * np.pi / 2
-
-
 def shoebox_rir(
-    room,
-    absorption,
-    source,
-    listener,
-    rng: np.random.Generator,
-    full: bool = False,
-    air: bool = True,
-    scattering: float = 0.0,
+    room: rooms.Shoebox, source, listener, rng: np.random.Generator, full: bool = False
 ) -> np.ndarray:
-    """Returns the response [4, n] float32 (W, Y, Z, X in the room's frame) from source to listener.
+    """Returns the RIR [4, n] float32 (W, Y, Z, X in room coordinates) from source to listener.
 
-    room, source, listener: x, y, z in metres. absorption: [7] of all walls, or [6, 7] by
-    rooms.WALLS, per octave band. Time zero is sample LEAD, and the direct sound has the gain
-    1 / distance. It lasts until the slowest band has fallen by 60 dB. rng draws the tail;
-    full=True follows every image instead. air=False leaves the air's absorption out. scattering
-    (0 to 1) mixes the tail's directions towards the isotropic, and lets it begin earlier; images
-    that are followed to the end know none. Where walls are uneven there is then a tail, by the
-    closed form. Raises ConfigError as rooms.validate does.
+    source, listener: x, y, z (m). Time zero is sample PRE_SAMPLES, the direct sound has the gain
+    1 / distance, and the RIR ends when the slowest band has decayed by 60 dB. rng draws the tail.
+    full=True follows every image instead. If the room scatters, the directions of the tail are
+    mixed towards the isotropic, and the tail starts earlier; late images have no part in it, so
+    rooms with nonuniform absorption then have a tail too. Raises ConfigError for positions outside
+    the room, and for scattering with full=True.
     """
-    rooms.validate(room, absorption, source, listener)
-    rooms.check(0 <= scattering <= 1, "scattering", scattering, "a share from 0 to 1")
-    rooms.check(not (full and scattering), "scattering", scattering, "0 where all are images")
+    room.check_positions(source, listener)
+    check(not (full and room.scattering), "scattering", room.scattering, "0 if full=True")
     distance = math.dist(source, listener)
-    seconds = rir_duration(room, absorption, distance, air)
-    where = (room, absorption, source, listener)
+    seconds = rir_duration(room, distance)
     if full:
-        return high_pass(image_source.image_rir(*where, seconds * rooms.SPEED_OF_SOUND, air=air))
-    size, logs = np.asarray(room, float), rooms.absorption_exponents(absorption)
-    ends = image_end_times(size, logs, distance, air, scattering)
-    out = late_reverb(where, ends, seconds, rng, air, scattering)
-    for end, (octaves, step) in zip(ends, BAND_GROUPS, strict=True):
+        radius = seconds * rooms.SPEED_OF_SOUND
+        return high_pass(image_source.image_rir(room, source, listener, radius))
+    size, exponents = np.asarray(room.size, float), rooms.absorption_exponents(room.absorption)
+    ends = image_end_times(size, exponents, distance, room.air, room.scattering)
+    out = late_reverb(room, source, listener, ends, seconds, rng)
+    for end, (octaves, decimation) in zip(ends, BAND_GROUPS, strict=True):
         radius = float(end) * rooms.SPEED_OF_SOUND
-        images = image_source.image_rir(*where, radius, radius * FADE_START, air, octaves, step)
+        images = image_source.image_rir(
+            room, source, listener, radius, radius * FADE_START, octaves, decimation
+        )
         n = min(images.shape[1], out.shape[1])
         out[:, :n] += images[:, :n]
     return high_pass(out)

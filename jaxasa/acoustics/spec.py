@@ -12,13 +12,14 @@ Optional fields at their defaults are left out of the JSON, so a static scene ha
     >>> scene = spec.SceneSpec(seed=0, split="train", index=0, seconds=3.0, room=(6.0, 5.0, 3.0),
     ...                        absorption=(0.3,) * 7, rt60=0.4, listener=(3.0, 2.0, 1.5),
     ...                        yaw=0.0, sources=(bell,), snr=30.0)
-    >>> spec.from_json(spec.to_json(scene)) == scene
+    >>> spec.SceneSpec.from_json(scene.to_json()) == scene
     True
     >>> bell.path().tolist()  # from its position at onset, in a straight line
     [[0.5, 2.0, 4.0, 1.5], [1.5, 3.0, 4.0, 1.5]]
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -95,36 +96,68 @@ class SceneSpec:
     sensor_snr: float | None = None
     scattering: float = 0.0
 
+    def shoebox(self, air: bool = True) -> rooms.Shoebox:
+        """Returns the room as the renderers take it."""
+        return rooms.Shoebox(self.room, self.absorption, self.scattering, air)
+
     def yaw_at(self, seconds):
         """Returns the listener's yaw (degrees, not wrapped) at `seconds` (scalar or array)."""
         times, yaws = zip((0.0, self.yaw), *self.yaw_trajectory, strict=True)
         return np.interp(seconds, times, yaws)
 
+    def to_json(self) -> str:
+        """Returns the scene as one line of JSON; `from_json` inverts it exactly."""
+        raw = dataclasses.asdict(self)
+        for part in (raw, *raw["sources"]):
+            for name, default in _OPTIONAL.items():
+                if name in part and part[name] == default:
+                    del part[name]
+        return json.dumps(raw)
 
-def to_json(spec: SceneSpec) -> str:
-    """Returns the scene as one line of JSON; `from_json` inverts it exactly."""
-    raw = dataclasses.asdict(spec)
-    for part in (raw, *raw["sources"]):
-        for name, default in _OPTIONAL.items():
-            if name in part and part[name] == default:
-                del part[name]
-    return json.dumps(raw)
+    @classmethod
+    def from_json(cls, text: str) -> "SceneSpec":
+        """Parses and validates the JSON of `to_json`; raises ConfigError for anything else."""
+        try:
+            raw = {name: tuples(value) for name, value in json.loads(text).items()}
+            sources = tuple(
+                Source(**{name: tuples(value) for name, value in source.items()})
+                for source in raw.pop("sources")
+            )
+            spec = cls(sources=sources, **raw)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            problem = str(error).replace("\n", " ")
+            expected = f"scene is {text[:60]!r} ({problem}), expected a SceneSpec"
+            raise ConfigError(expected) from None
+        spec.validate()
+        return spec
 
-
-def from_json(text: str) -> SceneSpec:
-    """Parses and validates the JSON of `to_json`; raises ConfigError for anything else."""
-    try:
-        raw = {name: tuples(value) for name, value in json.loads(text).items()}
-        sources = tuple(
-            Source(**{name: tuples(value) for name, value in source.items()})
-            for source in raw.pop("sources")
-        )
-        spec = SceneSpec(sources=sources, **raw)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        problem = str(error).replace("\n", " ")
-        raise ConfigError(f"scene is {text[:60]!r} ({problem}), expected a SceneSpec") from None
-    validate(spec)
-    return spec
+    def validate(self) -> None:
+        """Raises ConfigError naming the first field that makes the scene impossible to render."""
+        for name in ("seed", "index"):
+            value = getattr(self, name)
+            ok = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            check(ok, f"SceneSpec.{name}", value, "an integer of at least 0")
+        check(isinstance(self.split, str), "SceneSpec.split", self.split, "a name")
+        for name in ("seconds", "rt60"):
+            value = getattr(self, name)
+            check(_number(value) and value > 0, f"SceneSpec.{name}", value, "seconds above 0")
+        ok = _numbers(self.room, 3) and all(v > 0 for v in self.room)
+        check(ok, "SceneSpec.room", self.room, "length, width and height above 0 metres")
+        _check_absorption(self.absorption)
+        ok = _number(self.scattering) and 0 <= self.scattering <= 1
+        check(ok, "SceneSpec.scattering", self.scattering, "a number from 0 to 1")
+        _check_inside("SceneSpec.listener", self.listener, self.room)
+        for name in ("yaw", "snr"):
+            value = getattr(self, name)
+            check(_number(value), f"SceneSpec.{name}", value, "a number")
+        ok = self.sensor_snr is None or _number(self.sensor_snr)
+        check(ok, "SceneSpec.sensor_snr", self.sensor_snr, "a number of dB or None")
+        rows = self.yaw_trajectory
+        _check_times("SceneSpec.yaw_trajectory", rows, 2, 0.0, "(seconds, yaw)")
+        ok = isinstance(self.sources, tuple) and 0 < len(self.sources) <= MAX_SOURCES
+        check(ok, "SceneSpec.sources", self.sources, f"1 to {MAX_SOURCES} sources")
+        for i, source in enumerate(self.sources):
+            _check_source(self, source, f"SceneSpec.sources[{i}]")
 
 
 def _number(value) -> bool:
@@ -139,34 +172,6 @@ def _numbers(value, count: int) -> bool:
 def _check_inside(field: str, point, room) -> None:
     ok = _numbers(point, 3) and all(0 < p < size for p, size in zip(point, room, strict=True))
     check(ok, field, point, f"x, y, z in metres inside the room {tuple(room)}")
-
-
-def validate(spec: SceneSpec) -> None:
-    """Raises ConfigError naming the first field of a scene that cannot be rendered."""
-    for name in ("seed", "index"):
-        value = getattr(spec, name)
-        ok = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-        check(ok, f"SceneSpec.{name}", value, "an integer of at least 0")
-    check(isinstance(spec.split, str), "SceneSpec.split", spec.split, "a name")
-    for name in ("seconds", "rt60"):
-        value = getattr(spec, name)
-        check(_number(value) and value > 0, f"SceneSpec.{name}", value, "seconds above 0")
-    ok = _numbers(spec.room, 3) and all(v > 0 for v in spec.room)
-    check(ok, "SceneSpec.room", spec.room, "length, width and height above 0 metres")
-    _check_absorption(spec.absorption)
-    ok = _number(spec.scattering) and 0 <= spec.scattering <= 1
-    check(ok, "SceneSpec.scattering", spec.scattering, "a number from 0 to 1")
-    _check_inside("SceneSpec.listener", spec.listener, spec.room)
-    for name in ("yaw", "snr"):
-        value = getattr(spec, name)
-        check(_number(value), f"SceneSpec.{name}", value, "a number")
-    ok = spec.sensor_snr is None or _number(spec.sensor_snr)
-    check(ok, "SceneSpec.sensor_snr", spec.sensor_snr, "a number of dB or None")
-    _check_times("SceneSpec.yaw_trajectory", spec.yaw_trajectory, 2, 0.0, "(seconds, yaw)")
-    ok = isinstance(spec.sources, tuple) and 0 < len(spec.sources) <= MAX_SOURCES
-    check(ok, "SceneSpec.sources", spec.sources, f"1 to {MAX_SOURCES} sources")
-    for i, source in enumerate(spec.sources):
-        _validate_source(spec, source, f"SceneSpec.sources[{i}]")
 
 
 def _check_absorption(absorption) -> None:
@@ -184,11 +189,11 @@ def _check_times(field: str, rows, width: int, start: float, columns: str) -> No
     """Checks rows of `width` numbers, the first of which is a time that rises from `start` on."""
     ok = isinstance(rows, (tuple, list)) and all(_numbers(row, width) for row in rows)
     times = [start, *(row[0] for row in rows)] if ok else []
-    ok = ok and all(a < b for a, b in zip(times, times[1:], strict=False))
+    ok = ok and all(a < b for a, b in itertools.pairwise(times))
     check(ok, field, rows, f"rows of {columns} whose times rise from above {start} s")
 
 
-def _validate_source(spec: SceneSpec, source: Source, where: str) -> None:
+def _check_source(spec: SceneSpec, source: Source, where: str) -> None:
     check(isinstance(source, Source), where, source, "a Source")
     for name in ("label", "clip", "recording_id"):
         value = getattr(source, name)
@@ -205,10 +210,10 @@ def _validate_source(spec: SceneSpec, source: Source, where: str) -> None:
         value = getattr(source, name)
         check(_number(value) and value > 0, f"{where}.{name}", value, "a number above 0")
     check(_number(source.gain), f"{where}.gain", source.gain, "a number of dB")
-    _validate_waypoints(spec, source, f"{where}.waypoints")
+    _check_waypoints(spec, source, f"{where}.waypoints")
 
 
-def _validate_waypoints(spec: SceneSpec, source: Source, where: str) -> None:
+def _check_waypoints(spec: SceneSpec, source: Source, where: str) -> None:
     _check_times(where, source.waypoints, 4, source.onset, "(seconds, x, y, z)")
     if not source.waypoints:
         return

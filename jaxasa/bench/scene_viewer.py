@@ -18,10 +18,11 @@ import soundfile
 from jaxasa.acoustics import foa_decoder
 from jaxasa.acoustics.hrtf import Hrtf
 from jaxasa.acoustics.sphere_hrtf import SphereHrtf
-from jaxasa.bench import figures, score, suite
+from jaxasa.bench import figures, suite
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
-from jaxasa.data import records, scene_text
+from jaxasa.data import records, replies, scene_text
+from jaxasa.data.questions import LETTERS
 from jaxasa.viz import style
 
 SCENES = 40
@@ -45,7 +46,7 @@ def scene_cards(
     file_name.
     """
     answers = {
-        i.id: score.parse_answer(predictions[i.id], i.options)[0]
+        i.id: replies.parse_choice(predictions[i.id], i.options)[0]
         for i in items
         if i.id in predictions
     }
@@ -90,10 +91,10 @@ def _question(item: suite.Item, reply: str | None, letter: str | None) -> dict:
     return {
         "item": item,
         "reply": reply,
-        "reasoning": score.reasoning_of(reply or ""),
+        "reasoning": replies.split_reply(reply or "")[0],
         "letter": letter,
         "is_correct": letter == item.answer,
-        "options": list(zip(score.LETTERS, item.options, strict=True)),
+        "options": list(zip(LETTERS, item.options, strict=True)),
     }
 
 

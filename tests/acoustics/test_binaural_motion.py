@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion for two ears: against the response of each place, millimetre by millimetre."""
+"""Binaural motion, compared with the BRIR of each position, every half millisecond."""
 
 import numpy as np
 import pytest
 import scipy.signal
 
-from jaxasa.acoustics import binaural_motion, binaural_rir, hrtf, rir, rooms
+from jaxasa.acoustics import bands, rooms
+from jaxasa.acoustics.binaural_motion import render_moving_binaural
+from jaxasa.acoustics.binaural_rir import shoebox_brir
+from jaxasa.acoustics.sphere_hrtf import SphereHrtf
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
 
-HEAD = hrtf.SphereHrtf()
+HEAD = SphereHrtf()
 ROOM, LISTENER = (6.0, 5.0, 3.0), np.array([3.0, 2.0, 1.5])
-ANECHOIC = np.ones(7)
+ANECHOIC = rooms.Shoebox(ROOM, np.ones(7))
+REVERBERANT = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.3))
 
 
 def _noise(samples: int) -> np.ndarray:
@@ -44,14 +48,12 @@ def _rng():
     return keys.rng(3)
 
 
-def _moving(dry, start, place, yaw, absorption, length):
-    return binaural_motion.render_moving_binaural(
-        dry, start, place, yaw, ROOM, absorption, LISTENER, HEAD, _rng, length
-    )
+def _render(dry, start, position, yaw, room, length):
+    return render_moving_binaural(dry, start, position, yaw, room, LISTENER, HEAD, _rng, length)
 
 
 def _fine_steps(dry, start: int, place, yaw, length: int, step: int = 8) -> np.ndarray:
-    """Each half millisecond through the response of its own place and yaw, faded into the next."""
+    """Convolves each half millisecond with the BRIR of its position and yaw, cross-faded."""
     out = np.zeros((2, length + 4000))
     for k in range(0, len(dry) + step, step):
         samples = np.arange(max(k - step, 0), min(k + step, len(dry)))
@@ -60,13 +62,12 @@ def _fine_steps(dry, start: int, place, yaw, length: int, step: int = 8) -> np.n
         part = dry[samples] * (1 - np.abs(samples - k) / step)
         source = place(np.array([(start + k) / SAMPLE_RATE]))[0]
         flight = np.linalg.norm(source - LISTENER) / rooms.SPEED_OF_SOUND
-        turned = float(yaw(np.array([(start + k) / SAMPLE_RATE + flight]))[0])
-        found = binaural_rir.shoebox_brir(ROOM, ANECHOIC, source, LISTENER, HEAD, turned, _rng())
-        found = found[:, :400]
+        degrees = float(yaw(np.array([(start + k) / SAMPLE_RATE + flight]))[0])
+        brir = shoebox_brir(ANECHOIC, source, LISTENER, HEAD, degrees, _rng())[:, :400]
         for ear in (0, 1):
-            whole = np.convolve(part, found[ear])
-            at = start + samples[0] + 1000 - rir.PRE_SAMPLES
-            out[ear, at : at + len(whole)] += whole
+            whole = np.convolve(part, brir[ear])
+            begin = start + samples[0] + 1000 - bands.PRE_SAMPLES
+            out[ear, begin : begin + len(whole)] += whole
     return out[:, 1000 : 1000 + length]
 
 
@@ -75,12 +76,12 @@ def _fine_steps(dry, start: int, place, yaw, length: int, step: int = 8) -> np.n
 )
 def test_direct_sound_is_that_of_fine_steps(place, yaw):
     dry, start = _noise(1000), 500
-    found = _moving(dry, start, place, yaw, ANECHOIC, 2400)
+    found = _render(dry, start, place, yaw, ANECHOIC, 2400)
     expected = _fine_steps(dry, start, place, yaw, 2400)
     error = found - expected
     assert 10 * np.log10((error**2).sum() / (expected**2).sum()) < -40
-    # A source at rest where the path begins would be elsewhere by then.
-    rest = _moving(
+    # A static source at the first position is clearly different.
+    rest = _render(
         dry,
         start,
         lambda t: np.broadcast_to(place(np.zeros(1))[0], (*np.shape(t), 3)),
@@ -91,20 +92,18 @@ def test_direct_sound_is_that_of_fine_steps(place, yaw):
     assert 10 * np.log10(((rest - expected) ** 2).sum() / (expected**2).sum()) > -15
 
 
-def test_at_rest_it_is_the_response():
-    dry, start, absorption = _noise(4000), 300, rooms.absorption(ROOM, 0.3)
-    found = _moving(dry, start, _still, lambda t: _ahead(t) + 25, absorption, 8000)
-    response = binaural_rir.shoebox_brir(
-        ROOM, absorption, _still(0.0), LISTENER, HEAD, 25.0, _rng()
-    )
-    whole = scipy.signal.oaconvolve(dry[None], response, axes=1)[:, rir.PRE_SAMPLES :]
+def test_static_source_has_the_brir_of_its_position():
+    dry, start = _noise(4000), 300
+    found = _render(dry, start, _still, lambda t: _ahead(t) + 25, REVERBERANT, 8000)
+    brir = shoebox_brir(REVERBERANT, _still(0.0), LISTENER, HEAD, 25.0, _rng())
+    whole = scipy.signal.oaconvolve(dry[None], brir, axes=1)[:, bands.PRE_SAMPLES :]
     expected = np.zeros((2, 8000))
     expected[:, start:] = whole[:, : 8000 - start]
     error = found - expected
     assert 10 * np.log10((error**2).sum() / (expected**2).sum()) < -45
 
 
-def test_pitch_rises_on_the_way_here_and_falls_on_the_way_back():
+def test_doppler_shift_of_an_approaching_and_a_receding_source():
     """A tone from a source at 8 m/s, 3 m along the line of sight: f / (1 -+ v / c)."""
     tone = np.sin(2 * np.pi * 2000 * np.arange(4000) / SAMPLE_RATE).astype(np.float32)
     for speed in (8.0, -8.0):
@@ -114,24 +113,24 @@ def test_pitch_rises_on_the_way_here_and_falls_on_the_way_back():
             x = start + speed * np.asarray(seconds, float)
             return np.stack([x, np.full_like(x, 2.0), np.full_like(x, 1.5)], axis=-1)
 
-        ears = _moving(tone, 0, place, _ahead, ANECHOIC, 4500)[0, 500:4000]
+        ears = _render(tone, 0, place, _ahead, ANECHOIC, 4500)[0, 500:4000]
         spectrum = np.abs(np.fft.rfft(ears * np.hanning(len(ears)), 1 << 18))
         hertz = np.argmax(spectrum) * SAMPLE_RATE / (1 << 18)
         assert hertz == pytest.approx(2000 / (1 - speed / rooms.SPEED_OF_SOUND), abs=2)
 
 
-def test_reflections_move_too_and_do_not_click():
-    dry, absorption = _noise(8000), rooms.absorption(ROOM, 0.3)
-    found = _moving(dry, 0, _passing, _turning, absorption, 12_000)
-    direct = _moving(dry, 0, _passing, _turning, ANECHOIC, 12_000)
+def test_reflections_are_rendered_without_clicks():
+    dry = _noise(8000)
+    found = _render(dry, 0, _passing, _turning, REVERBERANT, 12_000)
+    direct = _render(dry, 0, _passing, _turning, ANECHOIC, 12_000)
     late = (found - direct) ** 2
     assert late.sum() > 0.3 * (direct**2).sum()
-    # Soft noise stays soft: nothing in 8 kHz's last band stands out of its neighbours.
+    # The dry noise ends at 7 kHz, and clicks would be above.
     sections = scipy.signal.butter(8, 7400, "highpass", fs=SAMPLE_RATE, output="sos")
     clicks = np.abs(scipy.signal.sosfilt(sections, found)).max()
     assert clicks < 0.02 * np.abs(found).max()
 
 
-def test_nothing_is_heard_of_what_begins_after_the_end():
-    assert not _moving(_noise(100), 900, _still, _ahead, ANECHOIC, 800).any()
-    assert not _moving(np.zeros(0, np.float32), 0, _still, _ahead, ANECHOIC, 800).any()
+def test_source_after_the_end_is_silent():
+    assert not _render(_noise(100), 900, _still, _ahead, ANECHOIC, 800).any()
+    assert not _render(np.zeros(0, np.float32), 0, _still, _ahead, ANECHOIC, 800).any()

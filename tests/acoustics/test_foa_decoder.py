@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from jaxasa.acoustics import binaural, foa, foa_decoder, hrtf, render, scenes
+from jaxasa.acoustics.sphere_hrtf import SphereHrtf
 from jaxasa.config import ConfigError, Scenes
 from jaxasa.core.audio import SAMPLE_RATE
 
-HEAD = hrtf.SphereHrtf()
+HEAD = SphereHrtf()
 LOW = ((100, 200), (200, 400), (400, 600))
 HIGH = ((600, 1200), (1200, 2400), (2400, 4800), (4800, 7000))
 FREQUENCY = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)

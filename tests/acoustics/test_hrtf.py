@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rigid sphere against other people's formulae, and against limits known in closed form."""
+"""The rigid-sphere HRTF, compared with other formulations and with limits in closed form."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxasa.acoustics import hrtf, rooms
+from jaxasa.acoustics.load_hrtf import load_hrtf
+from jaxasa.acoustics.sphere_hrtf import (
+    EAR_AZIMUTH,
+    HEAD_RADIUS,
+    SphereHrtf,
+    sphere_transfer_function,
+)
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import SAMPLE_RATE
 
-A, C = hrtf.HEAD_RADIUS, rooms.SPEED_OF_SOUND
-EARS = np.radians(hrtf.EAR_AZIMUTH)
+A, C = HEAD_RADIUS, rooms.SPEED_OF_SOUND
+EARS = np.radians(EAR_AZIMUTH)
 FREQUENCY = np.arange(100, 7001, 50.0)
 MU = 2 * np.pi * FREQUENCY * A / C
 
 
 def _other_series(rho: float, mu: np.ndarray, theta: float) -> np.ndarray:
-    """The same physics by other means: half-integer Hankel functions, and a recurrence for P_m.
+    """The same series by half-integer Hankel functions, and a recurrence for P_m.
 
     Incident field of a point source expanded about the centre plus an outgoing field that makes
     the radial velocity zero on the sphere; at the surface the two join to -i / (mu^2 h_m').
@@ -48,22 +55,22 @@ def _other_series(rho: float, mu: np.ndarray, theta: float) -> np.ndarray:
 def test_series_is_the_scattering_of_a_point_source(rho, theta):
     mu = MU[MU > 0.3]
     expected = _other_series(rho, mu, theta)
-    found = hrtf.sphere_transfer_function(rho, mu, np.array([theta]))[0]
+    found = sphere_transfer_function(rho, mu, np.array([theta]))[0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_plane_wave_is_the_limit_of_a_far_source():
     theta = np.linspace(0, np.pi, 20)
-    far = hrtf.sphere_transfer_function(3000.0, MU, theta)
-    np.testing.assert_allclose(far, hrtf.sphere_transfer_function(np.inf, MU, theta), atol=0.02)
+    far = sphere_transfer_function(3000.0, MU, theta)
+    np.testing.assert_allclose(far, sphere_transfer_function(np.inf, MU, theta), atol=0.02)
 
 
 def test_known_limits_of_a_plane_wave():
     # Nothing of a small head, twice the pressure on a large one, and its bright spot behind.
-    small = hrtf.sphere_transfer_function(np.inf, np.array([1e-2]), np.linspace(0, np.pi, 7))
+    small = sphere_transfer_function(np.inf, np.array([1e-2]), np.linspace(0, np.pi, 7))
     np.testing.assert_allclose(np.abs(small), 1, atol=0.02)
     front, behind, spot = np.abs(
-        hrtf.sphere_transfer_function(np.inf, np.array([12.0]), np.radians([0, 150, 180]))[:, 0]
+        sphere_transfer_function(np.inf, np.array([12.0]), np.radians([0, 150, 180]))[:, 0]
     )
     assert front == pytest.approx(2, rel=0.02)
     assert spot > 2 * behind
@@ -74,13 +81,13 @@ def test_interaural_time_is_kuhns_below_and_woodworths_above(theta):
     """Ears at 90 degrees: 3 (a/c) sin(theta) at low frequencies, (a/c) (theta + sin) at high."""
     angles = np.array([np.pi / 2 - theta, np.pi / 2 + theta])
     mu = 2 * np.pi * np.array([60.0, 7000.0, 7050.0]) * A / C
-    left, right = hrtf.sphere_transfer_function(np.inf, mu, angles)
+    left, right = sphere_transfer_function(np.inf, mu, angles)
     phase = np.angle(left * right.conj())
     assert phase[0] / (mu[0] * C / A) == pytest.approx(3 * A / C * np.sin(theta), rel=0.02)
     # The shadow's wave creeps: at ka = 11 it is still a few percent slower than light rays.
     group = np.angle(np.exp(1j * (phase[2] - phase[1]))) / ((mu[2] - mu[1]) * C / A)
     assert group == pytest.approx(A / C * (theta + np.sin(theta)), abs=45e-6)
-    head = hrtf.SphereHrtf(ear_azimuth=90)
+    head = SphereHrtf(ear_azimuth=90)
     degrees = np.degrees(theta)
     _, delay = head.filters([[50 * np.cos(theta), 50 * np.sin(theta), 0]])
     woodworth = A / C * (theta + np.sin(theta))
@@ -97,7 +104,7 @@ def _exact(offset) -> np.ndarray:
     rho = np.linalg.norm(offset) / A
     ears = np.array([[np.cos(EARS), s * np.sin(EARS), 0] for s in (1, -1)])
     theta = np.arccos(np.clip(ears @ offset / np.linalg.norm(offset), -1, 1))
-    return hrtf.sphere_transfer_function(rho, MU, theta)
+    return sphere_transfer_function(rho, MU, theta)
 
 
 @settings(max_examples=30)
@@ -105,7 +112,7 @@ def _exact(offset) -> np.ndarray:
 def test_filters_and_delays_are_the_sphere_s(distance, azimuth, elevation):
     """Within 0.15 dB and 1 microsecond of the series from 100 Hz to 7 kHz, near and far."""
     offset = _offset(distance, azimuth, elevation)
-    taps, delay = hrtf.SphereHrtf().filters([offset])
+    taps, delay = SphereHrtf().filters([offset])
     assert taps.dtype == np.float32 and np.all((delay > -6) & (delay < 8))
     n = np.arange(taps.shape[-1]) - hrtf.PRE_TAPS
     turn = np.exp(-2j * np.pi / SAMPLE_RATE * FREQUENCY * (n[:, None] + delay[0][:, None, None]))
@@ -118,7 +125,7 @@ def test_filters_and_delays_are_the_sphere_s(distance, azimuth, elevation):
 def test_response_puts_the_delay_back():
     offset = _offset(2.0, 70, 10)
     frequency = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)
-    found = hrtf.hrtf_spectrum(hrtf.SphereHrtf(), [offset], 2048)[0]
+    found = hrtf.hrtf_spectrum(SphereHrtf(), [offset], 2048)[0]
     for ear in (0, 1):
         at = np.interp(FREQUENCY, frequency, np.unwrap(np.angle(found[ear])))
         expected = np.angle(_exact(offset)[ear])
@@ -127,8 +134,8 @@ def test_response_puts_the_delay_back():
 
 def test_a_mirrored_source_swaps_the_ears():
     offset = np.random.default_rng(0).standard_normal((50, 3))
-    taps, delay = hrtf.SphereHrtf().filters(offset)
-    mirrored, other = hrtf.SphereHrtf().filters(offset * [1, -1, 1])
+    taps, delay = SphereHrtf().filters(offset)
+    mirrored, other = SphereHrtf().filters(offset * [1, -1, 1])
     np.testing.assert_allclose(mirrored, taps[:, ::-1], atol=1e-6)
     np.testing.assert_allclose(other, delay[:, ::-1], atol=1e-9)
 
@@ -137,7 +144,7 @@ def test_near_sources_differ_more_between_the_ears():
     """At the side: 2 dB at 500 Hz from afar; at 12 cm the static limit, near 30 Hz."""
     levels = []
     for distance in (20.0, 0.12):
-        found = hrtf.hrtf_spectrum(hrtf.SphereHrtf(), [_offset(distance, 90, 0)], 2048)[0, :, 64]
+        found = hrtf.hrtf_spectrum(SphereHrtf(), [_offset(distance, 90, 0)], 2048)[0, :, 64]
         levels.append(20 * np.log10(np.abs(found[0] / found[1])))
     assert 1.5 < levels[0] < 2.5 and levels[1] > 10
     # A charge near a sphere: H = sum (2m + 1) / (m + 1) rho^-m P_m at 0 Hz.
@@ -145,7 +152,7 @@ def test_near_sources_differ_more_between_the_ears():
     theta = np.array([EARS - np.pi / 2, 3 * np.pi / 2 - EARS])
     legendre = scipy.special.eval_legendre(m, np.cos(theta)[:, None])
     still = legendre @ ((2 * m + 1) / (m + 1) * (A / 0.12) ** m)
-    found = hrtf.hrtf_spectrum(hrtf.SphereHrtf(), [_offset(0.12, 90, 0)], 4096)[0, :, 8]
+    found = hrtf.hrtf_spectrum(SphereHrtf(), [_offset(0.12, 90, 0)], 4096)[0, :, 8]
     np.testing.assert_allclose(np.abs(found), still, rtol=0.03)
 
 
@@ -158,7 +165,7 @@ def test_diffuse_field_is_the_addition_theorem_s():
     weight = (2 * m + 1) / np.abs(mu**2 * slope) ** 2
     between = scipy.special.eval_legendre(m, np.cos(2 * EARS))
     power, cross = weight.sum(axis=0), (weight * between).sum(axis=0)
-    found = hrtf.diffuse_field(hrtf.SphereHrtf(), 512)[..., 4:224]
+    found = hrtf.diffuse_field(SphereHrtf(), 512)[..., 4:224]
     for ear in (0, 1):
         assert np.abs(10 * np.log10(found[ear, ear].real / power)).max() < 0.05
     coherence = found[0, 1] / np.sqrt(found[0, 0].real * found[1, 1].real)
@@ -178,12 +185,12 @@ def test_quadratures_integrate_over_the_sphere():
 
 
 @pytest.mark.parametrize("values", [{"radius": 0.0}, {"radius": 0.3}, {"ear_azimuth": 200.0}])
-def test_a_head_out_of_range_is_refused(values):
+def test_sphere_out_of_range_raises(values):
     with pytest.raises(ConfigError, match=r"head radius|ear azimuth"):
-        hrtf.SphereHrtf(**values)
+        SphereHrtf(**values)
 
 
-def test_another_name_is_no_hrtf(tmp_path):
+def test_unknown_hrtf_name_raises(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.sofa.*expected \"sphere\" or a SOFA file"):
-        hrtf.load(str(tmp_path / "none.sofa"))
-    assert hrtf.load("sphere").name == "sphere of 0.0875 m, ears at 100.0 degrees"
+        load_hrtf(str(tmp_path / "none.sofa"))
+    assert load_hrtf("sphere").name == "sphere of 0.0875 m, ears at 100.0 degrees"

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import jax_rir, measure, rir, rooms
+from jaxasa.acoustics import bands, jax_rir, measure, rir, rooms
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
@@ -16,82 +16,79 @@ BATCH = (SIZES, WALLS, SOURCES, LISTENERS)
 
 
 @pytest.fixture(scope="module")
-def made():
-    """Shape, and 4 draws of the batch: [4, rooms, sources, 4, n]."""
+def batch():
+    """Its shape, and 4 draws of its RIRs: [4, rooms, sources, 4, n]."""
     shape = jax_rir.plan_shape(*BATCH)
     draws = [jax_rir.batch_rirs(*BATCH, jax.random.key(k), shape, 0.0) for k in range(4)]
     return shape, np.asarray(draws)
 
 
-def _numba(r, s, seed=0, **options):
-    return rir.shoebox_rir(
-        SIZES[r], WALLS[r], SOURCES[r, s], LISTENERS[r], keys.rng(seed), **options
-    )
+def _numba(r, s, seed=0):
+    room = rooms.Shoebox(SIZES[r], WALLS[r])
+    return rir.shoebox_rir(room, SOURCES[r, s], LISTENERS[r], keys.rng(seed))
 
 
-def test_early_images_are_those_of_the_compiled_path(made):
+def test_early_images_are_those_of_numba(batch):
     for r in range(2):
         # Before the cross-fade of the room; the octave filters ring a little further.
-        early = (
-            rir.PRE_SAMPLES + int(rooms.mixing_time(SIZES[r]) * rir.FADE_START * SAMPLE_RATE) - 200
-        )
+        fade = int(rooms.mixing_time(SIZES[r]) * rir.FADE_START * SAMPLE_RATE)
+        early = bands.PRE_SAMPLES + fade - 200
         for s in range(3):
-            ours, theirs = made[1][0, r, s, :, :early], _numba(r, s)[:, :early]
+            ours, theirs = batch[1][0, r, s, :, :early], _numba(r, s)[:, :early]
             error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
             assert 20 * np.log10(error) < -60
 
 
-def test_tails_have_the_energy_and_decay_of_the_compiled_path(made):
+def test_tails_have_the_energy_and_decay_of_numba(batch):
     for r in range(2):
-        start = rir.PRE_SAMPLES + int(rooms.mixing_time(SIZES[r]) * SAMPLE_RATE)
+        start = bands.PRE_SAMPLES + int(rooms.mixing_time(SIZES[r]) * SAMPLE_RATE)
         for s in range(3):
             theirs = np.stack([_numba(r, s, seed) for seed in range(4)])
             n = theirs.shape[-1]
-            ours = made[1][:, r, s, :, :n]
+            ours = batch[1][:, r, s, :, :n]
             energy = [(x[..., start:].astype(float) ** 2).sum(axis=(0, 2)) for x in (ours, theirs)]
             np.testing.assert_allclose(10 * np.log10(energy[0] / energy[1]), 0, atol=0.25)
             decays = [[measure.octave_rt60(x, (500.0, 2000.0)) for x in y] for y in (ours, theirs)]
             np.testing.assert_allclose(*np.mean(decays, axis=1), rtol=0.05)
 
 
-def test_full_mode_flat_walls_and_walls_of_their_own():
+def test_full_mode_with_six_frequency_independent_walls():
     walls = np.repeat(np.linspace(0.3, 0.8, 6)[:, None], 7, axis=1)
     where = (SIZES[:1], walls[None], SOURCES[:1, :2], LISTENERS[:1])
     shape = jax_rir.plan_shape(*where, full=True, air=False)
     assert not shape.octaves
     found = np.asarray(jax_rir.batch_rirs(*where, jax.random.key(0), shape))
-    with pytest.raises(ConfigError, match="scattering is 0.5, expected 0"):
+    with pytest.raises(ConfigError, match="scattering is 0.5, expected 0 if full=True"):
         jax_rir.batch_rirs(*where, jax.random.key(0), shape, 0.5)
     for s in range(2):
-        expected = rir.shoebox_rir(
-            SIZES[0], walls, SOURCES[0, s], LISTENERS[0], keys.rng(0), full=True, air=False
-        )
+        room = rooms.Shoebox(SIZES[0], walls, air=False)
+        expected = rir.shoebox_rir(room, SOURCES[0, s], LISTENERS[0], keys.rng(0), full=True)
         n = min(expected.shape[1], found.shape[-1])
         error = np.linalg.norm(found[0, s, :, :n] - expected[:, :n]) / np.linalg.norm(expected)
         assert 20 * np.log10(error) < -60
 
 
-def test_uneven_walls_have_the_late_images_of_the_compiled_path():
+def test_nonuniform_absorption_has_the_late_images_of_numba():
     walls = np.linspace([0.2, 0.3, 0.5, 0.3, 0.9, 0.7], [0.3, 0.2, 0.5, 0.6, 0.8, 0.7], 7).T
-    even = np.tile(rooms.absorption(SIZES[1], 0.25), (6, 1))
-    where = (SIZES, np.stack([walls, even]), SOURCES[:, :1], LISTENERS)
+    uniform = np.tile(rooms.absorption(SIZES[1], 0.25), (6, 1))
+    where = (SIZES, np.stack([walls, uniform]), SOURCES[:, :1], LISTENERS)
     shape = jax_rir.plan_shape(*where)
     assert shape.seconds[2] > 0 and jax_rir.plan_shape(*where, scattering=0.3).seconds[2] == 0
-    found = np.asarray(jax_rir.batch_rirs(*where, jax.random.key(0), shape, rooms_per_chunk=1))[
-        :, 0
-    ]
+    rirs = jax_rir.batch_rirs(*where, jax.random.key(0), shape, rooms_per_chunk=1)
+    found = np.asarray(rirs)[:, 0]
     for r in range(2):
-        expected = rir.shoebox_rir(SIZES[r], where[1][r], SOURCES[r, 0], LISTENERS[r], keys.rng(0))
+        room = rooms.Shoebox(SIZES[r], where[1][r])
+        expected = rir.shoebox_rir(room, SOURCES[r, 0], LISTENERS[r], keys.rng(0))
         n = min(expected.shape[1], found.shape[-1])
         error = 20 * np.log10(
             np.linalg.norm(found[r, :, :n] - expected[:, :n]) / np.linalg.norm(expected[:, :n])
         )
-        # Few late images come a sample early or late in single precision; noise is another's.
+        # In single precision few late images round to another sample; noise is drawn differently.
         assert error < -45 if r == 0 else error > -40
 
 
-def test_a_room_is_the_same_alone_and_in_a_batch(made):
-    shape, draws = made
+def test_a_room_is_the_same_alone_and_in_a_batch(batch):
+    shape, draws = batch
     alone = jax_rir.batch_rirs(
         *(part[:1] for part in BATCH), jax.random.key(0), shape, 0.0, rooms_per_chunk=1
     )
@@ -99,11 +96,11 @@ def test_a_room_is_the_same_alone_and_in_a_batch(made):
     assert np.abs(draws[1, 0] - draws[0, 0]).max() > 1e-3
 
 
-def test_scattering_reaches_the_tail(made):
-    shape, draws = made
-    start = rir.PRE_SAMPLES + int(rooms.mixing_time(SIZES[1]) * SAMPLE_RATE)
-    each = np.array([0.0, 1.0])  # of each room its own
-    scattered = np.asarray(jax_rir.batch_rirs(*BATCH, jax.random.key(0), shape, each))
+def test_scattering_reaches_the_tail(batch):
+    shape, draws = batch
+    start = bands.PRE_SAMPLES + int(rooms.mixing_time(SIZES[1]) * SAMPLE_RATE)
+    per_room = np.array([0.0, 1.0])
+    scattered = np.asarray(jax_rir.batch_rirs(*BATCH, jax.random.key(0), shape, per_room))
     np.testing.assert_allclose(scattered[0], draws[0, 0], atol=2e-5)
     shares = []
     for responses in (draws[:, 1], scattered[None, 1]):
@@ -112,7 +109,7 @@ def test_scattering_reaches_the_tail(made):
     assert shares[0] < 0.22 and abs(shares[1] - 1 / 3) < 0.05
 
 
-def test_plan_names_what_is_no_room():
+def test_plan_raises_for_invalid_rooms():
     with pytest.raises(ConfigError, match="source is"):
         jax_rir.plan_shape(SIZES, WALLS, SOURCES + 3.0, LISTENERS)
     with pytest.raises(ConfigError, match="absorption is"):

@@ -8,8 +8,8 @@ import pytest
 from jaxasa.acoustics import materials, rooms
 from jaxasa.config import ConfigError
 
-# What pyroomacoustics, which quotes the same book, calls the same materials.
-THEIRS = {
+# Names of the same materials in pyroomacoustics, which quotes the same book.
+PYROOM_NAMES = {
     "brick": "brick_wall_rough",
     "rendered_brick": "brickwork",
     "rough_concrete": "rough_concrete",
@@ -35,33 +35,32 @@ THEIRS = {
 }
 
 
-def test_the_book_as_others_quote_it():
+def test_table_equals_that_of_pyroomacoustics():
     pra = pytest.importorskip("pyroomacoustics")
     path = Path(pra.__file__).parent / "data" / "materials.json"
     groups = json.loads(path.read_text())["absorption"].values()
     quoted = {name: m["coeffs"] for group in groups for name, m in group.items()}
-    assert set(THEIRS) == set(materials.TABLE)
-    for ours, theirs in THEIRS.items():
-        expected = [*quoted[theirs], quoted[theirs][-1]][:7]
-        np.testing.assert_allclose(materials.absorption(ours), expected)
+    assert set(PYROOM_NAMES) == set(materials.TABLE)
+    for name, pyroom_name in PYROOM_NAMES.items():
+        expected = [*quoted[pyroom_name], quoted[pyroom_name][-1]][:7]
+        np.testing.assert_allclose(materials.absorption(name), expected)
 
 
-def test_every_material_makes_a_room():
+def test_every_material_is_valid_in_a_room():
     for name in materials.TABLE:
-        rooms.validate((6, 5, 3), materials.room_absorption(name, name, name))
+        rooms.Shoebox((6, 5, 3), materials.room_absorption(name, name, name))
 
 
-def test_walls_lie_in_the_order_of_the_room():
-    sides = ("brick", "window", "curtains", "wooden_door")
-    made = dict(
-        zip(rooms.WALLS, materials.room_absorption(sides, "carpet", "ceiling_tile"), strict=True)
-    )
-    expected = dict(zip(("back", "front", "right", "left"), sides, strict=True))
+def test_walls_are_in_the_order_of_rooms_walls():
+    walls = ("brick", "window", "curtains", "wooden_door")
+    absorption = materials.room_absorption(walls, "carpet", "ceiling_tile")
+    by_wall = dict(zip(rooms.WALLS, absorption, strict=True))
+    expected = dict(zip(("back", "front", "right", "left"), walls, strict=True))
     for wall, name in {**expected, "floor": "carpet", "ceiling": "ceiling_tile"}.items():
-        np.testing.assert_array_equal(made[wall], materials.TABLE[name])
+        np.testing.assert_array_equal(by_wall[wall], materials.TABLE[name])
 
 
-def test_unknown_material_is_named():
+def test_unknown_material_raises():
     with pytest.raises(ConfigError, match="material is 'velvet', expected one of brick, "):
         materials.absorption("velvet")
     with pytest.raises(ConfigError, match="walls is"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moving sources against the closed form: what left the image at u is heard at u + d(u) / c."""
+"""Moving sources, compared with the closed form: emission at u arrives at u + d(u) / c."""
 
 import itertools
 
@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxasa.acoustics import motion, paths, rir, rooms
+from jaxasa.acoustics import bands, motion, paths, rir, rooms
 from jaxasa.core.audio import SAMPLE_RATE
 
 ROOM, LISTENER = (5.0, 4.0, 3.0), (2.2, 1.7, 1.5)
-ALMOST_ONE = (1 - 1e-12,) * 7  # anechoic; its decay time is a number
-
-
-@pytest.fixture
-def no_air(monkeypatch):
-    monkeypatch.setattr(rooms, "AIR_ABSORPTION", np.zeros(7))
+# Anechoic; an absorption of 1 would have no decay time.
+ANECHOIC = rooms.Shoebox(ROOM, (1 - 1e-12,) * 7, air=False)
 
 
 class Tones:
@@ -34,8 +30,8 @@ class Tones:
         return self(np.arange(length) / SAMPLE_RATE).astype(np.float32)
 
 
-def _heard(signal, path, mirror, shift, length):
-    """Returns an image [4, length] in closed form, and its distance at each moment of arrival."""
+def _moving_image(signal, path, mirror, shift, length):
+    """Returns an image [4, length] in closed form, and its distance at each time of arrival."""
     moved = path.copy()
     moved[:, 1:] = mirror * path[:, 1:] + shift
     now = np.arange(length) / SAMPLE_RATE
@@ -52,7 +48,7 @@ def _heard(signal, path, mirror, shift, length):
 
 
 def _error(found, expected, skip=1500):
-    """Returns the error in dB, in the mean and at worst, where nothing begins or ends."""
+    """Returns the mean and the maximum error (dB), without the ends of the signal."""
     cut = slice(skip, found.shape[1] - 300)
     off = (found - expected)[:, cut]
     mean = 10 * np.log10((off**2).sum(1) / (expected[:, cut] ** 2).sum(1))
@@ -60,20 +56,21 @@ def _error(found, expected, skip=1500):
 
 
 @pytest.mark.parametrize("speed, mean, worst", [(2.0, -65, -55), (10.0, -45, -40)])
-def test_free_field_is_the_retarded_solution(no_air, speed, mean, worst):
+def test_free_field_is_the_retarded_solution(speed, mean, worst):
     path = np.array([[0.0, 0.5, 2.4, 1.2], [4.0 / speed, 4.5, 2.4, 1.2]])
     signal, length = Tones(40), int(SAMPLE_RATE * min(4.0 / speed, 1.0))
     dry = signal.dry(length)
-    found = motion.early_sound(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, length)
-    expected = rir.high_pass(_heard(signal, path, 1, 0, length)[0])
+    found = motion.early_sound(dry, 0, path, ANECHOIC, LISTENER, length)
+    expected = rir.high_pass(_moving_image(signal, path, 1, 0, length)[0])
     errors = _error(found, expected, 600)
     assert errors[0] < mean and errors[1] < worst
 
 
-def test_early_images_move_as_mirrors_do(no_air):
+def test_early_images_move_as_mirror_images():
     path = np.array([[0.0, 1.0, 3.0, 1.2], [0.2, 1.5, 2.8, 1.2], [0.35, 1.4, 2.4, 1.3]])
     signal, length = Tones(8), 4500
-    found = motion.early_sound(signal.dry(length), 0, path, ROOM, (0.4,) * 7, LISTENER, length)
+    room = rooms.Shoebox(ROOM, (0.4,) * 7, air=False)
+    found = motion.early_sound(signal.dry(length), 0, path, room, LISTENER, length)
     radius = motion.mixing_radius(path, ROOM, LISTENER)
     assert radius == pytest.approx(rooms.mixing_time(ROOM) * 343.0)
     expected = np.zeros((4, length))
@@ -85,7 +82,7 @@ def test_early_images_move_as_mirrors_do(no_air):
         shift = np.array([(n + n % 2) * size for n, size in zip(cell, ROOM, strict=True)])
         if np.linalg.norm(mirror * path[0, 1:] + shift - LISTENER) > radius + 3:
             continue
-        image, distance = _heard(signal, path, mirror, shift, length)
+        image, distance = _moving_image(signal, path, mirror, shift, length)
         fade = np.cos(np.pi / 2 * np.clip(3 * distance / radius - 2, 0, 1))
         expected += 0.6 ** (sum(map(abs, cell)) / 2) * fade * image
         number += 1
@@ -94,124 +91,125 @@ def test_early_images_move_as_mirrors_do(no_air):
     assert mean < -45 and worst < -40
 
 
-def test_a_source_at_rest_has_the_response_of_its_place():
-    """Octave bands, air, fade and high-pass are those of rir, up to where its tail comes in."""
-    place = (3.4, 2.9, 1.1)
-    absorption = rooms.absorption(ROOM, np.array([0.5, 0.45, 0.4, 0.35, 0.35, 0.3, 0.25]))
-    response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, np.random.default_rng(0))
+def test_static_source_has_the_rir_of_its_position():
+    """Octave bands, air, fade and high-pass are those of rir, until its tail begins."""
+    position = (3.4, 2.9, 1.1)
+    rt60 = np.array([0.5, 0.45, 0.4, 0.35, 0.35, 0.3, 0.25])
+    room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, rt60))
+    response = rir.shoebox_rir(room, position, LISTENER, np.random.default_rng(0))
     dry = np.random.default_rng(1).standard_normal(160).astype(np.float32)
-    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.PRE_SAMPLES :]
+    expected = np.stack([np.convolve(row, dry) for row in response])[:, bands.PRE_SAMPLES :]
     until = int(rooms.mixing_time(ROOM) * 2 / 3 * SAMPLE_RATE)
-    path = np.array([[0.0, *place]])
-    found = motion.early_sound(dry, 100, path, ROOM, absorption, LISTENER, 4000)
+    path = np.array([[0.0, *position]])
+    found = motion.early_sound(dry, 100, path, room, LISTENER, 4000)
     off, expected = found[:, 100 : 100 + until] - expected[:, :until], expected[:, :until]
     assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
     assert np.abs(found[:, :100]).max() < 1e-2 * np.abs(found).max()
 
 
 @pytest.mark.parametrize("by_wall", [False, True])
-def test_all_images_of_a_source_at_rest_are_the_full_response(by_wall):
-    place = (3.4, 2.9, 1.1)
+def test_full_mode_of_a_static_source_is_the_full_rir(by_wall):
+    position = (3.4, 2.9, 1.1)
     absorption = rooms.absorption(ROOM, 0.16)
-    if by_wall:  # each wall another, and one that reflects nothing
+    if by_wall:  # all walls differ, and one reflects nothing
         absorption = np.linspace(0.4, 1.0, 6)[:, None] * np.linspace(0.8, 1.0, 7)
-    response = rir.shoebox_rir(ROOM, absorption, place, LISTENER, None, full=True)
+    room = rooms.Shoebox(ROOM, absorption)
+    response = rir.shoebox_rir(room, position, LISTENER, None, full=True)
     dry = np.random.default_rng(1).standard_normal(64).astype(np.float32)
-    expected = np.stack([np.convolve(row, dry) for row in response])[:, rir.PRE_SAMPLES :]
-    path, length = np.array([[0.0, *place]]), expected.shape[1] - 64
-    found = motion.early_sound(dry, 0, path, ROOM, absorption, LISTENER, length, full=True)
+    expected = np.stack([np.convolve(row, dry) for row in response])[:, bands.PRE_SAMPLES :]
+    path, length = np.array([[0.0, *position]]), expected.shape[1] - 64
+    found = motion.early_sound(dry, 0, path, room, LISTENER, length, full=True)
     off = found - expected[:, :length]
     assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
 
 
-def test_an_approaching_tone_is_heard_higher():
+def test_approaching_tone_has_a_doppler_shift():
     path = np.array([[0.0, 4.5, 1.7, 1.5], [1.0, 2.7, 1.7, 1.5]])  # 1.8 m/s, head-on
     dry = np.sin(2 * np.pi * 2000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
-    w = motion.early_sound(dry, 0, path, ROOM, ALMOST_ONE, LISTENER, SAMPLE_RATE)[0, 2000:14000]
+    w = motion.early_sound(dry, 0, path, ANECHOIC, LISTENER, SAMPLE_RATE)[0, 2000:14000]
     spectrum = np.abs(np.fft.rfft(w * np.hanning(len(w)), 2**18))
     found = spectrum.argmax() * SAMPLE_RATE / 2**18
     assert found == pytest.approx(2000 / (1 - 1.8 / 343), abs=0.2)
 
 
-def test_nothing_clicks():
-    """A 1 kHz tone on a path with sharp corners has nothing above 3 kHz, at any moment."""
+def test_corners_of_a_path_do_not_click():
+    """A 1 kHz tone on a path with sharp corners has no energy above 3 kHz at any time."""
     path = np.array(
         [[0.0, 1.0, 3.0, 1.2], [0.5, 2.0, 3.0, 1.2], [1.0, 1.0, 2.9, 1.2], [1.5, 1.2, 1.2, 2.2]]
     )
     length = 2 * SAMPLE_RATE
     dry = np.sin(2 * np.pi * 1000 * np.arange(length) / SAMPLE_RATE).astype(np.float32)
-    absorption = rooms.absorption(ROOM, 0.4)
-    heard = motion.early_sound(dry, 0, path, ROOM, absorption, LISTENER, length)
+    room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.4))
+    audio = motion.early_sound(dry, 0, path, room, LISTENER, length)
     rng = np.random.default_rng(0)
-    for part, tail in motion.late_segments(dry, 0, path, ROOM, absorption, LISTENER, rng):
+    for part, tail in motion.late_segments(dry, 0, path, room, LISTENER, rng):
         for c in range(4):
-            heard[c] += np.convolve(part, tail[c])[rir.PRE_SAMPLES : rir.PRE_SAMPLES + length]
+            audio[c] += np.convolve(part, tail[c])[bands.PRE_SAMPLES : bands.PRE_SAMPLES + length]
     window = np.blackman(512)
     for c in range(4):
-        frames = np.lib.stride_tricks.sliding_window_view(heard[c, 2000:-500], 512)[::128]
+        frames = np.lib.stride_tricks.sliding_window_view(audio[c, 2000:-500], 512)[::128]
         power = np.abs(np.fft.rfft(frames * window)) ** 2
         above = power[:, 3000 * 512 // SAMPLE_RATE :].sum(axis=1).max()
         assert 10 * np.log10(above / np.median(power.sum(axis=1))) < -50
 
 
-def test_parts_of_the_dry_signal_keep_its_power():
+def test_squares_of_segments_sum_to_that_of_the_dry_signal():
     path = np.array([[0.1, 1.0, 3.0, 1.2], [1.0, 3.9, 3.0, 1.2]])
     dry = np.random.default_rng(0).standard_normal(SAMPLE_RATE).astype(np.float32)
-    absorption = rooms.absorption(ROOM, 0.3)
+    room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.3))
     rng = np.random.default_rng(1)
-    parts, tails = zip(
-        *motion.late_segments(dry, 800, path, ROOM, absorption, LISTENER, rng), strict=True
-    )
+    parts, tails = zip(*motion.late_segments(dry, 800, path, room, LISTENER, rng), strict=True)
     assert len(parts) == 7  # 2.9 m, one every half metre
     np.testing.assert_allclose(sum(p**2 for p in parts), dry**2, rtol=1e-5)
     for i, j in itertools.combinations(range(7), 2):
         shared = np.vdot(tails[i], tails[j]) / np.linalg.norm(tails[i]) / np.linalg.norm(tails[j])
         assert abs(shared) < 0.1
-    (rest,) = motion.late_segments(dry, 0, path[:1], ROOM, absorption, LISTENER, rng)
-    np.testing.assert_array_equal(rest[0], dry)
+    ((segment, _),) = motion.late_segments(dry, 0, path[:1], room, LISTENER, rng)
+    np.testing.assert_array_equal(segment, dry)
 
 
-def test_energy_decays_as_at_rest():
-    """In windows of 10 ms over the join and the tail, averaged over draws of the tail."""
-    place = np.array([3.4, 2.9, 1.1])
-    absorption = rooms.absorption(ROOM, 0.4)
-    moving = np.array([[0.0, *(place - 0.3)], [0.1, *(place + 0.3)]])
+def test_energy_decays_as_that_of_a_static_source():
+    """In windows of 10 ms over the cross-fade and the tail, averaged over draws of the tail."""
+    position = np.array([3.4, 2.9, 1.1])
+    room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.4))
+    moving = np.array([[0.0, *(position - 0.3)], [0.1, *(position + 0.3)]])
     dry = np.random.default_rng(2).standard_normal(1600).astype(np.float32)
     length, energies = 6400, np.zeros((2, 640))
 
-    def through(response):
-        return np.stack([np.convolve(row, dry)[rir.PRE_SAMPLES :][:length] for row in response])
+    def convolve(response):
+        return np.stack([np.convolve(row, dry)[bands.PRE_SAMPLES :][:length] for row in response])
 
-    early = motion.early_sound(dry, 0, moving, ROOM, absorption, LISTENER, length)
+    early = motion.early_sound(dry, 0, moving, room, LISTENER, length)
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        heard = early.copy()
-        for part, tail in motion.late_segments(dry, 0, moving, ROOM, absorption, LISTENER, rng):
+        audio = early.copy()
+        for part, tail in motion.late_segments(dry, 0, moving, room, LISTENER, rng):
             for c in range(4):
-                heard[c] += np.convolve(part, tail[c])[rir.PRE_SAMPLES :][:length]
-        at_rest = through(rir.shoebox_rir(ROOM, absorption, place, LISTENER, rng))
-        for row, found in zip(energies, (heard, at_rest), strict=True):
+                audio[c] += np.convolve(part, tail[c])[bands.PRE_SAMPLES :][:length]
+        static = convolve(rir.shoebox_rir(room, position, LISTENER, rng))
+        for row, found in zip(energies, (audio, static), strict=True):
             row += (found[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
     windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down
     level = 10 * np.log10(windows[0] / windows[1])
     assert np.abs(level).max() < 2.5 and abs(level.mean()) < 0.7
 
 
-def test_where_walls_are_uneven_late_images_follow_the_path():
-    """Against all images of the moving source; tails of the closed form are 0.6 to 0.8 dB off."""
-    room, listener = (6.8, 4.0, 3.5), (1.9, 3.0, 1.7)
+def test_nonuniform_absorption_has_late_images_along_the_path():
+    """Compared with all images of the moving source; noise tails have errors of 0.6 to 0.8 dB."""
+    listener = (1.9, 3.0, 1.7)
     walls = np.repeat([[0.8], [0.1], [0.2], [0.4], [0.2], [0.2]], 7, axis=1)
     path = np.array([[0.0, 3.0, 1.2, 1.6], [0.7, 3.6, 1.5, 1.6]])
     rng = np.random.default_rng(4)
     dry = rng.standard_normal(int(0.7 * SAMPLE_RATE)).astype(np.float32)
-    where = (path, room, walls, listener)
+    where = (path, rooms.Shoebox((6.8, 4.0, 3.5), walls), listener)
     length = len(dry) + SAMPLE_RATE // 2
     expected = motion.early_sound(dry, 0, *where, length, full=True)
     found = motion.early_sound(dry, 0, *where, length)
     for part, tail in motion.late_segments(dry, 0, *where, rng):
-        heard = scipy.signal.fftconvolve(part[None], tail, axes=1)[:, rir.PRE_SAMPLES :][:, :length]
-        found[:, : heard.shape[1]] += heard
-    # What is still heard after the source has ended, to 35 dB down.
+        late = scipy.signal.fftconvolve(part[None], tail, axes=1)[:, bands.PRE_SAMPLES :]
+        late = late[:, :length]
+        found[:, : late.shape[1]] += late
+    # Energy decay after the source has ended, down to -35 dB.
     left = [np.cumsum((x**2).sum(0)[::-1])[::-1][len(dry) :] for x in (found, expected)]
     curves = [10 * np.log10(energy / energy[0] + 1e-9) for energy in left]
     fallen = np.argmax(curves[1] < -35)
@@ -219,16 +217,17 @@ def test_where_walls_are_uneven_late_images_follow_the_path():
 
 
 @pytest.mark.parametrize("scattering", [0.0, 1.0])
-def test_walls_that_scatter_make_the_tails_isotropic(scattering):
-    flat, listener = (9.0, 8.0, 2.4), (4.0, 4.0, 1.2)
+def test_scattering_makes_the_tails_isotropic(scattering):
+    size, listener = (9.0, 8.0, 2.4), (4.0, 4.0, 1.2)
     path = np.array([[0.0, 3.0, 3.0, 1.2], [0.5, 3.5, 3.0, 1.2]])
-    dry, walls = np.ones(8000, np.float32), rooms.absorption(flat, 0.5)
+    dry, room = (
+        np.ones(8000, np.float32),
+        rooms.Shoebox(size, rooms.absorption(size, 0.5), scattering),
+    )
     rng = np.random.default_rng(0)
     energy = sum(
         (late[:, 3000:] ** 2).sum(axis=1)
-        for _, late in motion.late_segments(
-            dry, 0, path, flat, walls, listener, rng, True, scattering
-        )
+        for _, late in motion.late_segments(dry, 0, path, room, listener, rng)
     )
     if scattering:
         np.testing.assert_allclose(energy[1:] / energy[0], 1 / 3, rtol=0.15)

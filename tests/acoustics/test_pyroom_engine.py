@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scenes whose responses pyroomacoustics gives say what their labels say, as ours do."""
+"""Scenes with RIRs by pyroomacoustics agree with their labels, and with the built-in engine."""
 
 import dataclasses
 import sys
@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import foa, pyroom_engine, render, rir, rooms, scenes
+from jaxasa.acoustics import foa, measure, pyroom_engine, render, rir, rooms, scenes
 from jaxasa.config import ConfigError, Scenes
 from jaxasa.core.audio import SAMPLE_RATE
 
@@ -20,58 +20,58 @@ CLIPS = [scenes.Clip(str(i), f"class{i}", f"recording{i}", 0.5) for i in range(4
 
 
 def noise(clip):
-    """0.5 s of noise, of which the last 25 ms are silent and part one source from the next."""
+    """0.5 s of noise, with 25 ms of silence at the end that separates two sources."""
     rng = np.random.default_rng(int(clip))
     return np.pad(0.1 * rng.standard_normal(7600), (0, 400)).astype(np.float32)
 
 
-def test_direction_level_and_onset_without_walls_are_as_the_labels_have_them():
-    heard = 0
+def test_direction_level_and_onset_agree_with_the_labels():
+    sources = 0
     for i in range(12):
         spec = scenes.sample_scene(RANGES, CLIPS, 3, "train", i)
         spec = dataclasses.replace(spec, absorption=(1.0,) * 7)
-        theirs, scene = pyroom_engine.render_scene(spec, noise)
-        ours, described = render.render(spec, noise)
+        pyroom, scene = pyroom_engine.render_scene(spec, noise)
+        builtin, described = render.render(spec, noise)
         strip = lambda s: {k: v for k, v in s.items() if k not in ("rt60", "sources", "gain")}  # noqa: E731
         assert strip(scene) == strip(described)
-        for source, mine in zip(scene["sources"], described["sources"], strict=True):
+        for source, expected_source in zip(scene["sources"], described["sources"], strict=True):
             for name in ("class", "azimuth", "elevation", "distance", "onset", "offset"):
-                assert source[name] == mine[name]
+                assert source[name] == expected_source[name]
             start = round(source["onset"] * SAMPLE_RATE)
             part = slice(start, start + 7600)
-            azimuth, elevation = foa.cartesian_to_azel(foa.intensity(theirs[part]))
+            azimuth, elevation = foa.cartesian_to_azel(foa.intensity(pyroom[part]))
             assert abs(foa.wrap_azimuth(azimuth - source["azimuth"])) < 0.5
             assert abs(elevation - source["elevation"]) < 0.5
-            # 10 log10 of a power of 0.01 at 1 m, less the distance, at the source's own gain.
-            level = 10 * np.log10(np.mean(theirs[part, 0] ** 2) / scene["gain"] ** 2)
+            # A power of 0.01 at 1 m, minus the distance, at the gain of the source.
+            level = 10 * np.log10(np.mean(pyroom[part, 0] ** 2) / scene["gain"] ** 2)
             expected = -20 + source["level"] - 20 * np.log10(source["distance"])
             assert level == pytest.approx(expected, abs=0.5)
-            own = 10 * np.log10(np.mean(ours[part, 0] ** 2) / described["gain"] ** 2)
-            assert level == pytest.approx(own, abs=0.3)
+            builtin_level = 10 * np.log10(np.mean(builtin[part, 0] ** 2) / described["gain"] ** 2)
+            assert level == pytest.approx(builtin_level, abs=0.3)
             before, after = (
-                theirs[max(start - 60, 0) : start - 20, 0],
-                theirs[start : start + 40, 0],
+                pyroom[max(start - 60, 0) : start - 20, 0],
+                pyroom[start : start + 40, 0],
             )
             assert np.abs(before).max() < 0.2 * np.abs(after).max()
-            heard += 1
-    assert heard >= 15
+            sources += 1
+    assert sources >= 15
 
 
-def test_a_room_decays_and_answers_as_ours_does():
-    room, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
-    walls = rooms.absorption(room, 0.25)
-    theirs = pyroom_engine.pyroom_rir(room, walls, source, listener)
-    ours = rir.shoebox_rir(room, walls, source, listener, np.random.default_rng(0), full=True)
+def test_rir_has_the_parameters_of_the_builtin_engine():
+    size, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
+    room = rooms.Shoebox(size, rooms.absorption(size, 0.25))
+    theirs = pyroom_engine.pyroom_rir(room, source, listener)
+    ours = rir.shoebox_rir(room, source, listener, np.random.default_rng(0), full=True)
     assert np.argmax(np.abs(theirs[0])) == np.argmax(np.abs(ours[0]))
-    assert rir.rt60(theirs) == pytest.approx(rir.rt60(ours), rel=0.06)
+    assert measure.rt60(theirs) == pytest.approx(measure.rt60(ours), rel=0.06)
     distance = float(np.linalg.norm(np.subtract(source, listener)))
-    assert rir.drr(theirs, distance) == pytest.approx(rir.drr(ours, distance), abs=0.7)
+    assert measure.drr(theirs, distance) == pytest.approx(measure.drr(ours, distance), abs=0.7)
     length = min(theirs.shape[1], ours.shape[1])
     energy = [10 * np.log10((h[:, :length] ** 2).sum(1)) for h in (theirs, ours)]
     np.testing.assert_allclose(energy[0], energy[1], atol=0.7)
 
 
-def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
+def test_unsupported_options_raise(monkeypatch):
     with pytest.raises(ConfigError, match=r"Scenes\.moving_source_prob is 0\.5.*pyroomacoustics"):
         dataclasses.replace(RANGES, moving_source_prob=0.5)
     with pytest.raises(ConfigError, match=r"Scenes\.rir_rooms is 3.*pyroomacoustics"):
@@ -90,13 +90,13 @@ def test_what_it_cannot_do_is_refused_by_name(monkeypatch):
     from jaxasa.data import formats
 
     with pytest.raises(ConfigError, match=r"Scenes\.engine is 'pyroomacoustics'.*binaural"):
-        formats.find("binaural", "pyroomacoustics")
+        formats.get_format("binaural", "pyroomacoustics")
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
     with pytest.raises(ConfigError, match="pip install 'jaxasa"):
-        formats.find("records", "pyroomacoustics")
+        formats.get_format("records", "pyroomacoustics")
 
 
-def test_a_binaural_model_is_refused():
+def test_binaural_model_raises():
     from jaxasa.config import gin_files
 
     files = ["run/smoke.gin", "model/binaural.gin", "data/pyroomacoustics.gin"]
@@ -105,9 +105,9 @@ def test_a_binaural_model_is_refused():
 
 
 @pytest.mark.parametrize("trained", ["run/smoke.gin", "run/demo_long.gin"])
-def test_its_rooms_are_heard_by_a_model_of_any_training(trained):
-    """One that mixes its scenes from stored responses of ours, too."""
+def test_engine_overrides_the_scenes_of_any_run(trained):
+    """Also of one that mixes its scenes from a bank of RIRs."""
     from jaxasa.config import gin_files
 
-    asked, _ = gin_files.load([trained, "data/pyroomacoustics.gin"])
-    assert asked.scenes.engine == "pyroomacoustics" and asked.scenes.rir_rooms == 0
+    run, _ = gin_files.load([trained, "data/pyroomacoustics.gin"])
+    assert run.scenes.engine == "pyroomacoustics" and run.scenes.rir_rooms == 0

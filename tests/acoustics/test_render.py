@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import convolve, foa, materials, render, rir, rooms, scenes
+from jaxasa.acoustics import (
+    bands,
+    convolve,
+    foa,
+    materials,
+    measure,
+    render,
+    rir,
+    rooms,
+    scenes,
+)
 from jaxasa.config import ConfigError, Scenes
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
@@ -59,7 +69,7 @@ def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
     )
     clips = [dataclasses.replace(c, seconds=0.5) for c in CLIPS]
     gap = 400  # 25 ms of silence at the end of each clip part them
-    heard = 0
+    sources = 0
     for i in range(200):
         spec = scenes.sample_scene(ranges, clips, 11, "train", i)
         spec = dataclasses.replace(spec, absorption=ANECHOIC)
@@ -77,11 +87,11 @@ def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
             azimuth, elevation = foa.cartesian_to_azel(foa.intensity(signal[start:end]))
             assert abs(foa.wrap_azimuth(azimuth - source["azimuth"])) < 0.5
             assert abs(elevation - source["elevation"]) < 0.5
-            heard += 1
-    assert heard > 350
+            sources += 1
+    assert sources > 350
 
 
-def test_moving_and_turning_are_in_the_audio_as_they_are_described():
+def test_audio_follows_described_motion_and_turning():
     ranges = dataclasses.replace(
         CONFIG,
         sources=(1, 1),
@@ -91,13 +101,13 @@ def test_moving_and_turning_are_in_the_audio_as_they_are_described():
         seconds=3.0,
     )
     clips = [dataclasses.replace(c, seconds=2.5) for c in CLIPS]
-    turned = 0
+    turning = 0
     for i in range(20):
         spec = scenes.sample_scene(ranges, clips, 11, "train", i)
         spec = dataclasses.replace(spec, absorption=ANECHOIC)
         signal, scene = render.render(spec, lambda clip: _noise_clip(clip, 2.5))
         (source,) = scene["sources"]
-        turned += "yaw" in scene
+        turning += "yaw" in scene
         assert len(source["doa_trajectory"]) == 30
         for k, (azimuth, elevation, distance) in enumerate(source["doa_trajectory"]):
             if not source["onset"] < 0.1 * k < source["offset"] - 0.1:
@@ -111,11 +121,11 @@ def test_moving_and_turning_are_in_the_audio_as_they_are_described():
             assert level * distance == pytest.approx(1, abs=0.15)
         end = int(source["offset"] * SAMPLE_RATE)
         assert np.abs(signal[end + 400 :, 0]).max(initial=0) < 0.02 * np.abs(signal[:, 0]).max()
-    assert 4 < turned < 16
+    assert 4 < turning < 16
 
 
-# Samples 3000, 8000, 13000, 18000 and 23000 of two scenes without echoes or noise, as the
-# version before anything could move rendered them.
+# Samples 3000, 8000, 13000, 18000 and 23000 of two scenes without reflections or noise, as
+# rendered before moving sources were added.
 GOLDEN = {
     0: [
         [-6.15678e-10, -1.64738e-10, -2.22583e-10, 5.16691e-10],
@@ -150,7 +160,7 @@ def test_scenes_at_rest_sound_as_they_always_did(index):
     np.testing.assert_allclose(found[3000:26000:5000], GOLDEN[index], atol=2e-3 * rms)
 
 
-def test_a_listener_who_turns_hears_the_field_rotated_at_each_sample():
+def test_turning_listener_rotates_the_field_at_each_sample():
     turning = ((0.5, 0.0), (2.0, 400.0))
     still, _ = render.render(_spec(snr=20.0), _noise_clip)
     found, scene = render.render(_spec(snr=20.0, yaw_trajectory=turning), _noise_clip)
@@ -178,43 +188,44 @@ def test_sensor_noise_is_white_and_independent_at_its_snr():
     np.testing.assert_allclose(thirds, thirds.mean(), rtol=0.05)
 
 
-def test_mix_is_render_with_the_responses_given():
+def test_render_with_rirs_equals_render_with_the_same_rirs():
     sources = (_source(), _source(clip="2", onset=0.1, position=(1.0, 1.0, 1.0)))
     spec = _spec(*sources)
     expected, described = render.render(spec, _noise_clip, full=True)
-    responses = []
+    rirs = []
     for source in sources:
-        where = (spec.room, spec.absorption, source.position, spec.listener)
-        response = rir.shoebox_rir(*where, None, full=True)
-        responses.append(render.measure_rir(response, math.dist(source.position, spec.listener)))
-    found, scene = render.render_with_rirs(spec, _noise_clip, responses)
+        response = rir.shoebox_rir(spec.shoebox(), source.position, spec.listener, None, full=True)
+        rirs.append(render.measure_rir(response, math.dist(source.position, spec.listener)))
+    found, scene = render.render_with_rirs(spec, _noise_clip, rirs)
     np.testing.assert_array_equal(found, expected)
     assert scene == described
     moving = _spec(_source(waypoints=((1.0, 3.0, 4.1, 1.5),)))
-    with pytest.raises(ConfigError, match=r"sources\[0\].waypoints.*given response"):
-        render.render_with_rirs(moving, _noise_clip, responses[:1])
-    with pytest.raises(ConfigError, match="responses is 1"):
-        render.render_with_rirs(spec, _noise_clip, responses[:1])
+    with pytest.raises(
+        ConfigError, match=r"sources\[0\].waypoints.*expected none if RIRs are given"
+    ):
+        render.render_with_rirs(moving, _noise_clip, rirs[:1])
+    with pytest.raises(ConfigError, match="rirs is 1"):
+        render.render_with_rirs(spec, _noise_clip, rirs[:1])
 
 
 OFFICE = materials.room_absorption("plasterboard", "carpet", "ceiling_tile")
 
 
-def test_a_scene_has_the_walls_and_scattering_of_its_spec():
+def test_audio_has_the_walls_and_scattering_of_the_spec():
     walls = tuple(map(tuple, OFFICE.tolist()))
     spec = _spec(absorption=walls, scattering=0.7)
     found, scene = render.render(spec, _noise_clip)
-    where = (spec.room, OFFICE, spec.sources[0].position, spec.listener)
-    response = rir.shoebox_rir(*where, keys.rng(0, "tail", "train", 0, 0), scattering=0.7)
-    heard = render.measure_rir(response, math.dist(*where[2:]))
-    assert (scene["rt60"], scene["sources"][0]["drr"]) == (heard.rt60, heard.drr)
-    expected, _ = render.render_with_rirs(spec, _noise_clip, [heard])
+    positions = (spec.sources[0].position, spec.listener)
+    room, rng = rooms.Shoebox(spec.room, OFFICE, 0.7), keys.rng(0, "tail", "train", 0, 0)
+    measured = render.measure_rir(rir.shoebox_rir(room, *positions, rng), math.dist(*positions))
+    assert (scene["rt60"], scene["sources"][0]["drr"]) == (measured.rt60, measured.drr)
+    expected, _ = render.render_with_rirs(spec, _noise_clip, [measured])
     np.testing.assert_array_equal(found, expected)
-    with pytest.raises(ConfigError, match="scattering is 0.7, expected 0"):
+    with pytest.raises(ConfigError, match="scattering is 0.7, expected 0 if full=True"):
         render.render(spec, _noise_clip, full=True)
 
 
-def test_a_moving_scene_is_rendered_whole_and_alike_each_time():
+def test_moving_scene_is_deterministic_and_labelled_at_onset():
     sources = (_source(waypoints=((1.5, 3.8, 3.6, 1.5),)), _source(clip="2"))
     spec = _spec(*sources)
     found, scene = render.render(spec, _noise_clip)
@@ -225,7 +236,7 @@ def test_a_moving_scene_is_rendered_whole_and_alike_each_time():
     assert scene["rt60"] == pytest.approx(still["rt60"], rel=1e-6)
 
 
-def test_the_hybrid_has_the_energy_of_all_images_of_a_moving_source():
+def test_hybrid_of_a_moving_source_has_the_energy_of_all_images():
     source = _source(waypoints=((0.9, 3.3, 3.8, 1.5),))
     absorption = tuple(rooms.absorption((6.0, 5.0, 3.0), 0.2).tolist())
     spec = _spec(source, seconds=1.2, absorption=absorption)
@@ -253,11 +264,11 @@ def test_render_is_deterministic_and_shaped():
     assert not np.array_equal(first, other)
 
 
-def test_turned_listener_hears_the_field_turned_back():
+def test_yaw_rotates_the_field_in_the_opposite_direction():
     straight, _ = render.render(_spec(snr=100.0), _noise_clip)
-    turned, scene = render.render(_spec(snr=100.0, yaw=50.0), _noise_clip)
+    rotated, scene = render.render(_spec(snr=100.0, yaw=50.0), _noise_clip)
     scale = np.abs(straight).max()
-    assert np.abs(turned - foa.rotate(straight, -50.0)).max() < 1e-4 * scale
+    assert np.abs(rotated - foa.rotate(straight, -50.0)).max() < 1e-4 * scale
     assert scene["sources"][0]["azimuth"] == pytest.approx(90 - 50)
 
 
@@ -271,7 +282,7 @@ def test_convolution_equals_the_direct_sum():
         for c in range(4):
             full = np.convolve(track, response[c])
             expected[c, start : start + len(full)] += full
-    expected = expected[:, rir.PRE_SAMPLES : rir.PRE_SAMPLES + 40000]
+    expected = expected[:, bands.PRE_SAMPLES : bands.PRE_SAMPLES + 40000]
     np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
 
 
@@ -290,7 +301,7 @@ def test_snr_and_covariance_of_the_noise():
     np.testing.assert_allclose(octaves, np.mean(octaves), rtol=0.25)
 
 
-def test_gain_is_one_reference_until_it_would_clip():
+def test_gain_is_constant_unless_it_would_clip():
     quiet, scene = render.render(_spec(_source(gain=-6.0)), _noise_clip)
     loud, louder = render.render(_spec(_source(gain=6.0)), _noise_clip)
     assert scene["gain"] == louder["gain"] == render.MAX_GAIN
@@ -307,23 +318,21 @@ def test_level_falls_as_one_over_distance():
         render.render(dataclasses.replace(spec, sources=(_source(position=p),)), _noise_clip)[0]
         for p in ((3.7, 2.5, 1.5), (4.4, 2.5, 1.5))
     )
-    # Air takes a little of the highest octave.
+    # Air attenuates the highest octave a little.
     assert np.linalg.norm(near) / np.linalg.norm(far) == pytest.approx(2, rel=0.01)
 
 
-def test_labels_are_measured_on_the_responses():
+def test_labels_are_measured_on_the_rirs():
     sources = (_source(), _source(clip="2", onset=0.1, position=(1.0, 1.0, 1.0)))
     spec = _spec(*sources)
     _, scene = render.render(spec, _noise_clip, full=True)
     assert [s["clip"] for s in scene["sources"]] == ["2", "1"]
     decays = []
     for described, source in zip(scene["sources"], sources[::-1], strict=True):
-        response = rir.shoebox_rir(
-            spec.room, spec.absorption, source.position, spec.listener, None, full=True
-        )
+        response = rir.shoebox_rir(spec.shoebox(), source.position, spec.listener, None, full=True)
         distance = math.dist(source.position, spec.listener)
-        assert described["drr"] == pytest.approx(rir.drr(response, distance))
-        decays.append(rir.rt60(response))
+        assert described["drr"] == pytest.approx(measure.drr(response, distance))
+        decays.append(measure.rt60(response))
     assert scene["rt60"] == pytest.approx(np.mean(decays))
     _, dry = render.render(_spec(absorption=ANECHOIC), _noise_clip)
     assert dry["rt60"] == 0.4
@@ -362,7 +371,7 @@ def test_clip_is_cut_with_a_fade_and_resampled():
         (np.array([-np.inf, 0.0]), "clip 1, sample 0 is -inf, expected finite"),
     ],
 )
-def test_bad_clip_is_named(clip, words):
+def test_bad_clip_raises_with_its_id(clip, words):
     with pytest.raises(ConfigError, match=words):
         render.render(_spec(), lambda _: clip)
 

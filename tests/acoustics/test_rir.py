@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.signal
 
-from jaxasa.acoustics import foa, materials, measure, rir, rooms
+from jaxasa.acoustics import bands, foa, materials, measure, rir, rooms
 from jaxasa.config import ConfigError
 from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
@@ -15,9 +15,9 @@ ROOM = (6.0, 5.0, 3.0)
 LISTENER = np.array([3.1, 2.4, 1.5])
 
 
-def test_high_pass_removes_what_images_build_up():
-    absorption = rooms.absorption(ROOM, 0.4)
-    response = rir.shoebox_rir(ROOM, absorption, (1, 1, 1), LISTENER, keys.rng(0), full=True)
+def test_high_pass_removes_the_build_up_of_images():
+    room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.4))
+    response = rir.shoebox_rir(room, (1, 1, 1), LISTENER, keys.rng(0), full=True)
     spectrum = np.abs(np.fft.rfft(response[0], 16000))
     assert spectrum[:20].max() < 0.02 * spectrum[200:4000].mean()
 
@@ -49,8 +49,8 @@ def _pyroomacoustics(room, walls, source, listener, seconds: float) -> np.ndarra
     box.compute_rir()
     length = min(len(box.rir[c][0]) for c in range(4))
     rirs = np.stack([box.rir[c][0][:length] for c in range(4)])
-    # pyroomacoustics delays all by 40 samples, this package by LEAD.
-    return rir.high_pass(np.pad(rirs, ((0, 0), (rir.PRE_SAMPLES - 40, 0))).astype(np.float32))
+    # pyroomacoustics delays all by 40 samples, this package by PRE_SAMPLES.
+    return rir.high_pass(np.pad(rirs, ((0, 0), (bands.PRE_SAMPLES - 40, 0))).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,8 @@ def yardstick():
         flat = rooms.absorption(room, rt60, air=False)[3]
         walls = np.clip(flat * rng.uniform(0.6, 1.4, 6), 0.05, 0.95)
         absorption = np.repeat(walls[:, None], 7, axis=1)
-        where = (room, absorption, source, listener)
-        ours = rir.shoebox_rir(*where, keys.rng(0), full=True, air=False)
+        shoebox = rooms.Shoebox(room, absorption, air=False)
+        ours = rir.shoebox_rir(shoebox, source, listener, keys.rng(0), full=True)
         theirs = _pyroomacoustics(room, walls, source, listener, ours.shape[1] / SAMPLE_RATE)
         cases.append((room, source, listener, ours, theirs[:, : ours.shape[1]]))
     return cases
@@ -77,18 +77,18 @@ def test_full_mode_is_pyroomacoustics_wave_for_wave(yardstick):
         assert 20 * np.log10(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) < -45
 
 
-def test_full_mode_measures_as_pyroomacoustics(yardstick):
+def test_full_mode_has_the_parameters_of_pyroomacoustics(yardstick):
     """Onset, early energy a channel, RT60 a band, DRR, direction of the direct sound."""
     for room, source, listener, ours, theirs in yardstick:
         distance = float(np.linalg.norm(source - listener))
-        arrival = rir.PRE_SAMPLES + round(distance / rooms.SPEED_OF_SOUND * SAMPLE_RATE)
+        arrival = bands.PRE_SAMPLES + round(distance / rooms.SPEED_OF_SOUND * SAMPLE_RATE)
         onsets = [int(np.argmax(np.abs(r[0, : arrival + 20]))) for r in (ours, theirs)]
         assert abs(onsets[0] - onsets[1]) <= 1 and abs(onsets[0] - arrival) <= 1
         energy = [(r[:, : arrival + 800] ** 2).sum(axis=1) for r in (ours, theirs)]
         np.testing.assert_allclose(10 * np.log10(energy[0] / energy[1]), 0, atol=0.5)
         found, expected = (measure.octave_rt60(r, rooms.BANDS[:6]) for r in (ours, theirs))
         assert np.all(np.abs(found - expected) <= np.maximum(0.05 * expected, 0.02))
-        assert rir.drr(ours, distance) == pytest.approx(rir.drr(theirs, distance), abs=0.5)
+        assert measure.drr(ours, distance) == pytest.approx(measure.drr(theirs, distance), abs=0.5)
         azimuth, elevation = foa.cartesian_to_azel(source - listener)
         direct = [foa.intensity(r[:, arrival - 4 : arrival + 5].T) for r in (ours, theirs)]
         # Where a reflection comes at its heels, theirs says what is to be heard, else geometry.
@@ -105,8 +105,8 @@ def test_octave_bands_decay_as_pyroomacoustics():
     pytest.importorskip("pyroomacoustics")
     room, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
     absorption = np.array([0.4, 0.42, 0.45, 0.5, 0.55, 0.6, 0.6])
-    where = (room, absorption, source, listener)
-    ours = rir.shoebox_rir(*where, keys.rng(0), full=True, air=False)
+    shoebox = rooms.Shoebox(room, absorption, air=False)
+    ours = rir.shoebox_rir(shoebox, source, listener, keys.rng(0), full=True)
     seconds = ours.shape[1] / SAMPLE_RATE
     theirs = _pyroomacoustics(room, np.tile(absorption, (6, 1)), source, listener, seconds)
     found, expected = (measure.octave_rt60(r, rooms.BANDS[1:6]) for r in (ours, theirs))
@@ -121,17 +121,18 @@ def hybrids(request):
         room = rng.uniform([3.5, 3.0, 2.4], [9.0, 7.0, 3.6])
         source, listener = rng.uniform(0.12, 0.88, (2, 3)) * room
         rt60 = rng.uniform(max(0.2, 1.2 * rooms.sabine_min_rt60(room)), 0.6)
-        where = (room, rooms.absorption(room, rt60), source, listener)
+        where = (rooms.Shoebox(room, rooms.absorption(room, rt60)), source, listener)
         pairs.append([rir.shoebox_rir(*where, keys.rng(0, i), full=full) for full in (False, True)])
     return pairs
 
 
+def _t20(response: np.ndarray) -> float:
+    return measure.t20(measure.decay_curve(response[0, bands.PRE_SAMPLES :]))
+
+
 def test_hybrid_decays_like_full_mode(hybrids):
     """T20 of W within 5 % in the median room and 10 % in the worst; energies, decay curves."""
-    ratio = [
-        measure.t20(h[0, rir.PRE_SAMPLES :]) / measure.t20(f[0, rir.PRE_SAMPLES :])
-        for h, f in hybrids
-    ]
+    ratio = [_t20(hybrid) / _t20(full) for hybrid, full in hybrids]
     assert np.median(np.abs(np.array(ratio) - 1)) < 0.05
     assert np.abs(np.array(ratio) - 1).max() < 0.10
     energy = [10 * np.log10((h**2).sum(axis=1) / (f**2).sum(axis=1)) for h, f in hybrids]
@@ -149,7 +150,7 @@ def test_hybrid_decays_like_full_mode(hybrids):
 def test_hybrid_begins_as_the_images_themselves(hybrids):
     for hybrid, full in hybrids[:8]:
         # Two thirds of the shortest mixing time; the octave filters ring a little further.
-        early = slice(0, rir.PRE_SAMPLES + int(16000 * 0.02))
+        early = slice(0, bands.PRE_SAMPLES + int(16000 * 0.02))
         error = np.linalg.norm(hybrid[:, early] - full[:, early]) / np.linalg.norm(full[:, early])
         assert 20 * np.log10(error) < -50
 
@@ -163,17 +164,18 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
     That is, above the two octaves whose images are followed to the end, from where all others have
     faded: without tail there would be nothing.
     """
-    absorption, rng = rooms.absorption(room, rt60), np.random.default_rng(0)
+    shoebox = rooms.Shoebox(room, rooms.absorption(room, rt60))
+    rng = np.random.default_rng(0)
     decays, ratios, covariances = [], [], np.zeros((2, 4, 4))
     above = scipy.signal.butter(8, 450, "highpass", fs=SAMPLE_RATE, output="sos")
     for i in range(50):
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
-        where, distance = (room, absorption, source, listener), math.dist(source, listener)
+        where, distance = (shoebox, source, listener), math.dist(source, listener)
         both = [rir.shoebox_rir(*where, keys.rng(0, i), full=full) for full in (False, True)]
         decays.append([measure.octave_rt60(r, rooms.BANDS[:6]) for r in both])
-        ratios.append([rir.drr(r, distance) for r in both])
+        ratios.append([measure.drr(r, distance) for r in both])
         for k, response in enumerate(both):
-            start = rir.PRE_SAMPLES + int(
+            start = bands.PRE_SAMPLES + int(
                 rir.EARLY_MIXING_TIMES * rir.mixing_time_at(room, distance) * SAMPLE_RATE
             )
             late = scipy.signal.sosfilt(above, response, axis=1)[:, start:]
@@ -189,7 +191,7 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
         assert np.abs(c / np.outer(scale, scale) - np.eye(4)).max() < 0.04
 
 
-def _uneven_rooms():
+def _nonuniform_rooms():
     rng = np.random.default_rng(2)
     sides = ("plasterboard", "wooden_lining", "curtains", "acoustic_plaster")
     ceilings, floors = ("ceiling_tile", "mineral_wool"), ("carpet", "linoleum")
@@ -197,24 +199,20 @@ def _uneven_rooms():
         walls = materials.room_absorption(
             tuple(rng.choice(sides, 4)), *map(rng.choice, (floors, ceilings))
         )
-        room = rng.uniform([3.0, 2.6, 2.4], [5.0, 4.0, 3.0])
-        if (
-            0.4 < rir.rir_duration(room, walls, 1.0, air=True) < 0.7
-        ):  # where the full mode is soon done
-            yield room, walls, *(rng.uniform(0.15, 0.85, (2, 3)) * room)
+        size = rng.uniform([3.0, 2.6, 2.4], [5.0, 4.0, 3.0])
+        room = rooms.Shoebox(size, walls)
+        if 0.4 < rir.rir_duration(room, 1.0) < 0.7:  # the full mode is fast enough
+            yield room, *(rng.uniform(0.15, 0.85, (2, 3)) * size)
 
 
-def test_hybrid_of_uneven_walls_decays_like_full_mode():
+def test_hybrid_with_nonuniform_absorption_decays_like_full_mode():
     """T20 as a whole and of each octave from 125 Hz on; the closed form alone errs by half."""
     whole, octaves, furthest = [], [], []
-    for where in itertools.islice(_uneven_rooms(), 5):
+    for where in itertools.islice(_nonuniform_rooms(), 5):
         both = [rir.shoebox_rir(*where, keys.rng(0), full=full) for full in (False, True)]
         n = min(r.shape[1] for r in both)
         found, expected = (r[:, :n] for r in both)
-        whole.append(
-            measure.t20(found[0, rir.PRE_SAMPLES :]) / measure.t20(expected[0, rir.PRE_SAMPLES :])
-            - 1
-        )
+        whole.append(_t20(found) / _t20(expected) - 1)
         octaves.append(np.divide(*(measure.octave_rt60(r, rooms.BANDS[:6]) for r in both)) - 1)
         curves = [measure.decay_curve(r[0]) for r in (found, expected)]
         furthest.append(np.abs(curves[0] - curves[1])[curves[1] > -40].max())
@@ -223,43 +221,41 @@ def test_hybrid_of_uneven_walls_decays_like_full_mode():
     assert np.median(furthest) < 0.3 and np.max(furthest) < 2.0
 
 
-def test_noise_follows_where_uneven_walls_hold_too_many_images(monkeypatch):
-    room, walls, *places = next(_uneven_rooms())
-    size = np.asarray(room)
-    whole = rir.shoebox_rir(room, walls, *places, keys.rng(0))
-    assert (
-        rir.coarse_image_end_time(size, walls, 0.5) == 0.75
-        and rir.coarse_image_end_time(size, walls[0], 0.5) == 0
-    )
+def test_noise_tail_replaces_images_beyond_the_maximum(monkeypatch):
+    room, *positions = next(_nonuniform_rooms())
+    size, walls = room.size, room.absorption
+    whole = rir.shoebox_rir(room, *positions, keys.rng(0))
+    assert rir.coarse_image_end_time(size, walls, 0.5) == 0.75
+    assert rir.coarse_image_end_time(size, walls[0], 0.5) == 0
     monkeypatch.setattr(rir, "MAX_COARSE_IMAGES", 200_000)
-    fewer = [rir.shoebox_rir(room, walls, *places, keys.rng(k)) for k in (1, 2)]
-    fade = (
-        rir.PRE_SAMPLES
-        + int(float(rir.coarse_image_end_time(size, walls, 9.0)) * rir.FADE_START * SAMPLE_RATE)
-        - 200
-    )
+    fewer = [rir.shoebox_rir(room, *positions, keys.rng(k)) for k in (1, 2)]
+    end = float(rir.coarse_image_end_time(size, walls, 9.0))
+    fade = bands.PRE_SAMPLES + int(end * rir.FADE_START * SAMPLE_RATE) - 200
     np.testing.assert_allclose(fewer[0][:, :fade], whole[:, :fade], atol=2e-4)
     assert np.abs(fewer[0] - fewer[1])[:, fade:].max() > 1e-4
     energy = [(r[:, fade:] ** 2).sum() for r in (*fewer, whole)]
     np.testing.assert_allclose(10 * np.log10(energy[:2] / energy[2]), 0, atol=2.0)
-    # Walls that scatter have noise from the mixing on, as others have.
-    one, two = (rir.shoebox_rir(room, walls, *places, keys.rng(k), scattering=0.5) for k in (1, 2))
+    # A room that scatters has a noise tail from the mixing time on.
+    diffuse = rooms.Shoebox(size, walls, scattering=0.5)
+    one, two = (rir.shoebox_rir(diffuse, *positions, keys.rng(k)) for k in (1, 2))
     assert np.abs(one - two).max() > 1e-4
 
 
 def test_same_key_same_response():
-    where = (ROOM, rooms.absorption(ROOM, 0.3), (1, 1, 1), LISTENER)
+    where = (rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.3)), (1, 1, 1), LISTENER)
     one, two, other = (rir.shoebox_rir(*where, keys.rng(0, k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, two)
     assert np.abs(one - other).max() > 1e-4
 
 
 def test_air_shortens_high_bands():
-    where = (ROOM, np.full(7, 0.1), (1, 1, 1), LISTENER)
-    decays = [
-        measure.octave_rt60(rir.shoebox_rir(*where, keys.rng(0), air=air), (500.0, 4000.0))
+    rirs = [
+        rir.shoebox_rir(
+            rooms.Shoebox(ROOM, np.full(7, 0.1), air=air), (1, 1, 1), LISTENER, keys.rng(0)
+        )
         for air in (True, False)
     ]
+    decays = [measure.octave_rt60(response, (500.0, 4000.0)) for response in rirs]
     rates = 1 / decays[0][1] - 1 / decays[1][1]
     assert rates == pytest.approx(
         rooms.SPEED_OF_SOUND * rooms.AIR_ABSORPTION[5] / (6 * math.log(10)), rel=0.25
@@ -270,9 +266,9 @@ def test_air_shortens_high_bands():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"room": (6, 0, 3)}, "room is .6, 0, 3., expected length, width and height above 0"),
-        ({"room": (6, 5, math.nan)}, "room is"),
-        ({"room": (6, 5)}, "room is"),
+        ({"size": (6, 0, 3)}, "room is .6, 0, 3., expected length, width and height above 0"),
+        ({"size": (6, 5, math.nan)}, "room is"),
+        ({"size": (6, 5)}, "room is"),
         ({"absorption": np.zeros(7)}, "absorption is .*expected .7. or .6, 7. above 0 and up to 1"),
         ({"absorption": np.full(7, 1.2)}, "absorption is"),
         ({"absorption": np.ones(6)}, "absorption is"),
@@ -280,15 +276,23 @@ def test_air_shortens_high_bands():
         ({"source": (1, 1, 0)}, "source is"),
         ({"listener": (1, -1, 1)}, "listener is"),
         ({"source": (3, 2, 1.52)}, "source is .*expected 0.05 m or more from the listener"),
-        ({"scattering": 1.5}, "scattering is 1.5, expected a share from 0 to 1"),
+        ({"scattering": 1.5}, "scattering is 1.5, expected a number from 0 to 1"),
     ],
 )
-def test_bad_input_is_named(changes, message):
+def test_bad_input_raises_with_its_name(changes, message):
     good = {
-        "room": ROOM,
+        "size": ROOM,
         "absorption": np.full(7, 0.3),
         "source": (1, 1, 1),
         "listener": (3, 2, 1.5),
     }
+    arguments = good | changes
+    source, listener = arguments.pop("source"), arguments.pop("listener")
     with pytest.raises(ConfigError, match=message):
-        rir.shoebox_rir(rng=keys.rng(0), **(good | changes))
+        rir.shoebox_rir(rooms.Shoebox(**arguments), source, listener, keys.rng(0))
+
+
+def test_full_mode_has_no_scattering():
+    room = rooms.Shoebox(ROOM, np.full(7, 0.3), scattering=0.5)
+    with pytest.raises(ConfigError, match="scattering is 0.5, expected 0 if full=True"):
+        rir.shoebox_rir(room, (1, 1, 1), LISTENER, keys.rng(0), full=True)

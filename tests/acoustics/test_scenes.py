@@ -34,7 +34,7 @@ def test_draw_is_a_function_of_its_key(drawn):
 def test_draw_respects_ranges(drawn):
     by_id = {clip.id: clip for clip in CLIPS}
     for spec in drawn:
-        scenes.validate(spec)
+        spec.validate()
         for size, (low, high) in zip(
             spec.room, (CONFIG.length, CONFIG.width, CONFIG.height), strict=True
         ):
@@ -93,7 +93,7 @@ def test_classes_are_uniform_even_if_clips_are_not():
 
 
 def test_rooms_differ_in_colour(drawn):
-    decays = np.array([rooms.decay_time(s.room, s.absorption) for s in drawn])
+    decays = np.array([rooms.decay_time(s.shoebox()) for s in drawn])
     nominal = np.array([s.rt60 for s in drawn])
     assert np.median(np.abs(decays[:, 2:4].mean(axis=1) / nominal - 1)) < 0.01
     assert np.std(np.log(decays[:, 5] / decays[:, 1])) > 0.15
@@ -141,7 +141,7 @@ def test_scenes_at_rest_are_what_they_always_were():
     for ranges in (CONFIG, as_demo):
         for split in ("train", "dev"):
             for i in range(100):
-                raw = json.loads(scenes.to_json(scenes.sample_scene(ranges, CLIPS, 5, split, i)))
+                raw = json.loads(scenes.sample_scene(ranges, CLIPS, 5, split, i).to_json())
                 del raw["absorption"]
                 digest.update(json.dumps(_rounded(raw)).encode())
     assert digest.hexdigest() == "5fe77286cf6c72ce3fbdb55c29d792fd66c61b82ce0fd7426f65daa631e24ffb"
@@ -195,9 +195,9 @@ def test_walls_are_of_the_materials_named():
     alike = 0
     for i in range(60):
         spec = scenes.sample_scene(MADE, CLIPS, 7, "train", i)
-        scenes.validate(spec)
-        assert scenes.from_json(scenes.to_json(spec)) == spec
-        decay = rooms.decay_time(spec.room, spec.absorption)[2:4].mean()
+        spec.validate()
+        assert scenes.SceneSpec.from_json(spec.to_json()) == spec
+        decay = rooms.decay_time(spec.shoebox())[2:4].mean()
         assert spec.rt60 == pytest.approx(decay) and 0.2 <= spec.rt60 <= 1.0
         for wall, row in zip(rooms.WALLS, spec.absorption, strict=True):
             seen[wall].add(row)
@@ -212,7 +212,7 @@ def test_walls_are_of_the_materials_named():
         assert found == {table[name] for name in names}
     assert alike < 20
     for source in scenes.describe(spec)["sources"]:
-        assert source["drr"] == rooms.expected_drr(spec.room, spec.absorption, source["distance"])
+        assert source["drr"] == rooms.expected_drr(spec.shoebox(), source["distance"])
 
 
 def test_materials_that_no_room_can_have_in_the_range_are_refused():
@@ -229,7 +229,7 @@ def test_moving_sources_and_turning_listeners_keep_to_their_ranges():
     moving = [(spec, s) for spec, s in sources if s.waypoints]
     assert 0.4 < len(moving) / len(sources) < 0.6
     for spec, source in moving:
-        scenes.validate(spec)
+        spec.validate()
         path = source.path()
         assert path[-1, 0] >= source.onset + source.seconds - 1e-9
         room = np.array(spec.room)
@@ -253,7 +253,7 @@ def test_eight_sources_fit():
     clips = [scenes.Clip(f"clip{i}", f"class{i}", f"recording{i}", 1.0) for i in range(9)]
     for i in range(30):
         spec = scenes.sample_scene(many, clips, 7, "train", i)
-        scenes.validate(spec)
+        spec.validate()
         found = scenes.describe(spec)["sources"]
         assert len(found) == 8 and all(s["distance"] >= 0.6 - 1e-9 for s in found)
         assert np.all(np.diff([s["onset"] for s in found]) >= scenes.MIN_AUDIBLE_S - 1e-9)
@@ -264,7 +264,7 @@ def test_sources_overlap_by_the_share_asked_for(low, high):
     ranges = dataclasses.replace(CONFIG, overlap=(low, high), sources=(3, 3))
     for i in range(60):
         spec = scenes.sample_scene(ranges, CLIPS, 7, "train", i)
-        scenes.validate(spec)
+        spec.validate()
         found = scenes.describe(spec)["sources"]
         for a, b in zip(found, found[1:], strict=False):
             length = a["offset"] - a["onset"]

@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SOFA files that sofar writes here, of a sphere whose HRTF is known in every direction."""
+"""SOFA files written by sofar, of a sphere whose HRTF is known in every direction."""
 
 import numpy as np
 import pytest
 
 from jaxasa.acoustics import hrtf, rooms
+from jaxasa.acoustics.load_hrtf import load_hrtf
+from jaxasa.acoustics.sphere_hrtf import (
+    EAR_AZIMUTH,
+    HEAD_RADIUS,
+    SphereHrtf,
+    sphere_transfer_function,
+)
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import SAMPLE_RATE
 
 sofar = pytest.importorskip("sofar")
 
-A, C = hrtf.HEAD_RADIUS, rooms.SPEED_OF_SOUND
+A, C = HEAD_RADIUS, rooms.SPEED_OF_SOUND
 FLIGHT = 1.4 / C  # seconds from the loudspeaker to the head's centre
-EARS = np.radians([hrtf.EAR_AZIMUTH, -hrtf.EAR_AZIMUTH])
+EARS = np.radians([EAR_AZIMUTH, -EAR_AZIMUTH])
 
 
 def _directions(step: int = 15) -> np.ndarray:
@@ -31,14 +38,14 @@ def _exact(unit, frequency) -> np.ndarray:
     ears = np.stack([np.cos(EARS), np.sin(EARS), np.zeros(2)], axis=1)
     theta = np.arccos(np.clip(unit @ ears.T, -1, 1))
     mu = 2 * np.pi * frequency * A / C
-    return hrtf.sphere_transfer_function(np.inf, mu, theta.ravel()).reshape(*theta.shape, -1)
+    return sphere_transfer_function(np.inf, mu, theta.ravel()).reshape(*theta.shape, -1)
 
 
 def _responses(unit, rate: float, samples: int = 512) -> np.ndarray:
     frequency = np.fft.rfftfreq(samples, 1 / rate)
     spectrum = np.ones((len(unit), 2, len(frequency)), complex)
     spectrum[..., 1:] = _exact(unit, frequency[1:])
-    # What a measurement system lets through, so that the response is short.
+    # The band limit of a measurement system keeps the impulse response short.
     spectrum *= np.exp(-2j * np.pi * frequency * FLIGHT) / (1 + (frequency / 0.42 / rate) ** 32)
     return np.fft.irfft(spectrum, samples)
 
@@ -61,7 +68,7 @@ def _sofa(path, rate=44_100.0, **changes):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    return hrtf.load(_sofa(tmp_path_factory.mktemp("sofa") / "sphere.sofa"))
+    return load_hrtf(_sofa(tmp_path_factory.mktemp("sofa") / "sphere.sofa"))
 
 
 BANDS = ((150, 300), (300, 600), (600, 1200), (1200, 2400), (2400, 4800), (4800, 7000))
@@ -103,12 +110,12 @@ def test_directions_between_are_interpolated(measured):
 
 def test_flight_and_level_of_the_laboratory_are_gone(measured):
     taps, delay = measured.filters(hrtf.sphere_nodes(6)[0])
-    exact, expected = hrtf.SphereHrtf().filters(hrtf.sphere_nodes(6)[0])
+    exact, expected = SphereHrtf().filters(hrtf.sphere_nodes(6)[0])
     # The sphere's own delays average 9 microseconds; low frequencies take longer than rays.
     arrival = [_centre(t) + d for t, d in ((taps, delay), (exact, expected))]
     assert np.mean(arrival[0]) == pytest.approx(np.mean(arrival[1]), abs=1.5)
     # By one gain for all: the colour stays.
-    power = [np.abs(hrtf.diffuse_field(head, 512)[0, 0]) for head in (measured, hrtf.SphereHrtf())]
+    power = [np.abs(hrtf.diffuse_field(head, 512)[0, 0]) for head in (measured, SphereHrtf())]
     difference = 10 * np.log10(power[0][5:220] / power[1][5:220])
     assert np.ptp(difference) < 0.6 and abs(np.mean(difference)) < 3
 
@@ -120,7 +127,7 @@ def _centre(taps):
 
 @pytest.mark.parametrize("rate", [16_000.0, 48_000.0])
 def test_other_rates(tmp_path, rate):
-    level, delay = _errors(hrtf.load(_sofa(tmp_path / "x.sofa", rate)), _directions()[::7])
+    level, delay = _errors(load_hrtf(_sofa(tmp_path / "x.sofa", rate)), _directions()[::7])
     # A file at 16 kHz carries its own cut at the top.
     assert level < 0.3 and delay < 3e-6
 
@@ -139,12 +146,12 @@ def test_other_ways_to_write_the_same_file(tmp_path, measured):
     where = 2.0 * _unit(directions[::5])
     expected = hrtf.hrtf_spectrum(measured, where, 512)
     for i, changes in enumerate(files):
-        head = hrtf.load(_sofa(tmp_path / f"{i}.sofa", **changes))
+        head = load_hrtf(_sofa(tmp_path / f"{i}.sofa", **changes))
         np.testing.assert_allclose(hrtf.hrtf_spectrum(head, where, 512), expected, atol=0.06)
 
 
 def test_the_name_says_which_content(tmp_path, measured):
-    again = hrtf.load(_sofa(tmp_path / "sphere.sofa", 48_000.0))
+    again = load_hrtf(_sofa(tmp_path / "sphere.sofa", 48_000.0))
     assert again.name.startswith("sphere.sofa (") and again.name != measured.name
 
 
@@ -163,7 +170,7 @@ def test_damaged_contents_are_named(tmp_path, changes, words):
     assert len(_directions()) == 217
     path = _sofa(tmp_path / "bad.sofa", **changes)
     with pytest.raises(ConfigError, match=words) as raised:
-        hrtf.load(path)
+        load_hrtf(path)
     assert "bad.sofa" in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -173,18 +180,18 @@ def test_a_horizontal_ring_does_not_surround_the_head(tmp_path):
     data = _responses(_unit(ring), 44_100.0)
     path = _sofa(tmp_path / "ring.sofa", Data_IR=data, SourcePosition=position)
     with pytest.raises(ConfigError, match=r"ring\.sofa.*all around the head"):
-        hrtf.load(path)
+        load_hrtf(path)
 
 
 def test_other_conventions_are_refused(tmp_path):
     file = sofar.Sofa("GeneralFIR")
     sofar.write_sofa(str(tmp_path / "room.sofa"), file)
     with pytest.raises(ConfigError, match=r"room\.sofa.*GeneralFIR.*SimpleFreeFieldHRIR"):
-        hrtf.load(str(tmp_path / "room.sofa"))
+        load_hrtf(str(tmp_path / "room.sofa"))
     file = sofar.Sofa("SimpleFreeFieldHRTF")
     sofar.write_sofa(str(tmp_path / "spectra.sofa"), file)
     with pytest.raises(ConfigError, match="SimpleFreeFieldHRTF"):
-        hrtf.load(str(tmp_path / "spectra.sofa"))
+        load_hrtf(str(tmp_path / "spectra.sofa"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no SOFA", b"\x89HDF\r\n\x1a\n" + bytes(100)])
@@ -192,7 +199,7 @@ def test_a_file_that_is_none(tmp_path, content):
     path = tmp_path / "none.sofa"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"none\.sofa"):
-        hrtf.load(str(path))
+        load_hrtf(str(path))
 
 
 def test_one_ear_is_not_enough(tmp_path):
@@ -204,4 +211,4 @@ def test_one_ear_is_not_enough(tmp_path):
         ReceiverPosition=np.array([[0, 0.09, 0]]),
     )
     with pytest.raises(ConfigError, match=r"mono\.sofa.*2 ears"):
-        hrtf.load(path)
+        load_hrtf(path)

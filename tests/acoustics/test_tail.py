@@ -11,18 +11,16 @@ SHARES = np.diff([0.0, *(2**0.5 * np.array(rooms.BANDS[:-1])), 8000.0]) / 8000.0
 
 
 def test_tail_has_the_closed_forms_energy_and_covariance():
-    absorption = rooms.absorption(ROOM, 0.5)
+    room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.5))
     length = 6400
-    tails = [
-        tail.noise_tail(ROOM, absorption, length, keys.rng(i)).astype(float) for i in range(30)
-    ]
+    tails = [tail.noise_tail(room, length, keys.rng(i)).astype(float) for i in range(30)]
     times = (np.arange(length) + 0.5) / SAMPLE_RATE
-    expected = np.tensordot(SHARES, rooms.tail_energy(ROOM, absorption, times), 1)
+    expected = np.tensordot(SHARES, rooms.tail_energy(room, times), 1)
     expected = expected.reshape(4, 4, -1).mean(axis=2) / SAMPLE_RATE
     blocks = np.stack(tails).reshape(30, 4, 4, -1)
     energy = (blocks**2).mean(axis=(0, 3))
     np.testing.assert_allclose(10 * np.log10(energy / expected), 0, atol=0.2)
-    # No channel knows another: diffuse sound from opposite sides cancels in the products.
+    # Channels are uncorrelated: energy from opposite directions is equal.
     covariance = np.einsum("ictn,idtn->cd", blocks, blocks)
     scale = np.sqrt(np.diag(covariance))
     correlation = covariance / np.outer(scale, scale)
@@ -30,14 +28,14 @@ def test_tail_has_the_closed_forms_energy_and_covariance():
 
 
 def test_tail_of_a_cube_is_isotropic():
-    energy = rooms.tail_energy((4, 4, 4), np.full(7, 0.1), np.array([0.0]))[..., 0]
+    energy = rooms.tail_energy(rooms.Shoebox((4, 4, 4), np.full(7, 0.1)), np.array([0.0]))[..., 0]
     np.testing.assert_allclose(energy[:, 1:] / energy[:, :1], 1 / 3, rtol=1e-6)
 
 
 def test_scattering_mixes_directions_towards_the_isotropic():
     flat, times = (9.0, 8.0, 2.4), np.array([0.1, 0.3])
     energies = [
-        rooms.tail_energy(flat, np.full(7, 0.2), times, scattering=s) for s in (0.0, 0.5, 1.0)
+        rooms.tail_energy(rooms.Shoebox(flat, np.full(7, 0.2), s), times) for s in (0.0, 0.5, 1.0)
     ]
     for energy in energies:
         np.testing.assert_allclose(energy[:, 0], energies[0][:, 0])
@@ -49,8 +47,8 @@ def test_scattering_mixes_directions_towards_the_isotropic():
 
 
 def test_scattering_reaches_the_noise():
-    where = ((9.0, 8.0, 2.4), np.full(7, 0.2), 8000)
     for scattering, expected in ((0.0, 0.25), (1.0, 1 / 3)):
-        tails = [tail.noise_tail(*where, keys.rng(i), scattering=scattering) for i in range(20)]
+        room = rooms.Shoebox((9.0, 8.0, 2.4), np.full(7, 0.2), scattering)
+        tails = [tail.noise_tail(room, 8000, keys.rng(i)) for i in range(20)]
         energy = sum((t.astype(float) ** 2).sum(axis=1) for t in tails)
         assert abs(energy[2] / energy[0] - expected) < 0.02
