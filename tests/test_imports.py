@@ -125,10 +125,13 @@ def test_no_eval_no_exec_no_pickled_arrays():
     assert not calls
 
 
-def test_files_are_short():
-    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
-    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+def test_files_are_short_and_licensed():
+    paths = [path for top in ("jaxasa", "tests", ".ci") for path in (ROOT / top).rglob("*.py")]
+    texts = {str(path): path.read_text(encoding="utf-8") for path in paths}
+    lengths = {path: len(text.splitlines()) for path, text in texts.items()}
     assert {path: n for path, n in lengths.items() if n > MAX_LINES} == {}
+    header = "# SPDX-License-Identifier: Apache-2.0\n"
+    assert [path for path, text in texts.items() if not text.startswith(header)] == []
 
 
 def test_torch_model_is_self_contained():

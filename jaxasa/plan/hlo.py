@@ -157,9 +157,9 @@ class Program:
 
     def trip_count(self, loop: Instruction) -> int | None:
         """Trip count of a `while` instruction, None if it depends on data."""
-        known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-        if known:
-            return int(known[1])
+        match = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+        if match:
+            return int(match[1])
         bounds = set(self._loop_bounds(loop.attribute("condition").lstrip("%")))
         return -(-max(bounds) // self._induction_step(loop)) if bounds else None
 

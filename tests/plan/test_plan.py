@@ -47,9 +47,9 @@ def model_flops_of(run, program, shapes):
 
 
 def test_verdict_is_unknown_without_libtpu(capsys, tmp_path, monkeypatch):
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find_spec(name)
     )
     out = tmp_path / "plan.json"
     assert main.main(["plan", *TEXT, "--topology", "v5e:2x4", "--json", str(out)]) == 0
@@ -110,16 +110,14 @@ def test_model_flops_of_7b_sft_are_four_per_frozen_parameter():
     table = 152_064 * 3_584
     expected = 4 * rows * ((7.615e9 - 2 * table) * length + table * base.model.reply_tokens)
     shapes = aot.params_shapes(base)
-    found = model_flops_of(base, "sft", shapes)
+    sft = model_flops_of(base, "sft", shapes)
     # Adapters, projector and encoders add the rest.
-    assert expected < found < 1.05 * expected
+    assert expected < sft < 1.05 * expected
     rollout = model_flops_of(base, "rollout", shapes)
     new_tokens = base.grpo.batch_size * base.grpo.num_generations * base.model.reply_tokens
     assert rollout > 2 * new_tokens * (7.615e9 - table)
     # The update reuses the encoded audio, and runs each prompt once for its whole group.
-    assert (
-        positions_of(base, "rollout")["spatial"] > 0 == positions_of(base, "grpo")["spatial"]
-    )
+    assert positions_of(base, "rollout")["spatial"] > 0 == positions_of(base, "grpo")["spatial"]
     update = model_flops_of(base, "grpo", shapes)
     prompts, reply = base.grpo.batch_size, base.model.reply_tokens
     group = base.grpo.num_generations
@@ -148,10 +146,10 @@ def test_model_flops_count_per_scene_and_per_slot_layers_as_often_as_they_run():
     shape = jax.ShapeDtypeStruct((3, 5), np.float32)
     each_step = 16_000 // tiny.model.spatial.hop_length // tiny.model.spatial.frames_per_step
     steps = round(tiny.scenes.seconds * each_step)
-    counts = {"room": 1, "label": tiny.model.spatial.num_slots, "told": steps}
+    counts = {"room": 1, "label": tiny.model.spatial.num_slots, "stem": steps}
     for name, count in counts.items():
-        found = model_flops_of(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
-        assert found == 6 * 15 * tiny.spatial.batch_size * count, name
+        result = model_flops_of(tiny, "spatial", {"spatial": {name: {"kernel": shape}}})
+        assert result == 6 * 15 * tiny.spatial.batch_size * count, name
     assert {*flops.PER_SCENE, *flops.PER_SLOT} <= set(aot.params_shapes(tiny)["spatial"])
 
 
@@ -186,8 +184,8 @@ def test_activation_constraints_avoid_all_reduce_of_activations():
     ]
     with jax.set_mesh(over):
         text = jax.jit(product).lower(*shapes).compile().as_text()
-    found = roofline.step_cost(hlo.Program(text, 8), dict(over.shape), chips.topology("v5e:2x4"))
-    assert found.collective_bytes == {"fsdp": {"all-gather": 64 * 32 * 4}}
+    cost = roofline.step_cost(hlo.Program(text, 8), dict(over.shape), chips.topology("v5e:2x4"))
+    assert cost.collective_bytes == {"fsdp": {"all-gather": 64 * 32 * 4}}
 
 
 def test_libtpu_is_not_used_on_machines_without_tpu(monkeypatch):
@@ -262,9 +260,9 @@ def per_layer(run):
 @pytest.fixture
 def emulated(monkeypatch):
     """Hides libtpu and disables optimizations: programs are compiled, not run."""
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find_spec(name)
     )
     jax.config.update("jax_disable_most_optimizations", True)
     jax.devices()  # Starts JAX before a plan reduces the number of devices.
