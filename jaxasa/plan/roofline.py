@@ -62,7 +62,7 @@ def step_cost(
     """
     chip, per_chip = topology.chip, topology.chip.devices
     flops_per_s = chip.flops / per_chip * EFFICIENCY["matmul"]
-    hbm_per_s = chip.hbm_rate / per_chip * EFFICIENCY["hbm"]
+    hbm_per_s = chip.hbm_bandwidth / per_chip * EFFICIENCY["hbm"]
     cost = StepCost()
     coords = coords or [
         tuple(np.unravel_index(n // per_chip, topology.dims)) for n in range(topology.devices)
@@ -141,8 +141,8 @@ def ici_seconds(collective: Collective, topology: Topology, coords: Sequence) ->
     for length, full in zip(extends, topology.dims, strict=True):
         if length > 1:
             wraps = length == full and full % topology.chip.torus_wraparound == 0
-            rate += topology.chip.link_rate / len(topology.dims) * (1.0 if wraps else 0.5)
-    rate = (rate or topology.chip.link_rate) / topology.chip.devices * EFFICIENCY["ici"]
+            rate += topology.chip.ici_bandwidth / len(topology.dims) * (1.0 if wraps else 0.5)
+    rate = (rate or topology.chip.ici_bandwidth) / topology.chip.devices * EFFICIENCY["ici"]
     others = (size - 1) / size
     factor = {
         "all-reduce": 2 * others,
