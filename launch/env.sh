@@ -27,7 +27,8 @@ find_python() {
         "Ubuntu 22.04: sudo apt install python3.11 python3.11-venv"
 }
 
-# make_environment [EXTRA]: creates .venv with jaxasa and the extra, unless it is up to date.
+# make_environment [EXTRAS]: creates .venv with jaxasa and the extras ("test,parity"), unless it is
+# up to date.
 # A stamp file records pyproject.toml and the repository path; pip runs only if these changed.
 make_environment() {
     local extra=${1:-} python stamp quiet=
@@ -40,8 +41,8 @@ make_environment() {
         echo "creating $venv with $python" >&2
         "$python" -m venv --clear "$venv" || fail "$python -m venv failed; is the disk full?"
     fi
-    # An environment with the test extra also serves if no extra is needed.
-    if [[ -z $extra && $(cat "$venv/stamp-test" 2>/dev/null) == "$stamp" ]] ||
+    # An environment with the extras of the tests also serves if none is needed.
+    if [[ -z $extra && $(cat "$venv"/stamp-test* 2>/dev/null) == "$stamp" ]] ||
         [[ $(cat "$venv/stamp-$extra" 2>/dev/null) == "$stamp" ]]; then
         return
     fi

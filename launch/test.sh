@@ -5,10 +5,13 @@
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/env.sh"
 
-make_environment test
+# PyTorch, transformers and peft are part of the checks: exports, logits and adapters are compared
+# with theirs on each change. JAXASA_TEST_EXTRAS=test leaves them out, and skips those tests.
+make_environment "${JAXASA_TEST_EXTRAS:-test,parity}"
 cd "$root"
 export PATH=$venv/bin:$PATH
 ruff check .
 ruff format --check .
 mypy
-exec pytest -q -n auto "$@"
+# A file's tests stay in one process, which makes its fixtures and compiles its programs once.
+exec pytest -q -n auto --dist loadfile "$@"
