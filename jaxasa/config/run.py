@@ -126,8 +126,8 @@ class Run:
             responses, imported = self.scenes.rir_rooms, self.sft.qa_datasets
             check(responses == 0, "Scenes.rir_rooms", responses, "0: binaural scenes are stored")
             check(not imported, "SftStage.qa_datasets", imported, "(): imported recordings are FOA")
-            guests = self.spatial.real_recordings
-            check(not guests, "SpatialStage.real_recordings", guests, "(): recordings are FOA")
+            folders = self.spatial.real_recordings
+            check(not folders, "SpatialStage.real_recordings", folders, "(): recordings are FOA")
             engine, expected = self.scenes.engine, "'jaxasa', for Spatial.format is 'binaural'"
             check(engine == "jaxasa", "Scenes.engine", engine, expected)
 

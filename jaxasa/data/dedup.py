@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Assigns source recordings to train, dev and test; joins duplicate recordings.
 
-A source recording is what clips were cut from. Splits are made by recording, so that no clip of
-a recording is trained on if another is in the test.
+A source recording is the original that clips were cut from. Splits are by recording, so that no
+clip of a recording is trained on if another is in the test.
 
 >>> shares = (0.6, 0.15, 0.25)
 >>> split = assign_splits([f"recording {k}" for k in range(8)], shares, "dog", seed=0)

@@ -18,7 +18,7 @@ def files(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_without_beam_the_extra_is_named(bank, tmp_path, monkeypatch):
+def test_without_beam_the_error_names_the_extra(bank, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "apache_beam", None)
     monkeypatch.delitem(sys.modules, "jaxasa.data.beam", raising=False)
     with pytest.raises(ConfigError, match=r"jaxasa\[beam\]"):
@@ -34,7 +34,7 @@ def test_one_process_four_and_beam_write_the_same_bytes(
 ):
     """Beam's local runner in this process, and in processes of its own."""
     pytest.importorskip("apache_beam")
-    made = {}
+    outputs = {}
     own = ["--direct_num_workers=2", "--direct_running_mode=multi_processing"]
     ways = {
         "one": (1, None, ()),
@@ -50,27 +50,27 @@ def test_one_process_four_and_beam_write_the_same_bytes(
             beam = pytest.importorskip("jaxasa.data.beam")
             monkeypatch.setattr(beam, "_GROUP", 3)
         simulate(ranges, bank.folder, "dev", folder, 3, COUNT, format, runner, options)
-        made[name] = files(folder)
-    assert len(made["one"]) == (5 if format == "records" else 5 + 2 * COUNT)
+        outputs[name] = files(folder)
+    assert len(outputs["one"]) == (5 if format == "records" else 5 + 2 * COUNT)
     for name in compared:
-        assert made[name] == made["one"], name
+        assert outputs[name] == outputs["one"], name
 
 
-def test_beam_goes_on_with_what_is_missing(bank, tmp_path):
+def test_beam_adds_missing_shards(bank, tmp_path):
     pytest.importorskip("apache_beam")
     simulate(SCENES, bank.folder, "dev", tmp_path, 3, COUNT)
     whole = files(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    first, second, *kept = sorted(tmp_path.glob("*.array_record"))
+    first, second, *others = sorted(tmp_path.glob("*.array_record"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:-9])
-    times = [path.stat().st_mtime_ns for path in kept]
+    times = [path.stat().st_mtime_ns for path in others]
     simulate(SCENES, bank.folder, "dev", tmp_path, 3, COUNT, runner="DirectRunner")
     assert files(tmp_path) == whole
-    assert [path.stat().st_mtime_ns for path in kept] == times
+    assert [path.stat().st_mtime_ns for path in others] == times
 
 
-def test_unknown_runners_and_options_are_named(bank, tmp_path):
+def test_unknown_runners_and_options_are_refused(bank, tmp_path):
     pytest.importorskip("apache_beam")
     with pytest.raises(ConfigError, match="NoRunner"):
         simulate(SCENES, bank.folder, "dev", tmp_path / "a", 3, 2, runner="NoRunner")

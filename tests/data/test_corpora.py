@@ -50,7 +50,7 @@ def test_manifest_paths_are_relative_to_it(tmp_path):
     assert (only.labels, only.recording_id, only.open()) == (("dog",), "7", tmp_path / "a/b.wav")
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_and_columns_are_reported(tmp_path):
     for lister in (
         corpora.list_folder,
         corpora.list_esc50,

@@ -36,14 +36,14 @@ def lists(max_size):
 @pytest.fixture(scope="module")
 def both(bank, tmp_path_factory):
     """The same scenes as records, and in the DCASE layout."""
-    made = {}
+    sets = {}
     for name in ("records", "dcase"):
         folder = tmp_path_factory.mktemp(name)
-        made[name] = simulate(SCENES, bank.folder, "dev", folder, 5, 7, name)
-    return made["records"], made["dcase"]
+        sets[name] = simulate(SCENES, bank.folder, "dev", folder, 5, 7, name)
+    return sets["records"], sets["dcase"]
 
 
-def test_the_layout_is_that_of_dcase(both):
+def test_layout_follows_dcase(both):
     folder = both[0].folder, both[1][0].audio.parents[1]
     names = sorted(p.relative_to(folder[1]).as_posix() for p in folder[1].rglob("*.wav"))
     assert names == [f"foa/fold4_room{k:06d}_mix001.wav" for k in range(7)]
@@ -95,14 +95,14 @@ def test_interrupted_sets_are_completed_to_the_same_files(bank, both, tmp_path):
     with pytest.raises(ConfigError, match="no complete data set"):
         dcase.open_complete(tmp_path)
     simulate(SCENES, bank.folder, "dev", tmp_path, 5, 7, "dcase")
-    made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    assert made == whole
+    contents = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert contents == whole
     next(tmp_path.rglob("*.csv")).unlink()
     with pytest.raises(ConfigError, match="expected 7 recordings"):
         dcase.open_complete(tmp_path)
 
 
-def test_files_hash_to_what_the_shards_list(both):
+def test_shards_list_the_hashes_of_files(both):
     folder = both[1][0].audio.parents[1]
     manifest = records.read_manifest(folder)
     sizes = 0
@@ -114,7 +114,7 @@ def test_files_hash_to_what_the_shards_list(both):
     assert sum(p.stat().st_size for p in files) == sizes and len(files) == 14
 
 
-def test_moving_sources_have_a_place_in_each_frame():
+def test_moving_sources_have_a_position_in_each_frame():
     path = [[float(170 + 4 * k), 10.0 - k, 1.0 + 0.1 * k] for k in range(20)]
     source = {
         "class": "dog", "azimuth": 170.0, "elevation": 10.0, "distance": 1.0,
@@ -135,7 +135,7 @@ def test_moving_sources_have_a_place_in_each_frame():
     assert turned["azimuth"] == foa.wrap_azimuth(event["azimuth"] + 30)
 
 
-def test_a_source_too_short_for_a_frame_has_one():
+def test_a_very_short_source_has_one_frame():
     source = {
         "class": "bell", "azimuth": 0, "elevation": 0, "distance": 1,
         "onset": 1.98, "offset": 2.0,
@@ -146,18 +146,18 @@ def test_a_source_too_short_for_a_frame_has_one():
 
 
 @given(lists(40))
-def test_events_cover_exactly_the_frames_of_the_rows(found):
-    events = dcase.sources_of_events(sorted(found, key=lambda r: r[:5]), CLASSES, 61.0)
+def test_events_cover_exactly_the_frames_of_the_rows(rows):
+    events = dcase.sources_of_events(sorted(rows, key=lambda r: r[:5]), CLASSES, 61.0)
     covered = [
         (e["class"], f)
         for e in events
         for f in range(round(e["onset"] * 10), round(e["offset"] * 10))
     ]
-    assert set(covered) == {(CLASSES[r.label], r.frame) for r in found}
+    assert set(covered) == {(CLASSES[r.label], r.frame) for r in rows}
     assert [e["onset"] for e in events] == sorted(e["onset"] for e in events)
 
 
-def test_a_header_and_older_columns_are_read_and_faults_named(tmp_path):
+def test_headers_and_older_columns_are_read_and_bad_lines_reported(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("frame,class,source,azimuth,elevation\n3,1,0,-90,12\n4,1,0,-90,12\n")
     (event,) = dcase.sources_of_events(dcase.read_events(path), CLASSES, 1.0)
@@ -184,14 +184,14 @@ def test_published_folders_are_listed_with_their_metadata(tmp_path):
             path.parent.mkdir(parents=True)
             path.write_text("0,0,0,0,0\n")
     (tmp_path / "foa_dev/dev-test-tau/extra.wav").write_text("")
-    found = dcase.list_recordings(tmp_path)
-    assert [r.name for r in found] == [
+    recordings = dcase.list_recordings(tmp_path)
+    assert [r.name for r in recordings] == [
         "dev-test-tau/extra",
         "dev-test-tau/fold4_room2_mix001",
         "dev-train-sony/fold3_room1_mix001",
     ]
-    assert found[0].metadata is None
-    assert found[2].metadata == tmp_path / "metadata_dev/dev-train-sony/fold3_room1_mix001.csv"
+    assert recordings[0].metadata is None
+    assert recordings[2].metadata == tmp_path / "metadata_dev/dev-train-sony/fold3_room1_mix001.csv"
     with pytest.raises(ConfigError, match="foa_dev"):
         dcase.list_recordings(tmp_path / "foa_dev")
     assert dcase.class_names(tmp_path) == dcase.STARSS23 and len(dcase.STARSS23) == 13

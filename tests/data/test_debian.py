@@ -85,7 +85,7 @@ def test_rcc_gives_each_member_its_own_bytes(tmp_path, version):
         assert debian.read_rcc(path, member) == content
 
 
-def test_rcc_names_what_is_wrong(tmp_path):
+def test_rcc_errors_give_the_reason(tmp_path):
     path = tmp_path / "a.rcc"
     whole = rcc({"a/b": (riff(), 1), "a/z": (b"x", 4)})
     path.write_bytes(whole)
@@ -133,7 +133,7 @@ def test_zip_member_and_its_errors(tmp_path):
         debian.read_zip(path, "sound/a.wav")
 
 
-def test_index_lists_the_clips_of_nine_packages_then_those_for_training_alone():
+def test_index_lists_files_of_nine_packages_then_training_only_files():
     rows = debian.read_index()
     assert [row["split"] for row in rows] == [""] * 951 + ["train"] * (len(rows) - 951)
     own, more = ({row["package"] for row in part} for part in (rows[:951], rows[951:]))
@@ -174,7 +174,7 @@ def tools(tmp_path, monkeypatch):
     return folder
 
 
-def test_fetch_names_failures_keeps_the_rest_and_downloads_once(tools, tmp_path):
+def test_fetch_reports_failures_and_downloads_the_rest_once(tools, tmp_path):
     store = tmp_path / "store"
     failed = debian.fetch_packages(["lmms-common", "minetest-data", "scorched3d-data"], store)
     assert failed == {"scorched3d-data": "apt-get: no route to host"}
@@ -186,14 +186,14 @@ def test_fetch_names_failures_keeps_the_rest_and_downloads_once(tools, tmp_path)
     assert not (tools / "calls").exists()
 
 
-def test_fetch_renews_package_lists_of_its_own(tools, tmp_path, monkeypatch):
+def test_fetch_uses_private_package_lists(tools, tmp_path, monkeypatch):
     monkeypatch.setenv("STALE", "1")
     assert debian.fetch_packages(["minetest-data"], tmp_path / "store") == {}
     calls = (tools / "calls").read_text().splitlines()
     assert any("update" in call and "Dir::State::Lists" in call for call in calls)
 
 
-def test_unavailable_is_one_line_of_bad_input(tools, tmp_path, monkeypatch):
+def test_unavailable_packages_are_a_one_line_error(tools, tmp_path, monkeypatch):
     with pytest.raises(SoundsUnavailable, match="no route to host") as caught:
         debian.fetch_packages(["scorched3d-data"], tmp_path / "store")
     assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)
@@ -202,7 +202,7 @@ def test_unavailable_is_one_line_of_bad_input(tools, tmp_path, monkeypatch):
         debian.list_files(["Door"], tmp_path / "store")
 
 
-def test_recordings_fetch_only_the_packages_of_their_labels(tools, tmp_path):
+def test_only_packages_with_the_labels_are_fetched(tools, tmp_path):
     listed = debian.list_files(["Organ", "Cymbal / hi-hat"], tmp_path)
     assert {r.labels[0] for r in listed} == {"Organ", "Cymbal / hi-hat"}
     assert "scorched3d" not in (tools / "calls").read_text()
@@ -216,7 +216,7 @@ def test_recordings_fetch_only_the_packages_of_their_labels(tools, tmp_path):
         debian.list_files(["Dor"], tmp_path)
 
 
-def test_recordings_of_two_packages_are_told_apart(tools, tmp_path):
+def test_recording_ids_of_two_packages_differ(tools, tmp_path):
     listed = debian.list_files([], tmp_path, with_training_only=True)
     assert {r.recording_id for r in listed if r.labels == ("Typing",)}.isdisjoint(
         {r.recording_id for r in listed if r.package == "openttd-opensfx"}

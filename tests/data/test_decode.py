@@ -24,14 +24,14 @@ def test_read_mixes_down_and_resamples(tmp_path):
     assert np.abs(got - 0.4 * tone(1))[200:-200].max() < 2e-3
 
 
-def test_read_takes_bytes_of_a_file():
+def test_read_accepts_the_bytes_of_a_file():
     out = io.BytesIO()
     soundfile.write(out, tone(0.5) * 0.5, SAMPLE_RATE, format="FLAC")
     assert np.abs(read_mono(out.getvalue()) - 0.5 * tone(0.5)).max() < 1e-4
 
 
 @pytest.mark.parametrize("content", [b"RIFF not a sound", b"", None])
-def test_unreadable_files_say_so(tmp_path, content):
+def test_unreadable_files_are_refused(tmp_path, content):
     path = tmp_path / "bad.wav"
     if content is not None:
         path.write_bytes(content)
@@ -39,7 +39,7 @@ def test_unreadable_files_say_so(tmp_path, content):
         read_mono(path)
 
 
-def test_a_file_without_a_format_says_so(tmp_path):
+def test_a_file_without_a_format_is_refused(tmp_path):
     """soundfile asks for a rate; a bank goes on without the file."""
     path = tmp_path / "headerless.raw"
     path.write_bytes(bytes(3200))
@@ -47,7 +47,7 @@ def test_a_file_without_a_format_says_so(tmp_path):
         read_mono(path)
 
 
-def test_a_sample_rate_of_nothing_is_named(tmp_path):
+def test_a_sample_rate_of_zero_is_refused(tmp_path):
     path = tmp_path / "zero.wav"
     soundfile.write(path, tone(0.5), SAMPLE_RATE)
     content = bytearray(path.read_bytes())
@@ -61,7 +61,7 @@ def test_a_sample_rate_of_nothing_is_named(tmp_path):
             resample(np.zeros(9, np.float32), rate)
 
 
-def test_what_libsndfile_cannot_read_goes_to_the_system_decoders(tmp_path, monkeypatch):
+def test_files_that_libsndfile_cannot_read_go_to_system_decoders(tmp_path, monkeypatch):
     stereo = np.stack([tone(0.5), 0 * tone(0.5)]).astype(np.float32)
 
     def load(path, sr, mono, dtype):
@@ -92,7 +92,7 @@ def test_clipped_recordings_are_refused_at_any_level(tmp_path):
         assert len(read_mono(tmp_path / "whole.wav")) == SAMPLE_RATE
 
 
-def test_channels_upside_down_do_not_cancel(tmp_path):
+def test_inverted_channels_do_not_cancel(tmp_path):
     x = 0.5 * tone(1)
     soundfile.write(tmp_path / "a.wav", np.stack([x, -0.9 * x], 1), SAMPLE_RATE, subtype="FLOAT")
     np.testing.assert_allclose(read_mono(tmp_path / "a.wav"), x, atol=1e-6)
@@ -111,7 +111,7 @@ def test_empty_and_not_finite_are_refused(tmp_path):
         read_mono(tmp_path / "nan.wav")
 
 
-def test_silence_around_and_dc_are_removed():
+def test_silence_at_the_edges_and_dc_are_removed():
     x = np.concatenate([np.zeros(8000), 0.5 * tone(1), np.zeros(8000)]) + 0.2
     (clip,) = split_into_clips(x.astype(np.float32), 4.0)
     # An offset that starts with the file rings for some frames in the high-pass.
@@ -140,7 +140,7 @@ def test_peak_is_limited():
     assert 0.9 < np.abs(clip).max() <= 0.9501
 
 
-def test_long_recordings_give_at_most_six_clips_from_all_over():
+def test_long_recordings_give_at_most_six_evenly_spread_clips():
     rng = np.random.default_rng(0)
     sections = [tone(1, 200 + 100 * k) + 0.01 * rng.standard_normal(SAMPLE_RATE) for k in range(20)]
     clips = split_into_clips(np.concatenate(sections).astype(np.float32), 1.0)
@@ -150,7 +150,7 @@ def test_long_recordings_give_at_most_six_clips_from_all_over():
     assert all(len(clip) <= SAMPLE_RATE for clip in clips)
 
 
-def test_a_short_rest_is_not_a_clip_of_its_own():
+def test_a_short_remainder_is_not_a_clip():
     x = tone(4.5).astype(np.float32)
     assert [len(c) for c in split_into_clips(x, 4.0)] == [4 * SAMPLE_RATE]
     assert len(split_into_clips(tone(5.5).astype(np.float32), 4.0)) == 2

@@ -41,30 +41,30 @@ def test_order_does_not_matter_and_a_new_recording_moves_at_most_three(recording
 
 
 @given(names, st.sets(st.text(min_size=7, max_size=9), max_size=40))
-def test_known_recordings_stay_when_others_come(recordings, others):
+def test_previous_recordings_keep_their_split(recordings, others):
     before = assign_splits(recordings, SHARES, "dog", 0)
     after = assign_splits(recordings | others, SHARES, "dog", 0, previous=before)
     assert {name: after[name] for name in recordings} == before and set(
         after
     ) == recordings | others
-    wanted = sizes(assign_splits(recordings | others, SHARES, "dog", 0))
-    assert sum(abs(a - b) for a, b in zip(sizes(after), wanted, strict=True)) <= 2
+    expected = sizes(assign_splits(recordings | others, SHARES, "dog", 0))
+    assert sum(abs(a - b) for a, b in zip(sizes(after), expected, strict=True)) <= 2
 
 
 def test_a_split_that_lost_its_recordings_gets_one():
-    known = {str(k): "train" for k in range(9)}
-    after = assign_splits(known, SHARES, "dog", 0, previous=known)
+    previous = {str(k): "train" for k in range(9)}
+    after = assign_splits(previous, SHARES, "dog", 0, previous=previous)
     assert sizes(after) == [7, 1, 1]
 
 
-def test_seed_and_class_enter():
+def test_splits_depend_on_seed_and_class():
     recordings = {str(k) for k in range(40)}
     first = assign_splits(recordings, SHARES, "dog", 0)
     assert first != assign_splits(recordings, SHARES, "dog", 1)
     assert first != assign_splits(recordings, SHARES, "cat", 0)
 
 
-def test_copies_under_other_names_are_one_recording():
+def test_duplicates_under_other_names_are_one_recording():
     rng = np.random.default_rng(0)
     clips = [rng.standard_normal(n).astype(np.float32) for n in (4000, 6000, 5000, 3000)]
     softer = 0.3 * np.concatenate([np.zeros(700), clips[1]]) + 0.1 * rng.standard_normal(6700)
@@ -74,24 +74,18 @@ def test_copies_under_other_names_are_one_recording():
     assert got == ["a", "b", "c", "a", "b", "a"]
 
 
-def test_a_copy_stays_in_the_split_of_what_it_copies():
+def test_a_copy_stays_in_the_split_of_its_original():
     """By names alone the copy, which sorts first, would be new, and the test recording with it."""
     clips = list(np.random.default_rng(0).standard_normal((3, 4000)).astype(np.float32))
-    heard = ["a", "m", "z", "b"]
-    assert merge_duplicates(heard, [clips[0], clips[1], clips[2], clips[2]], {"z": "test"})[2:] == [
-        "z",
-        "z",
-    ]
-    both = {"a": "train", "b": "dev", "z": "test"}
-    assert merge_duplicates(heard, [clips[2], clips[1], clips[2], clips[2]], both) == [
-        "z",
-        "m",
-        "z",
-        "z",
-    ]
+    ids = ["a", "m", "z", "b"]
+    merged = merge_duplicates(ids, [clips[k] for k in (0, 1, 2, 2)], {"z": "test"})
+    assert merged[2:] == ["z", "z"]
+    previous = {"a": "train", "b": "dev", "z": "test"}
+    merged = merge_duplicates(ids, [clips[k] for k in (2, 1, 2, 2)], previous)
+    assert merged == ["z", "m", "z", "z"]
 
 
-def test_a_recording_for_training_alone_gives_way_and_joins_no_others():
+def test_a_training_only_recording_yields_and_joins_no_others():
     rng = np.random.default_rng(4)
     one, two, own = rng.standard_normal((3, 4000)).astype(np.float32)
     both = np.concatenate([one, two])  # correlates with each at 0.707
@@ -103,7 +97,7 @@ def test_a_recording_for_training_alone_gives_way_and_joins_no_others():
     assert merge_duplicates(["b", "a"], [own, own], training_only={"a", "b"}) == ["a", "a"]
 
 
-def test_sounds_of_one_spectrum_are_not_copies():
+def test_sounds_with_the_same_spectrum_are_not_duplicates():
     rng = np.random.default_rng(1)
     shape = np.hanning(4000)
     clips = [(shape * rng.standard_normal(4000)).astype(np.float32) for _ in range(5)]

@@ -15,7 +15,7 @@ def wave(rate=SAMPLE_RATE):
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-def test_ambix_is_read_as_it_is(tmp_path, name):
+def test_ambix_is_read_unchanged(tmp_path, name):
     _, foa = wave()
     soundfile.write(tmp_path / name, foa, SAMPLE_RATE, subtype="PCM_24")
     got = foa_file.read_foa(tmp_path / name)
@@ -39,7 +39,7 @@ def test_fuma_and_n3d_become_ambix(tmp_path):
         foa_file.read_foa(tmp_path / "a.wav", "acn")
 
 
-def test_bad_files_are_named_with_what_is_wrong(tmp_path):
+def test_bad_files_are_refused_with_the_reason(tmp_path):
     path = tmp_path / "take 1.wav"
     with pytest.raises(ConfigError, match="take 1.wav: no such file"):
         foa_file.read_foa(path)

@@ -74,15 +74,15 @@ def test_starss_becomes_windows_with_events_and_questions(starss, tmp_path):
     assert name.endswith("fold3_room1_mix002.wav")
     assert "has 2 channels, expected 4" in data.manifest["refused"][name]
     # Only the window in which nothing moves is asked about.
-    asked = rows_of(tmp_path / "out")
-    assert asked and {row["record"] for row in asked} == {0}
-    assert data.manifest["questions"] == len(asked)
-    for row in asked:
+    questions = rows_of(tmp_path / "out")
+    assert questions and {row["record"] for row in questions} == {0}
+    assert data.manifest["questions"] == len(questions)
+    for row in questions:
         assert row["answer"] in row["options"] and len(set(row["options"])) == 4
-    assert {r["answer"] for r in asked if r["task"] == "azimuth"} <= {"left"}
+    assert {r["answer"] for r in questions if r["task"] == "azimuth"} <= {"left"}
 
 
-def test_our_own_dcase_set_keeps_its_class_names(bank, tmp_path):
+def test_simulated_dcase_set_keeps_its_class_names(bank, tmp_path):
     from jaxasa import config
     from jaxasa.data.simulate import simulate
 
@@ -171,7 +171,7 @@ def test_so_dataset_becomes_records_and_questions(so, tmp_path):
         importing("so", so, tmp_path / "other", split="eval")
 
 
-def test_annotations_serve_where_classes_are_named(so, tmp_path):
+def test_annotations_are_read_if_classes_are_given(so, tmp_path):
     folder = so / "annotations/train"
     folder.mkdir(parents=True)
     (folder / "a.csv").write_text("0,1,0,30,0,200\n1,1,0,30,0,200\n")
@@ -226,7 +226,7 @@ def test_importing_again_opens_and_other_content_is_refused(so, tmp_path):
         importing("so", so, out)
 
 
-def test_nothing_is_left_of_an_import_that_fails(so, tmp_path, monkeypatch):
+def test_a_failed_import_leaves_nothing(so, tmp_path, monkeypatch):
     monkeypatch.setattr(import_scenes.records, "write_manifest", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         importing("so", so, tmp_path / "out")
@@ -253,19 +253,19 @@ fields = ("audio", "audio_path", "question", "answer", "options", "level", "trac
 
 
 @given(st.lists(st.dictionaries(st.sampled_from(fields), json_value) | json_value, max_size=5))
-def test_any_line_is_a_question_or_is_named(tmp_path_factory, lines):
+def test_any_line_is_a_question_or_is_refused(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("q") / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     refused = {}
-    found = so_dataset.read_jsonl(path, refused)
-    used = sum(len(rows) for _, rows in found.values())
+    sounds = so_dataset.read_jsonl(path, refused)
+    used = sum(len(rows) for _, rows in sounds.values())
     assert used + len(refused) == len(lines)
-    for _, rows in found.values():
+    for _, rows in sounds.values():
         for row in rows:
             assert row["question"].strip() and row["answer"].strip()
 
 
-def test_events_of_a_window_are_on_its_own_clock(starss, tmp_path):
+def test_events_are_relative_to_the_window(starss, tmp_path):
     data = importing("dcase", starss, tmp_path / "out", split="fold4", seconds=3.5)
     (first,), (second,) = data[0][1]["sources"], data[1][1]["sources"]
     assert (first["onset"], first["offset"]) == (1.0, 3.5)
@@ -273,7 +273,7 @@ def test_events_of_a_window_are_on_its_own_clock(starss, tmp_path):
     assert dcase.STARSS23[11] == first["class"]
 
 
-def test_bearings_of_recordings_keep_as_far_from_boundaries_as_the_benchmarks():
+def test_questions_on_recordings_keep_the_margin_of_the_benchmark():
     """A source 10 degrees from one would be asked about in training on simulated scenes."""
     classes = [f"class {k}" for k in range(8)]
 

@@ -44,7 +44,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
+def test_too_long_questions_are_left_out_and_counted(folder, tiny, text, capsys):
     source = ImportedQuestions(folder, tiny.model, text, 1.0)
     assert source.report == {"used": 3, "too long a sound": 1, "too long a text": 2}
     assert "2 too long a text" in capsys.readouterr().err
@@ -62,13 +62,13 @@ def test_what_does_not_fit_is_left_out_and_counted(folder, tiny, text, capsys):
         ImportedQuestions(folder, tiny.model, text, 1.0)
 
 
-def test_prompts_fit_with_the_turns_of_a_chat(folder, tiny, text):
+def test_prompt_lengths_include_the_chat_template(folder, tiny, text):
     """Words stand before and after each question there: of two that fit alone, one does."""
-    asked = ("Where is the Dog?", "what can you hear ?", "where is the bird ?")
+    texts = ("Where is the Dog?", "what can you hear ?", "where is the bird ?")
     options = (["left", "right", "front", "back"], None, None)
     prompts = [
         imported_questions._prompt_and_reply({"question": q, "options": o, "answer": "left"})[0]
-        for q, o in zip(asked, options, strict=True)
+        for q, o in zip(texts, options, strict=True)
     ]
     need = sorted(len(text.encode(p)) for p in prompts)
     model = dataclasses.replace(tiny.model, prompt_tokens=need[-1])
@@ -80,28 +80,29 @@ def test_prompts_fit_with_the_turns_of_a_chat(folder, tiny, text):
         ImportedQaExamples(model, chat, PLACES, 2)(element, keys.rng(0, "t", 0), 0.0)
 
 
-def test_examples_have_the_shapes_of_those_of_scenes(folder, tiny, text, described):
+def test_examples_have_the_arrays_of_qa_examples(folder, tiny, text, described):
     element = ImportedQuestions(folder, tiny.model, text, 1.0)[0]
-    made = ImportedQaExamples(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0), 0.0)
+    example = ImportedQaExamples(tiny.model, text, PLACES, 6)(element, keys.rng(0, "t", 0), 0.0)
     scene = transforms.QaExamples(
         questions.QuestionSampler(tiny.classes), tiny.model, text, PLACES, 6
     )
     like = scene((audio(9, 16_000), described(1)[0]), keys.rng(0, "t", 0), 0.0)
-    assert {k: (v.shape, v.dtype) for k, v in made.items()} == {
+    assert {k: (v.shape, v.dtype) for k, v in example.items()} == {
         k: (np.shape(v), np.asarray(v).dtype) for k, v in like.items()
     }
-    assert made["yaw"] == 0 and not made["mono"] and not made["drop_spatial"]
+    assert example["yaw"] == 0 and not example["mono"] and not example["drop_spatial"]
 
 
 def test_prompts_and_replies_are_the_rows(folder, tiny, text):
     element = ImportedQuestions(folder, tiny.model, text, 1.0)[0]
-    made = ImportedQaExamples(tiny.model, text, PLACES, 16)(element, keys.rng(0, "t", 1), 0.0)
-    said = set()
-    for prompt, reply, level in zip(made["prompt"], made["reply"], made["level"], strict=True):
+    example = ImportedQaExamples(tiny.model, text, PLACES, 16)(element, keys.rng(0, "t", 1), 0.0)
+    rows = set()
+    columns = (example[name] for name in ("prompt", "reply", "level"))
+    for prompt, reply, level in zip(*columns, strict=True):
         assert (prompt == text.audio_id).sum() == PLACES
         words = text.decode(prompt[prompt != text.audio_id])
-        said.add((words, text.decode(reply), int(level)))
-    assert said == {
+        rows.add((words, text.decode(reply), int(level)))
+    assert rows == {
         (
             " where is the dog ?\nA left\nB right\nC front\nD back\n",
             "<think></think><answer> left</answer>",
@@ -115,7 +116,7 @@ def test_prompts_and_replies_are_the_rows(folder, tiny, text):
     }
 
 
-def test_the_words_are_those_that_ask_uses(tiny, text):
+def test_questions_are_normalised_as_in_ask(tiny, text):
     prompt, _ = imported_questions._prompt_and_reply(
         {"question": "Where is the Dog, left?", "answer": "left"}
     )

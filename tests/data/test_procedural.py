@@ -28,7 +28,7 @@ def test_twelve_recordings_of_at_least_twelve_classes():
     assert len(set.union(*recordings.values())) == 12 * len(recordings)
 
 
-def test_every_clip_is_sound(bank):
+def test_every_clip_is_audible_and_not_clipped(bank):
     for samples in bank.values():
         assert samples.dtype == np.float32 and np.isfinite(samples).all()
         assert np.abs(samples).max() == pytest.approx(0.5)
@@ -36,7 +36,7 @@ def test_every_clip_is_sound(bank):
         assert all(len(p) > 0.3 * SAMPLE_RATE for p in split_into_clips(samples, 4.0))
 
 
-def test_a_clip_is_a_function_of_seed_take_and_clip(bank):
+def test_a_clip_is_a_function_of_seed_recording_and_clip(bank):
     again = procedural.synthesise("dog", 3, 1, 0)
     np.testing.assert_array_equal(again, bank["dog", 3, 1])
     for other in (bank["dog", 3, 0], bank["dog", 2, 1], procedural.synthesise("dog", 3, 1, 1)):
@@ -52,13 +52,13 @@ def _features(samples):
     return np.concatenate([bands.mean(0) - bands.mean(), bands.std(0)])
 
 
-def test_classes_can_be_told_apart_on_recordings_never_heard(bank):
-    known = [(k[0], _features(v)) for k, v in bank.items() if k[1] < 4]
+def test_classes_are_distinguishable_on_other_recordings(bank):
+    references = [(k[0], _features(v)) for k, v in bank.items() if k[1] < 4]
     right = []
     for (label, recording, _), samples in bank.items():
         if recording >= 4:
             x = _features(samples)
-            right.append(min(known, key=lambda item: np.abs(item[1] - x).sum())[0] == label)
+            right.append(min(references, key=lambda item: np.abs(item[1] - x).sum())[0] == label)
     assert np.mean(right) > 0.7  # chance is 0.07
     assert np.mean(right) < 1.0 or len(right) < 100  # recordings do differ
 

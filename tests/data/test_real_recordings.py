@@ -28,13 +28,13 @@ def folder(tmp_path_factory):
     return root / "out"
 
 
-def test_what_a_recording_does_not_tell_is_unknown(folder, capsys):
-    made = RealRecordings(folder, 1.5, CLASSES)
+def test_missing_labels_are_unknown(folder, capsys):
+    data = RealRecordings(folder, 1.5, CLASSES)
     assert "2 events, 1 of classes of the sound bank; of other classes: drill" in (
         capsys.readouterr().err
     )
-    audio, scene = made[0]
-    assert audio.shape == (24_000, 4) and (audio[16_000:] == 0).all() and len(made) == 1
+    audio, scene = data[0]
+    assert audio.shape == (24_000, 4) and (audio[16_000:] == 0).all() and len(data) == 1
     make = transforms.SpatialExamples(CLASSES, 3, 0.0, augment=False)
     target = make((audio, scene), keys.rng(0, "t", 0), 1.0)
     order = np.argsort(target["label"][:2])
@@ -52,20 +52,20 @@ def test_what_a_recording_does_not_tell_is_unknown(folder, capsys):
     assert np.isnan(target["room"]).all()
 
 
-def test_a_damaged_window_is_passed_over_until_it_is_drawn(folder, tmp_path, capsys):
+def test_a_damaged_window_is_skipped_until_it_is_read(folder, tmp_path, capsys):
     again = tmp_path / "again"
     shutil.copytree(folder, again)
     (shard,) = again.glob("*.array_record")
     data = bytearray(shard.read_bytes())
     data[data.find(records.Records(folder)[0][0][:300].tobytes()) + 200] ^= 1
     shard.write_bytes(data)
-    made = RealRecordings(again, 1.5, CLASSES)
-    assert len(made) == 1 and "1 windows, 0 events" in capsys.readouterr().err
+    data = RealRecordings(again, 1.5, CLASSES)
+    assert len(data) == 1 and "1 windows, 0 events" in capsys.readouterr().err
     with pytest.raises(records.DamagedRecord, match="record 0 is damaged"):
-        made[0]
+        data[0]
 
 
-def test_folders_that_do_not_fit_are_named(folder, tmp_path):
+def test_unsuitable_folders_are_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"a window of 1 s, expected at most 0.5 s \(`jaxasa"):
         RealRecordings(folder, 0.5, CLASSES)
     manifest = json.loads((folder / "manifest.json").read_text())

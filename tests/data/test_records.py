@@ -28,7 +28,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_every_record_comes_back_as_written(folder):
+def test_records_are_read_as_written(folder):
     data = Records(folder)
     assert len(data) == 7 and data.manifest["seed"] == 5 and data.manifest["count"] == 7
     for k in (6, 0, 3, 4, 1):
@@ -55,7 +55,7 @@ def test_shards_are_uncompressed_in_groups_of_one(folder):
     assert "group_size:1" in options and "uncompressed" in options
 
 
-def test_int16_steps_are_one_32767th():
+def test_int16_full_scale_is_32767():
     x = np.array([[0.0, 1.0, -1.0, 0.5]], np.float32)
     steps = records.to_int16(x)
     assert steps.tolist() == [[0, 32767, -32767, 16384]]
@@ -65,7 +65,7 @@ def test_int16_steps_are_one_32767th():
             records.to_int16(np.array([[bad]]))
 
 
-def test_light_to_pickle_and_shared_by_threads(folder):
+def test_records_pickle_small_and_are_thread_safe(folder):
     data = Records(folder)
     data[0]
     packed = pickle.dumps(data)
@@ -76,18 +76,18 @@ def test_light_to_pickle_and_shared_by_threads(folder):
     assert got == [k % 7 for k in range(200)]
 
 
-def test_grain_reads_it(folder):
+def test_grain_reads_records(folder):
     source = grain.MapDataset.source(Records(folder)).shuffle(seed=1).map(lambda r: r[1]["id"])
     assert sorted(source) == list(range(7))
 
 
-def test_without_manifest_it_is_not_complete(folder):
+def test_without_manifest_a_set_is_not_complete(folder):
     (folder / "manifest.json").unlink()
     with pytest.raises(ConfigError, match="no complete data set"):
         Records(folder)
 
 
-def test_truncated_missing_and_altered_shards_are_named(folder):
+def test_truncated_missing_and_changed_shards_are_reported(folder):
     path = folder / "s1.array_record"
     whole = path.read_bytes()
     altered = bytearray(whole)
@@ -106,7 +106,7 @@ def test_truncated_missing_and_altered_shards_are_named(folder):
         Records(folder)
 
 
-def test_read_entry_accepts_whole_shards_only(folder):
+def test_read_entry_accepts_complete_shards_only(folder):
     path = folder / "s0.array_record"
     assert records.read_entry(path, 4) == Records(folder).manifest["shards"][0]
     assert records.read_entry(path, 5) is None
@@ -115,7 +115,7 @@ def test_read_entry_accepts_whole_shards_only(folder):
     assert records.read_entry(path, 4) is None
 
 
-def test_a_shard_appears_only_when_whole(tmp_path):
+def test_a_shard_appears_only_when_complete(tmp_path):
     def fails():
         yield audio(0), {}
         raise RuntimeError("stop")

@@ -33,7 +33,7 @@ def files(folder):
     return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
 
 
-def test_records_are_the_scenes_drawn_and_rendered(bank, whole):
+def test_records_are_the_sampled_scenes_rendered(bank, whole):
     assert len(whole) == COUNT and [s["count"] for s in whole.manifest["shards"]] == [3] * 8 + [2]
     assert whole.manifest["bank"] == "procedural"
     for index in (0, COUNT - 1):
@@ -59,7 +59,7 @@ def test_a_complete_set_is_opened_and_another_is_refused(bank, whole):
     (whole.folder / "kept").rename(whole.folder / "manifest.json")
 
 
-def test_one_worker_makes_missing_and_damaged_shards_the_same(bank, whole, tmp_path):
+def test_one_worker_renders_missing_and_damaged_shards_the_same(bank, whole, tmp_path):
     contents = files(whole.folder)
     shards = sorted(name for name in contents if name != "manifest.json")
     (tmp_path / shards[0]).write_bytes(contents[shards[0]])
@@ -102,34 +102,34 @@ def test_a_killed_run_leaves_no_workers_and_resumes_to_the_same_files(bank, whol
     while _group_lives(run.pid) and time.monotonic() < end:
         time.sleep(0.05)
     assert not _group_lives(run.pid)
-    made = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.array_record")}
-    assert made and not (folder / "manifest.json").exists()
+    times = {p.name: p.stat().st_mtime_ns for p in folder.glob("*.array_record")}
+    assert times and not (folder / "manifest.json").exists()
     simulate(ONE_WORKER, bank.folder, "train", folder, 7, COUNT)
     assert files(folder) == files(whole.folder)
-    assert all((folder / name).stat().st_mtime_ns == made[name] for name in made)
+    assert all((folder / name).stat().st_mtime_ns == times[name] for name in times)
 
 
 def _group_lives(group):
     """Whether a process of the group runs (a zombie that nobody reaps does not)."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, found = stat.read_text().rpartition(")")[2].split()[:3]
+            state, _, process_group = stat.read_text().rpartition(")")[2].split()[:3]
         except OSError:
             continue
-        if int(found) == group and state != "Z":
+        if int(process_group) == group and state != "Z":
             return True
     return False
 
 
 def test_the_benchmark_holds_test_recordings_only(bank, whole, tmp_path):
     data = simulate(ONE_WORKER, bank.folder, "benchmark", tmp_path, 7, 6)
-    heard = {s["recording_id"] for k in range(6) for s in data[k][1]["sources"]}
-    assert heard <= {c.recording_id for c in bank.clips("test")}
+    recordings = {s["recording_id"] for k in range(6) for s in data[k][1]["sources"]}
+    assert recordings <= {c.recording_id for c in bank.clips("test")}
     trained = {s["recording_id"] for k in range(COUNT) for s in whole[k][1]["sources"]}
     assert trained <= {c.recording_id for c in bank.clips("train")}
 
 
-def test_the_manifest_says_what_rendered(whole):
+def test_manifest_names_the_renderer(whole):
     backend = whole.manifest["backend"]
     assert backend["renderer"] == "numba on cpu"
     assert backend["numpy"] == np.__version__
@@ -137,7 +137,7 @@ def test_the_manifest_says_what_rendered(whole):
     assert "workers" not in whole.manifest["scenes"] and "train" not in whole.manifest["scenes"]
 
 
-def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):
+def test_scenes_of_another_engine_are_another_set(bank, tmp_path):
     pra = pytest.importorskip("pyroomacoustics")
     ranges = dataclasses.replace(ONE_WORKER, engine="pyroomacoustics", sources=(1, 1))
     data = simulate(ranges, bank.folder, "train", tmp_path, 7, 2)
@@ -153,7 +153,7 @@ def test_scenes_of_another_engine_are_their_own_and_say_so(bank, tmp_path):
         simulate(dataclasses.replace(ranges, engine="jaxasa"), bank.folder, "train", tmp_path, 7, 2)
 
 
-def test_half_a_set_of_another_backend_is_not_mixed(bank, whole, tmp_path, monkeypatch):
+def test_shards_of_another_backend_are_refused(bank, whole, tmp_path, monkeypatch):
     shard = next(whole.folder.glob("*.array_record"))
     (tmp_path / shard.name).write_bytes(shard.read_bytes())
     monkeypatch.setattr(shard_plan, "_backend", lambda engine: {"numba": "0"})
@@ -163,28 +163,28 @@ def test_half_a_set_of_another_backend_is_not_mixed(bank, whole, tmp_path, monke
     assert len(simulate(ONE_WORKER, bank.folder, "train", whole.folder, 7, COUNT)) == COUNT
 
 
-def test_an_estimate_is_near_what_is_then_made(bank, whole, tmp_path, monkeypatch):
+def test_estimate_is_near_the_real_cost(bank, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = estimate(SCENES, bank.folder, "train", 7, COUNT)
-    made = sum(shard["bytes"] for shard in whole.manifest["shards"])
-    assert found["scenes"] == COUNT and found["shards"] == 9 and found["sample"] == COUNT
-    assert found["hours"] == pytest.approx(COUNT * 1.5 / 3600)
+    result = estimate(SCENES, bank.folder, "train", 7, COUNT)
+    size = sum(shard["bytes"] for shard in whole.manifest["shards"])
+    assert result["scenes"] == COUNT and result["shards"] == 9 and result["sample"] == COUNT
+    assert result["hours"] == pytest.approx(COUNT * 1.5 / 3600)
     # Each shard costs a little by itself.
-    assert found["bytes"] == pytest.approx(made, rel=0.03)
-    assert 0 < found["core_hours"] < COUNT * 2 / 3600 and not list(tmp_path.iterdir())
+    assert result["bytes"] == pytest.approx(size, rel=0.03)
+    assert 0 < result["core_hours"] < COUNT * 2 / 3600 and not list(tmp_path.iterdir())
     more = estimate(SCENES, bank.folder, "train", 7, 3_600_000_000)
     assert more["hours"] == 1.5e6 and more["shards"] == 1.2e9 and more["sample"] <= 40
-    assert more["bytes"] == pytest.approx(made / COUNT * 3.6e9, rel=0.03)
+    assert more["bytes"] == pytest.approx(size / COUNT * 3.6e9, rel=0.03)
 
 
-def test_an_estimate_counts_processor_time(bank, monkeypatch):
+def test_estimate_measures_cpu_time(bank, monkeypatch):
     """0.5 s for each look at the clock: one before, and one after each scene and the shard."""
     ticks = iter(range(10**6))
     monkeypatch.setattr(simulate_module.time, "process_time", lambda: 0.5 * next(ticks))
-    found = estimate(SCENES, bank.folder, "train", 7, 3600)
-    assert found["sample"] == 9  # until 4 s are passed
-    assert found["core_hours"] == pytest.approx(0.5 + 0.5 / 3, rel=1e-6)
-    assert found["core_hours_95"] == 0
+    result = estimate(SCENES, bank.folder, "train", 7, 3600)
+    assert result["sample"] == 9  # until 4 s are passed
+    assert result["core_hours"] == pytest.approx(0.5 + 0.5 / 3, rel=1e-6)
+    assert result["core_hours_95"] == 0
 
 
 def test_bad_arguments_are_refused(bank, tmp_path):

@@ -46,7 +46,7 @@ def recordings_of(bank):
     return {s: {(c.label, c.recording_id) for c in bank.clips(s)} for s in ("train", "dev", "test")}
 
 
-def test_no_take_in_two_splits_and_every_class_in_each(folder, tmp_path):
+def test_no_recording_is_in_two_splits_and_each_split_has_all_classes(folder, tmp_path):
     bank = build(settings(folder), tmp_path / "bank", 0)
     recordings = recordings_of(bank)
     assert bank.classes == ("dog", "key", "rain")
@@ -67,7 +67,7 @@ def test_audio_is_the_recording_and_ids_are_unique(folder, tmp_path):
         assert np.corrcoef(got[:length], want[:length])[0, 1] > 0.95
 
 
-def test_short_clips_repeat_their_own_take_only(folder, tmp_path):
+def test_short_clips_are_repeated_with_their_recording_only(folder, tmp_path):
     bank = build(settings(folder, min_recordings=3), tmp_path / "bank", 0)
     for clip in bank.clips("test"):
         if clip.label != "key":
@@ -92,12 +92,12 @@ def _likeness(got, x):
     return np.abs(np.correlate(got, x)).max() / np.linalg.norm(x) / np.linalg.norm(got)
 
 
-def test_strung_clips_stay_under_max_seconds(folder, tmp_path):
+def test_repeated_clips_stay_under_max_seconds(folder, tmp_path):
     bank = build(settings(folder, max_seconds=0.9), tmp_path / "bank", 0)
     assert max(c.seconds for c in bank.clips("train")) <= 0.9
 
 
-def test_bad_files_are_named_and_counted(folder, tmp_path):
+def test_bad_files_are_reported_and_counted(folder, tmp_path):
     (folder / "dog/0/bad.wav").write_bytes(b"RIFF no")
     soundfile.write(folder / "dog/0/silent.wav", np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     soundfile.write(folder / "dog/1/short.wav", noise(0.1, 9), SAMPLE_RATE)
@@ -119,7 +119,7 @@ def test_bad_files_are_named_and_counted(folder, tmp_path):
     assert len([c for s in ("train", "dev", "test") for c in bank.clips(s)]) == 48
 
 
-def test_a_filtered_copy_under_another_take_joins_it(folder, tmp_path):
+def test_a_filtered_duplicate_joins_its_recording(folder, tmp_path):
     samples, rate = soundfile.read(folder / "rain/5/0.wav")
     soundfile.write(folder / "rain/6/again.wav", 0.5 * samples[200:], rate)
     bank = build(settings(folder), tmp_path / "bank", 0)
@@ -127,7 +127,7 @@ def test_a_filtered_copy_under_another_take_joins_it(folder, tmp_path):
     assert ids["rain/6/0.wav"] == ids["rain/5/0.wav"] == ids["rain/6/again.wav"]
 
 
-def test_classes_too_large_to_look_for_copies_are_named(folder, tmp_path, monkeypatch):
+def test_classes_too_large_for_duplicate_search_are_reported(folder, tmp_path, monkeypatch):
     samples, rate = soundfile.read(folder / "rain/5/0.wav")
     soundfile.write(folder / "rain/6/again.wav", 0.5 * samples[200:], rate)
     monkeypatch.setattr("jaxasa.data.dedup.MAX_COMPARED_CLIPS", 16)
@@ -136,7 +136,7 @@ def test_classes_too_large_to_look_for_copies_are_named(folder, tmp_path, monkey
     assert "not searched for duplicates: rain (17 clips, at most 16 are compared)" in bank.table()
 
 
-def test_classes_with_few_recordings_are_left_out_and_named(folder, tmp_path):
+def test_classes_with_few_recordings_are_left_out_and_reported(folder, tmp_path):
     soundfile.write(folder / "dog/0/x.wav", noise(1, 3), SAMPLE_RATE)
     (folder / "bell").mkdir()
     soundfile.write(folder / "bell/x.wav", noise(1, 4), SAMPLE_RATE)
@@ -147,7 +147,7 @@ def test_classes_with_few_recordings_are_left_out_and_named(folder, tmp_path):
         build(settings(folder, min_recordings=9), tmp_path / "other", 0)
 
 
-def test_labels_gather_in_classes(folder, tmp_path):
+def test_classes_combine_labels(folder, tmp_path):
     classes = {"water": ("rain", "dog"), "typing": ("key",)}
     bank = build(settings(folder, classes=classes), tmp_path / "bank", 0)
     assert bank.classes == ("typing", "water")
@@ -178,7 +178,7 @@ def test_a_recording_in_two_classes_stays_in_one(tmp_path):
     assert "its recording_id has more clips of another class" in bank.report["reasons"]
 
 
-def test_same_settings_reuse_others_rebuild(folder, tmp_path, monkeypatch):
+def test_equal_settings_reuse_the_bank_and_others_rebuild_it(folder, tmp_path, monkeypatch):
     first = build(settings(folder), tmp_path / "bank", 0)
     with monkeypatch.context() as patch:
         patch.setattr(sounds, "_decode", None)
@@ -194,7 +194,7 @@ def test_more_files_of_an_old_recording_move_nothing(folder, tmp_path):
     assert recordings_of(build(settings(folder), tmp_path / "new", 0)) == before
 
 
-def test_changed_files_are_heard_and_their_recordings_stay(folder, tmp_path):
+def test_changed_files_are_read_and_recordings_keep_their_split(folder, tmp_path):
     """The bank was reused when only settings were compared."""
     first = build(settings(folder), tmp_path / "bank", 0)
     for k in range(12):
@@ -212,7 +212,7 @@ def test_changed_files_are_heard_and_their_recordings_stay(folder, tmp_path):
     )
 
 
-def test_an_interrupted_rebuild_still_knows_the_splits(folder, tmp_path, monkeypatch):
+def test_an_interrupted_rebuild_keeps_the_splits(folder, tmp_path, monkeypatch):
     first = recordings_of(build(settings(folder), tmp_path / "bank", 0))
     soundfile.write(folder / "dog/new.wav", noise(1, 5), SAMPLE_RATE)
     with monkeypatch.context() as patch:
@@ -233,7 +233,7 @@ def test_a_bank_whose_files_are_gone_is_kept(folder, tmp_path, capsys):
         build(settings(folder), tmp_path / "bank", 1)
 
 
-def test_bank_is_light_to_pickle(folder, tmp_path):
+def test_bank_pickles_small(folder, tmp_path):
     bank = build(settings(folder), tmp_path / "bank", 0)
     clip = bank.clips("dev")[0]
     bank.audio(clip.id)
@@ -277,8 +277,8 @@ def test_debian_credits_and_failure(tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(debian, "list_files", list_files)
-    wanted = config.Sounds("debian", classes={"door": ("Door",), "drum": ("Drum",)})
-    bank = build(wanted, tmp_path / "bank", 0)
+    settings = config.Sounds("debian", classes={"door": ("Door",), "drum": ("Drum",)})
+    bank = build(settings, tmp_path / "bank", 0)
     assert bank.name == "debian recordings" and bank.classes == ("door", "drum")
     with open(tmp_path / "bank/credits.csv", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
@@ -292,7 +292,7 @@ def test_debian_credits_and_failure(tmp_path, monkeypatch):
 
     monkeypatch.setattr(debian, "list_files", unavailable)
     with pytest.raises(SoundsUnavailable):
-        build(wanted, tmp_path / "other", 0)
+        build(settings, tmp_path / "other", 0)
     assert not (tmp_path / "other/bank.json").exists()
 
 
@@ -307,9 +307,9 @@ def test_training_only_recordings_change_no_other_split(tmp_path, monkeypatch):
         for k in range(12)
     ]
     classes = {"door": ("door",), "drum": ("drum",)}
-    wanted = config.Sounds("debian", classes=classes)
+    settings = config.Sounds("debian", classes=classes)
     monkeypatch.setattr(debian, "list_files", lambda *_: own)
-    before = recordings_of(build(wanted, tmp_path / "before", 0))
+    before = recordings_of(build(settings, tmp_path / "before", 0))
     (_, copied), *_ = sorted(before["test"])
     k = int(copied[4:])
     others = [recording(f"drum-{n}", noise(0.6, 9, n), True) for n in range(30)]
@@ -318,7 +318,7 @@ def test_training_only_recordings_change_no_other_split(tmp_path, monkeypatch):
     monkeypatch.setattr(
         debian, "list_files", lambda labels, folder, training: own + others if training else own
     )
-    bank = build(dataclasses.replace(wanted, bank="debian_more"), tmp_path / "after", 0)
+    bank = build(dataclasses.replace(settings, bank="debian_more"), tmp_path / "after", 0)
     assert bank.name == "debian recordings"
     after = recordings_of(bank)
     assert after["dev"] == before["dev"] and after["test"] == before["test"]
@@ -328,7 +328,7 @@ def test_training_only_recordings_change_no_other_split(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("bank", ["debain", "debian:here", "folder", "folder:", "esc50"])
-def test_a_bank_of_no_known_kind_is_named(bank):
+def test_unknown_kinds_of_banks_are_refused(bank):
     with pytest.raises(ConfigError, match=f"Sounds.bank is '{bank}', expected one of debian, "):
         config.Sounds(bank)
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
-from .features_jaxasa import SAMPLE_RATE, intensity, interaural, resample_time, stft_parts
+from .features_jaxasa import SAMPLE_RATE, compressed_stft, intensity, interaural, resample_time
 from .peaks_jaxasa import find_doa_peaks, peak_spectra
 
 FRAMES_PER_SECOND = 50
@@ -299,7 +299,9 @@ class SpatialEncoder(Blocks):
         s, merged = self.sizes, self.merged
         measure = intensity if self.foa else interaural
         vectors = measure(audio, s["n_fft"], s["hop_length"], s["n_mels"])
-        x = stft_parts(audio, s["n_fft"], s["hop_length"]) if s["features"] == "stft" else vectors
+        x = vectors
+        if s["features"] == "stft":
+            x = compressed_stft(audio, s["n_fft"], s["hop_length"])
         steps = x.shape[1] // merged
         by_frame = vectors[:, : merged * steps]
         by_step = by_frame.unflatten(1, (steps, merged)).mean(2)

@@ -45,7 +45,7 @@ def log_mel(audio, mels):
     return (logs + 4.0) / DECADES_PER_UNIT
 
 
-def stft_parts(audio, fft, hop):
+def compressed_stft(audio, fft, hop):
     """STFT with magnitudes to the power of 0.3, [B, N, C] -> [B, T, F, 2 C]: real parts of all
     channels, then imaginary parts."""
     spectra = stft(audio.transpose(1, 2), fft, hop).permute(0, 2, 3, 1)
