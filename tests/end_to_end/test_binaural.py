@@ -115,7 +115,7 @@ def test_binaural_model_answers_files_and_suites_of_two_channels(
     (answer,) = bench_run.answer_items(model, perturbations.identity([item], ()), "mono", 1, "test")
     assert answer["id"] == "1" and answer["answer"]
     # Mono is the mean of both channels, in both of them.
-    mean = qa._mono(np.array([[[100, 300], [7, -8]]], np.int16))
+    mean = qa._without_direction(np.array([[[100, 300], [7, -8]]], np.int16))
     assert mean.tolist() == [[[200, 200], [-1, -1]]] and mean.dtype == np.int16
 
 
