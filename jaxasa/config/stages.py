@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the training stages: a dataclass for each, and what they share."""
+"""Options of the training stages: a dataclass for each, and their common base."""
 
 from dataclasses import dataclass, field
 
@@ -162,7 +162,7 @@ class SftStage(Stage):
 
 @dataclass(frozen=True)
 class GrpoStage(Stage):
-    """Stage 4: group-relative policy optimization of the adapters. Names are those of TRL.
+    """Stage 4: group-relative policy optimization of the adapters. Names are TRL's if it has one.
 
     batch_size: scenes per step. questions_per_scene: of each, whose audio is encoded once for all
         of them. num_generations: completions per question (the group), sampled at `temperature`.

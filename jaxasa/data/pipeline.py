@@ -9,8 +9,9 @@
       | batch         examples stacked along a new axis B; each process reads its own rows
     batch             dict of numpy arrays [B, ...]
 
-Example i of a stage is a function of (seed, purpose, i): the same for any number of processes and
-threads, and after a restart. So the state of the iterator, which checkpoints store, is a position.
+Given its data and options, example i of a stage is a function of (seed, purpose, i): the same for
+any number of processes and threads, and after a restart. So the state of the iterator, which
+checkpoints store, is a position.
 """
 
 import sys
@@ -30,6 +31,7 @@ GOLDEN_RATIO = (5**0.5 - 1) / 2
 MAX_SKIPPED = 1000  # elements in a row of which no example can be made
 
 Example = dict[str, np.ndarray]
+# (element, random generator, progress from 0 to 1) -> example
 MakeExample = Callable[[Any, np.random.Generator, float], Example | None]
 
 
@@ -53,8 +55,8 @@ class Batches:
         element, or None to use the next element instead; progress is the fraction of training
         done, 0 to 1.
     seed, purpose: with the number of an example, the key of its random generator.
-    batch_size: of all processes together. Process p of n reads the p-th of n equal parts of each
-        batch, so that together they read what one process would read, in its order.
+    batch_size: b, of all processes together. Process p of n reads rows [p b / n, (p + 1) b / n) of
+        each batch; concatenated, they are the batch of a single process.
     total_examples: of the whole training, to compute `progress`.
     shuffle: in a new order in each epoch; otherwise in the order of `source`.
     mixture: other data sets; the main one gives what is left of the examples.
@@ -109,7 +111,7 @@ class Batches:
         self._iterator.set_state(state)
 
     def _example(self, index: int, position: int) -> Example | None:
-        """Example `index` of the training, for which the main data set has reached `position`."""
+        """Example `index` of the training; `position` is where shuffling takes it from."""
         rng = keys.rng(*self._key, index)
         progress = min(1.0, index / self._total_examples)
         component = self._component(index, progress)
@@ -140,16 +142,16 @@ class _ProcessRows:
     """The examples that one process reads: its rows of each batch of `data`, one after another."""
 
     def __init__(self, data, batch_size: int, process: int, processes: int):
-        self._data, self._batch_size, self._processes = data, batch_size, processes
+        self._examples, self._batch_size, self._processes = data, batch_size, processes
         self._rows = batch_size // processes
         self._first_row = process * self._rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self._processes
+        return sys.maxsize // self._processes  # endless
 
     def __getitem__(self, index: int):
         batch, row = divmod(index.__index__(), self._rows)
-        return self._data[batch * self._batch_size + self._first_row + row]
+        return self._examples[batch * self._batch_size + self._first_row + row]
 
 
 class SkipDamaged:
@@ -174,7 +176,7 @@ class SkipDamaged:
                 return self._source[position]
             except DamagedRecord as error:
                 self._count(position, error)
-        raise AssertionError("more damaged records than were counted")
+        raise AssertionError("unreachable: _count raises first")
 
     def _count(self, position: int, error: DamagedRecord) -> None:
         with self._lock:
@@ -194,7 +196,7 @@ def eval_batch(
 ) -> Example:
     """The fixed batch for evaluation: the first `count` examples of `source`, at progress 1.
 
-    count: at most len(source). If no example can be made of some elements, the batch is filled up
+    count: capped at len(source). If no example can be made of some elements, the batch is filled up
     with further examples of the others, with new random numbers. Raises ConfigError if no example
     can be made at all.
     """

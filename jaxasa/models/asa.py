@@ -3,20 +3,22 @@
 
 A reimplementation of the model of "The World is Not Mono" (arXiv:2601.02954):
 
-    audio [B, N, C] ─┬─ one channel ── semantic encoder ── semantic [B, A, Ds] ─────┐
-                     │                 (Whisper)                                    │
-                     └─ all channels ─ spatial encoder ─┬─ dense map [B, A, Dd] ────┤
-                                       (slots)          └─ slot features [B, S, K] ─┤
-                                                                                projector
-                                                                                    │
-    prompt ids [B, T] ─ embeddings, audio embeddings [B, S + A, D] in them ─────────┘
+    audio [B, N, C] ─┬─ one channel ── semantic encoder ── semantic [B, U, Ds] ──────┐
+                     │                 (Whisper)                                     │
+                     └─ all channels ─ spatial encoder ─┬─ slot features [B, S, K] ──┤
+                                       (slots, room)    │    │ what slots estimate   │
+                                                        └─ dense map [B, U, Dd] ─────┤
+                                                                                 projector
+                                                                                     │
+    prompt ids [B, P] ─ embeddings, with the audio embeddings [B, A, D] in them ─────┘
                           │
                      decoder (Qwen) with LoRA adapters ── logits
 
     semantic encoder  what sounds: frames of Whisper's encoder (models/semantic.py)
-    spatial encoder   where it sounds: a dense map over time, and one attractor ("slot") for each
-                      source, from which its class, direction and distance are estimated; room
-                      acoustics (models/spatial.py)
+    spatial encoder   where it sounds: a dense map over time; `num_slots` attractors ("slots",
+                      EEND-EDA), each for at most one source, from which its class, direction and
+                      distance are estimated and written back into the map; room acoustics, which
+                      are part of every slot's features (models/spatial.py)
     projector         both streams to the decoder's embeddings, by default "dense hybrid" (P2): an
                       expert each for content, direction, distance, reverberation and source
                       count, and a joint one (models/projector.py)
@@ -29,9 +31,10 @@ each slot in front of those of the dense map.
 "spatial", "projector", "decoder", "lora"} that each takes as its first argument. The adapters are
 applied if `params` holds "lora"; `without_adapters(params)` is the base model.
 
-Shapes: B batch, N samples, C channels, S slots, A tokens of the map, T tokens, D decoder width,
-Ds, Dd widths of the streams, K slot features, P prompts, G completions of each, R = P x G rows,
-L new tokens, V vocabulary.
+Shapes: B batch of clips or prompts, N samples, C channels, M mel bands, S slots, U tokens of the
+map, A = S + U audio tokens, T tokens, P prompt length with its audio tokens, D decoder width,
+Ds, Dd widths of the streams, K slot features, G completions per prompt, R = B x G rows, L new
+tokens, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -61,8 +64,9 @@ Params = dict
 class EncodedAudio(NamedTuple):
     """What both encoders make of a batch of clips, ready for the projector.
 
-    semantic [B, A, Ds] and dense [B, A, Dd]: the two streams, averaged to the token rate.
-    slot_features [B, S, K]: see spatial.slot_features. spatial: all that the spatial encoder
+    semantic [B, U, Ds] and dense [B, U, Dd]: the two streams, averaged to Projector.token_rate
+    (tokens a second). slot_features [B, S, K]: estimates of each slot and of the room, sorted by
+    onset, empty slots last (spatial.slot_features). spatial: all that the spatial encoder
     estimates, at its own rate.
     """
 
@@ -73,11 +77,11 @@ class EncodedAudio(NamedTuple):
 
 
 class Augmentation(NamedTuple):
-    """Training augmentation of the encoders' inputs, against learning recordings by heart.
+    """Training augmentation of the encoders' inputs, against overfitting to the recordings.
 
-    spec_mask: bool [B, frames, M], SpecAugment's mask (arXiv:1904.08779) of the semantic encoder's
-        log-mel.
-    eq_log10: [B, K], a random equaliser: log10 of the power gain at K points, spread evenly from
+    spec_mask: bool [B, N // 160, M], SpecAugment's mask (arXiv:1904.08779) of the semantic
+        encoder's log-mel; M is Semantic.n_mels.
+    eq_log10: [B, E], a random equaliser: log10 of the power gain at E points, spread evenly from
         the lowest mel band to the highest. It applies to both encoders.
     """
 
@@ -137,15 +141,15 @@ class ASA:
     def to_mono(self, audio: jax.Array) -> jax.Array:
         """The semantic encoder's channel, [B, N, C] -> [B, N]: W of FOA, the mean of two ears.
 
-        That mean is a comb filter for sounds from the side above about 700 Hz, as any downmix.
+        For sounds from the side that mean is a comb filter, with its first notch near 700 Hz.
         """
         return audio[..., 0] if self.model.spatial.format == "foa" else audio.mean(-1)
 
     def init(self, key: jax.Array, seconds: float = 1.0) -> Params:
         """Initial parameters; call it inside `jit` to create them sharded.
 
-        Adapters add nothing at first (b is zero). Do not rename modules or parameters lightly:
-        flax derives each initial value from `key` and the parameter's path.
+        LoRA's B matrices start at zero, so adapters add nothing at first. Do not rename modules or
+        parameters lightly: flax derives each initial value from `key` and the parameter's path.
         """
         keys = jax.random.split(key, 5)
         m = self.model
@@ -155,16 +159,16 @@ class ASA:
         dense = jnp.zeros((1, 1, m.spatial.width))
         slots = jnp.zeros((1, 1, num_slot_features(m.spatial.num_classes)))
         x = jnp.zeros((1, 2, m.decoder.width))
-        tables = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")["params"]
-        layers = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
+        embedding_variables = self.decoder.init(keys[3], jnp.zeros((1, 2), int), method="embed")
+        block_variables = self.decoder.init(keys[4], x, jnp.ones((1, 2), bool))
         null_embedding = jnp.zeros((m.spatial.width,))
         return {
             "semantic": self.semantic.init(keys[0], mels)["params"],
             "spatial": self.spatial.init(keys[1], audio)["params"],
             "projector": self.projector.init(keys[2], semantic, dense, slots)["params"]
             | {"null_embedding": null_embedding},
-            "decoder": tables | layers["params"],
-            "lora": layers["lora"],
+            "decoder": embedding_variables["params"] | block_variables["params"],
+            "lora": block_variables["lora"],
         }
 
     def encode_audio(
@@ -190,21 +194,21 @@ class ASA:
             mels = mels + gain / features.DECADES_PER_UNIT
             mean = mels.mean(axis=(1, 2), keepdims=True)
             mels = jnp.where(augmentation.spec_mask, mean, mels)
-        frames = None if lengths is None else lengths // features.HOP
-        semantic = self.semantic.apply({"params": params["semantic"]}, mels, frames)
+        mel_frames = None if lengths is None else lengths // features.HOP
+        semantic = self.semantic.apply({"params": params["semantic"]}, mels, mel_frames)
         spatial = self.spatial.apply({"params": params["spatial"]}, audio, eq_log10, lengths)
         s = self.model.spatial
         step_seconds = s.hop_length * s.frames_per_step / SAMPLE_RATE
         slots = slot_features(spatial.slots, spatial.room, step_seconds)
-        count = self.num_map_tokens(audio.shape[1])
+        max_tokens = self.num_map_tokens(audio.shape[1])
         if lengths is None:
-            dense = resample_time(spatial.dense, count)
-            return EncodedAudio(resample_time(semantic, count), dense, slots, spatial)
-        frames, steps = self.model.semantic.frames(lengths), s.steps(lengths)
+            dense = resample_time(spatial.dense, max_tokens)
+            return EncodedAudio(resample_time(semantic, max_tokens), dense, slots, spatial)
+        encoder_frames, map_steps = self.model.semantic.frames(lengths), s.steps(lengths)
         tokens = self.num_map_tokens(lengths)
         return EncodedAudio(
-            resample_time(semantic, count, frames, tokens),
-            resample_time(spatial.dense, count, steps, tokens),
+            resample_time(semantic, max_tokens, encoder_frames, tokens),
+            resample_time(spatial.dense, max_tokens, map_steps, tokens),
             slots,
             spatial,
         )
@@ -212,11 +216,11 @@ class ASA:
     def project(
         self, params: Params, audio: EncodedAudio, drop_spatial: jax.Array | None = None
     ) -> tuple[jax.Array, ExpertOutputs]:
-        """Audio embeddings [B, S + A, D], the slots' first, and the experts' auxiliary outputs.
+        """Audio embeddings [B, A, D], the slots' first, and the experts' auxiliary outputs.
 
-        drop_spatial: bool [B], clips whose spatial input is withheld, as conditions are for
-        classifier-free guidance: a learnt null embedding replaces the dense map, and zeros the
-        slot features.
+        drop_spatial: bool [B], clips whose spatial input is withheld (dropout in SFT, and a control
+        of the benchmark): a learnt null embedding replaces the dense map, and zeros the slot
+        features.
         """
         weights = dict(params["projector"])
         null_embedding = weights.pop("null_embedding").astype(self.dtype)
@@ -231,7 +235,7 @@ class ASA:
     ) -> jax.Array:
         """Input embeddings [B, T, D] of ids [B, T].
 
-        The k-th occurrence of `audio_id` in a row gets audio_embeds[:, k] of [B, S + A, D].
+        The k-th occurrence of `audio_id` in a row gets audio_embeds[:, k] of [B, A, D].
         """
         x = self.decoder.apply({"params": params["decoder"]}, ids, method="embed")
         if audio_embeds is None:
@@ -247,17 +251,18 @@ class ASA:
         """Causal forward pass of the decoder on embeddings x [B, T, D].
 
         mask: the attention mask, bool [B, T], False at padding. Returns hidden states [B, T, D],
-        and the keys and values of every layer, with which sampling prefills the KV cache.
+        and the keys and values of every layer, [layers, B, T, kv_heads, head_dim], with which
+        sampling prefills the KV cache.
         """
         return self.decoder.apply(_decoder_variables(params), x, mask)
 
     def score_completions(
         self, params: Params, prompt: jax.Array, prompt_mask, completion: jax.Array, mask
     ) -> jax.Array:
-        """Teacher-forced hidden states [R, L, D] of G completions for each of P prompts.
+        """Teacher-forced hidden states [R, L, D] of G completions for each of B prompts.
 
-        prompt: embeddings [P, T, D]; completion: embeddings [R, L, D], those of a prompt next to
-        each other. prompt_mask [P, T] and mask [R, L]: attention masks, False at padding. The state
+        prompt: embeddings [B, P, D]; completion: embeddings [R, L, D], those of a prompt next to
+        each other. prompt_mask [B, P] and mask [R, L]: attention masks, False at padding. The state
         at position i predicts token i. Each prompt is computed once for all its completions.
         """
         groups = lambda x: x.reshape(len(prompt), -1, *x.shape[1:])  # noqa: E731
@@ -276,7 +281,8 @@ class ASA:
     ) -> tuple[jax.Array, KVCache]:
         """One token for each row against the KV cache: x [R, 1, D] -> logits [R, V], the cache.
 
-        positions [R, 1]: of the tokens. prompt_mask [P, T]. step: index of the new token.
+        positions [R, 1]: RoPE position of each row's new token; step: its index among the L new
+        tokens. prompt_mask [B, P].
         """
         hidden, cache = self.decoder.apply(
             _decoder_variables(params), x, cache, positions, prompt_mask, step, method="decode_step"

@@ -14,7 +14,8 @@ Three ways through a block:
     decode_step         one new token for each row, against the KV cache
 
 Shapes: B batch, T time, D width, H heads, K KV heads, E head dim, I width of the MLP, V vocabulary,
-Z layers, P prompts, G completions of each, R = P x G rows, L new tokens, r rank of an adapter.
+Z layers, P prompt length, G completions per prompt, R = B x G rows, L new tokens, r rank of an
+adapter.
 """
 
 import functools
@@ -53,9 +54,9 @@ def rope(x: jax.Array, positions: jax.Array, theta: float) -> jax.Array:
 
 
 class KVCache(NamedTuple):
-    """Keys and values of P prompts, stored once each, and of the G completions of each.
+    """Keys and values of B prompts, stored once each, and of the G completions of each.
 
-    prompt_k, prompt_v: [Z, P, T, K, E]. k, v: [Z, P, G, K, L, E], for up to L new tokens.
+    prompt_k, prompt_v: [Z, B, P, K, E]. k, v: [Z, B, G, K, L, E], for up to L new tokens.
     """
 
     prompt_k: jax.Array
@@ -71,7 +72,8 @@ def small_batch_matmul(x: jax.Array, pieces: Sequence[jax.Array], dtype=None) ->
     dtype: of the result, if it is not that of x.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if len(rows) > SMALL_BATCH_ROWS:
+    # A symbolic number of rows (hf/stablehlo.py) may be large.
+    if not isinstance(rows.shape[0], int) or len(rows) > SMALL_BATCH_ROWS:
         parts = [jnp.matmul(rows, piece.T, preferred_element_type=dtype) for piece in pieces]
         return jnp.concatenate(parts, -1).reshape(*x.shape[:-1], -1)
     parts = [jnp.matmul(piece, rows.T, preferred_element_type=dtype) for piece in pieces]
@@ -181,10 +183,10 @@ class Block(nn.Module):
         return self._output_and_mlp(x, attended), (k, v)
 
     def score_completions(self, x, positions, masks, prompt_mask):
-        """x [P, T + G L, D]: prompts, each followed by its G completions of L tokens -> x.
+        """x [B, P + G L, D]: prompts, each followed by its G completions of L tokens -> x.
 
-        masks: attention masks [P, T, T] within a prompt and [P, G, L, L] within a completion.
-        prompt_mask [P, T]: the tokens of a prompt that its completions attend to.
+        masks: attention masks [B, P, P] within a prompt and [B, G, L, L] within a completion.
+        prompt_mask [B, P]: the tokens of a prompt that its completions attend to.
         """
         within_prompt, within_completion = masks
         q, k, v = self._qkv(x, positions)
@@ -218,10 +220,10 @@ class Block(nn.Module):
         return self._output_and_mlp(x, attended.reshape(*x.shape[:-1], -1)), (own_k, own_v)
 
     def _shared_prefix_attention(self, q, prompt_kv, own_kv, prompt_mask, own_mask):
-        """Attention of completions to their prompt, and of each to itself: [P, G, L, H, E].
+        """Attention of completions to their prompt, and of each to itself: [B, G, L, H, E].
 
-        q [P, G, L, H, E]; keys and values of the prompt [P, T, K, E] and of the completions
-        [P, G, K, L, E]; prompt_mask [P, T], own_mask [P or 1, G or 1, L, L]. One product serves
+        q [B, G, L, H, E]; keys and values of the prompt [B, P, K, E] and of the completions
+        [B, G, K, L, E]; prompt_mask [B, P], own_mask [B or 1, G or 1, L, L]. One product serves
         the G completions of a prompt. There is one softmax over both kinds of keys: as they have
         different layouts, it is computed from the maxima and sums of the two.
         """
@@ -304,10 +306,10 @@ class Decoder(nn.Module):
         return self.norm(sharding.constrain_batch(x)), k, v
 
     def score_completions(self, prompt: jax.Array, prompt_mask, completion: jax.Array, mask):
-        """Teacher-forced hidden states [P, G, L, D] that predict the tokens of the completions.
+        """Teacher-forced hidden states [B, G, L, D] that predict the tokens of the completions.
 
-        prompt [P, T, D] and completion [P, G, L, D]: embeddings. prompt_mask [P, T] and mask
-        [P, G, L] are False at padding. The result equals `__call__` on each prompt with each of
+        prompt [B, P, D] and completion [B, G, L, D]: embeddings. prompt_mask [B, P] and mask
+        [B, G, L] are False at padding. The result equals `__call__` on each prompt with each of
         its completions, but each prompt is computed once.
         """
         p, g, length, width = completion.shape
@@ -328,7 +330,7 @@ class Decoder(nn.Module):
         return jnp.concatenate([first, x[:, 1:].reshape(p, g, length - 1, width)], 2)
 
     def decode_step(self, x: jax.Array, cache: KVCache, positions, prompt_mask, step):
-        """x [R, 1, D], positions [R, 1], prompt_mask [P, T], step -> hidden [R, 1, D], KVCache."""
+        """x [R, 1, D], positions [R, 1], prompt_mask [B, P], step -> hidden [R, 1, D], KVCache."""
 
         def body(block, x, layer: KVCache):
             return block.decode_step(x, layer, positions, prompt_mask, step)

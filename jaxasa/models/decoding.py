@@ -68,7 +68,7 @@ def decode_step(
 ) -> tuple[jax.Array, DecodeCache]:
     """One token for each row: x [R, 1, D], positions [R, 1] -> logits [R, V], the cache.
 
-    weights: from `prepare_weights`. prompt_mask [P, T]. step: tokens that the completions have.
+    weights: from `prepare_weights`. prompt_mask [B, P]. step: tokens that the completions have.
     """
     if weights is None:
         return asa.decode_step(params, x, cache, positions, prompt_mask, step)

@@ -4,7 +4,7 @@
 `generate` is both in one. `prefill` and `decode_until` are its halves, between which the host can
 look at the text; `decode_with_stop_strings` ends it at strings so.
 
-Shapes: P prompts, G completions of each, R = P x G rows, T prompt length, A audio tokens, L new
+Shapes: B prompts, G completions per prompt, R = B x G rows, P prompt length, A audio tokens, L new
 tokens, D width, V vocabulary.
 """
 
@@ -38,7 +38,7 @@ class SpecialTokenIds(NamedTuple):
 
 
 class Completions(NamedTuple):
-    """Sampled completions, each array [P, G, L].
+    """Sampled completions, each array [B, G, L].
 
     ids: pad after the end. logps: log-probabilities of the sampled ids. mask: True up to and
     including the end of sequence.
@@ -77,9 +77,9 @@ def generate(
     max_new_tokens: int | None = None,
     weights: decoding.DecodeWeights | None = None,
 ) -> Completions:
-    """Samples `num_generations` completions of each prompt [P, T], padded on the left.
+    """Samples `num_generations` completions of each prompt [B, P], padded on the left.
 
-    audio_embeds [P, A, D]: at the prompts' audio tokens; None: no audio. sampling: see
+    audio_embeds [B, A, D]: at the prompts' audio tokens; None: no audio. sampling: see
     `config.Sampling`; logps are those of the distribution that it samples from. Its `stop` strings
     are not looked at. max_new_tokens: L, by default Model.reply_tokens. The KV cache of a prompt
     exists once for all its completions. weights: from `decoding.prepare_weights`, if they are

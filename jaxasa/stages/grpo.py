@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 4 (`grpo`): group-relative policy optimization of the adapters, named as in TRL.
+"""Stage 4 (`grpo`): group-relative policy optimization (GRPO) of the LoRA adapters.
 
 A step samples G completions of each prompt, rewards their texts on the host, normalizes the rewards
 within each group to advantages, and makes `num_iterations` updates of the policy. The losses are in
 policy.py (Dr. GRPO by default), the rewards in rewards.py. Encoders and projector are frozen, so a
 scene's audio embeddings are computed once, in the rollout, and reused by the updates.
+
+The sampler is the decoding loop with a KV cache, the learner the teacher-forced forward pass. Their
+weights are the same; in bfloat16 their log-probabilities differ by rounding. Names and metrics are
+TRL's, but for kl_weight (beta), loss (loss_type), clip_ratio (epsilon, epsilon_high) and
+sampler_logps (sampling_per_token_logps).
 
 Keys of the batch of an update:
     prompt            [B, Q, P]       token ids, padded on the left
@@ -13,13 +18,13 @@ Keys of the batch of an update:
     completion_mask   [B, Q x G, L]   1.0 up to and including the end of sequence
     loss_mask         [B, Q x G, L]   1.0 for tokens in the loss
     sampler_logps     [B, Q x G, L]   log-probabilities under the sampler
-    old_logps         [B, Q x G, L]   the same under the learner before the first update of the
-                                      step, if `recomputes_old_logps`
-    ref_logps         [B, Q x G, L]   the same under the reference policy, if kl_weight > 0
+    old_logps         [B, Q x G, L]   under the learner, before the step's first update; only if
+                                      `recomputes_old_logps`
+    ref_logps         [B, Q x G, L]   under the reference policy; only if kl_weight > 0
     advantages        [B, Q x G]
 
 Shapes: B scenes, Q questions per scene, G completions per prompt, R = B x Q x G rows, L new tokens,
-P prompt length, A audio tokens, D width.
+P prompt length with the audio tokens in it, A audio tokens (slots and map), D width.
 """
 
 import dataclasses
@@ -109,23 +114,24 @@ def rollout_program(
     return jax.jit(rollout, static_argnums=(3, 4), out_shardings=rows)
 
 
-def needs_is_correction(context: Context[Any]) -> bool:
-    """Whether sampler and learner log-probs differ numerically: unless they compute in float32.
+def needs_tis_correction(context: Context[Any]) -> bool:
+    """True unless the model computes in float32, in which sampler and learner agree.
 
-    Old log-probs then are the learner's, and truncated importance sampling (TIS) corrects for the
-    mismatch.
+    If True, the ratio's old log-probs are the learner's own (of the current parameters if there is
+    one update per rollout, else recomputed), and truncated importance sampling (TIS) weighs each
+    token by learner / sampler.
     """
     return context.asa.dtype != jnp.float32
 
 
 def recomputes_old_logps(context: Context[config.GrpoStage]) -> bool:
     """Whether old log-probs have to be computed before the first of several updates."""
-    return needs_is_correction(context) and context.stage.num_iterations > 1
+    return needs_tis_correction(context) and context.stage.num_iterations > 1
 
 
 def objective(context: Context[config.GrpoStage]) -> Loss:
     """The policy loss of a batch of completions with advantages."""
-    stage, corrects = context.stage, needs_is_correction(context)
+    stage, corrects = context.stage, needs_tis_correction(context)
     policy_loss = policy.loss_of(stage)
 
     def loss(params, batch, key):
@@ -137,9 +143,9 @@ def objective(context: Context[config.GrpoStage]) -> Loss:
         if corrects:
             old_logps = jax.lax.stop_gradient(logps)
             if "old_logps" in batch:
-                # Masked tokens must not overflow: infinity times 0 is not 0.
+                # Masked positions hold arbitrary values, and infinity times 0 is not 0.
                 old_logps = jnp.where(mask > 0, merge_leading_dims(batch["old_logps"]), old_logps)
-            options["importance_weights"] = policy.truncated_is_weight(old_logps, sampler_logps)
+            options["importance_weights"] = policy.tis_weight(old_logps, sampler_logps)
             ratio = jnp.where(mask > 0, jnp.exp(old_logps - sampler_logps), 1.0)
             metrics["sampling/importance_sampling_ratio/mean"] = (ratio * mask).sum() / num_tokens
             metrics["sampling/importance_sampling_ratio/max"] = ratio.max()
@@ -150,6 +156,7 @@ def objective(context: Context[config.GrpoStage]) -> Loss:
             metrics["kl"] = (kl * mask).sum() / num_tokens
         advantages = merge_leading_dims(batch["advantages"])
         value = policy_loss(logps, old_logps, advantages, mask, **options)
+        # Drift of the policy since the rollout; 0 if old_logps are the current ones.
         log_ratio = ((logps - old_logps) * mask).sum() / num_tokens
         return value, {"log_ratio": log_ratio} | metrics
 
@@ -157,7 +164,7 @@ def objective(context: Context[config.GrpoStage]) -> Loss:
 
 
 def examples(context: Context[config.GrpoStage]) -> transforms.QaExamples:
-    """Scenes with `questions_per_scene` each, rotated."""
+    """Scenes, randomly rotated, with `questions_per_scene` questions each."""
     stage = context.stage
     return sft.qa_examples(context, stage.questions_per_scene, level_mix=stage.level_mix)
 
@@ -185,7 +192,8 @@ class GrpoTrainer:
     Three parts can be replaced:
         embed_audio(context, params, batch) -> audio embeddings [B, A, D]
         generate(context, params, batch, key, num_generations, temperature) -> completions
-        reward(stage, completion, target, options, sources, classes, used) -> {"total": ..., ...}
+        reward(stage, completion, target, options, sources, classes, length_fraction)
+            -> {"total": ..., ...}; length_fraction: share of `reply_tokens` that it takes
     """
 
     def __init__(
@@ -210,7 +218,7 @@ class GrpoTrainer:
         """Rollout, rewards, advantages, updates. Returns the state and metrics."""
         start = time.monotonic()
         completions, rewards = self.generate_and_reward(state.params, batch, key)
-        # For the metrics: dynamic sampling selects scenes by their rewards.
+        # For the metrics: those after dynamic sampling are selected by their value.
         first_rewards = rewards
         if self.stage.dynamic_sampling_rounds:
             batch, completions, rewards = self.resample_zero_variance(
@@ -271,12 +279,12 @@ class GrpoTrainer:
             options = tokens.parse_options(decode(prompts[i]))
             sources = _sources(batch, i // questions, self.context.classes)
             is_eos = group == self.tokenizer.eos_id
-            used = np.where(is_eos.any(-1), (is_eos.argmax(-1) + 1) / ids.shape[-1], 1.0)
+            length_fraction = np.where(is_eos.any(-1), (is_eos.argmax(-1) + 1) / ids.shape[-1], 1.0)
             question = target, options, sources, self.context.classes
             groups.append(
                 [
                     self.reward(self.stage, decode(completion), *question, float(share))
-                    for completion, share in zip(group, used, strict=True)
+                    for completion, share in zip(group, length_fraction, strict=True)
                 ]
             )
         names = groups[0][0]
@@ -289,7 +297,9 @@ class GrpoTrainer:
     ) -> tuple[HostBatch, HostBatch, HostBatch]:
         """Dynamic sampling (DAPO): replaces scenes all of whose groups have zero reward variance.
 
-        Others are sampled for them, up to `dynamic_sampling_rounds` times.
+        DAPO filters prompts; here it is scenes, as the prompts of one share its audio embeddings.
+        Replacements come from the next batches, at most `dynamic_sampling_rounds` of them; scenes
+        that still have no variance then stay.
         """
         batch, completions, rewards = (
             {name: np.array(value) for name, value in tree.items()}
@@ -342,8 +352,8 @@ class GrpoTrainer:
     def _scoring_program(self):
         """Jitted (params, ref_params, batch) -> old_logps and ref_logps, each [B, Q x G, L].
 
-        ref_params: flat dict of the parameters in which the initial policy differs; {} if the
-        reference is the base model.
+        ref_params: flat {path: array}, the trainable parameters as they were at step 0; {} if
+        the reference is the base model.
         """
         context, stage = self.context, self.stage
         rows = NamedSharding(context.mesh, sharding.BATCH)
@@ -378,7 +388,8 @@ class GrpoTrainer:
         first_rewards: HostBatch,
         rewards: HostBatch,
     ) -> dict[str, float]:
-        """Means over all processes: rewards, their variance, lengths, levels of the questions.
+        """Means over all processes: rewards, share of groups with zero variance, lengths,
+        truncation, levels of the questions; and the total number of new tokens.
 
         first_rewards: before, rewards: after dynamic sampling.
         """
@@ -470,7 +481,7 @@ def workload(stage: config.GrpoStage) -> Workload:
 
 
 def rollout_workload(stage: config.GrpoStage) -> Workload:
-    """The same forward work, and that of encoding the scenes."""
+    """The rollout: the forward pass of `workload`, and the encoding of each scene."""
     return dataclasses.replace(workload(stage), scenes=stage.batch_size, trainable=())
 
 

@@ -120,7 +120,7 @@ def kl_k3(logps, ref_logps) -> jax.Array:
     return jnp.exp(log_ratio) - log_ratio - 1
 
 
-def truncated_is_weight(old_logps, sampler_logps) -> jax.Array:
+def tis_weight(old_logps, sampler_logps) -> jax.Array:
     """Truncated importance-sampling weight per token: min(exp(old_logps - sampler_logps), 2).
 
     In bf16, sampler and learner round differently although their weights are the same

@@ -22,17 +22,17 @@ def compute_rewards(
     options: Sequence[str],
     sources: Sequence[dict],
     classes: Sequence[str],
-    used: float,
+    length_fraction: float,
 ) -> dict[str, float]:
     """Each reward by name, and their weighted "total"; evidence counts only for correct answers.
 
     target: the correct answer. options: of the question; () if it is open. sources: of the scene,
-    see `evidence_reward`. used: length of the completion, as a share of the maximal length.
+    see `evidence_reward`. length_fraction: of the maximal length.
     """
     answer = answer_reward(completion, target)
     format = format_reward(completion, options)
     evidence = evidence_reward(completion, sources, classes)
-    length = length_reward(used)
+    length = length_reward(length_fraction)
     return {
         "answer": answer,
         "format": format,
@@ -116,10 +116,10 @@ def sector_score(sector: str | None, azimuth: float) -> float:
     return min(1.0, max(0.0, 1.0 - off / scene_text.SECTOR_WIDTH))
 
 
-def length_reward(used: float) -> float:
+def length_reward(length_fraction: float) -> float:
     """0 up to LENGTH_PENALTY_START of the maximal length, falling to -1 at all of it.
 
-    used: length of the completion, as a share of the maximal length. The soft overlong punishment
-    of DAPO (arXiv:2503.14476, eq. 13).
+    length_fraction: length of the completion, as a share of the maximal length. This is the soft
+    overlong punishment of DAPO (arXiv:2503.14476, eq. 13).
     """
-    return min(0.0, (LENGTH_PENALTY_START - used) / (1.0 - LENGTH_PENALTY_START))
+    return min(0.0, (LENGTH_PENALTY_START - length_fraction) / (1.0 - LENGTH_PENALTY_START))

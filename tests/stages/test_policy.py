@@ -121,8 +121,8 @@ def test_losses_differ_off_policy_and_their_gradients_agree_on_policy():
             jax.grad(loss)(jnp.asarray(logps), jnp.asarray(logps), advantages, whole)
             for loss in policy.LOSSES.values()
         ]
-    for found in gradients[1:]:
-        np.testing.assert_allclose(found, gradients[0], rtol=1e-12)
+    for gradient in gradients[1:]:
+        np.testing.assert_allclose(gradient, gradients[0], rtol=1e-12)
 
 
 def test_clip_ratio_of_the_stage_replaces_that_of_the_loss():
@@ -205,13 +205,11 @@ def test_kl_k3_estimates_the_divergence():
     assert mean == pytest.approx((p * np.log(p / q)).sum(), rel=1e-6)
 
 
-def test_truncated_is_weight_is_capped_and_has_no_gradient():
+def test_tis_weight_is_capped_and_has_no_gradient():
     old_logps, sampler_logps = jnp.log(jnp.array([[0.1, 0.5, 0.9], [0.2, 0.5, 0.1]]))
-    found = policy.truncated_is_weight(old_logps, sampler_logps)
-    np.testing.assert_allclose(found, [0.5, 1.0, 2.0], rtol=1e-6)
-    assert (
-        jax.grad(lambda x: policy.truncated_is_weight(x, 0.0 * x).sum())(jnp.ones(3)) == 0
-    ).all()
+    weights = policy.tis_weight(old_logps, sampler_logps)
+    np.testing.assert_allclose(weights, [0.5, 1.0, 2.0], rtol=1e-6)
+    assert (jax.grad(lambda x: policy.tis_weight(x, 0.0 * x).sum())(jnp.ones(3)) == 0).all()
 
 
 # -- TRL -----------------------------------------------------------------------------------
@@ -280,8 +278,8 @@ def trl_loss(name, beta, weighted):
 @pytest.mark.parametrize("name", policy.LOSSES)
 def test_losses_and_gradients_equal_trl(name, beta, weighted):
     value, gradient = trl_loss(name, beta, weighted)
-    found, gradients = jax_loss(name, beta, weighted)
+    jax_value, gradients = jax_loss(name, beta, weighted)
     # TRL keeps the temperatures of sapo in float32.
-    np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(jax_value, value, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(gradients, gradient, rtol=1e-5, atol=1e-7)
     assert (gradient != 0).sum() > 5
