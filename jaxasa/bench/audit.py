@@ -18,10 +18,10 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.acoustics import scenes
-from jaxasa.bench import shortcut_probe, suite
+from jaxasa.bench import shortcut_probe
 from jaxasa.bench.select_items import select_items
 from jaxasa.config import ConfigError
-from jaxasa.core import keys
+from jaxasa.core import keys, text_files
 from jaxasa.core.files import atomic_write_json
 from jaxasa.core.progress import progress
 from jaxasa.data import questions
@@ -154,7 +154,7 @@ def add_scores(folder: str | Path, results: Mapping) -> dict:
     Raises ConfigError if the suite in `folder` has no audit.
     """
     path = Path(folder) / FILE
-    report = suite.read_json(path, "the audit that `jaxasa bench build` writes")
+    report = text_files.read_json(path, "the audit that `jaxasa bench build` writes")
     for name in SYSTEMS:
         system = results["systems"].get(name)
         if system is None:

@@ -19,6 +19,7 @@ from jaxasa.bench import ablation as ablations
 from jaxasa.bench import card, figures, scene_viewer, score, slots, suite
 from jaxasa.bench.controls import CONTROLS, Control
 from jaxasa.config import ConfigError, check
+from jaxasa.core import text_files
 from jaxasa.core.files import atomic_write_text
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.stages.registry import ANSWERING, STAGES
@@ -265,7 +266,7 @@ def _ablation(path: Path) -> dict | None:
     """The content of ablation.json with a figure and sentences for the page; None if not there."""
     if not path.is_file():
         return None
-    result = suite.read_json(path, "a file written by `jaxasa bench ablate`")
+    result = text_files.read_json(path, "a file written by `jaxasa bench ablate`")
     variants = result.get("variants", {})
     differences = {name: v["against"]["overall"] for name, v in variants.items() if "against" in v}
     title = f"difference in accuracy from {result['base']}, with 95 % intervals"

@@ -16,6 +16,7 @@ from jaxasa.core.files import atomic_write_json, atomic_write_text
 from jaxasa.core.progress import progress
 from jaxasa.core.provenance import made_by
 from jaxasa.core.workdir import WorkFolder
+from jaxasa.data import replies
 
 
 class AnswerModel(Protocol):
@@ -169,7 +170,7 @@ def _geometric_scores(control: Answers, original: Answers) -> dict:
     after, before = control.correctness, original.correctness
     original_answer = control.perturbed.original_answer
     changed = [item for item in items if item.id in original_answer]
-    letters = {i.id: score.parse_answer(control.predictions[i.id], i.options)[0] for i in changed}
+    letters = {i.id: replies.parse_choice(control.predictions[i.id], i.options)[0] for i in changed}
 
     def accuracy(hits) -> dict:
         return score.accuracy(np.array(list(hits), bool))

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scoring: answers parsed from text, accuracy with intervals, paired differences.
+"""Scoring: accuracy with intervals, paired differences.
 
-A prediction is free text. Its answer is parsed strictly (exactly one `<answer>B</answer>`),
-leniently (a letter that stands alone, follows "the answer is", or precedes an option) or as the
-text of an option. A text with two different answers, or none, is wrong. Reasoning
-(`<think>…</think>`) is never parsed for an answer.
+A prediction is free text. Its answer is read by `replies.parse_choice`: strictly (exactly one
+`<answer>B</answer>`), leniently (a letter in other words or dress) or as the text of an option. A
+text with two different answers, or none, is wrong.
 
 Reference: Wilson 1927 (intervals); Owen 2007, "The pigeonhole bootstrap" (paired differences).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,70 +16,10 @@ import numpy as np
 from jaxasa.bench import suite
 from jaxasa.config import LEVELS, ConfigError
 from jaxasa.core import keys
-from jaxasa.data.questions import LETTERS
+from jaxasa.data import replies
 
-KINDS = ("strict", "lenient", "text", "none")
 CHANCE = 0.25
 _Z = 1.959963984540054  # standard normal, 97.5 %
-_THINK_BLOCK = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
-_REASONING = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|$)", re.DOTALL)
-_LONE_LETTER = re.compile(r"[(\[]?([A-Da-d])[)\].:]*")
-_LETTER_AND_OPTION = re.compile(r"[(\[]?([A-D])[)\].:]+\s+(.+)", re.DOTALL)
-_ANSWER_IS = re.compile(r"\b(?:answer|option)(?:\s+is)?\s*:?\s*[(\[]?([A-D])\b", re.IGNORECASE)
-
-
-def parse_answer(text: str, options: Sequence[str]) -> tuple[str | None, str]:
-    """The answer in a reply: (letter or None, one of KINDS)."""
-    outside, spans = _THINK_BLOCK.sub(" ", text), answer_spans(text)
-    has_tags = "<answer>" in outside and "</answer>" in outside
-    if len(spans) == 1 and spans[0] in tuple(LETTERS) and has_tags:
-        return spans[0], "strict"
-    answers = {_parse_span(span, options) for span in spans}
-    return answers.pop() if len(answers) == 1 else (None, "none")
-
-
-def reasoning_of(text: str) -> str:
-    """The reasoning in a reply, up to its end or the start of an answer; "" if there is none."""
-    match = _REASONING.search(text)
-    return match[1].strip() if match else ""
-
-
-def answer_spans(text: str) -> list[str]:
-    """The parts of a reply that may hold its answer: `<answer>` blocks, else all but reasoning."""
-    outside = _THINK_BLOCK.sub(" ", text)
-    return [span.strip() for span in _ANSWER.findall(outside)] or [outside.strip()]
-
-
-def _parse_span(text: str, options: Sequence[str]) -> tuple[str | None, str]:
-    """The answer in one span, without tags."""
-    lone = _LONE_LETTER.fullmatch(text)
-    if lone:
-        return lone[1].upper(), "lenient"
-    option = single_option_match(text, options)
-    option_letter = None if option is None else LETTERS[options.index(option)]
-    labelled = _LETTER_AND_OPTION.fullmatch(text)
-    if labelled:
-        letters = {labelled[1]}
-    else:
-        letters = {letter.upper() for letter in _ANSWER_IS.findall(text) if letter.isupper()}
-    if len(letters) == 1:
-        letter = letters.pop()
-        # "B. left", where left is option C, names two answers.
-        return (letter, "lenient") if option_letter in (None, letter) else (None, "none")
-    return (option_letter, "text") if option_letter and not letters else (None, "none")
-
-
-def single_option_match(text: str, options: Sequence[str]) -> str | None:
-    """The one option that `text` contains as whole words; None if there is none, or several."""
-    rest, matches = text.lower(), set()
-    # Longest first, each removed once matched, so that "front-left" does not also match "left".
-    for option in sorted(options, key=lambda o: -len(o)):
-        pattern = rf"(?<![\w-]){re.escape(option.lower())}(?![\w-])"
-        rest, count = re.subn(pattern, "|", rest)
-        if count:
-            matches.add(option)
-    return matches.pop() if len(matches) == 1 else None
 
 
 def wilson_interval(successes, trials) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +60,7 @@ def group_masks(items: Sequence[suite.Item]) -> dict[str, np.ndarray]:
 
 def correctness(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> np.ndarray:
     """bool [items]: whether the parsed answer of each item's prediction is its correct answer."""
-    answers = [parse_answer(predictions[i.id], i.options)[0] for i in items]
+    answers = [replies.parse_choice(predictions[i.id], i.options)[0] for i in items]
     return np.array([a == i.answer for a, i in zip(answers, items, strict=True)], bool)
 
 
@@ -150,11 +88,11 @@ def score(items: Sequence[suite.Item], predictions: Mapping[str, str]) -> dict:
     "parsing": {kind: share of predictions}. "by_parsing": {kind: A} overall, if only answers
     parsed as that kind or a stricter one count.
     """
-    parsed = [parse_answer(predictions[i.id], i.options) for i in items]
+    parsed = [replies.parse_choice(predictions[i.id], i.options) for i in items]
     hits = np.array([a == i.answer for (a, _), i in zip(parsed, items, strict=True)], bool)
-    kinds = np.array([KINDS.index(kind) for _, kind in parsed])
-    parsing = {kind: float((kinds == k).mean()) for k, kind in enumerate(KINDS)}
-    by_kind = {kind: accuracy(hits & (kinds <= k)) for k, kind in enumerate(KINDS[:-1])}
+    kinds = np.array([replies.KINDS.index(kind) for _, kind in parsed])
+    parsing = {kind: float((kinds == k).mean()) for k, kind in enumerate(replies.KINDS)}
+    by_kind = {kind: accuracy(hits & (kinds <= k)) for k, kind in enumerate(replies.KINDS[:-1])}
     return accuracy_by_group(items, hits) | {"parsing": parsing, "by_parsing": by_kind}
 
 

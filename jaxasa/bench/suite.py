@@ -9,7 +9,6 @@ the shortcut probe and of the oracle). It appears under its name only when it is
 
 import collections
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import soundfile
 
 from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import text_files
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import questions
 
@@ -86,16 +86,8 @@ def name_of(file: Path) -> str:
 
 def manifest(folder: str | Path) -> dict:
     """Reads the suite's manifest.json; raises ConfigError if there is none."""
-    return read_json(Path(folder) / "manifest.json", "a suite written by `jaxasa bench build`")
-
-
-def read_json(path: Path, expected: str) -> dict:
-    """Reads a JSON file; raises ConfigError if it is missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problem = "is not JSON" if isinstance(error, ValueError) else "cannot be read"
-        raise ConfigError(f"{path}: {problem}, expected {expected}") from None
+    path = Path(folder) / "manifest.json"
+    return text_files.read_json(path, "a suite written by `jaxasa bench build`")
 
 
 def load(folder: str | Path) -> list[Item]:
@@ -116,19 +108,9 @@ def load(folder: str | Path) -> list[Item]:
 def read_lines(path: str | Path) -> list[tuple[int, dict]]:
     """Reads a JSONL file: [(line number, object)]. Raises ConfigError, with file and line, if a
     line is not a JSON object."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}), expected JSON lines") from None
     rows = []
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
+    for n, line, value in text_files.read_json_lines(path, "JSON lines"):
+        if value is None:
             raise ConfigError(f"{path}:{n}: {line[:60]!r}, expected a JSON object")
         rows.append((n, value))
     return rows

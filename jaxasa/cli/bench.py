@@ -5,6 +5,7 @@ report, speed."""
 import argparse
 import functools
 import importlib
+import sys
 import tempfile
 from pathlib import Path
 
@@ -209,7 +210,8 @@ def _add_seld(commands) -> None:
         "seld",
         score_seld,
         "Score detected and localised events as DCASE task 3 does (F20, ER20, LE_CD, LR_CD, RDE).",
-        reads="csv files without header: frame, class, source, azimuth, elevation[, distance]",
+        reads="csv files: frame, class, source, azimuth, elevation[, distance], or as baselines\n"
+        "write them, with x, y, z in place of the angles",
         writes="nothing but the file of --json",
         examples=["jaxasa bench seld metadata_dev/dev-test-tau predictions --year 2023 --official"],
     )
@@ -246,14 +248,17 @@ def score_seld(args: argparse.Namespace) -> Result:
     from jaxasa.data import dcase_csv
 
     units = args.reference_unit, args.prediction_unit
+    notes: list[str] = []
     references, predictions = dcase_csv.read_pairs(
-        args.references, args.predictions, units, official=args.official
+        args.references, args.predictions, units, args.official, notes.append
     )
+    for note in notes:
+        print(note, file=sys.stderr)
     scores = seld.evaluate(
         references, predictions, year=args.year, classes=args.classes, official=args.official
     )
     print(seld.format_table(scores))
-    return scores
+    return scores | {"notes": notes}
 
 
 def _add_ablate(commands) -> None:

@@ -117,7 +117,7 @@ def simulate(args: argparse.Namespace) -> Result:
     for split in splits:
         out = steps.render_scenes(run, work, split, format, args.runner, args.beam)
         counts[split] = records.read_manifest(out)["count"]
-        print(f"{counts[split]} {'room responses' if out == work.rirs else 'scenes'} in {out}")
+        print(f"{counts[split]} {'RIRs' if out == work.rirs else 'scenes'} in {out}")
     return counts
 
 
@@ -175,25 +175,25 @@ def _add_import(commands) -> None:
         metavar="FILE",
         help='dcase, so: class names by number, one a line; windows with a class "-" are left out',
     )
+    command.add_argument(
+        "--unit",
+        choices=RegistryNames("jaxasa.data.dcase_csv", "UNITS"),
+        metavar="UNIT",
+        help="dcase, so: of distances, m or cm (default: cm, as published, or m if they have "
+        "decimals and are small, which is said)",
+    )
 
 
 def import_dataset(args: argparse.Namespace) -> Result:
-    from jaxasa.data import import_scenes
+    from jaxasa.data import class_list, import_scenes
 
-    classes = None
-    if args.classes is not None:
-        if not args.classes.is_file():
-            raise ConfigError(
-                f"--classes {args.classes}: no such file, expected a name in each line"
-            )
-        lines = args.classes.read_text("utf-8").splitlines()
-        classes = [name.strip() for name in lines if name.strip()]
+    classes = None if args.classes is None else class_list.read_class_names(args.classes)
     convention = args.convention or "ambix"
     dataset = import_scenes.convert(
-        args.layout, args.source, args.out, args.split, convention, args.seconds, classes
+        args.layout, args.source, args.out, args.split, convention, args.seconds, classes, args.unit
     )
     manifest = dataset.manifest
     print(f"{len(dataset)} recordings, {manifest['questions']} questions in {args.out}")
     for reason, count in manifest["reasons"].items():
         print(f"refused: {count} x {reason}")
-    return {name: manifest[name] for name in ("count", "questions", "reasons", "refused")}
+    return {name: manifest[name] for name in ("count", "questions", "notes", "reasons", "refused")}

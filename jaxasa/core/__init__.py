@@ -5,7 +5,8 @@ audio       sample rate and full scale
 keys        keyed random generators
 files       atomic writes, locks
 workdir     WorkFolder: the paths within a run's folder; the check of its config
-provenance  which jaxasa made a file
+provenance  the version of jaxasa that made a file
+text_files  text, CSV and JSON that people or other programs wrote
 trees       nested dicts of parameters
 cpu         settings that make the CPU faster
 progress    a progress bar

@@ -29,6 +29,7 @@ Data of others:
     real_recordings.py     RealRecordings: imported recordings for stage 1
     imported_questions.py  ImportedQuestions, ImportedQaExamples: for stage 3
     foa_file.py            sound files of the user, FOA or binaural
+    class_list.py          class names by number, from a file
     specs.py               loads a scene from a JSON file or a record
 
 Text:
@@ -38,4 +39,6 @@ Text:
     phrases.py             paraphrased captions
     synthetic_text.py      synthetic text tasks of stage 0
     tokens.py              TextTokenizer, chat template, prompts and replies
+    replies.py             reads replies of models: reasoning, the chosen option
+    quantities.py          reads directions, distances, times and counts in a text
 """

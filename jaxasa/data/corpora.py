@@ -12,11 +12,11 @@ them by the kind of `Sounds.bank`.
         print(file.name, file.labels, file.recording_id)
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxasa.config import ConfigError
+from jaxasa.core import text_files
 from jaxasa.data.decode import SoundFile
 
 SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".opus"))
@@ -94,14 +94,10 @@ LISTERS = {
 
 def _rows(path: Path, columns: tuple[str, ...], meaning: str = "") -> Iterator[dict[str, str]]:
     _expect(path.is_file(), path, "a CSV file")
-    with open(path, encoding="utf-8", newline="") as lines:
-        reader = csv.DictReader(lines)
-        names = reader.fieldnames or []
-        expected = f"the columns {', '.join(columns)}{meaning}"
-        _expect(all(c in names for c in columns), path, expected)
-        for row in reader:
-            _expect(all(row[c] for c in columns), f"{path}:{reader.line_num}", "no empty field")
-            yield row
+    expected = f"the columns {', '.join(columns)}{meaning}"
+    for number, row in text_files.read_csv(path, columns, expected):
+        _expect(all(row[c] for c in columns), f"{path}:{number}", "no empty field")
+        yield row
 
 
 def _expect(condition: bool, path: Path | str, expected: str) -> None:

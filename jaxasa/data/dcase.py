@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
+from scipy.optimize import linear_sum_assignment
 
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
@@ -38,6 +39,7 @@ from jaxasa.data.dcase_csv import FRAME_S, Event
 DCASE_SAMPLE_RATE = 24_000
 FOLDS = {"train": 1, "dev": 4, "benchmark": 5}
 MAX_PEAK = 0.99
+MAX_STEP_DEG = 45.0  # in a frame of 100 ms; what jumps farther is another sound
 # The classes of STARSS23 by number, one word each.
 STARSS23 = (
     "woman",
@@ -99,38 +101,65 @@ def _position(source: dict, frame: int) -> Sequence[float]:
     return path[min(frame, len(path) - 1)]
 
 
-def read_events(path: Path | str) -> list[Event]:
-    """The events of a metadata file, by frame; raises ConfigError as `dcase_csv.read` does."""
-    return sorted(dcase_csv.read(path, "cm"), key=lambda e: e[:5])
-
-
 def sources_of_events(
     events: Sequence[Event], classes: Sequence[str], seconds: float
 ) -> list[dict]:
     """The sources of a scene description of `seconds`, by onset, from the events of a recording.
 
-    A source is a run of frames of one class and source number. Its azimuth and elevation are those
-    of the mean direction, its distance (m; None if there is none) the mean. If they change, it has
-    a "doa_trajectory" as in scenes.describe: [azimuth, elevation, distance] for each 100 ms of the
-    scene, constant before and after the run. Raises ConfigError for a class without a name, and
-    for a distance that is not positive.
+    A source is a run of frames of one class and source number, see `_tracks`. Its azimuth and
+    elevation are those of the mean direction, its distance (m; None if there is none) the mean. If
+    they change, it has a "doa_trajectory" as in scenes.describe: [azimuth, elevation, distance] for
+    each 100 ms of the scene, constant before and after the run. Raises ConfigError for a class
+    without a name, and for a distance that is not positive.
     """
-    runs: dict[tuple[int, int], list[list[Event]]] = {}
+    runs: dict[tuple[int, int], list[Event]] = {}
     for e in events:
         check(e.label < len(classes), "class", e.label, f"below {len(classes)} (names)")
         is_positive = e.distance is None or e.distance > 0
         check(is_positive, f"distance in frame {e.frame}", e.distance, "more than 0")
-        own = runs.setdefault((e.label, e.source), [])
-        if own and e.frame <= own[-1][-1].frame + 1:
-            if e.frame > own[-1][-1].frame:  # a repeated frame counts once
-                own[-1].append(e)
-        else:
-            own.append([e])
+        runs.setdefault((e.label, e.source), []).append(e)
     frames = math.ceil(seconds / FRAME_S - 1e-6)
     sources = [
-        _source(run, classes[label], frames) for (label, _), own in runs.items() for run in own
+        _source(track, classes[label], frames)
+        for (label, _), own in runs.items()
+        for track in _tracks(own)
     ]
     return sorted(sources, key=lambda s: (s["onset"], s["class"], s["azimuth"]))
+
+
+def _tracks(events: Iterable[Event]) -> list[list[Event]]:
+    """Runs of consecutive frames from the events of one class and source number, in any order.
+
+    Sounds without an actor share the number 0 in STARSS23, so a frame may have several events:
+    each continues the nearest track of the frame before, within MAX_STEP_DEG, or begins one.
+    Repeated lines count once.
+    """
+    tracks: list[list[Event]] = []
+    open_tracks: list[list[Event]] = []
+    by_frame: dict[int, list[Event]] = {}
+    for e in dict.fromkeys(events):
+        by_frame.setdefault(e.frame, []).append(e)
+    for frame, here in sorted(by_frame.items()):
+        open_tracks = [track for track in open_tracks if track[-1].frame == frame - 1]
+        if len(open_tracks) == len(here) == 1 and open_tracks[0][-1][3:5] == here[0][3:5]:
+            open_tracks[0].append(here[0])
+            continue
+        directions = foa.encode(*np.array([e[3:5] for e in here], float).T)[:, 1:]
+        if open_tracks:
+            ends = np.array([track[-1][3:5] for track in open_tracks], float)
+            cosine = foa.encode(*ends.T)[:, 1:] @ directions.T
+            angle = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+        else:
+            angle = np.zeros((0, len(here)))
+        pairs = zip(*linear_sum_assignment(angle), strict=True)
+        near = {j: open_tracks[i] for i, j in pairs if angle[i, j] <= MAX_STEP_DEG}
+        for j, e in enumerate(here):
+            if j in near:
+                near[j].append(e)
+            else:
+                open_tracks.append([e])
+                tracks.append(open_tracks[-1])
+    return tracks
 
 
 def _source(run: Sequence[Event], name: str, frames: int) -> dict:

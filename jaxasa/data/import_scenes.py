@@ -24,6 +24,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,13 +77,16 @@ def convert(
     convention: str = "ambix",
     seconds: float | None = None,
     classes: Sequence[str] | None = None,
+    unit: str | None = None,
 ) -> records.Records:
     """Converts the data set `source` into the new folder `out`; opens it if it is there already.
 
     split: for so, a file in qa/ (default train); for dcase, the recordings with this in their name
     ("fold4", "dev-test"). convention: of the channels, see `foa_file.read_foa`. seconds: length of
     a dcase window (default 10). classes: class names by number, for annotations with numbers; for
-    dcase a name may stand for several numbers, and windows with a class "-" are left out. Raises
+    dcase a name may stand for several numbers, and windows with a class "-" are left out. unit: of
+    the distances in a DCASE set or annotations, "m" or "cm"; None: as `dcase_csv.distance_unit`
+    tells. What was assumed is printed on stderr, and is in the manifest ("notes"). Raises
     ConfigError for an unknown layout, an argument that does not apply to it, nothing usable, and
     an `out` with other content.
     """
@@ -95,22 +99,30 @@ def convert(
     foa.to_ambix(np.zeros((0, 4)), convention)  # raises for an unknown name
     source, out = Path(source), Path(out)
     refused: dict[str, str] = {}
+    notes: list[str] = []
     if layout == "dcase":
         names = tuple(classes or dcase.class_names(source))
-        excerpts = list(_windows(source, split, seconds, names, refused))
+        excerpts = list(_windows(source, split, seconds, names, unit, refused, notes.append))
     elif layout == "so":
-        sounds = so_dataset.read_split(source, split or "train", classes, refused)
+        expected = "none without class names of the annotations"
+        check(unit is None or classes is not None, "unit", unit, expected)
+        sounds = so_dataset.read_split(
+            source, split or "train", classes, refused, unit, notes.append
+        )
         excerpts = _whole_files(sounds)
     else:
         check(split is None, "split", split, "none with the layout jsonl")
         check(classes is None, "classes", classes, "none with the layout jsonl")
+        check(unit is None, "unit", unit, "none with the layout jsonl")
         excerpts = _whole_files(so_dataset.read_jsonl(source, refused))
+    for text in notes:
+        print(f"{source}: {text}", file=sys.stderr)
     key = _key(layout, convention, excerpts)
     if out.exists():
         if records.read_manifest(out).get("key") != key:
             raise ConfigError(f"{out} holds another data set, expected a new folder")
         return records.Records(out)
-    meta = {"version": VERSION, "format": "records", "layout": layout, "key": key}
+    meta = {"version": VERSION, "format": "records", "layout": layout, "key": key, "notes": notes}
     if layout == "dcase":
         meta["classes"] = sorted(set(names) - {UNNAMED_CLASS})
     with atomic_path(out) as folder:
@@ -227,19 +239,32 @@ def _reason(error: ConfigError, *paths: Path | None) -> str:
 
 
 def _windows(
-    root: Path, part: str | None, seconds: float, classes: Sequence[str], refused: dict[str, str]
+    root: Path,
+    part: str | None,
+    seconds: float,
+    classes: Sequence[str],
+    unit: str | None,
+    refused: dict[str, str],
+    note: Callable[[str], None],
 ) -> Iterator[Excerpt]:
     """Consecutive windows of the recordings of a DCASE set that have metadata.
 
-    part: only of recordings with this in their name.
+    part: only of recordings with this in their name. unit, note: see `dcase_csv.read_references`.
     """
-    for recording in dcase.list_recordings(root):
-        if part is not None and part not in recording.name:
+    recordings = [r for r in dcase.list_recordings(root) if part is None or part in r.name]
+    paths = {r.name: r.metadata for r in recordings if r.metadata is not None}
+
+    def refuse(name: str, error: ConfigError) -> None:
+        refused[name] = _reason(error, paths.get(name))
+
+    events_of = dcase_csv.read_references(paths, unit, refuse, note)
+    for recording in recordings:
+        if recording.metadata is not None and recording.name not in events_of:
             continue
         try:
             if recording.metadata is None:
                 raise ConfigError("no metadata file")
-            events = dcase.read_events(recording.metadata)
+            events = events_of[recording.name]
             length = foa_file.duration_s(recording.audio)
             dcase.sources_of_events(events, classes, length)  # raises for a class without a name
         except ConfigError as error:

@@ -11,7 +11,6 @@ rotation and no mono dropout, since the texts of imported questions and answers 
 Shapes: N samples · Q questions per recording · P prompt length · L reply length
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import text_files
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import import_scenes, scene_text, tokens, transforms
 from jaxasa.data.pipeline import Example
@@ -126,11 +126,8 @@ def _fits(row: dict, model: config.Model, tokenizer: TextTokenizer) -> bool:
 
 
 def _read_rows(path: Path) -> Iterator[dict]:
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file, expected a folder of `jaxasa import`")
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise ConfigError(f"{path}:{number}: damaged, expected a JSON object") from None
+    expected = "the questions of a folder of `jaxasa import`"
+    for number, _, row in text_files.read_json_lines(path, expected):
+        if row is None:
+            raise ConfigError(f"{path}:{number}: damaged, expected a JSON object")
+        yield row

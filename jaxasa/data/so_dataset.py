@@ -7,8 +7,9 @@ and source_refs (class_name, azimuth_deg, elevation_deg, distance_m). The source
 are those that its questions refer to or, given class names, those of its annotations.
 
 A line of plain JSONL has a path ("audio", "audio_path" or "file_name", relative to the file's
-folder), "question" and "answer", and optionally "options" (four texts, the answer being one of
-them or its letter), "level", "task" and "trace". A suite's metadata.jsonl is such a file.
+folder), "question" and "answer", and optionally "options" (two to ten texts, the answer being
+one of them or its letter, as replies.parse_choice reads it), "level", "task" and "trace". A suite's
+metadata.jsonl is such a file.
 
 >>> line = {"question": "Where?", "answer": "B", "options": ["left", "right", "front", "back"]}
 >>> parse_row(line)
@@ -17,28 +18,37 @@ them or its letter), "level", "task" and "trace". A suite's metadata.jsonl is su
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jaxasa.config import ConfigError
-from jaxasa.data import dcase, dcase_csv
-from jaxasa.data.questions import LETTERS
+from jaxasa.core import text_files
+from jaxasa.data import dcase, dcase_csv, replies
+from jaxasa.data.replies import CHOICE_LETTERS
 
 # {sound file: (sources, question rows)}
 SoundQuestions = dict[Path, tuple[list[dict], list[dict]]]
 _PATH_FIELDS = ("audio", "audio_path", "file_name")
+_LETTERED = re.compile(r"[(\[]?([A-Ja-j])[)\].:]+\s+(\S.*)", re.DOTALL)
 _OPTIONAL_FIELDS = ("level", "task", "trace")
 # Errors that a malformed line may raise; OSError: a path too long to look up.
 _LINE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, OSError)
 
 
 def read_split(
-    root: Path, split: str, classes: Sequence[str] | None, refused: dict[str, str]
+    root: Path,
+    split: str,
+    classes: Sequence[str] | None,
+    refused: dict[str, str],
+    unit: str | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> SoundQuestions:
     """The sounds of a split with their sources and questions; unusable lines go to `refused`.
 
-    classes: names of the class numbers in annotations/{split}. Raises ConfigError if they are given
-    without that folder, and if there is no qa/{split}.jsonl.
+    classes: names of the class numbers in annotations/{split}. unit, note: of the distances there,
+    see `dcase_csv.read_references`. Raises ConfigError if classes are given without that folder,
+    and if there is no qa/{split}.jsonl.
     """
     folder = root / "annotations" / split
     if classes is not None and not folder.is_dir():
@@ -58,12 +68,24 @@ def read_split(
         sources, rows = sounds.setdefault(audio, ([], []))
         sources += [source for source in refs if source not in sources]
         rows.append(row)
-    for audio, (sources, _) in sounds.items() if classes is not None else ():
-        path = folder / f"{audio.stem}.csv"
+    if classes is None:
+        return sounds
+
+    def refuse(name: str, error: ConfigError) -> None:
+        refused[f"{name}.csv"] = str(error).replace(str(folder / f"{name}.csv"), "").strip(": ")
+
+    paths = {audio.stem: folder / f"{audio.stem}.csv" for audio in sounds}
+    paths = {name: path for name, path in paths.items() if path.is_file()}
+    annotations = dcase_csv.read_references(paths, unit, refuse, note)
+    for audio, (sources, _) in sounds.items():
+        events = annotations.get(audio.stem)
+        if events is None:
+            continue
+        seconds = (events[-1].frame + 1) * dcase_csv.FRAME_S if events else 0.0
         try:
-            sources[:] = _annotated_sources(path, classes) if path.is_file() else sources
+            sources[:] = dcase.sources_of_events(events, classes, seconds)
         except ConfigError as error:
-            refused[path.name] = str(error).replace(str(path), "").strip(": ")
+            refuse(audio.stem, error)
     return sounds
 
 
@@ -88,15 +110,26 @@ def parse_row(line: dict) -> dict:
     row: dict = {name: _text_field(line, name) for name in ("question", "answer")}
     options = line.get("options")
     if options is not None:
-        if not isinstance(options, list) or len(options) != len(LETTERS):
-            raise ValueError("options are not four")
-        texts = [str(option).strip() for option in options]
+        if not isinstance(options, list) or not 2 <= len(options) <= len(CHOICE_LETTERS):
+            raise ValueError(f"options are not two to {len(CHOICE_LETTERS)}")
+        texts = _without_letters([str(option).strip() for option in options])
         answer = row["answer"]
-        if answer not in texts and answer not in tuple(LETTERS):
-            raise ValueError("the answer is no option")
-        row["answer"] = answer if answer in texts else texts[LETTERS.index(answer)]
-        row["options"] = texts
+        if answer not in texts:
+            letter, _ = replies.parse_choice(answer, texts)
+            if letter is None:
+                raise ValueError("the answer is no option")
+            answer = texts[CHOICE_LETTERS.index(letter)]
+        row |= {"answer": answer, "options": texts}
     return row | {name: str(line[name]) for name in _OPTIONAL_FIELDS if line.get(name)}
+
+
+def _without_letters(options: list[str]) -> list[str]:
+    """Options without the letters that they begin with, "(A) left", if all do, in order."""
+    matches = [_LETTERED.fullmatch(option) for option in options]
+    letters = "".join(match[1] for match in matches if match).upper()
+    if letters != CHOICE_LETTERS[: len(options)]:
+        return options
+    return [match[2] for match in matches if match]
 
 
 def _text_field(line: dict, name: str) -> str:
@@ -108,23 +141,18 @@ def _text_field(line: dict, name: str) -> str:
 
 def _lines(path: Path, refused: dict[str, str]) -> Iterator[tuple[str, dict]]:
     """Yields ("file:line", object)."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file, expected questions, one JSON object a line")
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for number, text in enumerate(lines, 1):
-            if not text.strip():
-                continue
-            place = f"{path.name}:{number}"
-            try:
-                # NaN is not JSON: it stands for unknown. A lone surrogate could not be written.
-                line = json.loads(text, parse_constant=lambda _: None)
-                json.dumps(line, ensure_ascii=False).encode()
-            except (ValueError, RecursionError):
-                line = text
-            if isinstance(line, dict):
-                yield place, line
-            else:
-                refused[place] = "not a JSON object"
+    expected = "questions, one JSON object a line"
+    for number, _, line in text_files.read_json_lines(path, expected):
+        place = f"{path.name}:{number}"
+        try:
+            # A lone surrogate could not be written.
+            json.dumps(line, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):
+            line = None
+        if line is None:
+            refused[place] = "not a JSON object"
+        else:
+            yield place, line
 
 
 def _audio_path(line: dict, folders: Sequence[Path]) -> Path:
@@ -152,12 +180,6 @@ def _source_refs(refs: list[dict]) -> list[dict]:
             raise ValueError("a source reference is not finite")
         sources.append({"class": str(ref.get("class_name"))} | numbers)
     return sources
-
-
-def _annotated_sources(path: Path, classes: Sequence[str]) -> list[dict]:
-    events = dcase.read_events(path)
-    seconds = (events[-1].frame + 1) * dcase_csv.FRAME_S if events else 0.0
-    return dcase.sources_of_events(events, classes, seconds)
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ from jaxasa import config
 from jaxasa.acoustics import scenes
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import ConfigError, check
+from jaxasa.core import text_files
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.data.records import Records
 from jaxasa.data.shard_plan import CLIP_SPLITS
@@ -40,11 +41,9 @@ def load_scene(path: Path, index: int | None, sounds: Path | None) -> SceneSpec:
 
 def read_json(path: Path) -> SceneSpec:
     """Returns the scene of a JSON file (scenes.to_json); ConfigError names the file."""
+    text = text_files.read_text(path, "a SceneSpec in JSON")
     try:
-        return scenes.SceneSpec.from_json(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        problem = getattr(error, "strerror", None) or "no text"
-        raise ConfigError(f"{path}: {problem}, expected a SceneSpec in JSON") from None
+        return scenes.SceneSpec.from_json(text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -19,7 +19,8 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jaxasa.config import ConfigError
-from jaxasa.data.questions import LETTERS, Question
+from jaxasa.data.questions import Question
+from jaxasa.data.replies import CHOICE_LETTERS
 
 PAD, EOS, AUDIO = "<pad>", "<eos>", "<AcousticTokens>"
 THINK, END_THINK, ANSWER, END_ANSWER = "<think>", "</think>", "<answer>", "</answer>"
@@ -27,7 +28,7 @@ SPECIAL = (PAD, EOS, AUDIO, THINK, END_THINK, ANSWER, END_ANSWER)
 # The names of the first two in Qwen's tokenizers, and the start of a chat message there.
 QWEN_NAMES = {PAD: "<|endoftext|>", EOS: "<|im_end|>"}
 MESSAGE_START = "<|im_start|>"
-_OPTION = re.compile(rf"^[{''.join(LETTERS)}] (.+)$", re.MULTILINE)
+_OPTION = re.compile(rf"^[{CHOICE_LETTERS}] (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,8 @@ def question_text(question: str, options: Sequence[str] | None) -> str:
     """Text of a prompt: the question and its options, one per line; None: open-ended."""
     if options is None:
         return f" {question}\n"
-    lines = [f"\n{letter} {option}" for letter, option in zip(LETTERS, options, strict=True)]
+    letters = CHOICE_LETTERS[: len(options)]
+    lines = [f"\n{letter} {option}" for letter, option in zip(letters, options, strict=True)]
     return f" {question}{''.join(lines)}\n"
 
 

@@ -2,17 +2,17 @@
 """The model card of an export: training data, benchmark results, limits.
 
 All facts come from the checkpoint and from the run's folder around it (WORKDIR of
-WORKDIR/checkpoints/STAGE): config.gin, sounds/credits.csv, results.json. If one is missing, the
-card says that it is unknown.
+WORKDIR/checkpoints/STAGE): config.gin, sounds/credits.csv, results.json. Facts whose file is
+missing are left out, or given as unknown.
 """
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from jaxasa import config
 from jaxasa.config import ConfigError, gin_files
+from jaxasa.core import text_files
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.train import checkpoint
 
@@ -148,8 +148,8 @@ def _licences(work: WorkFolder | None) -> dict[str, str]:
     path = work.sounds / "credits.csv" if work else None
     if path is None or not path.is_file():
         return {}
-    with open(path, encoding="utf-8", newline="") as file:
-        return {row["package"]: row["licence"] for row in csv.DictReader(file)}
+    rows = text_files.read_csv(path, ("package", "licence"))
+    return {row["package"]: row["licence"] for _, row in rows}
 
 
 def _results(folder: Path, work: WorkFolder | None) -> tuple[dict | None, str]:

@@ -16,9 +16,9 @@ import numpy as np
 from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
+from jaxasa.core.text_files import read_json
 from jaxasa.data.tokens import TextTokenizer
 from jaxasa.hf import keymap, weights
-from jaxasa.hf.weights import read_json
 from jaxasa.models import asa
 from jaxasa.train import checkpoint
 

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxasa import config
 from jaxasa.config import ConfigError
+from jaxasa.core import text_files
 from jaxasa.hf import keymap, weights
 from jaxasa.models.layers import sinusoids
 from jaxasa.models.semantic import FRAMES_PER_SECOND
@@ -144,7 +145,7 @@ def tokenizer_path(source: str) -> Path:
 def _read_config(folder: Path, part: str) -> tuple[str, dict]:
     """model_type, and the fields of config.json that are of the part."""
     path = folder / "config.json"
-    hf_config = weights.read_json(path)
+    hf_config = text_files.read_json(path)
     kind = hf_config.get("model_type")
     if kind not in KINDS[part]:
         expected = ", ".join(KINDS[part])

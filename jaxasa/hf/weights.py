@@ -2,7 +2,6 @@
 """Reads a folder of safetensors, one file or shards with an index, tensor by tensor."""
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxasa.config import ConfigError
+from jaxasa.core import text_files
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -53,14 +53,6 @@ class SafetensorsFolder:
             return file.get_slice(name)[index] if index else file.get_tensor(name)
 
 
-def read_json(path: Path) -> dict:
-    """Reads a JSON file. Raises ConfigError if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
-
-
 def resolve_folder(source: str) -> Path:
     """The local folder `source`; for a name on the Hugging Face hub, the folder of its download.
 
@@ -91,7 +83,7 @@ def _shards(folder: Path) -> Mapping[Path, set[str] | None]:
     """{file: names of its tensors by the index} (None: there is no index)."""
     if (folder / INDEX).is_file():
         by_file: dict[Path, set[str] | None] = {}
-        for name, file in read_json(folder / INDEX).get("weight_map", {}).items():
+        for name, file in text_files.read_json(folder / INDEX).get("weight_map", {}).items():
             names = by_file.setdefault(folder / Path(file).name, set())
             names.add(name)  # type: ignore[union-attr]
         return by_file

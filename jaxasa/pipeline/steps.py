@@ -24,7 +24,7 @@ from jaxasa.bench import (
 )
 from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
-from jaxasa.core import files
+from jaxasa.core import files, text_files
 from jaxasa.core.provenance import made_by
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import records, rir_bank, simulate, sounds
@@ -60,7 +60,7 @@ def render_scenes(
     """Renders the scenes of a split from DIR/sounds; returns the folder of the data set.
 
     format: of data/formats.py; None for `default_format`. If Scenes.rir_rooms is set, the
-    records of train are room responses instead (DIR/rirs), which need no sounds.
+    records of train are room impulse responses instead (DIR/rirs), which need no sounds.
     beam_runner: of Apache Beam; None for local processes.
     """
     format = format or default_format(run)
@@ -194,7 +194,7 @@ def read_results(work: WorkFolder) -> dict:
     """DIR/results.json, {} if it is not there. Raises ConfigError if it is not JSON."""
     if not work.results.is_file():
         return {}
-    return suite.read_json(work.results, "results of `jaxasa bench run`")
+    return text_files.read_json(work.results, "results of `jaxasa bench run`")
 
 
 def audit_suite(work: WorkFolder, split: str) -> dict:

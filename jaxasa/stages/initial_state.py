@@ -17,10 +17,10 @@ from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
 from jaxasa.core.files import atomic_write_text
+from jaxasa.core.text_files import read_json
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.data import text_only_scenes, tokens, transforms
 from jaxasa.hf import load, pretrained
-from jaxasa.hf.weights import read_json
 from jaxasa.models.asa import ASA
 from jaxasa.stages.stage import Context
 from jaxasa.train import checkpoint, state
@@ -28,7 +28,7 @@ from jaxasa.train import checkpoint, state
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where weights come from: `parts` (of config.PARTS) of a checkpoint or export, or else the
+    """Source of initial weights: `parts` (of config.PARTS) of a checkpoint or export, or else the
     parts that `pretrained` names; all others are initialized from scratch."""
 
     checkpoint: Path | None = None

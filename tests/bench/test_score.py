@@ -8,41 +8,6 @@ import pytest
 from jaxasa.bench import score
 from jaxasa.config import ConfigError
 
-OPTIONS = ("left", "front-left", "dog", "a cat")
-
-
-@pytest.mark.parametrize(
-    ("text", "letter", "kind"),
-    [
-        ("<answer>B</answer>", "B", "strict"),
-        ("<think>dog left . so A</think> <answer> C </answer>", "C", "strict"),
-        ("<answer>b</answer>", "B", "lenient"),
-        ("<answer>B", "B", "lenient"),
-        ("D", "D", "lenient"),
-        (" (c). ", "C", "lenient"),
-        ("B. front-left", "B", "lenient"),
-        ("The answer is B", "B", "lenient"),
-        ("Answer: C.", "C", "lenient"),
-        ("<answer>A</answer><answer>A</answer>", "A", "lenient"),
-        ("<answer>front-left</answer>", "B", "text"),
-        ("<think>dog</think>Left", "A", "text"),
-        ("It comes from the front-left.", "B", "text"),
-        ("A dog is barking", "C", "text"),
-        ("I hear a cat", "D", "text"),
-        ("<answer>A</answer><answer>B</answer>", None, "none"),
-        ("B. left", None, "none"),
-        ("left or front-left", None, "none"),
-        ("the answer is A or the answer is B", None, "none"),
-        ("<think>so B</think>", None, "none"),
-        ("<think>never closed <answer>B</answer>", None, "none"),
-        ("leftover", None, "none"),
-        ("E", None, "none"),
-        ("", None, "none"),
-    ],
-)
-def test_parse_answer(text, letter, kind):
-    assert score.parse_answer(text, OPTIONS) == (letter, kind)
-
 
 @pytest.mark.parametrize(
     ("right", "items", "low", "high"),
@@ -200,7 +165,7 @@ def test_score_file_names_the_faulty_line(small, tmp_path):
     path.write_text("not json")
     with pytest.raises(ConfigError, match=r"predictions.jsonl:1: 'not json'"):
         score.score_file(path, small.folder)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no such file"):
         score.score_file(tmp_path / "absent.jsonl", small.folder)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxasa import config
 from jaxasa.acoustics import foa, scenes
 from jaxasa.config import ConfigError
-from jaxasa.data import dcase, records
+from jaxasa.data import dcase, dcase_csv, records
 from jaxasa.data.dcase_csv import Event
 from jaxasa.data.simulate import simulate
 
@@ -67,7 +67,7 @@ def test_sounds_and_labels_are_those_of_the_records(both):
         scaled = spectra[0][low] * 32_000 / 48_000
         error = np.linalg.norm(scaled - spectra[1][low]) / np.linalg.norm(spectra[1][low])
         assert error < 0.02
-        rows = dcase.read_events(recording.metadata)
+        rows = dcase_csv.read(recording.metadata, "cm")
         for number, source in enumerate(scene["sources"]):
             mine = [r for r in rows if r.source == number]
             assert {data.manifest["classes"][r.label] for r in mine} == {source["class"]}
@@ -160,7 +160,7 @@ def test_events_cover_exactly_the_frames_of_the_rows(rows):
 def test_headers_and_older_columns_are_read_and_bad_lines_reported(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("frame,class,source,azimuth,elevation\n3,1,0,-90,12\n4,1,0,-90,12\n")
-    (event,) = dcase.sources_of_events(dcase.read_events(path), CLASSES, 1.0)
+    (event,) = dcase.sources_of_events(dcase_csv.read(path, "cm"), CLASSES, 1.0)
     assert event == {
         "class": "dog", "azimuth": -90.0, "elevation": 12.0, "distance": None,
         "onset": 0.3, "offset": 0.5,
@@ -168,13 +168,13 @@ def test_headers_and_older_columns_are_read_and_bad_lines_reported(tmp_path):
     for bad in ("1,2,3\n", "1,0,0,x,0\n", "-1,0,0,0,0\n", "1,0,0,0,95\n", "1,0,0,0,0,9\n"):
         path.write_text("0,0,0,0,0\n" + bad)
         with pytest.raises(ConfigError, match="a.csv:2"):
-            dcase.read_events(path)
+            dcase_csv.read(path, "cm")
     with pytest.raises(ConfigError, match="class is 3"):
         dcase.sources_of_events([Event(0, 3, 0, 0, 0, 1)], CLASSES, 1.0)
     with pytest.raises(ConfigError, match="distance in frame 7 is 0.0, expected more than 0"):
         dcase.sources_of_events([Event(7, 0, 0, 0, 0, 0.0)], CLASSES, 1.0)
     with pytest.raises(ConfigError, match="none.csv"):
-        dcase.read_events(tmp_path / "none.csv")
+        dcase_csv.read(tmp_path / "none.csv")
 
 
 def test_published_folders_are_listed_with_their_metadata(tmp_path):

@@ -2,7 +2,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxasa.config import ConfigError
@@ -119,3 +119,121 @@ def test_any_text_gives_events_or_an_error_that_names_the_line(content):
         events, message = [], str(error)
     assert all(isinstance(e, Event) for e in events)
     assert not message or (message.startswith("x.csv:") and "\n" not in message)
+
+
+def test_a_header_in_another_order_is_refused(tmp_path):
+    for header in ("frame,class,source,elevation,azimuth", "frame,class,source,azimuth,distance,x"):
+        with pytest.raises(ConfigError, match=r"a\.csv:1: columns frame, class, .*expected frame"):
+            dcase_csv.read(write(tmp_path, header + "\n3,1,0,-90,12\n"))
+    for header in (
+        "\ufeffFrame, Class, Source, Azimuth, Elevation\r",
+        "frame_idx,active_class,track,azi,ele",
+        "# frame,class,source,azimuth,elevation",
+    ):
+        (event,) = dcase_csv.read(write(tmp_path, header + "\n3,1,0,-90,12\n"))
+        assert event == (3, 1, 0, -90.0, 12.0, None)
+
+
+def test_six_columns_of_vectors_are_recognised(tmp_path):
+    # DCASE 2022 baseline: frame, class, 0, x, y, z; a vector's length is not exactly one.
+    (left,) = dcase_csv.read(write(tmp_path, "0,1,0,0.0,1.0,0.0\n"))
+    assert left == (0, 1, 0, 90.0, 0.0, None)
+    below, up = dcase_csv.read(write(tmp_path, "0,1,0,0.6,0.5,-0.2\n1,1,0,0.1,0.1,0.9\n"))
+    assert below.distance is None and below.elevation < 0 < up.elevation
+    (polar,) = dcase_csv.read(write(tmp_path, "0,1,0,0,0,1\n"))
+    assert polar == (0, 1, 0, 0.0, 0.0, 1.0)
+    (polar,) = dcase_csv.read(write(tmp_path, "0,1,0,12.5,0.5,1.1\n"))
+    assert polar == (0, 1, 0, 12.5, 0.5, 1.1)
+    with pytest.raises(ConfigError, match=r"a\.csv:1: 0.5, 0.4, 0.8 may be x, y, z or azimuth"):
+        dcase_csv.read(write(tmp_path, "0,1,0,0.5,0.4,0.8\n"))
+
+
+def test_distances_that_are_unknown(tmp_path):
+    text = "0,1,0,10,0,nan\n1,1,0,10,0,\n2,1,0,10,0,150\n"
+    assert [e.distance for e in dcase_csv.read(write(tmp_path, text), "cm")] == [None, None, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("distances", "unit"),
+    [
+        ((200, 150), "cm"),
+        ((2.566, 1.2), "m"),
+        ((25.5, 256.6), "cm"),
+        ((2, 3), "--unit m or cm"),
+        ((), "cm"),
+    ],
+)
+def test_unit_of_distances(distances, unit):
+    text = "".join(f"{k},1,0,10,0,{d}\n" for k, d in enumerate(distances))
+    rows = {"a.csv": dcase_csv.parse_rows(text, "a.csv")}
+    if len(unit) > 2:
+        with pytest.raises(ConfigError, match=unit):
+            dcase_csv.distance_unit(rows)
+    else:
+        assert dcase_csv.distance_unit(rows)[0] == unit
+    if unit == "m":
+        rows["b.csv"] = dcase_csv.parse_rows("0,1,0,10,0,200\n", "b.csv")
+        with pytest.raises(ConfigError, match=r"a\.csv has distances as in m, b\.csv as in cm"):
+            dcase_csv.distance_unit(rows)
+
+
+def test_units_that_differ_are_said(tmp_path):
+    line = "0,1,0,90,0,200\n"
+    ref, same = write(tmp_path, line), write(tmp_path, line, "b.csv")
+    notes = []
+    dcase_csv.read_pairs(ref, same, ("cm", "cm"), note=notes.append)
+    assert not notes
+    dcase_csv.read_pairs(ref, same, ("cm", "m"), note=notes.append)
+    assert len(notes) == 1 and "100 times" in notes[0] and "--prediction_unit" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("0;1;0;30;0\n", "separated by ';'"),
+        ("0,1,0,30,0\r1,1,0,30,0\r", "its lines end with"),
+        ("999999999,1,0,30,0\n", "expected less than 864000"),
+        ("caf\u00e9\n".encode("latin-1"), "is not UTF-8"),
+    ],
+)
+def test_files_that_other_programs_write(tmp_path, content, words):
+    path = tmp_path / "raw.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=words):
+        dcase_csv.read(path)
+    path.write_bytes(b'"0","1","0","30","0"\r\n')
+    assert dcase_csv.read(path) == [(0, 1, 0, 30.0, 0.0, None)]
+
+
+PIECES = st.sampled_from(
+    "0,1,0,30,0|1,1,0,0.0,1.0,0.0|2,1,0,9,9,200|3,1,0,0.1,0.9,0.1,2.5|4,1,0,1,1,2.566".split("|")
+    + "frame,class,source,azimuth,elevation|frame,class,source,x,y,z|,|;|nan|1e9|-1".split("|")
+    + ["\n", "\n", "\r\n", "\r", '"', "\ufeff", "\u2028", "\x00", "9" * 400]
+)
+any_content = st.lists(PIECES | st.text(max_size=3), max_size=14).map("".join)
+
+
+def check_any_content(content):
+    """Events, or an error of one line that names the file."""
+    events, message = [], ""
+    try:
+        rows = dcase_csv.parse_rows(content, "x.csv")
+        dcase_csv.distance_unit({"x.csv": rows})
+        events = dcase_csv.parse(content, "x.csv")
+        assert len(events) == len(rows)
+    except ConfigError as error:
+        message = str(error)
+    assert not message or (message.startswith("x.csv") and "\n" not in message)
+    assert all(abs(e.azimuth) <= 360 and abs(e.elevation) <= 90 for e in events)
+
+
+@given(any_content)
+def test_any_content_gives_events_or_one_error(content):
+    check_any_content(content)
+
+
+@pytest.mark.soak
+@settings(max_examples=100_000, deadline=None)
+@given(any_content)
+def test_fuzz(content):
+    check_any_content(content)

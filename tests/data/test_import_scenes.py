@@ -199,7 +199,7 @@ def test_plain_jsonl_in_any_channel_convention(tmp_path, convention):
             {"audio_path": "a.wav", "question": "Where?", "answer": "left", "options": options},
             {"file_name": "a.wav", "question": "Where?", "answer": "back-left", "level": "L1"},
             {"audio": "a.wav", "question": "Where?", "answer": "up", "options": options},
-            {"audio": "a.wav", "question": "Where?", "answer": "A", "options": ["left", "up"]},
+            {"audio": "a.wav", "question": "Where?", "answer": "A", "options": ["left"]},
         ],
     )
     data = importing("jsonl", tmp_path / "q.jsonl", tmp_path / "out", convention=convention)
@@ -208,7 +208,10 @@ def test_plain_jsonl_in_any_channel_convention(tmp_path, convention):
     np.testing.assert_allclose(records.to_float(audio), wave(1, 135, 16_000), atol=2e-5)
     assert [r["answer"] for r in rows] == ["back-left", "left", "back-left"]
     assert "options" not in rows[2] and rows[2]["level"] == "L1"
-    assert sorted(data.manifest["reasons"]) == ["options are not four", "the answer is no option"]
+    assert sorted(data.manifest["reasons"]) == [
+        "options are not two to 10",
+        "the answer is no option",
+    ]
     with pytest.raises(ConfigError, match="'acn'"):
         importing("jsonl", tmp_path / "q.jsonl", tmp_path / "b", convention="acn")
 
@@ -257,7 +260,11 @@ def test_any_line_is_a_question_or_is_refused(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("q") / "q.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     refused = {}
-    sounds = so_dataset.read_jsonl(path, refused)
+    try:
+        sounds = so_dataset.read_jsonl(path, refused)
+    except ConfigError:  # one line that is a list of objects is one JSON document
+        assert len(lines) == 1
+        return
     used = sum(len(rows) for _, rows in sounds.values())
     assert used + len(refused) == len(lines)
     for _, rows in sounds.values():
@@ -287,3 +294,61 @@ def test_questions_on_recordings_keep_the_margin_of_the_benchmark():
 
     assert {"azimuth", "sector_after_turn"} <= tasks(45.0)
     assert not {"azimuth", "sector_after_turn"} & tasks(32.5)
+
+
+def rewrite_distances(starss, form):
+    for path in starss.rglob("*.csv"):
+        rows = [line.split(",") for line in path.read_text().splitlines()]
+        path.write_text("".join(",".join([*r[:5], form(float(r[5]))]) + "\n" for r in rows))
+
+
+def test_distances_in_metres_are_read_as_such_and_said(starss, tmp_path, capsys):
+    in_cm = importing("dcase", starss, tmp_path / "cm", split="fold4", seconds=2.0)
+    rewrite_distances(starss, lambda cm: f"{cm / 100:.3f}")  # as SpatialScaper wrote them
+    in_m = importing("dcase", starss, tmp_path / "m", split="fold4", seconds=2.0)
+    assert in_m[0][1]["sources"] == in_cm[0][1]["sources"]
+    assert in_m[0][1]["sources"][0]["distance"] == 1.5
+    assert "count as m" in capsys.readouterr().err and in_m.manifest["notes"]
+    assert not in_cm.manifest["notes"]
+    rewrite_distances(starss, lambda m: f"{m:.0f}")
+    with pytest.raises(ConfigError, match="may be m or cm, expected --unit"):
+        importing("dcase", starss, tmp_path / "other", split="fold4", seconds=2.0)
+    by_hand = importing("dcase", starss, tmp_path / "x", split="fold4", seconds=2.0, unit="m")
+    assert by_hand[0][1]["sources"][0]["distance"] == 2.0 and not by_hand.manifest["notes"]
+
+
+def test_two_sounds_of_one_class_and_number_are_two_sources(starss, tmp_path):
+    (path,) = starss.rglob("fold4_room2_mix001.csv")
+    path.write_text("".join(f"{f},1,0,{a},0,200\n" for f in range(10) for a in (-90, 90)))
+    data = importing("dcase", starss, tmp_path / "out", split="fold4", seconds=2.0)
+    sources = data[0][1]["sources"]
+    assert [(s["class"], s["azimuth"]) for s in sources] == [("man", -90.0), ("man", 90.0)]
+    assert not any("doa_trajectory" in s for s in sources) and not rows_of(tmp_path / "out")
+
+
+def test_options_with_letters_and_answers_in_any_dress():
+    def answer(text, options):
+        line = {"question": "Where?", "answer": text, "options": options}
+        return so_dataset.parse_row(line)["answer"]
+
+    four = ["left", "right", "front-left", "back"]
+    lettered = [f"({x}) {o}" for x, o in zip("ABCD", four, strict=True)]
+    for text in ("C", "c", "(c)", "**C**", "C. front-left", "Front left", "The answer is C."):
+        assert answer(text, four) == answer(text, lettered) == "front-left"
+    assert answer("B", ["yes", "no"]) == "no" and answer("J", list("0123456789")) == "9"
+    for text, options in (("up", four), ("A or B", four), ("C", ["yes", "no"]), ("A", ["left"])):
+        with pytest.raises(ValueError):
+            answer(text, options)
+
+
+def test_one_json_document_is_named(tmp_path):
+    path = tmp_path / "q.json"
+    rows = [{"audio": "a.wav", "question": "Where?", "answer": "left"}] * 9
+    for content, kind in (
+        (json.dumps(rows), "a list of 9"),
+        (json.dumps(rows, indent=1), "a list of 9"),
+        (json.dumps({"data": rows}), "a list of 9 in 'data'"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ConfigError, match=f"is one JSON document .{kind}.*JSON object a line"):
+            importing("jsonl", path, tmp_path / "out")
