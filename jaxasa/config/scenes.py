@@ -158,7 +158,7 @@ class Scenes:
                 self.rir_positions_per_room,
                 f"{expected} ({most})",
             )
-            expected = f"0.0, for scenes mixed from {self.rir_rooms} stored responses stand still"
+            expected = f"0.0, as scenes are mixed from {self.rir_rooms} stored rooms"
             check(
                 self.moving_source_prob == 0,
                 "Scenes.moving_source_prob",

@@ -6,7 +6,7 @@
       sounds/                    the sound bank
       scenes/SPLIT/              rendered scenes of train, dev and benchmark
       FORMAT/SPLIT/              the same scenes in another format (dcase, binaural)
-      rirs/                      room responses, if scenes of train are mixed (Scenes.rir_rooms)
+      rirs/                      RIRs, if scenes of train are mixed (Scenes.rir_rooms)
       tokenizer.json
       checkpoints/STAGE/         states of a trained stage, with its own config.gin
       logs/STAGE/                its metrics

@@ -79,7 +79,7 @@ def list_steps(run: config.Run, work: WorkFolder, text: str) -> list[Step]:
 
 def _scenes_title(run: config.Run, split: str) -> str:
     if split == "train" and run.scenes.rir_rooms:
-        return f"room responses of {run.scenes.rir_rooms} rooms ({split})"
+        return f"room impulse responses of {run.scenes.rir_rooms} rooms ({split})"
     return f"{getattr(run.scenes, split)} scenes ({split})"
 
 

@@ -181,7 +181,7 @@ def test_rotating_listeners_are_mixed_and_moving_sources_refused(bank, whole):
     rotating = dataclasses.replace(SCENES, listener_turn_prob=1.0)
     _, scene = DynamicMixing(rotating, bank.folder, whole.folder, 7)[0]
     assert len(scene["yaw"]) == 15 and len(scene["sources"][0]["doa_trajectory"]) == 15
-    with pytest.raises(ConfigError, match="Scenes.moving_source_prob is 0.2.*stored responses"):
+    with pytest.raises(ConfigError, match="Scenes.moving_source_prob is 0.2.*stored rooms"):
         dataclasses.replace(SCENES, moving_source_prob=0.2)
     moving = dataclasses.replace(SCENES, rir_rooms=0, moving_source_prob=0.2)
     with pytest.raises(ConfigError, match="Scenes.moving_source_prob is 0.2.*cannot be mixed"):
