@@ -159,7 +159,7 @@ def read_predictions(path: str | Path, items: Sequence[suite.Item]) -> dict[str,
     predictions: dict[str, str] = {}
     for n, line in suite.read_lines(path):
         place = f"{path}:{n}"
-        if "id" not in line or not isinstance(line.get("answer"), str):
+        if not all(isinstance(line.get(name), str) for name in ("id", "answer")):
             raise ConfigError(f"{place}: {str(line)[:60]}, expected id and answer, both strings")
         if line["id"] not in ids:
             raise ConfigError(f"{place}: id {line['id']!r} is not in the benchmark")

@@ -120,6 +120,11 @@ def _item(folder: Path, line: Mapping, where: str) -> Item:
     names = ("id", "level", "task", "question", "options", "answer", "direction", "scene")
     missing = [n for n in (*names, "file_name") if n not in line]
     config.check(not missing, f"{where}: missing fields", missing, "none")
+    types = {"scene": dict, "options": list, "direction": bool}
+    for name in (*names, "file_name"):
+        kind = types.get(name, str)
+        ok = isinstance(line[name], kind)
+        config.check(ok, f"{where}: {name}", line[name], f"a value of type {kind.__name__}")
     values = {n: line[n] for n in names} | {"options": tuple(line["options"])}
     config.check(len(values["options"]) == 4, f"{where}: options", values["options"], "4 options")
     ok = values["answer"] in tuple(questions.LETTERS)

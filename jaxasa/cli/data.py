@@ -196,4 +196,5 @@ def import_dataset(args: argparse.Namespace) -> Result:
     print(f"{len(dataset)} recordings, {manifest['questions']} questions in {args.out}")
     for reason, count in manifest["reasons"].items():
         print(f"refused: {count} x {reason}")
-    return {name: manifest[name] for name in ("count", "questions", "notes", "reasons", "refused")}
+    result = {name: manifest[name] for name in ("count", "questions", "reasons", "refused")}
+    return result | {"notes": manifest.get("notes", [])}

@@ -139,9 +139,9 @@ def _row(line: int, cells: tuple[str, ...]) -> Row:
 def are_vectors(files: Mapping[str, Sequence[Row]]) -> bool:
     """Whether the six columns of a set of files end with x, y, z instead of polar coordinates.
 
-    They do if all numbers are as small as those of vectors, and written with a decimal point,
-    and either cannot be polar (a distance is not positive) or all have the length one. Raises
-    ConfigError if both are possible.
+    They do if all numbers are as small as those of vectors, and written with a decimal point, and
+    either cannot be polar (a distance is not positive), or are no whole degrees and all have the
+    length one. Raises ConfigError if both are possible.
     """
     rows = [(name, row) for name, rows in files.items() for row in rows if len(row.numbers) == 3]
     vectors = [row.numbers for _, row in rows]
@@ -151,9 +151,9 @@ def are_vectors(files: Mapping[str, Sequence[Row]]) -> bool:
         return False
     if any(xyz[2] <= 0 for xyz in vectors):
         return True
-    if all(abs(math.hypot(*xyz) - 1) < 0.01 for xyz in vectors) and any(
-        xyz[2] != 1 for xyz in vectors
-    ):
+    if all(x.is_integer() and y.is_integer() for x, y, _ in vectors):  # whole degrees
+        return False
+    if all(abs(math.hypot(*xyz) - 1) < 0.01 for xyz in vectors):
         return True
     name, row = rows[0]
     shown = ", ".join(f"{v:g}" for v in row.numbers)

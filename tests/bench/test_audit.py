@@ -128,7 +128,7 @@ def test_scores_of_systems_are_added(rendered, tmp_path):
     assert report == json.loads((folder / audit.FILE).read_text())
     assert report["tasks"]["class_in_sector"]["mono"] == 0.5
     assert "question_only" not in report["levels"]["L1"]
-    with pytest.raises(ConfigError, match="audit.json: cannot be read"):
+    with pytest.raises(ConfigError, match="audit.json: no such file"):
         audit.add_scores(tmp_path, {"systems": {}})
 
 

@@ -125,7 +125,7 @@ def test_an_interrupted_system_leaves_nothing_half_written(small, tmp_path):
 
 
 def test_missing_suite_and_malformed_results_are_refused(small, oracle, tmp_path):
-    with pytest.raises(ConfigError, match="metadata.jsonl: cannot be read"):
+    with pytest.raises(ConfigError, match="metadata.jsonl: no such file"):
         run.evaluate({}, {}, tmp_path, tmp_path, BENCH)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(ConfigError, match="results.json: is not JSON"):

@@ -157,11 +157,16 @@ def test_score_file_names_the_faulty_line(small, tmp_path):
         f":45: id '{first}' is there twice": [*good, good[0]],
         r":45: id 'L9-x' is not in the benchmark": [*good, {"id": "L9-x", "answer": "A"}],
         r":1: .*expected id and answer": [{"id": first, "answer": 3}],
+        r":1: .*expected id and answer, both": [{"id": [1], "answer": "A"}],
     }
     for message, lines in cases.items():
         path.write_text("\n".join(map(json.dumps, lines)))
         with pytest.raises(ConfigError, match=message):
             score.score_file(path, small.folder)
+    # U+2028 is no line end in JSON.
+    lines = [json.dumps(good[0] | {"answer": "B\u2028left"}, ensure_ascii=False)]
+    path.write_text("\n".join([*lines, *map(json.dumps, good[1:])]), encoding="utf-8")
+    assert score.score_file(path, small.folder)["overall"]["items"] == 44
     path.write_text("not json")
     with pytest.raises(ConfigError, match=r"predictions.jsonl:1: 'not json'"):
         score.score_file(path, small.folder)

@@ -167,7 +167,7 @@ def test_build_refuses_recordings_of_another_split(tmp_path, make, run_config, m
 def test_load_names_file_and_line(tmp_path, small):
     lines = (small.folder / "metadata.jsonl").read_text().splitlines()
     path = tmp_path / "metadata.jsonl"
-    with pytest.raises(ConfigError, match="metadata.jsonl: cannot be read"):
+    with pytest.raises(ConfigError, match="metadata.jsonl: no such file"):
         suite.load(tmp_path)
     cases = {
         "metadata.jsonl:2: '{oops', expected a JSON object": [lines[0], "{oops"],

@@ -205,7 +205,8 @@ def test_import_names_what_it_refuses(capsys, tmp_path):
     assert "refused: 1 x has 2 channels" in out
     (refused,) = json.loads(out_json.read_text())["refused"]
     assert refused.endswith("b.wav")
-    assert "a name in each line" in fails(capsys, *command, "--classes", tmp_path / "none.txt")
+    missing = fails(capsys, *command, "--classes", tmp_path / "none.txt")
+    assert "no such file, expected a class name in each line" in missing
     line = fails(capsys, "import", "dcase", tmp_path, tmp_path / "other")
     assert "foa_dev" in line and str(tmp_path) in line
 
