@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scene that tests of specs and of descriptions begin with."""
+"""A scene for tests of specs and descriptions."""
 
 import pytest
 

@@ -8,7 +8,7 @@ from jaxasa.cli import main
 from jaxasa.config import ConfigError
 
 
-def test_both_engines_hear_the_same_room():
+def test_benchmark_scene_has_its_nominal_rt60():
     """Flat walls, three sources for all of 10 s, an RT60 as nominal: what is timed is a scene."""
     spec = benchmark.benchmark_scene(0.3, 1, octaves=False)
     spec.validate()
@@ -20,11 +20,11 @@ def test_both_engines_hear_the_same_room():
     assert len(set(octaves.absorption)) == 7 and octaves.sources == spec.sources
 
 
-def test_a_row_of_the_table():
+def test_row_has_times_of_all_systems():
     pytest.importorskip("pyroomacoustics")
     shown = []
-    made = benchmark.run_benchmark((0.2,), repeats=1, log=shown.append)
-    (row,) = made["rows"]
+    results = benchmark.run_benchmark((0.2,), repeats=1, log=shown.append)
+    (row,) = results["rows"]
     assert row["rt60"] == 0.2 and row["backend"] == "cpu"
     assert row["ratio"] == pytest.approx(row["pyroomacoustics_ms"] / row["jaxasa_ms"])
     times = (
@@ -38,13 +38,13 @@ def test_a_row_of_the_table():
     assert "0.2s" in shown[2]
 
 
-def test_missing_pyroomacoustics_is_said(monkeypatch):
+def test_missing_pyroomacoustics_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyroomacoustics", None)
     with pytest.raises(ConfigError, match="pip install"):
         benchmark.run_benchmark()
 
 
-def test_simulate_asks_for_a_folder_or_a_benchmark(monkeypatch, tmp_path, capsys):
+def test_simulate_needs_a_workdir_or_benchmark(monkeypatch, tmp_path, capsys):
     assert main.main(["simulate"]) == 2
     assert "--workdir is missing" in capsys.readouterr().err
     rows = {"rows": [{"rt60": 0.3, "jaxasa_ms": 1.0, "pyroomacoustics_ms": 2.0, "ratio": 2.0}]}

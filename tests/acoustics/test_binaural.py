@@ -46,10 +46,10 @@ def _exact(offset) -> np.ndarray:
     ears = np.array([[np.cos(angle), s * np.sin(angle), 0] for s in (1, -1)])
     theta = np.arccos(np.clip(ears @ offset / distance, -1, 1))
     mu = 2 * np.pi * FREQUENCY[COMB] * HEAD_RADIUS / rooms.SPEED_OF_SOUND
-    found = sphere_transfer_function(distance / HEAD_RADIUS, mu, theta)
+    actual = sphere_transfer_function(distance / HEAD_RADIUS, mu, theta)
     delay = distance / rooms.SPEED_OF_SOUND + bands.PRE_SAMPLES / SAMPLE_RATE
     high_pass = np.fft.rfft(rir.high_pass(np.eye(1, SIZE)[0]))[COMB]
-    return found * high_pass * np.exp(-2j * np.pi * FREQUENCY[COMB] * delay) / distance
+    return actual * high_pass * np.exp(-2j * np.pi * FREQUENCY[COMB] * delay) / distance
 
 
 def _in_head_frame(offset, yaw: float) -> np.ndarray:
@@ -75,17 +75,17 @@ def test_direct_sound_is_the_hrtf(azimuth, elevation, distance, yaw):
     a, e = np.radians([azimuth, elevation])
     offset = distance * np.array([np.cos(a) * np.cos(e), np.sin(a) * np.cos(e), np.sin(e)])
     where = (ANECHOIC, LISTENER + offset, LISTENER, HEAD, yaw, keys.rng(0))
-    found = np.fft.rfft(binaural_rir.shoebox_brir(*where), SIZE)[:, COMB]
+    actual = np.fft.rfft(binaural_rir.shoebox_brir(*where), SIZE)[:, COMB]
     expected = _exact(_in_head_frame(offset, yaw))
-    (level, cross), (expected_level, other) = _differences(found), _differences(expected)
+    (level, cross), (expected_level, other) = _differences(actual), _differences(expected)
     assert np.abs(level - expected_level).max() < 0.1
     for (low, high), here, there in zip(BANDS, cross, other, strict=True):
         lag = np.angle((here * there.conj()).sum()) / (2 * np.pi * (low + high) / 2)
         assert abs(lag) < 1e-6
-    error = np.abs(found - expected)
+    error = np.abs(actual - expected)
     assert 20 * np.log10(np.sqrt(np.mean(error**2)) * distance) < -45
     # Each ear's own arrival, and not only their difference.
-    lag = np.angle((found * expected.conj()).sum(axis=1)) / (2 * np.pi * 3000)
+    lag = np.angle((actual * expected.conj()).sum(axis=1)) / (2 * np.pi * 3000)
     assert np.abs(lag).max() < 1e-6
 
 
@@ -96,21 +96,21 @@ def test_each_image_is_filtered_by_its_own_direction():
     listener = np.array([3.1, 2.6, 3.3])
     shoebox = rooms.Shoebox(room, np.full(7, 0.995), air=False)
     where = (shoebox, source, listener, HEAD, yaw)
-    found = binaural_rir.shoebox_brir(*where, keys.rng(0), full=True)
+    actual = binaural_rir.shoebox_brir(*where, keys.rng(0), full=True)
     box = pra.ShoeBox(room, fs=SAMPLE_RATE, materials=pra.Material(0.995), max_order=2)
     box.add_source(source)
     box.add_microphone(listener)
     box.image_source_model()
     offsets = box.sources[0].images.T - listener
     damping = np.ravel(box.sources[0].damping)
-    radius = (found.shape[1] - bands.PRE_SAMPLES) / SAMPLE_RATE * rooms.SPEED_OF_SOUND
+    radius = (actual.shape[1] - bands.PRE_SAMPLES) / SAMPLE_RATE * rooms.SPEED_OF_SOUND
     near = np.linalg.norm(offsets, axis=1) < radius - 1
     assert near.sum() > 6
     expected = sum(
         gain * _exact(_in_head_frame(o, yaw))
         for o, gain in zip(offsets[near], damping[near], strict=True)
     )
-    error = np.fft.rfft(found, SIZE)[:, COMB] - expected
+    error = np.fft.rfft(actual, SIZE)[:, COMB] - expected
     # Without the reflections the error would be -20 dB.
     assert 20 * np.log10(np.linalg.norm(error) / np.linalg.norm(expected)) < -38
 
@@ -168,8 +168,8 @@ def test_tail_covariance_is_the_sum_over_late_images():
     covariance = binaural_rir._octant_covariance(HEAD, yaw)
     left, right, real, imaginary = np.einsum("tfd,fdp->pf", power, covariance)
     step = 0.5 / rooms.SPEED_OF_SOUND
-    for found, expected in ((left, summed[0].real), (right, summed[1].real)):
-        assert np.abs(10 * np.log10(found[24:120] * step / expected[24:120])).max() < 0.8
+    for actual, expected in ((left, summed[0].real), (right, summed[1].real)):
+        assert np.abs(10 * np.log10(actual[24:120] * step / expected[24:120])).max() < 0.8
     scale = np.sqrt(left * right)
     cross = summed[2] / np.sqrt(summed[0].real * summed[1].real)
     assert np.abs((real + 1j * imaginary) / scale - cross)[24:120].max() < 0.12
@@ -178,12 +178,12 @@ def test_tail_covariance_is_the_sum_over_late_images():
 def _coherence(ears: np.ndarray) -> np.ndarray:
     """Interaural correlation of the signals [2, n] in each band, real part."""
     spectrum = np.fft.rfft(ears, SIZE)
-    found = []
+    actual = []
     for low, high in BANDS:
         part = spectrum[:, (low <= FREQUENCY) & (high > FREQUENCY)]
         covariance = (part @ part.conj().T).real
-        found.append(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
-    return np.array(found)
+        actual.append(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
+    return np.array(actual)
 
 
 def test_tail_of_a_cube_is_a_diffuse_field():
@@ -238,18 +238,18 @@ def test_labels_are_those_of_the_foa_scene():
     for i in range(3):
         spec = scenes.sample_scene(CONFIG, CLIPS, 5, "train", i)
         foa, labels = render.render(spec, _clip)
-        ears, found = binaural.render(spec, _clip, HEAD)
+        ears, actual = binaural.render(spec, _clip, HEAD)
         assert ears.shape == (len(foa), 2) and ears.dtype == np.float32
-        assert {**found, "gain": 0} == {**labels, "gain": 0}
+        assert {**actual, "gain": 0} == {**labels, "gain": 0}
         assert np.abs(ears).max() <= 0.9
         again, _ = binaural.render(spec, _clip, HEAD)
         np.testing.assert_array_equal(ears, again)
         # Without the gain, the ears have about the power of W, and a little more by the head.
-        level = 20 * np.log10(np.std(ears) / found["gain"] / np.std(foa[:, 0]) * labels["gain"])
+        level = 20 * np.log10(np.std(ears) / actual["gain"] / np.std(foa[:, 0]) * labels["gain"])
         assert 0 < level < 3.5
 
 
-def test_side_and_onset_are_in_the_audio():
+def test_audio_has_side_and_onset_of_the_labels():
     one = dataclasses.replace(CONFIG, sources=(1, 1), snr=(60.0, 60.0))
     for i in range(8):
         spec = dataclasses.replace(
@@ -271,7 +271,7 @@ def test_side_and_onset_are_in_the_audio():
         assert abs(-lag / SAMPLE_RATE - 2.2 * HEAD_RADIUS / rooms.SPEED_OF_SOUND * side) < 1.3e-4
 
 
-def test_ambient_noise_is_as_loud_as_in_foa_and_diffuse():
+def test_ambient_noise_has_the_level_of_foa_and_is_diffuse():
     spec = scenes.sample_scene(
         dataclasses.replace(CONFIG, snr=(100.0, 100.0)), CLIPS, 1, "train", 0
     )
@@ -318,17 +318,17 @@ def test_motion_of_source_and_listener_is_audible():
     walk = {"label": "bell", "clip": "1", "recording_id": "t", "onset": 0.2, "seconds": 1.0} | {
         **{"playback_rate": 1.0, "gain": 0.0, "position": (3.5, 4.0, 1.5)}
     }
-    walking = scenes.Source(**walk, waypoints=((1.2, 3.5, 1.0, 1.5),))
-    ears, _ = binaural.render(scenes.SceneSpec(**scene, sources=(walking,)), _clip, HEAD)
+    moving = scenes.Source(**walk, waypoints=((1.2, 3.5, 1.0, 1.5),))
+    ears, _ = binaural.render(scenes.SceneSpec(**scene, sources=(moving,)), _clip, HEAD)
     first, last = _first_and_last(ears)
     assert first > 4 and last < -4
     # The source stays on the left, and the listener turns to it and beyond.
-    still = scenes.Source(**walk)
-    spec = scenes.SceneSpec(**scene, sources=(still,), yaw_trajectory=((0.2, 0.0), (1.2, 160.0)))
+    static = scenes.Source(**walk)
+    spec = scenes.SceneSpec(**scene, sources=(static,), yaw_trajectory=((0.2, 0.0), (1.2, 160.0)))
     first, last = _first_and_last(binaural.render(spec, _clip, HEAD)[0])
     assert first > 4 and last < -4
     # Sensor noise is independent at the ears; a diffuse field is coherent at low frequencies.
-    spec = scenes.SceneSpec(**scene, sources=(still,), sensor_snr=0.0)
+    spec = scenes.SceneSpec(**scene, sources=(static,), sensor_snr=0.0)
     ears, _ = binaural.render(spec, _clip, HEAD)
     after = _coherence(ears[int(1.8 * SAMPLE_RATE) :].T.astype(float))
     assert (
@@ -370,17 +370,17 @@ def test_brir_has_the_walls_and_scattering_of_the_spec():
     ranges = Scenes(train=1, dev=1, benchmark=1, seconds=1.5, sources=(1, 1), snr=(90.0, 90.0))
     spec = scenes.sample_scene(ranges, clips, 0, "train", 0)
     spec = dataclasses.replace(spec, absorption=walls, scattering=1.0)
-    found, scene = binaural.render(spec, _clip)
+    actual, scene = binaural.render(spec, _clip)
     source, start = spec.sources[0], round(spec.sources[0].onset * SAMPLE_RATE)
     room = rooms.Shoebox(spec.room, walls, scattering=1.0)
     where = (room, source.position, spec.listener, load_hrtf("sphere"), spec.yaw)
     ears = binaural_rir.shoebox_brir(*where, keys.rng(0, "binaural tail", "train", 0, 0))
     dry = render.dry_source(source, _clip("0"))
-    expected = np.zeros_like(found)
+    expected = np.zeros_like(actual)
     for ear in (0, 1):
-        wet = np.convolve(dry, ears[ear])[bands.PRE_SAMPLES :][: len(found) - start]
+        wet = np.convolve(dry, ears[ear])[bands.PRE_SAMPLES :][: len(actual) - start]
         expected[start : start + len(wet), ear] = wet * scene["gain"]
-    assert np.abs(found - expected).max() < 2e-3 * np.abs(found).max()
+    assert np.abs(actual - expected).max() < 2e-3 * np.abs(actual).max()
     with pytest.raises(ConfigError, match="scattering is 1.0, expected 0 if full=True"):
         binaural_rir.shoebox_brir(*where, keys.rng(0), full=True)
     with pytest.raises(ConfigError, match="scattering is 0.0, expected above 0 for a binaural"):

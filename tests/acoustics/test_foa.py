@@ -29,8 +29,8 @@ def test_encode_follows_ambix(azimuth, elevation, gains):
 
 @given(AZIMUTH, ELEVATION, st.floats(-720, 720))
 def test_rotation_moves_azimuth_and_nothing_else(azimuth, elevation, yaw):
-    turned = foa.rotate(foa.encode(azimuth, elevation), yaw)
-    np.testing.assert_allclose(turned, foa.encode(azimuth + yaw, elevation), atol=1e-5)
+    rotated = foa.rotate(foa.encode(azimuth, elevation), yaw)
+    np.testing.assert_allclose(rotated, foa.encode(azimuth + yaw, elevation), atol=1e-5)
 
 
 ANGLE = st.floats(-720, 720)
@@ -38,20 +38,20 @@ ANGLE = st.floats(-720, 720)
 
 @given(AZIMUTH, ELEVATION, ANGLE, ANGLE, ANGLE)
 def test_rotation_by_yaw_pitch_and_roll_is_exact(azimuth, elevation, yaw, pitch, roll):
-    """encode(rotate(direction)) = rotate(encode(direction)); scipy turns the direction."""
+    """encode(rotate(direction)) = rotate(encode(direction)); scipy rotates the direction."""
     unit = foa.encode(azimuth, elevation)[[3, 1, 2]]
     # By fixed axes: roll about x (left rises), pitch about y (front rises: negative), yaw about z.
-    turned = Rotation.from_euler("xyz", [roll, -pitch, yaw], degrees=True).apply(unit)
-    found = foa.rotate(foa.encode(azimuth, elevation), yaw, pitch, roll)
-    np.testing.assert_allclose(found, foa.encode(*foa.cartesian_to_azel(turned)), atol=1e-5)
+    rotated = Rotation.from_euler("xyz", [roll, -pitch, yaw], degrees=True).apply(unit)
+    actual = foa.rotate(foa.encode(azimuth, elevation), yaw, pitch, roll)
+    np.testing.assert_allclose(actual, foa.encode(*foa.cartesian_to_azel(rotated)), atol=1e-5)
     np.testing.assert_allclose(
-        found[[3, 1, 2]], foa.rotation_matrix(yaw, pitch, roll) @ unit, atol=1e-9
+        actual[[3, 1, 2]], foa.rotation_matrix(yaw, pitch, roll) @ unit, atol=1e-9
     )
-    back = foa.rotate(found, yaw, pitch, roll, inverse=True)
+    back = foa.rotate(actual, yaw, pitch, roll, inverse=True)
     np.testing.assert_allclose(back, foa.encode(azimuth, elevation), atol=1e-9)
 
 
-def test_turns_go_where_their_names_say():
+def test_signs_of_yaw_pitch_and_roll():
     front, left, up = foa.encode(0, 0), foa.encode(90, 0), foa.encode(0, 90)
     np.testing.assert_allclose(foa.rotate(front, yaw=90), left, atol=1e-12)
     np.testing.assert_allclose(foa.rotate(front, pitch=90), up, atol=1e-12)
@@ -69,11 +69,11 @@ def test_rotation_of_each_sample_by_its_own_angles():
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((50, 4)).astype(np.float32)
     yaw, pitch, roll = rng.uniform(-180, 180, (3, 50))
-    found = foa.rotate(signal, yaw, pitch, roll)
+    actual = foa.rotate(signal, yaw, pitch, roll)
     one_by_one = [foa.rotate(signal[t], yaw[t], pitch[t], roll[t]) for t in range(50)]
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, one_by_one, atol=1e-5)
-    # One sound field, many orientations.
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, one_by_one, atol=1e-5)
+    # One sound field in many orientations.
     np.testing.assert_allclose(foa.rotate(signal[0], yaw)[7], foa.rotate(signal[0], yaw[7]))
 
 
@@ -85,7 +85,7 @@ def test_wrap_is_in_range_and_the_same_angle(azimuth):
     assert abs(turns - round(turns)) < 1e-9
 
 
-def test_wrap_of_the_back():
+def test_wrap_of_180_degrees():
     assert foa.wrap_azimuth(-180.0) == 180.0
     assert foa.wrap_azimuth(180.0) == 180.0
     assert foa.wrap_azimuth(np.nextafter(180.0, 181.0)) <= 180.0

@@ -52,11 +52,11 @@ def _other_series(rho: float, mu: np.ndarray, theta: float) -> np.ndarray:
 
 @pytest.mark.parametrize("rho", [1.25, 2.0, 8.0, 100.0])
 @pytest.mark.parametrize("theta", [0.0, 0.7, 1.9, 2.9])
-def test_series_is_the_scattering_of_a_point_source(rho, theta):
+def test_series_equals_the_scattering_of_a_point_source(rho, theta):
     mu = MU[MU > 0.3]
     expected = _other_series(rho, mu, theta)
-    found = sphere_transfer_function(rho, mu, np.array([theta]))[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    actual = sphere_transfer_function(rho, mu, np.array([theta]))[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_plane_wave_is_the_limit_of_a_far_source():
@@ -65,8 +65,8 @@ def test_plane_wave_is_the_limit_of_a_far_source():
     np.testing.assert_allclose(far, sphere_transfer_function(np.inf, MU, theta), atol=0.02)
 
 
-def test_known_limits_of_a_plane_wave():
-    # Nothing of a small head, twice the pressure on a large one, and its bright spot behind.
+def test_limits_of_a_plane_wave():
+    # No effect of a small head, twice the pressure on a large one, and its bright spot behind.
     small = sphere_transfer_function(np.inf, np.array([1e-2]), np.linspace(0, np.pi, 7))
     np.testing.assert_allclose(np.abs(small), 1, atol=0.02)
     front, behind, spot = np.abs(
@@ -77,14 +77,14 @@ def test_known_limits_of_a_plane_wave():
 
 
 @pytest.mark.parametrize("theta", np.radians([10, 30, 60, 80]))
-def test_interaural_time_is_kuhns_below_and_woodworths_above(theta):
+def test_interaural_time_is_kuhns_at_low_and_woodworths_at_high_frequencies(theta):
     """Ears at 90 degrees: 3 (a/c) sin(theta) at low frequencies, (a/c) (theta + sin) at high."""
     angles = np.array([np.pi / 2 - theta, np.pi / 2 + theta])
     mu = 2 * np.pi * np.array([60.0, 7000.0, 7050.0]) * A / C
     left, right = sphere_transfer_function(np.inf, mu, angles)
     phase = np.angle(left * right.conj())
     assert phase[0] / (mu[0] * C / A) == pytest.approx(3 * A / C * np.sin(theta), rel=0.02)
-    # The shadow's wave creeps: at ka = 11 it is still a few percent slower than light rays.
+    # The creeping wave in the shadow: at ka = 11 it is still a few percent slower than rays.
     group = np.angle(np.exp(1j * (phase[2] - phase[1]))) / ((mu[2] - mu[1]) * C / A)
     assert group == pytest.approx(A / C * (theta + np.sin(theta)), abs=45e-6)
     head = SphereHrtf(ear_azimuth=90)
@@ -109,30 +109,30 @@ def _exact(offset) -> np.ndarray:
 
 @settings(max_examples=30)
 @given(st.floats(0.12, 30), st.floats(-180, 180), st.floats(-90, 90))
-def test_filters_and_delays_are_the_sphere_s(distance, azimuth, elevation):
+def test_filters_and_delays_equal_the_series(distance, azimuth, elevation):
     """Within 0.15 dB and 1 microsecond of the series from 100 Hz to 7 kHz, near and far."""
     offset = _offset(distance, azimuth, elevation)
     taps, delay = SphereHrtf().filters([offset])
     assert taps.dtype == np.float32 and np.all((delay > -6) & (delay < 8))
     n = np.arange(taps.shape[-1]) - hrtf.PRE_TAPS
     turn = np.exp(-2j * np.pi / SAMPLE_RATE * FREQUENCY * (n[:, None] + delay[0][:, None, None]))
-    found = np.einsum("en,enf->ef", taps[0], turn)
-    ratio = found / _exact(offset)
+    actual = np.einsum("en,enf->ef", taps[0], turn)
+    ratio = actual / _exact(offset)
     assert np.abs(20 * np.log10(np.abs(ratio))).max() < 0.15
     assert (np.abs(np.angle(ratio)) / (2 * np.pi * FREQUENCY)).max() < 1e-6
 
 
-def test_response_puts_the_delay_back():
+def test_spectrum_includes_the_delay():
     offset = _offset(2.0, 70, 10)
     frequency = np.fft.rfftfreq(2048, 1 / SAMPLE_RATE)
-    found = hrtf.hrtf_spectrum(SphereHrtf(), [offset], 2048)[0]
+    actual = hrtf.hrtf_spectrum(SphereHrtf(), [offset], 2048)[0]
     for ear in (0, 1):
-        at = np.interp(FREQUENCY, frequency, np.unwrap(np.angle(found[ear])))
+        at = np.interp(FREQUENCY, frequency, np.unwrap(np.angle(actual[ear])))
         expected = np.angle(_exact(offset)[ear])
         assert np.abs(np.angle(np.exp(1j * (at - expected)))).max() < 0.03
 
 
-def test_a_mirrored_source_swaps_the_ears():
+def test_mirrored_source_swaps_the_ears():
     offset = np.random.default_rng(0).standard_normal((50, 3))
     taps, delay = SphereHrtf().filters(offset)
     mirrored, other = SphereHrtf().filters(offset * [1, -1, 1])
@@ -141,22 +141,22 @@ def test_a_mirrored_source_swaps_the_ears():
 
 
 def test_near_sources_differ_more_between_the_ears():
-    """At the side: 2 dB at 500 Hz from afar; at 12 cm the static limit, near 30 Hz."""
+    """Lateral source: 2 dB at 500 Hz if distant; at 12 cm the static limit, near 30 Hz."""
     levels = []
     for distance in (20.0, 0.12):
-        found = hrtf.hrtf_spectrum(SphereHrtf(), [_offset(distance, 90, 0)], 2048)[0, :, 64]
-        levels.append(20 * np.log10(np.abs(found[0] / found[1])))
+        actual = hrtf.hrtf_spectrum(SphereHrtf(), [_offset(distance, 90, 0)], 2048)[0, :, 64]
+        levels.append(20 * np.log10(np.abs(actual[0] / actual[1])))
     assert 1.5 < levels[0] < 2.5 and levels[1] > 10
     # A charge near a sphere: H = sum (2m + 1) / (m + 1) rho^-m P_m at 0 Hz.
     m = np.arange(80)
     theta = np.array([EARS - np.pi / 2, 3 * np.pi / 2 - EARS])
     legendre = scipy.special.eval_legendre(m, np.cos(theta)[:, None])
-    still = legendre @ ((2 * m + 1) / (m + 1) * (A / 0.12) ** m)
-    found = hrtf.hrtf_spectrum(SphereHrtf(), [_offset(0.12, 90, 0)], 4096)[0, :, 8]
-    np.testing.assert_allclose(np.abs(found), still, rtol=0.03)
+    static = legendre @ ((2 * m + 1) / (m + 1) * (A / 0.12) ** m)
+    actual = hrtf.hrtf_spectrum(SphereHrtf(), [_offset(0.12, 90, 0)], 4096)[0, :, 8]
+    np.testing.assert_allclose(np.abs(actual), static, rtol=0.03)
 
 
-def test_diffuse_field_is_the_addition_theorem_s():
+def test_diffuse_field_equals_that_of_the_addition_theorem():
     """sum_m |A_m|^2 P_m(cos of the angle between the ears) / (2m + 1), for H = sum A_m P_m."""
     frequency = np.fft.rfftfreq(512, 1 / SAMPLE_RATE)[4:224]
     mu = 2 * np.pi * frequency * A / C
@@ -165,10 +165,10 @@ def test_diffuse_field_is_the_addition_theorem_s():
     weight = (2 * m + 1) / np.abs(mu**2 * slope) ** 2
     between = scipy.special.eval_legendre(m, np.cos(2 * EARS))
     power, cross = weight.sum(axis=0), (weight * between).sum(axis=0)
-    found = hrtf.diffuse_field(SphereHrtf(), 512)[..., 4:224]
+    actual = hrtf.diffuse_field(SphereHrtf(), 512)[..., 4:224]
     for ear in (0, 1):
-        assert np.abs(10 * np.log10(found[ear, ear].real / power)).max() < 0.05
-    coherence = found[0, 1] / np.sqrt(found[0, 0].real * found[1, 1].real)
+        assert np.abs(10 * np.log10(actual[ear, ear].real / power)).max() < 0.05
+    coherence = actual[0, 1] / np.sqrt(actual[0, 0].real * actual[1, 1].real)
     assert np.abs(coherence - cross / power).max() < 0.03
     # Two points in free field have the coherence sinc(k d): the head's is narrower.
     free = np.sinc(2 * frequency * 2 * A * np.sin(EARS) / C)

@@ -47,8 +47,8 @@ def test_fractional_delay_is_accurate(fraction):
     assert 10 * np.log10(np.mean(error**2)) < -70
 
 
-def test_first_reflection_has_the_walls_colour():
-    """Floor only near: its reflection is the direct sound times sqrt(1 - absorption) per band."""
+def test_first_reflection_has_the_absorption_of_each_band():
+    """Only the floor is near: its reflection is the direct sound times sqrt(1 - absorption)."""
     absorption = np.array([0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9])
     room = rooms.Shoebox((60.0, 60.0, 60.0), absorption, air=False)
     listener = np.array([30.0, 30.0, 3.0])
@@ -61,7 +61,7 @@ def test_first_reflection_has_the_walls_colour():
 
 @pytest.mark.parametrize("wall", range(6))
 def test_each_wall_reflects_with_its_own_absorption(wall):
-    """A source beside one wall of a dead room: one echo, sqrt(1 - 0.36) strong, from behind it."""
+    """A source near one wall of a dead room: one echo of gain sqrt(1 - 0.36) from behind it."""
     size = np.array([20.0, 20.0, 20.0])
     listener = size / 2
     axis, side = divmod(wall, 2)
@@ -96,7 +96,7 @@ def test_all_images_within_the_radius_are_included():
     room, source = (2.0, 1.7, 1.3), (0.4, 1.1, 0.9)
     listener = np.array([1.3, 0.5, 0.4])
     rigid = rooms.Shoebox(room, np.full(7, 1e-9), air=False)
-    found = image_source.image_rir(rigid, source, listener, 6.0)
+    actual = image_source.image_rir(rigid, source, listener, 6.0)
     n, mirrored = np.arange(-6, 7), (1, -1)
     axes = [
         np.array([m * s + 2 * i * size for i in n for m in mirrored]) - r
@@ -109,9 +109,9 @@ def test_all_images_within_the_radius_are_included():
     f = np.arange(1.0, 6000.0, 40.0)
     phase = np.exp(-2j * np.pi * f[:, None] * (d / 343 + bands.PRE_SAMPLES / 16000)) / d
     expected = np.stack([(phase * g).sum(axis=1) for g in (np.ones_like(d), y / d, z / d, x / d)])
-    samples = np.exp(-2j * np.pi * f[:, None] * np.arange(found.shape[1]) / 16000)
-    error = np.linalg.norm(found @ samples.T - expected) / np.linalg.norm(expected)
-    # One image too few or too many is -28 dB; the filters of the last ones are cut.
+    samples = np.exp(-2j * np.pi * f[:, None] * np.arange(actual.shape[1]) / 16000)
+    error = np.linalg.norm(actual @ samples.T - expected) / np.linalg.norm(expected)
+    # One image too few or too many would be -28 dB; the filters of the last ones are truncated.
     assert 20 * np.log10(error) < -42
 
 
@@ -129,16 +129,16 @@ def test_images_are_pyroomacoustics_images():
     box.add_source(SMALL_SOURCE)
     box.add_microphone(SMALL_LISTENER)
     box.image_source_model()
-    theirs = box.sources[0].images.T - SMALL_LISTENER
-    distance = np.linalg.norm(theirs, axis=1)
+    pyroom_offset = box.sources[0].images.T - SMALL_LISTENER
+    distance = np.linalg.norm(pyroom_offset, axis=1)
     near = distance < 15.0  # order 16 includes all of them
     room = rooms.Shoebox(SMALL_ROOM, np.outer(list(walls.values()), np.ones(7)), air=False)
     offset, gain = image_source.image_sources(room, SMALL_SOURCE, SMALL_LISTENER, 15.0)
     assert len(offset) == near.sum() > 300
-    expected = np.column_stack([theirs, box.sources[0].damping.ravel() / distance])[near]
-    found = np.column_stack([offset, gain[:, 3]])
-    order = [np.lexsort(np.round(rows.T, 4)) for rows in (expected, found)]
-    np.testing.assert_allclose(found[order[1]], expected[order[0]], atol=1e-5)
+    expected = np.column_stack([pyroom_offset, box.sources[0].damping.ravel() / distance])[near]
+    actual = np.column_stack([offset, gain[:, 3]])
+    order = [np.lexsort(np.round(rows.T, 4)) for rows in (expected, actual)]
+    np.testing.assert_allclose(actual[order[1]], expected[order[0]], atol=1e-5)
 
 
 def test_images_are_sorted_by_distance_and_attenuated_by_walls_and_air():
@@ -158,7 +158,7 @@ def test_images_are_sorted_by_distance_and_attenuated_by_walls_and_air():
     np.testing.assert_allclose(loss, np.sqrt(1 - absorption))
 
 
-def test_the_list_sums_up_to_the_foa_response():
+def test_encoded_image_list_equals_the_rir():
     """The RIR of `shoebox_rir` is the list of images, encoded."""
     room = rooms.Shoebox(SMALL_ROOM, np.full(7, 0.6))
     response = rir.shoebox_rir(room, SMALL_SOURCE, SMALL_LISTENER, keys.rng(0), full=True)
@@ -171,10 +171,10 @@ def test_the_list_sums_up_to_the_foa_response():
         -2j * np.pi * time[:, None] * frequency[use]
     )
     expected = foa.encode(*foa.cartesian_to_azel(offset)).T @ waves
-    found = np.fft.rfft(response, 8192)[:, use]
+    actual = np.fft.rfft(response, 8192)[:, use]
     # The phase response of the high-pass near 500 Hz is the same in all channels.
     high_pass = np.fft.rfft(rir.high_pass(np.eye(1, 8192)[0]))[use]
-    error = np.linalg.norm(found - expected * high_pass) / np.linalg.norm(expected)
+    error = np.linalg.norm(actual - expected * high_pass) / np.linalg.norm(expected)
     assert 20 * np.log10(error) < -35
 
 

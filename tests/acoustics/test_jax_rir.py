@@ -34,8 +34,8 @@ def test_early_images_are_those_of_numba(batch):
         fade = int(rooms.mixing_time(SIZES[r]) * rir.FADE_START * SAMPLE_RATE)
         early = bands.PRE_SAMPLES + fade - 200
         for s in range(3):
-            ours, theirs = batch[1][0, r, s, :, :early], _numba(r, s)[:, :early]
-            error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+            jax_rirs, numba_rirs = batch[1][0, r, s, :, :early], _numba(r, s)[:, :early]
+            error = np.linalg.norm(jax_rirs - numba_rirs) / np.linalg.norm(numba_rirs)
             assert 20 * np.log10(error) < -60
 
 
@@ -43,12 +43,16 @@ def test_tails_have_the_energy_and_decay_of_numba(batch):
     for r in range(2):
         start = bands.PRE_SAMPLES + int(rooms.mixing_time(SIZES[r]) * SAMPLE_RATE)
         for s in range(3):
-            theirs = np.stack([_numba(r, s, seed) for seed in range(4)])
-            n = theirs.shape[-1]
-            ours = batch[1][:, r, s, :, :n]
-            energy = [(x[..., start:].astype(float) ** 2).sum(axis=(0, 2)) for x in (ours, theirs)]
+            numba_rirs = np.stack([_numba(r, s, seed) for seed in range(4)])
+            n = numba_rirs.shape[-1]
+            jax_rirs = batch[1][:, r, s, :, :n]
+            energy = [
+                (x[..., start:].astype(float) ** 2).sum(axis=(0, 2)) for x in (jax_rirs, numba_rirs)
+            ]
             np.testing.assert_allclose(10 * np.log10(energy[0] / energy[1]), 0, atol=0.25)
-            decays = [[measure.octave_rt60(x, (500.0, 2000.0)) for x in y] for y in (ours, theirs)]
+            decays = [
+                [measure.octave_rt60(x, (500.0, 2000.0)) for x in y] for y in (jax_rirs, numba_rirs)
+            ]
             np.testing.assert_allclose(*np.mean(decays, axis=1), rtol=0.05)
 
 
@@ -57,14 +61,14 @@ def test_full_mode_with_six_frequency_independent_walls():
     where = (SIZES[:1], walls[None], SOURCES[:1, :2], LISTENERS[:1])
     shape = jax_rir.plan_shape(*where, full=True, air=False)
     assert not shape.octaves
-    found = np.asarray(jax_rir.batch_rirs(*where, jax.random.key(0), shape))
+    actual = np.asarray(jax_rir.batch_rirs(*where, jax.random.key(0), shape))
     with pytest.raises(ConfigError, match="scattering is 0.5, expected 0 if full=True"):
         jax_rir.batch_rirs(*where, jax.random.key(0), shape, 0.5)
     for s in range(2):
         room = rooms.Shoebox(SIZES[0], walls, air=False)
         expected = rir.shoebox_rir(room, SOURCES[0, s], LISTENERS[0], keys.rng(0), full=True)
-        n = min(expected.shape[1], found.shape[-1])
-        error = np.linalg.norm(found[0, s, :, :n] - expected[:, :n]) / np.linalg.norm(expected)
+        n = min(expected.shape[1], actual.shape[-1])
+        error = np.linalg.norm(actual[0, s, :, :n] - expected[:, :n]) / np.linalg.norm(expected)
         assert 20 * np.log10(error) < -60
 
 
@@ -75,28 +79,28 @@ def test_nonuniform_absorption_has_the_late_images_of_numba():
     shape = jax_rir.plan_shape(*where)
     assert shape.seconds[2] > 0 and jax_rir.plan_shape(*where, scattering=0.3).seconds[2] == 0
     rirs = jax_rir.batch_rirs(*where, jax.random.key(0), shape, rooms_per_chunk=1)
-    found = np.asarray(rirs)[:, 0]
+    actual = np.asarray(rirs)[:, 0]
     for r in range(2):
         room = rooms.Shoebox(SIZES[r], where[1][r])
         expected = rir.shoebox_rir(room, SOURCES[r, 0], LISTENERS[r], keys.rng(0))
-        n = min(expected.shape[1], found.shape[-1])
+        n = min(expected.shape[1], actual.shape[-1])
         error = 20 * np.log10(
-            np.linalg.norm(found[r, :, :n] - expected[:, :n]) / np.linalg.norm(expected[:, :n])
+            np.linalg.norm(actual[r, :, :n] - expected[:, :n]) / np.linalg.norm(expected[:, :n])
         )
         # In single precision few late images round to another sample; noise is drawn differently.
         assert error < -45 if r == 0 else error > -40
 
 
-def test_a_room_is_the_same_alone_and_in_a_batch(batch):
+def test_room_is_the_same_in_batches_of_any_size(batch):
     shape, draws = batch
-    alone = jax_rir.batch_rirs(
+    single = jax_rir.batch_rirs(
         *(part[:1] for part in BATCH), jax.random.key(0), shape, 0.0, rooms_per_chunk=1
     )
-    np.testing.assert_allclose(alone[0], draws[0, 0], atol=2e-5)
+    np.testing.assert_allclose(single[0], draws[0, 0], atol=2e-5)
     assert np.abs(draws[1, 0] - draws[0, 0]).max() > 1e-3
 
 
-def test_scattering_reaches_the_tail(batch):
+def test_scattering_makes_the_tail_isotropic(batch):
     shape, draws = batch
     start = bands.PRE_SAMPLES + int(rooms.mixing_time(SIZES[1]) * SAMPLE_RATE)
     per_room = np.array([0.0, 1.0])

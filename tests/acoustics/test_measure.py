@@ -10,14 +10,14 @@ from jaxasa.acoustics import bands, measure, rooms
 def test_rt60_of_a_known_decay():
     noise = np.random.default_rng(0).standard_normal((40, 1, 9600))
     decay = 10 ** (-3 * np.arange(9600) / 16000 / 0.3)
-    found = [measure.rt60(np.pad(n * decay, ((0, 0), (bands.PRE_SAMPLES, 0)))) for n in noise]
-    assert np.mean(found) == pytest.approx(0.3, rel=0.03)
+    actual = [measure.rt60(np.pad(n * decay, ((0, 0), (bands.PRE_SAMPLES, 0)))) for n in noise]
+    assert np.mean(actual) == pytest.approx(0.3, rel=0.03)
 
 
 @pytest.mark.parametrize("centre", rooms.BANDS[1:6])
 def test_octaves_are_separated(centre):
     """Noise of one octave that decays in 0.2 s, in white noise that decays in 0.6 s."""
-    rng, found = np.random.default_rng(1), []
+    rng, actual = np.random.default_rng(1), []
     time = np.arange(16000) / 16000
     f = np.maximum(np.fft.rfftfreq(16000, 1 / 16000), 1e-3)
     octave = np.abs(np.log2(f / centre)) < 0.6
@@ -25,8 +25,8 @@ def test_octaves_are_separated(centre):
         spectrum = np.fft.rfft(rng.standard_normal(16000))
         inside, outside = (np.fft.irfft(spectrum * part, 16000) for part in (octave, ~octave))
         signal = inside * 10 ** (-3 * time / 0.2) + outside * 10 ** (-3 * time / 0.6) * 1e-2
-        found.append(measure.octave_rt60(np.pad(signal[None], ((0, 0), (64, 0))), [centre])[0])
-    assert np.mean(found) == pytest.approx(0.2, rel=0.08)
+        actual.append(measure.octave_rt60(np.pad(signal[None], ((0, 0), (64, 0))), [centre])[0])
+    assert np.mean(actual) == pytest.approx(0.2, rel=0.08)
 
 
 def test_rt60_of_a_direct_sound_alone_is_nan():

@@ -47,10 +47,10 @@ def _moving_image(signal, path, mirror, shift, length):
     return y * np.stack([np.ones(length), side, up, x]), distance
 
 
-def _error(found, expected, skip=1500):
+def _error(actual, expected, skip=1500):
     """Returns the mean and the maximum error (dB), without the ends of the signal."""
-    cut = slice(skip, found.shape[1] - 300)
-    off = (found - expected)[:, cut]
+    cut = slice(skip, actual.shape[1] - 300)
+    off = (actual - expected)[:, cut]
     mean = 10 * np.log10((off**2).sum(1) / (expected[:, cut] ** 2).sum(1))
     return mean.max(), 20 * np.log10(np.abs(off).max() / np.abs(expected[:, cut]).max())
 
@@ -60,9 +60,9 @@ def test_free_field_is_the_retarded_solution(speed, mean, worst):
     path = np.array([[0.0, 0.5, 2.4, 1.2], [4.0 / speed, 4.5, 2.4, 1.2]])
     signal, length = Tones(40), int(SAMPLE_RATE * min(4.0 / speed, 1.0))
     dry = signal.dry(length)
-    found = motion.early_sound(dry, 0, path, ANECHOIC, LISTENER, length)
+    actual = motion.early_sound(dry, 0, path, ANECHOIC, LISTENER, length)
     expected = rir.high_pass(_moving_image(signal, path, 1, 0, length)[0])
-    errors = _error(found, expected, 600)
+    errors = _error(actual, expected, 600)
     assert errors[0] < mean and errors[1] < worst
 
 
@@ -70,7 +70,7 @@ def test_early_images_move_as_mirror_images():
     path = np.array([[0.0, 1.0, 3.0, 1.2], [0.2, 1.5, 2.8, 1.2], [0.35, 1.4, 2.4, 1.3]])
     signal, length = Tones(8), 4500
     room = rooms.Shoebox(ROOM, (0.4,) * 7, air=False)
-    found = motion.early_sound(signal.dry(length), 0, path, room, LISTENER, length)
+    actual = motion.early_sound(signal.dry(length), 0, path, room, LISTENER, length)
     radius = motion.mixing_radius(path, ROOM, LISTENER)
     assert radius == pytest.approx(rooms.mixing_time(ROOM) * 343.0)
     expected = np.zeros((4, length))
@@ -87,7 +87,7 @@ def test_early_images_move_as_mirror_images():
         expected += 0.6 ** (sum(map(abs, cell)) / 2) * fade * image
         number += 1
     assert number > 300
-    mean, worst = _error(found, rir.high_pass(expected))
+    mean, worst = _error(actual, rir.high_pass(expected))
     assert mean < -45 and worst < -40
 
 
@@ -101,10 +101,10 @@ def test_static_source_has_the_rir_of_its_position():
     expected = np.stack([np.convolve(row, dry) for row in response])[:, bands.PRE_SAMPLES :]
     until = int(rooms.mixing_time(ROOM) * 2 / 3 * SAMPLE_RATE)
     path = np.array([[0.0, *position]])
-    found = motion.early_sound(dry, 100, path, room, LISTENER, 4000)
-    off, expected = found[:, 100 : 100 + until] - expected[:, :until], expected[:, :until]
+    actual = motion.early_sound(dry, 100, path, room, LISTENER, 4000)
+    off, expected = actual[:, 100 : 100 + until] - expected[:, :until], expected[:, :until]
     assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
-    assert np.abs(found[:, :100]).max() < 1e-2 * np.abs(found).max()
+    assert np.abs(actual[:, :100]).max() < 1e-2 * np.abs(actual).max()
 
 
 @pytest.mark.parametrize("by_wall", [False, True])
@@ -118,8 +118,8 @@ def test_full_mode_of_a_static_source_is_the_full_rir(by_wall):
     dry = np.random.default_rng(1).standard_normal(64).astype(np.float32)
     expected = np.stack([np.convolve(row, dry) for row in response])[:, bands.PRE_SAMPLES :]
     path, length = np.array([[0.0, *position]]), expected.shape[1] - 64
-    found = motion.early_sound(dry, 0, path, room, LISTENER, length, full=True)
-    off = found - expected[:, :length]
+    actual = motion.early_sound(dry, 0, path, room, LISTENER, length, full=True)
+    off = actual - expected[:, :length]
     assert 10 * np.log10((off**2).sum() / (expected**2).sum()) < -45
 
 
@@ -128,8 +128,8 @@ def test_approaching_tone_has_a_doppler_shift():
     dry = np.sin(2 * np.pi * 2000 * np.arange(SAMPLE_RATE) / SAMPLE_RATE).astype(np.float32)
     w = motion.early_sound(dry, 0, path, ANECHOIC, LISTENER, SAMPLE_RATE)[0, 2000:14000]
     spectrum = np.abs(np.fft.rfft(w * np.hanning(len(w)), 2**18))
-    found = spectrum.argmax() * SAMPLE_RATE / 2**18
-    assert found == pytest.approx(2000 / (1 - 1.8 / 343), abs=0.2)
+    actual = spectrum.argmax() * SAMPLE_RATE / 2**18
+    assert actual == pytest.approx(2000 / (1 - 1.8 / 343), abs=0.2)
 
 
 def test_corners_of_a_path_do_not_click():
@@ -187,8 +187,8 @@ def test_energy_decays_as_that_of_a_static_source():
             for c in range(4):
                 audio[c] += np.convolve(part, tail[c])[bands.PRE_SAMPLES :][:length]
         static = convolve(rir.shoebox_rir(room, position, LISTENER, rng))
-        for row, found in zip(energies, (audio, static), strict=True):
-            row += (found[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
+        for row, actual in zip(energies, (audio, static), strict=True):
+            row += (actual[:, : 640 * 10].reshape(4, 640, 10) ** 2).sum((0, 2))
     windows = energies.reshape(2, 40, 16).sum(2)[:, 12:34]  # to some 50 dB down
     level = 10 * np.log10(windows[0] / windows[1])
     assert np.abs(level).max() < 2.5 and abs(level.mean()) < 0.7
@@ -204,13 +204,13 @@ def test_nonuniform_absorption_has_late_images_along_the_path():
     where = (path, rooms.Shoebox((6.8, 4.0, 3.5), walls), listener)
     length = len(dry) + SAMPLE_RATE // 2
     expected = motion.early_sound(dry, 0, *where, length, full=True)
-    found = motion.early_sound(dry, 0, *where, length)
+    actual = motion.early_sound(dry, 0, *where, length)
     for part, tail in motion.late_segments(dry, 0, *where, rng):
         late = scipy.signal.fftconvolve(part[None], tail, axes=1)[:, bands.PRE_SAMPLES :]
         late = late[:, :length]
-        found[:, : late.shape[1]] += late
+        actual[:, : late.shape[1]] += late
     # Energy decay after the source has ended, down to -35 dB.
-    left = [np.cumsum((x**2).sum(0)[::-1])[::-1][len(dry) :] for x in (found, expected)]
+    left = [np.cumsum((x**2).sum(0)[::-1])[::-1][len(dry) :] for x in (actual, expected)]
     curves = [10 * np.log10(energy / energy[0] + 1e-9) for energy in left]
     fallen = np.argmax(curves[1] < -35)
     assert np.abs(curves[0] - curves[1])[:fallen].max() < 0.45

@@ -20,7 +20,7 @@ def a_path(draw):
 
 
 @given(a_path(), points)
-def test_closest_is_the_least_of_many_places(path, point):
+def test_min_distance_is_that_of_many_points(path, point):
     fine = np.linspace(path[0, 0], path[-1, 0], 2001)
     least = np.linalg.norm(paths.position_at(path, fine) - point, axis=1).min()
     step = paths.max_speed(path) * (fine[1] - fine[0])
@@ -29,22 +29,22 @@ def test_closest_is_the_least_of_many_places(path, point):
 
 
 @given(a_path(), points)
-def test_sound_takes_its_time_from_where_it_is_heard(path, point):
+def test_retarded_position_satisfies_the_travel_time(path, point):
     path[:, 0] *= max(1, paths.max_speed(path) / paths.MAX_SPEED)
     arrivals = np.linspace(0, path[-1, 0] + 1, 7)
-    away = np.linalg.norm(paths.retarded_position(path, point, arrivals) - point, axis=1)
-    emitted = arrivals - away / 343.0
+    distance = np.linalg.norm(paths.retarded_position(path, point, arrivals) - point, axis=1)
+    emitted = arrivals - distance / 343.0
     again = np.linalg.norm(paths.position_at(path, emitted) - point, axis=1)
-    np.testing.assert_allclose(away, again, atol=1e-6)
+    np.testing.assert_allclose(distance, again, atol=1e-6)
 
 
-def test_a_source_rests_before_and_after_its_path():
+def test_source_is_static_before_and_after_its_path():
     path = np.array([[1.0, 0, 0, 0], [2.0, 3, 0, 0]])
     np.testing.assert_array_equal(paths.position_at(path, [0.0, 1.5, 9.0])[:, 0], [0, 1.5, 3])
     assert paths.max_speed(path) == 3 and paths.max_speed(path[:1]) == 0
 
 
-def _walks(count, speed=1.0, allowed=lambda place: True):
+def _walks(count, speed=1.0, allowed=lambda position: True):
     rng = np.random.default_rng(0)
     for _ in range(count):
         walk = paths.sample_walk((4.0, 2.0, 1.0), 0.5, 3.0, speed, (3.0, 2.0, 1.5), allowed, rng)
@@ -64,20 +64,20 @@ def test_half_of_all_walks_circle_the_listener_and_half_go_straight():
     assert 70 < sum(kinds) < 130
 
 
-def test_walks_turn_at_their_limits():
-    def allowed(place):
-        return all(abs(p - q) <= 1.2 for p, q in zip(place, (4.0, 2.0, 1.0), strict=True))
+def test_walks_turn_at_the_limits_of_allowed():
+    def allowed(position):
+        return all(abs(p - q) <= 1.2 for p, q in zip(position, (4.0, 2.0, 1.0), strict=True))
 
-    rested = 0
+    pauses = 0
     for path in _walks(100, 2.0, allowed):
         assert np.abs(path[:, 1:] - (4.0, 2.0, 1.0)).max() <= 1.2
-        rested += int((np.diff(path[:, 1:], axis=0) == 0).all(axis=1).sum())
-    assert rested == 0
-    nowhere = next(_walks(1, 2.0, lambda place: False))
-    assert np.ptp(nowhere[:, 1:], axis=0).max() == 0
+        pauses += int((np.diff(path[:, 1:], axis=0) == 0).all(axis=1).sum())
+    assert pauses == 0
+    blocked = next(_walks(1, 2.0, lambda position: False))
+    assert np.ptp(blocked[:, 1:], axis=0).max() == 0
 
 
-def test_circles_go_both_ways():
+def test_circles_have_both_directions():
     turns = []
     for path in _walks(100):
         flat = path[:, 1:3] - (3.0, 2.0)
@@ -86,5 +86,5 @@ def test_circles_go_both_ways():
     assert abs(np.mean(turns)) < 0.4
 
 
-def test_closest_of_one_place():
+def test_min_distance_of_one_waypoint():
     assert paths.min_distance(np.array([[0.0, 1, 1, 1]]), (1, 1, 3)) == pytest.approx(2)

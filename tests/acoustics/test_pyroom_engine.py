@@ -60,14 +60,14 @@ def test_direction_level_and_onset_agree_with_the_labels():
 def test_rir_has_the_parameters_of_the_builtin_engine():
     size, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
     room = rooms.Shoebox(size, rooms.absorption(size, 0.25))
-    theirs = pyroom_engine.pyroom_rir(room, source, listener)
-    ours = rir.shoebox_rir(room, source, listener, np.random.default_rng(0), full=True)
-    assert np.argmax(np.abs(theirs[0])) == np.argmax(np.abs(ours[0]))
-    assert measure.rt60(theirs) == pytest.approx(measure.rt60(ours), rel=0.06)
+    pyroom = pyroom_engine.pyroom_rir(room, source, listener)
+    builtin = rir.shoebox_rir(room, source, listener, np.random.default_rng(0), full=True)
+    assert np.argmax(np.abs(pyroom[0])) == np.argmax(np.abs(builtin[0]))
+    assert measure.rt60(pyroom) == pytest.approx(measure.rt60(builtin), rel=0.06)
     distance = float(np.linalg.norm(np.subtract(source, listener)))
-    assert measure.drr(theirs, distance) == pytest.approx(measure.drr(ours, distance), abs=0.7)
-    length = min(theirs.shape[1], ours.shape[1])
-    energy = [10 * np.log10((h[:, :length] ** 2).sum(1)) for h in (theirs, ours)]
+    assert measure.drr(pyroom, distance) == pytest.approx(measure.drr(builtin, distance), abs=0.7)
+    length = min(pyroom.shape[1], builtin.shape[1])
+    energy = [10 * np.log10((h[:, :length] ** 2).sum(1)) for h in (pyroom, builtin)]
     np.testing.assert_allclose(energy[0], energy[1], atol=0.7)
 
 

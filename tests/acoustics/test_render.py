@@ -62,7 +62,7 @@ def _runs(active: np.ndarray, least: int) -> list[tuple[int, int]]:
     return list(zip(at[np.r_[0, cuts + 1]], at[np.r_[cuts, len(at) - 1]] + 1, strict=True))
 
 
-def test_azimuth_and_onset_are_in_the_audio_of_200_scenes():
+def test_audio_of_200_scenes_has_their_azimuths_and_onsets():
     """Up to three sources, one after the other; nothing is read but the audio."""
     ranges = dataclasses.replace(
         CONFIG, sources=(1, 3), overlap=(0.0, 0.0), snr=(60.0, 60.0), gain=(-6.0, 6.0)
@@ -113,9 +113,9 @@ def test_audio_follows_described_motion_and_turning():
             if not source["onset"] < 0.1 * k < source["offset"] - 0.1:
                 continue
             frame = signal[1600 * k : 1600 * (k + 1)]
-            found = foa.cartesian_to_azel(foa.intensity(frame))
-            assert abs(foa.wrap_azimuth(found[0] - azimuth)) < 1.5
-            assert abs(found[1] - elevation) < 1.5
+            actual = foa.cartesian_to_azel(foa.intensity(frame))
+            assert abs(foa.wrap_azimuth(actual[0] - azimuth)) < 1.5
+            assert abs(actual[1] - elevation) < 1.5
             level = np.sqrt(np.mean(frame[:, 0] ** 2)) / (scene["gain"] * 0.1)
             level /= 10 ** (source["level"] / 20)
             assert level * distance == pytest.approx(1, abs=0.15)
@@ -145,7 +145,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("index", GOLDEN)
-def test_scenes_at_rest_sound_as_they_always_did(index):
+def test_static_scenes_equal_stored_samples(index):
     ranges = dataclasses.replace(CONFIG, seconds=2.0, speed_perturbation=(0.9, 1.1))
     clips = [
         scenes.Clip(f"clip{i}", f"class{i % 5}", f"recording{i // 2}", 0.3 + (i % 7) * 0.6)
@@ -154,22 +154,22 @@ def test_scenes_at_rest_sound_as_they_always_did(index):
     lengths = {clip.id: clip.seconds for clip in clips}
     spec = scenes.sample_scene(ranges, clips, 5, "train", index)
     spec = dataclasses.replace(spec, absorption=ANECHOIC, snr=150.0)
-    found, scene = render.render(spec, lambda c: _noise_clip(c[4:], lengths[c]))
+    actual, scene = render.render(spec, lambda c: _noise_clip(c[4:], lengths[c]))
     assert scene["gain"] == render.MAX_GAIN
-    rms = np.sqrt(np.mean(found[:, 0] ** 2))
-    np.testing.assert_allclose(found[3000:26000:5000], GOLDEN[index], atol=2e-3 * rms)
+    rms = np.sqrt(np.mean(actual[:, 0] ** 2))
+    np.testing.assert_allclose(actual[3000:26000:5000], GOLDEN[index], atol=2e-3 * rms)
 
 
 def test_turning_listener_rotates_the_field_at_each_sample():
     turning = ((0.5, 0.0), (2.0, 400.0))
-    still, _ = render.render(_spec(snr=20.0), _noise_clip)
-    found, scene = render.render(_spec(snr=20.0, yaw_trajectory=turning), _noise_clip)
+    static, _ = render.render(_spec(snr=20.0), _noise_clip)
+    actual, scene = render.render(_spec(snr=20.0, yaw_trajectory=turning), _noise_clip)
     yaw = np.radians(np.interp(np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE, [0.5, 2.0], [0.0, 400.0]))
-    w, y, z, x = still.T
+    w, y, z, x = static.T
     expected = np.stack(
         [w, y * np.cos(yaw) - x * np.sin(yaw), z, x * np.cos(yaw) + y * np.sin(yaw)], 1
     )
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(still).max())
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(static).max())
     assert foa.wrap_azimuth(scene["sources"][0]["doa_trajectory"][-1][0]) == pytest.approx(90 - 40)
 
 
@@ -196,8 +196,8 @@ def test_render_with_rirs_equals_render_with_the_same_rirs():
     for source in sources:
         response = rir.shoebox_rir(spec.shoebox(), source.position, spec.listener, None, full=True)
         rirs.append(render.measure_rir(response, math.dist(source.position, spec.listener)))
-    found, scene = render.render_with_rirs(spec, _noise_clip, rirs)
-    np.testing.assert_array_equal(found, expected)
+    actual, scene = render.render_with_rirs(spec, _noise_clip, rirs)
+    np.testing.assert_array_equal(actual, expected)
     assert scene == described
     moving = _spec(_source(waypoints=((1.0, 3.0, 4.1, 1.5),)))
     with pytest.raises(
@@ -214,13 +214,13 @@ OFFICE = materials.room_absorption("plasterboard", "carpet", "ceiling_tile")
 def test_audio_has_the_walls_and_scattering_of_the_spec():
     walls = tuple(map(tuple, OFFICE.tolist()))
     spec = _spec(absorption=walls, scattering=0.7)
-    found, scene = render.render(spec, _noise_clip)
+    actual, scene = render.render(spec, _noise_clip)
     positions = (spec.sources[0].position, spec.listener)
     room, rng = rooms.Shoebox(spec.room, OFFICE, 0.7), keys.rng(0, "tail", "train", 0, 0)
     measured = render.measure_rir(rir.shoebox_rir(room, *positions, rng), math.dist(*positions))
     assert (scene["rt60"], scene["sources"][0]["drr"]) == (measured.rt60, measured.drr)
     expected, _ = render.render_with_rirs(spec, _noise_clip, [measured])
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(actual, expected)
     with pytest.raises(ConfigError, match="scattering is 0.7, expected 0 if full=True"):
         render.render(spec, _noise_clip, full=True)
 
@@ -228,12 +228,12 @@ def test_audio_has_the_walls_and_scattering_of_the_spec():
 def test_moving_scene_is_deterministic_and_labelled_at_onset():
     sources = (_source(waypoints=((1.5, 3.8, 3.6, 1.5),)), _source(clip="2"))
     spec = _spec(*sources)
-    found, scene = render.render(spec, _noise_clip)
+    actual, scene = render.render(spec, _noise_clip)
     again, _ = render.render(spec, _noise_clip)
-    np.testing.assert_array_equal(found, again)
-    _, still = render.render(_spec(_source(), _source(clip="2")), _noise_clip)
-    assert scene["sources"][0]["drr"] == still["sources"][0]["drr"]
-    assert scene["rt60"] == pytest.approx(still["rt60"], rel=1e-6)
+    np.testing.assert_array_equal(actual, again)
+    _, static = render.render(_spec(_source(), _source(clip="2")), _noise_clip)
+    assert scene["sources"][0]["drr"] == static["sources"][0]["drr"]
+    assert scene["rt60"] == pytest.approx(static["rt60"], rel=1e-6)
 
 
 def test_hybrid_of_a_moving_source_has_the_energy_of_all_images():
@@ -251,7 +251,7 @@ def test_hybrid_of_a_moving_source_has_the_energy_of_all_images():
     assert np.linalg.norm(off) < 0.01 * np.linalg.norm(full[start : start + 400])
 
 
-def test_render_is_deterministic_and_shaped():
+def test_render_is_deterministic_with_shape_and_labels():
     spec = scenes.sample_scene(CONFIG, CLIPS, 1, "train", 2)
     first, description = render.render(spec, _noise_clip)
     again, same = render.render(spec, _noise_clip)
@@ -276,14 +276,14 @@ def test_convolution_equals_the_direct_sum():
     rng = np.random.default_rng(0)
     responses = [rng.standard_normal((4, n)).astype(np.float32) for n in (900, 5000)]
     tracks = [(n, rng.standard_normal(m).astype(np.float32)) for n, m in ((7, 30000), (25000, 60))]
-    found = convolve.convolve_tracks(tracks, responses, 40000)
+    actual = convolve.convolve_tracks(tracks, responses, 40000)
     expected = np.zeros((4, 80000))
     for (start, track), response in zip(tracks, responses, strict=True):
         for c in range(4):
             full = np.convolve(track, response[c])
             expected[c, start : start + len(full)] += full
     expected = expected[:, bands.PRE_SAMPLES : bands.PRE_SAMPLES + 40000]
-    np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
+    np.testing.assert_allclose(actual, expected, atol=1e-3 * expected.std())
 
 
 def test_snr_and_covariance_of_the_noise():

@@ -23,7 +23,7 @@ def test_high_pass_removes_the_build_up_of_images():
 
 
 def _pyroomacoustics(room, walls, source, listener, seconds: float) -> np.ndarray:
-    """Its response [4, n] of four coincident microphones, on this package's time axis.
+    """Returns its RIR [4, n] of four coincident microphones, on the time axis of this package.
 
     walls: an absorption, flat or in octave bands, of each of rooms.WALLS.
     """
@@ -54,8 +54,8 @@ def _pyroomacoustics(room, walls, source, listener, seconds: float) -> np.ndarra
 
 
 @pytest.fixture(scope="module")
-def yardstick():
-    """20 random rooms, walls of their own: (room, source, listener, ours, theirs)."""
+def pyroom_cases():
+    """20 random rooms with six different walls: (room, source, listener, full, pyroom)."""
     pytest.importorskip("pyroomacoustics")
     rng, cases = np.random.default_rng(5), []
     for _ in range(20):
@@ -66,39 +66,39 @@ def yardstick():
         walls = np.clip(flat * rng.uniform(0.6, 1.4, 6), 0.05, 0.95)
         absorption = np.repeat(walls[:, None], 7, axis=1)
         shoebox = rooms.Shoebox(room, absorption, air=False)
-        ours = rir.shoebox_rir(shoebox, source, listener, keys.rng(0), full=True)
-        theirs = _pyroomacoustics(room, walls, source, listener, ours.shape[1] / SAMPLE_RATE)
-        cases.append((room, source, listener, ours, theirs[:, : ours.shape[1]]))
+        full = rir.shoebox_rir(shoebox, source, listener, keys.rng(0), full=True)
+        pyroom = _pyroomacoustics(room, walls, source, listener, full.shape[1] / SAMPLE_RATE)
+        cases.append((room, source, listener, full, pyroom[:, : full.shape[1]]))
     return cases
 
 
-def test_full_mode_is_pyroomacoustics_wave_for_wave(yardstick):
-    for _, _, _, ours, theirs in yardstick:
-        assert 20 * np.log10(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) < -45
+def test_full_mode_is_pyroomacoustics_wave_for_wave(pyroom_cases):
+    for _, _, _, full, pyroom in pyroom_cases:
+        assert 20 * np.log10(np.linalg.norm(full - pyroom) / np.linalg.norm(pyroom)) < -45
 
 
-def test_full_mode_has_the_parameters_of_pyroomacoustics(yardstick):
-    """Onset, early energy a channel, RT60 a band, DRR, direction of the direct sound."""
-    for room, source, listener, ours, theirs in yardstick:
+def test_full_mode_has_the_parameters_of_pyroomacoustics(pyroom_cases):
+    """Onset, early energy per channel, RT60 per band, DRR, direction of the direct sound."""
+    for room, source, listener, full, pyroom in pyroom_cases:
         distance = float(np.linalg.norm(source - listener))
         arrival = bands.PRE_SAMPLES + round(distance / rooms.SPEED_OF_SOUND * SAMPLE_RATE)
-        onsets = [int(np.argmax(np.abs(r[0, : arrival + 20]))) for r in (ours, theirs)]
+        onsets = [int(np.argmax(np.abs(r[0, : arrival + 20]))) for r in (full, pyroom)]
         assert abs(onsets[0] - onsets[1]) <= 1 and abs(onsets[0] - arrival) <= 1
-        energy = [(r[:, : arrival + 800] ** 2).sum(axis=1) for r in (ours, theirs)]
+        energy = [(r[:, : arrival + 800] ** 2).sum(axis=1) for r in (full, pyroom)]
         np.testing.assert_allclose(10 * np.log10(energy[0] / energy[1]), 0, atol=0.5)
-        found, expected = (measure.octave_rt60(r, rooms.BANDS[:6]) for r in (ours, theirs))
-        assert np.all(np.abs(found - expected) <= np.maximum(0.05 * expected, 0.02))
-        assert measure.drr(ours, distance) == pytest.approx(measure.drr(theirs, distance), abs=0.5)
+        actual, expected = (measure.octave_rt60(r, rooms.BANDS[:6]) for r in (full, pyroom))
+        assert np.all(np.abs(actual - expected) <= np.maximum(0.05 * expected, 0.02))
+        assert measure.drr(full, distance) == pytest.approx(measure.drr(pyroom, distance), abs=0.5)
         azimuth, elevation = foa.cartesian_to_azel(source - listener)
-        direct = [foa.intensity(r[:, arrival - 4 : arrival + 5].T) for r in (ours, theirs)]
-        # Where a reflection comes at its heels, theirs says what is to be heard, else geometry.
+        direct = [foa.intensity(r[:, arrival - 4 : arrival + 5].T) for r in (full, pyroom)]
+        # Geometry gives the expected direction, or pyroomacoustics if a reflection follows closely.
         behind = 4 * np.minimum(source * listener, (room - source) * (room - listener))
         clear = np.sqrt(distance**2 + behind.min()) - distance > 0.6
         for one in direct if clear else direct[:1]:
             expected = (azimuth, elevation) if clear else foa.cartesian_to_azel(direct[1])
-            found = foa.cartesian_to_azel(one)
-            assert abs(foa.wrap_azimuth(found[0] - expected[0])) < 0.5
-            assert abs(found[1] - expected[1]) < 0.5
+            actual = foa.cartesian_to_azel(one)
+            assert abs(foa.wrap_azimuth(actual[0] - expected[0])) < 0.5
+            assert abs(actual[1] - expected[1]) < 0.5
 
 
 def test_octave_bands_decay_as_pyroomacoustics():
@@ -106,16 +106,16 @@ def test_octave_bands_decay_as_pyroomacoustics():
     room, source, listener = (3.4, 3.0, 2.5), (1.0, 0.8, 1.1), (2.4, 2.1, 1.4)
     absorption = np.array([0.4, 0.42, 0.45, 0.5, 0.55, 0.6, 0.6])
     shoebox = rooms.Shoebox(room, absorption, air=False)
-    ours = rir.shoebox_rir(shoebox, source, listener, keys.rng(0), full=True)
-    seconds = ours.shape[1] / SAMPLE_RATE
-    theirs = _pyroomacoustics(room, np.tile(absorption, (6, 1)), source, listener, seconds)
-    found, expected = (measure.octave_rt60(r, rooms.BANDS[1:6]) for r in (ours, theirs))
-    assert np.all(np.abs(found - expected) <= np.maximum(0.05 * expected, 0.02))
+    full = rir.shoebox_rir(shoebox, source, listener, keys.rng(0), full=True)
+    seconds = full.shape[1] / SAMPLE_RATE
+    pyroom = _pyroomacoustics(room, np.tile(absorption, (6, 1)), source, listener, seconds)
+    actual, expected = (measure.octave_rt60(r, rooms.BANDS[1:6]) for r in (full, pyroom))
+    assert np.all(np.abs(actual - expected) <= np.maximum(0.05 * expected, 0.02))
 
 
 @pytest.fixture(scope="module", params=[0, 1, 4])
 def hybrids(request):
-    """Hybrid and full-order responses of 50 random rooms, of three draws."""
+    """Hybrid and full RIRs of 50 random rooms, for three seeds."""
     rng, pairs = np.random.default_rng(request.param), []
     for i in range(50):
         room = rng.uniform([3.5, 3.0, 2.4], [9.0, 7.0, 3.6])
@@ -149,7 +149,7 @@ def test_hybrid_decays_like_full_mode(hybrids):
 
 def test_hybrid_begins_as_the_images_themselves(hybrids):
     for hybrid, full in hybrids[:8]:
-        # Two thirds of the shortest mixing time; the octave filters ring a little further.
+        # Two thirds of the shortest mixing time, minus the ringing of the octave filters.
         early = slice(0, bands.PRE_SAMPLES + int(16000 * 0.02))
         error = np.linalg.norm(hybrid[:, early] - full[:, early]) / np.linalg.norm(full[:, early])
         assert 20 * np.log10(error) < -50
@@ -161,8 +161,7 @@ def test_hybrid_begins_as_the_images_themselves(hybrids):
 def test_hybrid_is_the_full_mode_on_average(room, rt60):
     """50 seeds: RT60 of each band, DRR, and the covariance of the tail.
 
-    That is, above the two octaves whose images are followed to the end, from where all others have
-    faded: without tail there would be nothing.
+    The covariance is above the two low octaves, after all images of the others have faded out.
     """
     shoebox = rooms.Shoebox(room, rooms.absorption(room, rt60))
     rng = np.random.default_rng(0)
@@ -180,8 +179,8 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
             )
             late = scipy.signal.sosfilt(above, response, axis=1)[:, start:]
             covariances[k] += late @ late.T
-    found, expected = np.mean(decays, axis=0)
-    assert np.all(np.abs(found - expected) <= np.maximum(0.05 * expected, 0.02))
+    actual, expected = np.mean(decays, axis=0)
+    assert np.all(np.abs(actual - expected) <= np.maximum(0.05 * expected, 0.02))
     assert np.abs(np.subtract(*np.transpose(ratios))).max() < 0.5
     assert covariances[0, 0, 0] / covariances[1, 0, 0] == pytest.approx(1, abs=0.1)
     shares = [np.diag(c) / c[0, 0] for c in covariances]
@@ -193,11 +192,11 @@ def test_hybrid_is_the_full_mode_on_average(room, rt60):
 
 def _nonuniform_rooms():
     rng = np.random.default_rng(2)
-    sides = ("plasterboard", "wooden_lining", "curtains", "acoustic_plaster")
+    wall_materials = ("plasterboard", "wooden_lining", "curtains", "acoustic_plaster")
     ceilings, floors = ("ceiling_tile", "mineral_wool"), ("carpet", "linoleum")
     for _ in range(40):
         walls = materials.room_absorption(
-            tuple(rng.choice(sides, 4)), *map(rng.choice, (floors, ceilings))
+            tuple(rng.choice(wall_materials, 4)), *map(rng.choice, (floors, ceilings))
         )
         size = rng.uniform([3.0, 2.6, 2.4], [5.0, 4.0, 3.0])
         room = rooms.Shoebox(size, walls)
@@ -206,15 +205,15 @@ def _nonuniform_rooms():
 
 
 def test_hybrid_with_nonuniform_absorption_decays_like_full_mode():
-    """T20 as a whole and of each octave from 125 Hz on; the closed form alone errs by half."""
+    """T20 of W and of each octave from 125 Hz on; the closed form alone is wrong by half."""
     whole, octaves, furthest = [], [], []
     for where in itertools.islice(_nonuniform_rooms(), 5):
         both = [rir.shoebox_rir(*where, keys.rng(0), full=full) for full in (False, True)]
         n = min(r.shape[1] for r in both)
-        found, expected = (r[:, :n] for r in both)
-        whole.append(_t20(found) / _t20(expected) - 1)
+        actual, expected = (r[:, :n] for r in both)
+        whole.append(_t20(actual) / _t20(expected) - 1)
         octaves.append(np.divide(*(measure.octave_rt60(r, rooms.BANDS[:6]) for r in both)) - 1)
-        curves = [measure.decay_curve(r[0]) for r in (found, expected)]
+        curves = [measure.decay_curve(r[0]) for r in (actual, expected)]
         furthest.append(np.abs(curves[0] - curves[1])[curves[1] > -40].max())
     assert np.median(np.abs(whole)) < 0.01 and np.abs(whole).max() < 0.05
     assert np.abs(octaves).max() < 0.1
@@ -241,7 +240,7 @@ def test_noise_tail_replaces_images_beyond_the_maximum(monkeypatch):
     assert np.abs(one - two).max() > 1e-4
 
 
-def test_same_key_same_response():
+def test_same_key_gives_the_same_rir():
     where = (rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.3)), (1, 1, 1), LISTENER)
     one, two, other = (rir.shoebox_rir(*where, keys.rng(0, k)) for k in (1, 1, 2))
     np.testing.assert_array_equal(one, two)

@@ -40,7 +40,7 @@ def test_tail_energy_is_the_sum_over_random_images():
     i, mirrored = np.divmod(np.arange(-40, 42), 2)
     reflections = np.abs(i) + np.abs(i - mirrored)
     times = np.array([0.06, 0.12])
-    found = np.zeros((2, 4))
+    actual = np.zeros((2, 4))
     for _ in range(12):
         source, listener = rng.uniform(0.2, 0.8, (2, 3)) * ROOM
         axes = [
@@ -54,9 +54,9 @@ def test_tail_energy_is_the_sum_over_random_images():
         for t, time in enumerate(times):
             near = np.abs(d / rooms.SPEED_OF_SOUND - time) < 0.01
             parts = [energy, energy * (y / d) ** 2, energy * (z / d) ** 2, energy * (x / d) ** 2]
-            found[t] += [p[near].sum() / 0.02 / 12 for p in parts]
+            actual[t] += [p[near].sum() / 0.02 / 12 for p in parts]
     expected = rooms.tail_energy(rooms.Shoebox(ROOM, absorption), times)[band].T
-    np.testing.assert_allclose(10 * np.log10(found / expected), 0, atol=0.8)
+    np.testing.assert_allclose(10 * np.log10(actual / expected), 0, atol=0.8)
 
 
 def _band_energy(responses: np.ndarray, step: int) -> np.ndarray:
@@ -71,22 +71,22 @@ def _band_energy(responses: np.ndarray, step: int) -> np.ndarray:
 
 @pytest.mark.parametrize("margin, walls", [(0.0, 0.24), (0.1, 0.24), (0.2, 0.4)])
 def test_modes_and_positions_of_the_tail(margin, walls):
-    """Low bands against all images, over 80 places: near the walls, and away from them.
+    """Low bands, compared with all images at 80 positions: near the walls, and away from them.
 
-    The oblique modes alone would be 2 to 6 dB short of the 250 Hz octave at the end.
+    The oblique modes alone would have 2 to 6 dB too little energy in the 250 Hz octave at the end.
     """
     rng, length = np.random.default_rng(0), 4800
     room = rooms.Shoebox(ROOM, np.full(7, walls), air=False)
     times = (np.arange(length)[::16] + 8) / SAMPLE_RATE
-    found, expected = 0.0, 0.0
+    actual, expected = 0.0, 0.0
     for _ in range(80):
         source, listener = rng.uniform(margin, 1 - margin, (2, 3)) * ROOM
         radius = length / SAMPLE_RATE * rooms.SPEED_OF_SOUND
         images = image_source.image_rir(room, source, listener, radius)[0, bands.PRE_SAMPLES :]
-        found = found + _band_energy(images[:length], 1200)
+        actual = actual + _band_energy(images[:length], 1200)
         energy = rooms.tail_energy(room, times, source, listener)
         expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / SAMPLE_RATE
-    error = 10 * np.log10(expected / found)[1:, 1:]
+    error = 10 * np.log10(expected / actual)[1:, 1:]
     assert np.abs(error[0]).max() < 1.5  # 250 Hz
     assert np.abs(error[1:]).max() < 1.0
 
@@ -103,19 +103,19 @@ def _unit_gain(times: np.ndarray) -> np.ndarray:
     ],
 )
 def test_layers_of_images_between_strongly_absorbing_walls(walls, floor, ceiling):
-    """Against all images over 24 places: modes of walls that reflect would be 3 to 6 dB off."""
+    """Compared with all images at 24 positions; without layers the error would be 3 to 6 dB."""
     size, absorption = (4.2, 3.4, 2.6), materials.room_absorption(walls, floor, ceiling)
     room = rooms.Shoebox(size, absorption, air=False)
-    rng, length, found, expected = np.random.default_rng(0), 4800, 0.0, 0.0
+    rng, length, actual, expected = np.random.default_rng(0), 4800, 0.0, 0.0
     times = (np.arange(length)[::16] + 8) / SAMPLE_RATE
     radius = length / SAMPLE_RATE * rooms.SPEED_OF_SOUND
     for _ in range(24):
         source, listener = rng.uniform(0.1, 0.9, (2, 3)) * size
         images = image_source.nearest_sample_rir(room, source, listener, 0.0, radius, _unit_gain)
-        found = found + _band_energy(images[0, bands.PRE_SAMPLES :][:length], 1200)
+        actual = actual + _band_energy(images[0, bands.PRE_SAMPLES :][:length], 1200)
         energy = rooms.tail_energy(room, times, source, listener)
         expected = expected + energy[:, 0].reshape(7, 4, -1).mean(axis=2) * 1200 / SAMPLE_RATE
-    error = 10 * np.log10(expected / found)[2:, 2:]  # 500 Hz and up, from 150 ms on
+    error = 10 * np.log10(expected / actual)[2:, 2:]  # 500 Hz and up, from 150 ms on
     assert np.abs(error).max() < 1.5
 
 
@@ -159,10 +159,10 @@ def test_calibrated_rooms_have_the_requested_rt60():
     for i in range(12):
         room = rng.uniform([4.0, 3.5, 2.5], [7.0, 5.5, 3.4])
         source, listener = rng.uniform(0.15, 0.85, (2, 3)) * room
-        for method, found in missed.items():
+        for method, actual in missed.items():
             shoebox = rooms.Shoebox(room, rooms.absorption(room, 0.35, method))
             response = rir.shoebox_rir(shoebox, source, listener, keys.rng(0, i), full=True)
-            found.append(measure.rt60(response) / 0.35 - 1)
+            actual.append(measure.rt60(response) / 0.35 - 1)
     assert abs(np.mean(missed["calibrated"])) < 0.04
     assert np.mean(missed["sabine"]) > np.mean(missed["calibrated"]) - 1e-9
     assert np.std(missed["calibrated"]) < 0.15
@@ -191,7 +191,7 @@ def test_two_walls_of_an_axis_share_their_decay():
     np.testing.assert_allclose(*map(rooms.decay_time, rooms_of_two), rtol=1e-6)
 
 
-def test_drr_falls_by_six_db_a_doubling_near_the_source():
+def test_expected_drr_falls_by_6_db_per_doubling_of_distance():
     room = rooms.Shoebox(ROOM, np.full(7, 0.9))
     fall = rooms.expected_drr(room, 0.05) - rooms.expected_drr(room, 0.1)
     assert fall == pytest.approx(6.02, abs=0.5)

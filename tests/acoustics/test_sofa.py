@@ -75,15 +75,15 @@ BANDS = ((150, 300), (300, 600), (600, 1200), (1200, 2400), (2400, 4800), (4800,
 
 
 def _errors(head, directions, bands=BANDS):
-    """Worst errors of level difference (dB) and interaural delay (s) over directions and bands."""
+    """Max. errors of level difference (dB) and interaural delay (s) over directions and bands."""
     unit = _unit(directions)
     size = 1024
     frequency = np.fft.rfftfreq(size, 1 / SAMPLE_RATE)
-    found = hrtf.hrtf_spectrum(head, unit, size)
+    actual = hrtf.hrtf_spectrum(head, unit, size)
     level, delay = 0.0, 0.0
     for low, high in bands:
         use = (frequency >= low) & (frequency < high)
-        pair = found[..., use], _exact(unit, frequency[use])
+        pair = actual[..., use], _exact(unit, frequency[use])
         ratio = [10 * np.log10((np.abs(h) ** 2).sum(-1)) @ [1, -1] for h in pair]
         level = max(level, float(np.abs(ratio[0] - ratio[1]).max()))
         cross = [h[:, 0] * h[:, 1].conj() for h in pair]
@@ -92,13 +92,13 @@ def _errors(head, directions, bands=BANDS):
     return level, delay
 
 
-def test_measured_directions_come_back(measured):
+def test_measured_directions_are_reproduced(measured):
     level, delay = _errors(measured, _directions())
     assert level < 0.2 and delay < 2e-6
 
 
-def test_directions_between_are_interpolated(measured):
-    """Measured every 15 degrees: at the middles of the grid, where the shadow is steepest too."""
+def test_other_directions_are_interpolated(measured):
+    """Measured every 15 degrees, evaluated between grid points, also where the shadow is steep."""
     between = [d for d in _directions()[:-1] + [7.5, 7.5] if d[1] < 75]
     level, delay = _errors(measured, between, BANDS[:4])
     assert level < 1.0 and delay < 20e-6
@@ -108,13 +108,13 @@ def test_directions_between_are_interpolated(measured):
     assert np.isfinite(below[0]).all() and np.abs(below[1]).max() < 8
 
 
-def test_flight_and_level_of_the_laboratory_are_gone(measured):
+def test_delay_and_level_of_the_measurement_are_removed(measured):
     taps, delay = measured.filters(hrtf.sphere_nodes(6)[0])
     exact, expected = SphereHrtf().filters(hrtf.sphere_nodes(6)[0])
-    # The sphere's own delays average 9 microseconds; low frequencies take longer than rays.
+    # Delays of the sphere average 9 microseconds: low frequencies are slower than rays.
     arrival = [_centre(t) + d for t, d in ((taps, delay), (exact, expected))]
     assert np.mean(arrival[0]) == pytest.approx(np.mean(arrival[1]), abs=1.5)
-    # By one gain for all: the colour stays.
+    # One gain for all: the spectrum is not equalised.
     power = [np.abs(hrtf.diffuse_field(head, 512)[0, 0]) for head in (measured, SphereHrtf())]
     difference = 10 * np.log10(power[0][5:220] / power[1][5:220])
     assert np.ptp(difference) < 0.6 and abs(np.mean(difference)) < 3
@@ -126,20 +126,20 @@ def _centre(taps):
 
 
 @pytest.mark.parametrize("rate", [16_000.0, 48_000.0])
-def test_other_rates(tmp_path, rate):
+def test_other_sample_rates_are_resampled(tmp_path, rate):
     level, delay = _errors(load_hrtf(_sofa(tmp_path / "x.sofa", rate)), _directions()[::7])
-    # A file at 16 kHz carries its own cut at the top.
+    # A file at 16 kHz has a band limit of its own.
     assert level < 0.3 and delay < 3e-6
 
 
-def test_other_ways_to_write_the_same_file(tmp_path, measured):
+def test_equivalent_files_give_the_same_hrtf(tmp_path, measured):
     directions = _directions()
     unit, responses = _unit(directions), _responses(_unit(directions), 44_100.0)
     delay = np.tile([[20.0, 20.0]], (len(unit), 1))
     files = [
         {"SourcePosition": 1.4 * unit, "SourcePosition_Type": "cartesian"}
         | {"SourcePosition_Units": "metre"},
-        # The right ear first: which is which is in ReceiverPosition.
+        # The right ear first, as given by ReceiverPosition.
         {"Data_IR": responses[:, ::-1], "ReceiverPosition": np.array([[0, -1, 0], [0, 1, 0]])},
         {"Data_Delay": delay, "Data_IR": np.roll(responses, -20, axis=-1)},
     ]
@@ -150,7 +150,7 @@ def test_other_ways_to_write_the_same_file(tmp_path, measured):
         np.testing.assert_allclose(hrtf.hrtf_spectrum(head, where, 512), expected, atol=0.06)
 
 
-def test_the_name_says_which_content(tmp_path, measured):
+def test_name_identifies_the_content(tmp_path, measured):
     again = load_hrtf(_sofa(tmp_path / "sphere.sofa", 48_000.0))
     assert again.name.startswith("sphere.sofa (") and again.name != measured.name
 
@@ -166,7 +166,7 @@ def test_the_name_says_which_content(tmp_path, measured):
     ],
     ids=["nan", "silent", "view", "up", "rate"],
 )
-def test_damaged_contents_are_named(tmp_path, changes, words):
+def test_damaged_contents_raise(tmp_path, changes, words):
     assert len(_directions()) == 217
     path = _sofa(tmp_path / "bad.sofa", **changes)
     with pytest.raises(ConfigError, match=words) as raised:
@@ -174,7 +174,7 @@ def test_damaged_contents_are_named(tmp_path, changes, words):
     assert "bad.sofa" in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_horizontal_ring_does_not_surround_the_head(tmp_path):
+def test_horizontal_ring_raises(tmp_path):
     ring = np.array([(a, 0.0) for a in range(0, 360, 15)])
     position = np.column_stack([ring, np.full(24, 1.4)])
     data = _responses(_unit(ring), 44_100.0)
@@ -183,7 +183,7 @@ def test_a_horizontal_ring_does_not_surround_the_head(tmp_path):
         load_hrtf(path)
 
 
-def test_other_conventions_are_refused(tmp_path):
+def test_other_conventions_raise(tmp_path):
     file = sofar.Sofa("GeneralFIR")
     sofar.write_sofa(str(tmp_path / "room.sofa"), file)
     with pytest.raises(ConfigError, match=r"room\.sofa.*GeneralFIR.*SimpleFreeFieldHRIR"):
@@ -195,14 +195,14 @@ def test_other_conventions_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no SOFA", b"\x89HDF\r\n\x1a\n" + bytes(100)])
-def test_a_file_that_is_none(tmp_path, content):
+def test_other_files_raise(tmp_path, content):
     path = tmp_path / "none.sofa"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=r"none\.sofa"):
         load_hrtf(str(path))
 
 
-def test_one_ear_is_not_enough(tmp_path):
+def test_one_ear_raises(tmp_path):
     directions = _directions()
     path = _sofa(
         tmp_path / "mono.sofa",

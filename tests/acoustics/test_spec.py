@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A spec on its way through JSON, and the errors of one that cannot be rendered."""
+"""JSON round trips of specs, and errors of those that cannot be rendered."""
 
 import dataclasses
 import json
@@ -23,12 +23,12 @@ def a_source(draw, room, listener, seconds):
     latest = seconds - math.dist(position, listener) / 343.0
     assume(latest > 1e-3)
     onset = draw(st.floats(0, latest * 0.99))
-    rows, place, now = [], position, onset
+    rows, position_now, now = [], position, onset
     for goal in draw(st.lists(inside(room), max_size=3)):
-        way = math.dist(place, goal)
-        now += way / draw(st.floats(0.1, 9.9)) + 1e-3
+        step = math.dist(position_now, goal)
+        now += step / draw(st.floats(0.1, 9.9)) + 1e-3
         rows.append((now, *goal))
-        place = goal
+        position_now = goal
     source = spec.Source(
         label=draw(st.text()),
         clip=draw(st.text()),
@@ -75,7 +75,7 @@ def a_spec(draw):
 
 
 @given(a_spec())
-def test_json_gives_a_spec_back_exactly(scene):
+def test_json_round_trip_is_exact(scene):
     text = scene.to_json()
     assert "\n" not in text
     back = spec.SceneSpec.from_json(text)
@@ -84,21 +84,21 @@ def test_json_gives_a_spec_back_exactly(scene):
 
 
 @given(st.text() | st.recursive(st.none() | st.floats() | st.text(), st.lists).map(json.dumps))
-def test_whatever_is_no_spec_is_refused_in_one_line(text):
+def test_text_that_is_no_spec_raises_one_line(text):
     with pytest.raises(ConfigError) as error:
         spec.SceneSpec.from_json(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"sources": [{"label": "x"}]}', "null"])
-def test_bad_json_is_one_line(text):
+def test_bad_json_raises_one_line(text):
     with pytest.raises(ConfigError) as error:
         spec.SceneSpec.from_json(text)
     assert "\n" not in str(error.value)
 
 
 @given(a_spec(), st.data())
-def test_a_field_made_nonsense_is_refused_in_one_line(scene, data):
+def test_invalid_field_raises_one_line(scene, data):
     raw = json.loads(scene.to_json())
     part = data.draw(st.sampled_from([raw, raw["sources"][0]]))
     texts = {"label", "clip", "recording_id", "split"}
@@ -142,7 +142,7 @@ def test_bad_scene_names_field_and_value(bell, changes, words):
         dataclasses.replace(bell, **changes).validate()
 
 
-def test_nine_sources_are_too_many(bell):
+def test_nine_sources_raise(bell):
     with pytest.raises(ConfigError, match="SceneSpec.sources.*1 to 8"):
         dataclasses.replace(bell, sources=bell.sources * 9).validate()
 

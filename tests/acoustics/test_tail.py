@@ -10,7 +10,7 @@ ROOM = (6.0, 5.0, 3.0)
 SHARES = np.diff([0.0, *(2**0.5 * np.array(rooms.BANDS[:-1])), 8000.0]) / 8000.0
 
 
-def test_tail_has_the_closed_forms_energy_and_covariance():
+def test_tail_has_energy_and_covariance_of_the_closed_form():
     room = rooms.Shoebox(ROOM, rooms.absorption(ROOM, 0.5))
     length = 6400
     tails = [tail.noise_tail(room, length, keys.rng(i)).astype(float) for i in range(30)]
@@ -46,7 +46,7 @@ def test_scattering_mixes_directions_towards_the_isotropic():
     assert np.all(vertical[:, 1] < vertical[:, 0]) and np.all(vertical < 0.25)
 
 
-def test_scattering_reaches_the_noise():
+def test_noise_tail_has_the_scattering_of_the_room():
     for scattering, expected in ((0.0, 0.25), (1.0, 1 / 3)):
         room = rooms.Shoebox((9.0, 8.0, 2.4), np.full(7, 0.2), scattering)
         tails = [tail.noise_tail(room, 8000, keys.rng(i)) for i in range(20)]

@@ -6,7 +6,7 @@ from jaxasa.config import ConfigError
 from jaxasa.core import keys
 
 
-def test_same_key_same_stream_and_every_part_matters():
+def test_stream_depends_on_every_part_of_the_key():
     def first(*key):
         return keys.rng(*key).integers(1 << 60)
 
@@ -21,11 +21,11 @@ def test_same_key_same_stream_and_every_part_matters():
     assert len({first(*key) for key in variants}) == len(variants)
 
 
-def test_strings_enter_by_crc32():
+def test_strings_are_hashed_by_crc32():
     expected = np.random.default_rng([3, 0xCBF43926, 1]).integers(1 << 60)
     assert keys.rng(3, "123456789", 1).integers(1 << 60) == expected
 
 
-def test_negative_seed_is_refused():
+def test_negative_seed_raises():
     with pytest.raises(ConfigError, match="seed.*-1"):
         keys.rng(-1, "scene")
