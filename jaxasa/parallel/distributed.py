@@ -43,9 +43,9 @@ def initialize() -> None:
         return
     seconds = _timeout()
     options: dict = {}
-    where, expected = f"JAXASA_COORDINATOR={coordinator}", None
+    source, expected = f"JAXASA_COORDINATOR={coordinator}", None
     if coordinator == "auto":
-        expected, where = _process_from_launcher(where)
+        expected, source = _process_from_launcher(source)
     else:
         host, _, port = coordinator.rpartition(":")
         ok = bool(host) and port.isdecimal()
@@ -60,7 +60,7 @@ def initialize() -> None:
         print("process {} of {}".format(*expected), flush=True)
     # JAX ends a process that waits too long by an abort, whose reason is hard to find.
     guard = threading.Timer(
-        seconds, _abort_startup, (seconds, coordinator, where, options.get("process_id"))
+        seconds, _abort_startup, (seconds, coordinator, source, options.get("process_id"))
     )
     guard.daemon = True
     guard.start()
@@ -104,8 +104,8 @@ def abort_on_error(code: int) -> None:
     error = sys.exc_info()[1]
     if error is not None and is_peer_failure(error):
         reason = str(error).strip().splitlines()[0]
-        where = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"jaxasa: {where}: another process is gone ({reason})", file=sys.stderr)
+        name = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"jaxasa: {name}: another process is gone ({reason})", file=sys.stderr)
         _exit(_UNFINISHED)
     if error is not None:
         traceback.print_exc()
@@ -131,11 +131,11 @@ def _number(name: str, low: int, high: int, default: str = "") -> int:
     return int(value)
 
 
-def _process_from_launcher(where: str) -> tuple[tuple[int, int] | None, str]:
+def _process_from_launcher(source: str) -> tuple[tuple[int, int] | None, str]:
     """((index, number of processes), hosts) as the launcher's environment says; None if unknown.
 
     JAX finds out by itself, but prints nothing before all processes have started. Knows SLURM and
-    the TPU hosts of GKE; on a TPU VM, `where` is returned unchanged.
+    the TPU hosts of GKE; on a TPU VM, `source` is returned unchanged.
     """
     env = os.environ
     try:
@@ -150,10 +150,10 @@ def _process_from_launcher(where: str) -> tuple[tuple[int, int] | None, str]:
             return (index, count), f"TPU_WORKER_HOSTNAMES={hosts}"
     except (KeyError, ValueError):
         pass  # incomplete: JAX reports it
-    return None, where
+    return None, source
 
 
-def _abort_startup(seconds: int, coordinator: str, where: str, index: int | None) -> None:
+def _abort_startup(seconds: int, coordinator: str, source: str, index: int | None) -> None:
     reason = "not all processes came"
     if index != 0 and coordinator != "auto":
         host, _, port = coordinator.rpartition(":")
@@ -161,7 +161,7 @@ def _abort_startup(seconds: int, coordinator: str, where: str, index: int | None
             socket.create_connection((host, int(port)), timeout=2).close()
         except OSError as error:
             reason = f"it cannot be reached ({error.strerror or error})"
-    print(f"jaxasa: {where}: {reason} within {seconds} s", file=sys.stderr)
+    print(f"jaxasa: {source}: {reason} within {seconds} s", file=sys.stderr)
     _exit(2)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training stages: text, spatial, align, sft, grpo.
 
-    stage.py          what a stage is (TrainingStage) and what it is built from (Context)
+    stage.py          TrainingStage, the definition of a stage; Context, its inputs
     registry.py       the list of stages
     text.py           stage 0: text pretraining of the decoder, without audio (tiny models only)
     spatial.py        stage 1: encoders; slot matching, SpecAugment

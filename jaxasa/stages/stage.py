@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training stage is, and what it is built from.
+"""Definition of a training stage, and of its context.
 
 Each stage is a `TrainingStage`, declared as STAGE at the end of its own file and listed in
 registry.py. To add one: its file, its options in config/stages.py, their field of config.Run.
@@ -92,7 +92,7 @@ class TrainingStage:
     """One stage of the curriculum.
 
     name: of its field of config.Run and of its folder under checkpoints/.
-    title: what it trains, for progress messages.
+    title: for progress messages.
     system: name of its model in the benchmark's tables; "" if that cannot answer questions.
     examples(context): make(element, rng, progress) -> training example.
     objective(context): the loss.

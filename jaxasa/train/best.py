@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint of the best evaluation, kept apart from the latest ones.
+"""The checkpoint of the best evaluation, separate from the latest ones.
 
 It is a folder of its own (`checkpoints/STAGE/best`), which export and benchmark can read like any
-checkpoint; a preservation policy of orbax would leave it among the latest steps, where resuming
-would find it.
+checkpoint. A preservation policy of orbax would leave it among the latest steps, from which
+training resumes.
 """
 
 import math
@@ -22,7 +22,7 @@ HIGHER_IS_BETTER = ("accuracy", "recall", "L1", "L2", "L3")
 class BestCheckpoint:
     """Keeps the state of the best evaluation of `metric` in `folder`; does nothing for "".
 
-    A context manager. Raises ConfigError if `folder` was kept by another metric.
+    A context manager. Raises ConfigError if `folder` is of another metric.
     """
 
     def __init__(self, metric: str, folder: Path):
@@ -35,9 +35,7 @@ class BestCheckpoint:
             self._manager = checkpoint.CheckpointManager(self._folder, keep=1)
             if self._manager.latest_step() is not None:
                 saved = self._manager.meta()["best"]
-                expected = (
-                    f"{saved['name']!r}, as {self._folder} was kept by; or remove that folder"
-                )
+                expected = f"{saved['name']!r}, the metric of {self._folder}; or remove that folder"
                 ok = saved["name"] == self._metric
                 config.check(ok, "Stage.best_metric", self._metric, expected)
                 self._best = self._goodness(saved["value"])

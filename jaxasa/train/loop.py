@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop, the same for every stage.
 
-What a step returns: "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is
+Metrics of a step: "examples" and "tokens" are counts, recorded per second; "seconds/NAME" is
 time, recorded as a share of the elapsed time ("share/NAME"); "samples", if present, is a list of
 JSON-able dicts for people to read (logs/samples.jsonl); everything else is recorded as the mean
 over the steps since the last record.
@@ -49,7 +49,7 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What to train: a stage's name, data, step and evaluation.
+    """A training task: a stage's name, data, step and evaluation.
 
     step(state, batch, key): (state with step + 1, metrics such as {"loss": []}); runs on the host.
     evaluate(params): {name: number}, or None for no evaluation.

@@ -18,7 +18,7 @@ from jaxasa.config import ConfigError
 from jaxasa.core.files import atomic_write_text
 
 COUNTS = ("examples", "tokens")
-# Shown beside the progress bar.
+# Shown next to the progress bar.
 BRIEF = ("loss", "reward", "steps_per_s", "examples_per_s", "mfu", "data_wait")
 
 

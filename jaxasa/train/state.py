@@ -56,7 +56,7 @@ def abstract_state(
     frozen_dtype: str = "float32",
     rules: sharding.Rules = sharding.RULES,
 ) -> TrainState:
-    """What `create` returns, as shapes: each leaf a jax.ShapeDtypeStruct with its sharding.
+    """The result of `create` as shapes: each leaf a jax.ShapeDtypeStruct with its sharding.
 
     params: arrays or shapes. Nothing is allocated. Raises ConfigError as `create` does.
     """

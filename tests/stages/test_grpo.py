@@ -52,10 +52,10 @@ def make(tiny, context_of, noises):
         defaults |= {"warmup_steps": 0, "trainable": ("lora/.*",)}
         context = context_of(config.GrpoStage(**defaults | fields), data, asa)
         parts = {"embed_audio": fake_audio_embeds, "reward": reward_by_length} | (parts or {})
-        made = trainer(context, **parts)
-        made.batch = next(made.batches)
-        made.logps = logps_function(context)
-        return made
+        result = trainer(context, **parts)
+        result.batch = next(result.batches)
+        result.logps = logps_function(context)
+        return result
 
     return make
 

@@ -68,9 +68,9 @@ def shuffled(tree, orders):
 
 
 def test_frame_activity_is_the_share_of_each_frame():
-    found = spatial.frame_activity(np.array([[0.25, 1.1], [0.0, 0.0], [1.5, 9.0]]), 4, 2.0)
+    active = spatial.frame_activity(np.array([[0.25, 1.1], [0.0, 0.0], [1.5, 9.0]]), 4, 2.0)
     expected = [[0.5, 1.0, 0.2, 0.0], [0.0] * 4, [0.0, 0.0, 0.0, 1.0]]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(active, expected, atol=1e-6)
 
 
 def test_slot_loss_is_permutation_invariant(batch, random_output, loss):

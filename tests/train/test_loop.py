@@ -378,7 +378,8 @@ def test_best_checkpoint_is_complete_before_the_save_of_its_step(tmp_path, monke
 def test_best_checkpoint_of_another_metric_is_refused(tmp_path):
     train_until_9(tmp_path, {0: 0.1, 4: 0.2, 8: 0.5})
     with pytest.raises(
-        ConfigError, match="Stage.best_metric is 'loss', expected 'tag_recall', as .*best"
+        ConfigError,
+        match="Stage.best_metric is 'loss', expected 'tag_recall', the metric of .*best",
     ):
         train(tmp_path, EvaluatedTask(), best_metric="loss", eval_every=4, save_every=6)
 
