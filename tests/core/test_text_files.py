@@ -119,6 +119,7 @@ def check_any_file(path, text, encoding, mutations):
     content = text.encode(encoding, errors="replace")
     for start, length, new in mutations:
         content = content[:start] + new + content[start + length :]
+    path.unlink(missing_ok=True)  # or else the disk is waited for
     path.write_bytes(content)
     for read in (
         text_files.read_lines,

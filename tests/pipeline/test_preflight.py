@@ -35,7 +35,7 @@ def counting(monkeypatch, tmp_path):
     """Stages that note what they are given; a sound bank that is quick to make."""
     keep = ("alarm", "blast", "drum", "typing")
     monkeypatch.setattr(procedural, "CLASSES", {name: procedural.CLASSES[name] for name in keep})
-    monkeypatch.setattr(procedural, "CLIPS", 1)
+    monkeypatch.setattr(procedural, "CLIPS_PER_RECORDING", 1)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))

@@ -31,6 +31,7 @@ from jaxasa import config
 from jaxasa.config import ConfigError, check
 from jaxasa.core.workdir import WorkFolder
 from jaxasa.stages.registry import ANSWERING, STAGES
+from jaxasa.train.checkpoint import META
 
 # bindings over the gin files -> the run and its resolved gin text, as gin_files.load gives them
 Load = Callable[[Sequence[str]], tuple[config.Run, str]]
@@ -92,7 +93,7 @@ class Job:
         if self.kind == "suite":
             return self.suite(whole) / "manifest.json"
         own = self.work(whole)
-        return own.results if self.kind == "answers" else own.checkpoint(self.stage) / "meta.json"
+        return own.results if self.kind == "answers" else own.checkpoint(self.stage) / META
 
     def suite(self, whole: WorkFolder) -> Path:
         """The items that a job of kind "suite" chooses."""

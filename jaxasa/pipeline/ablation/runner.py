@@ -44,7 +44,7 @@ from jaxasa.pipeline import steps
 from jaxasa.pipeline.ablation.log import Log
 from jaxasa.pipeline.ablation.plan import Job, Load, Plan, audio_of, bindings_of
 from jaxasa.stages.registry import STAGES
-from jaxasa.train import loop
+from jaxasa.train import checkpoint, loop
 
 PAUSE = 2.0  # seconds between looks at the work of other processes
 _ANSWERS = "answers"  # the one system of a job's predictions
@@ -231,7 +231,7 @@ def _remove_other_model(work: WorkFolder, run: config.Run) -> None:
 
     Their result would be the same, but a checkpoint is resumed only under its whole config.
     """
-    for meta in work.checkpoints.glob("*/meta.json"):
+    for meta in work.checkpoints.glob(f"*/{checkpoint.META}"):
         model = config.model_from_dict(json.loads(meta.read_text("utf-8"))["model"])
         if model != run.model:
             shutil.rmtree(work.checkpoints)
@@ -241,8 +241,8 @@ def _remove_other_model(work: WorkFolder, run: config.Run) -> None:
 def _answer(job: Job, whole: WorkFolder) -> None:
     """Answers the suite with a variant's last stage; writes the job's predictions."""
     items = job.needs[0].suite(whole)
-    checkpoint = job.parent.work(whole).checkpoint(job.parent.stage)
-    model = qa.QaModel.load(checkpoint, job.run.bench.option_fallback)
+    trained = job.parent.work(whole).checkpoint(job.parent.stage)
+    model = qa.QaModel.load(trained, job.run.bench.option_fallback)
     system = controls.System(job.parent.stage, "mono" if job.audio == "mono" else "full")
     systems, digests = {_ANSWERS: system}, {system.stage: model.digest}
     models = {system.stage: model}
