@@ -137,8 +137,9 @@ def _render_in_pool(plan: ShardPlan) -> list[dict]:
                 f"Scenes.workers is {plan.scenes.workers}: a worker died, perhaps for lack of "
                 "memory; complete shards are kept, expected fewer workers in the next run"
             ) from error
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return entries
 
 

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Question answering about audio with a trained model: `QaModel`, and `ask` for one recording.
+"""Question answering about audio with a trained model.
 
     model = QaModel.load("runs/demo/export")
-    model.respond(audio, ["where is the dog ?"], [("left", "right", "front", "back")])
-    model.sources(clip)
+    model.ask("scene.wav", "Where is the dog?")["answer"]                # one recording
+    model.respond(audio, questions, options)                             # a batch, for benchmarks
+    model.sources(clip)                                                  # without a question
 
 Shapes: B batch (a clip and its question), N samples, C channels (4 of FOA, 2 of binaural audio),
-A audio tokens, D width, T prompt length, L reply length, V options.
+P prompt length with its audio tokens.
 """
 
 import dataclasses
@@ -32,11 +33,11 @@ from jaxasa.models.asa import ASA, Params
 from jaxasa.models.sample import GREEDY, SpecialTokenIds
 from jaxasa.viz import plot_answer
 
-# Of the audio, a model gets all; W of FOA or the mean of two ears; all but the spatial encoder's
-# output, for which a learnt null embedding stands; or nothing but the question.
+# A model gets all of the audio; W of FOA or the mean of two ears; a null embedding in place of the
+# spatial encoder's output; or the question alone.
 AUDIO_CONDITIONS = ("full", "mono", "no_spatial", "none")
 FALLBACK_ROWS = 16  # questions at a time whose options are scored
-MIN_SECONDS = 0.5  # shorter clips are padded with silence, which is then heard
+MIN_SECONDS = 0.5  # shorter clips are padded with silence that counts as part of the clip
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +121,8 @@ class QaModel:
         16 kHz. With four `options` the answer is one of them, unless it is sampled or ends at a
         string. plot_path: a PNG of the detected sources to write (viz/plot_answer.py).
 
-        A clip beyond the longest bucket is cut, which "note" says, and that a clip is longer than
-        the model was trained on. Raises ConfigError for a file or samples of another format.
+        A recording that is cut to the longest bucket, or longer than the model was trained on, gets
+        a remark as "note". Raises ConfigError for a file or samples of another format.
         """
         if plot_path is not None:
             plot_answer.check_output(plot_path)
@@ -163,7 +164,7 @@ class QaModel:
         """Replies, reasoning trace and answer, to one question about each clip int16 [B, N, C].
 
         options: four for each question, or None for an open one. If a greedy reply's answer is
-            none of them, `option_fallback` says what happens; sampled replies stay as they are.
+            none of them, `option_fallback` applies; sampled replies stay as they are.
         audio_condition: one of AUDIO_CONDITIONS.
         lengths: int32 [B], samples of each clip without padding; None: no padding.
         sampling: with seed; GREEDY takes the likeliest tokens.
@@ -207,7 +208,7 @@ class QaModel:
         return replies
 
     def _prompts(self, questions, options, audio_tokens: Sequence[int], room: int) -> np.ndarray:
-        """Prompt ids [B, T], padded on the left to `room` audio tokens and Model.prompt_tokens."""
+        """Prompt ids [B, P], padded on the left to `room` audio tokens and Model.prompt_tokens."""
         rows = [
             tokens.prompt_ids(self.tokenizer, count, tokens.question_text(question, choices))
             for question, choices, count in zip(questions, options, audio_tokens, strict=True)
@@ -269,10 +270,14 @@ class QaModel:
         row += [] if tokenizer.end_think_id in row else [tokenizer.end_think_id]
         return row + tokenizer.encode(tokens.answer_text(option))
 
-    def _slots(self, audio: np.ndarray, length: int | None) -> list[estimates.SourceEstimate]:
+    def _detect(
+        self, audio: np.ndarray, threshold: float, length: int | None
+    ) -> list[estimates.SourceEstimate]:
+        """The slots of a clip whose presence is at least `threshold`."""
         lengths = None if length is None else np.array([length], np.int32)
         slots = generation.encode_slots(self.asa, self.params, audio[None], lengths)
-        return estimates.read_slots(jax.device_get(slots), self.classes)[0]
+        (clip,) = estimates.read_slots(jax.device_get(slots), self.classes)
+        return [slot for slot in clip if slot.presence >= threshold]
 
     def sources(
         self, audio: np.ndarray, threshold: float = 0.5, length: int | None = None
@@ -282,8 +287,7 @@ class QaModel:
         Each has class, azimuth and elevation (degrees), distance (m) and presence (probability,
         at least `threshold`). length: samples without padding.
         """
-        slots = self._slots(audio, length)
-        return [estimates.source(slot) for slot in slots if slot.presence >= threshold]
+        return [estimates.source(slot) for slot in self._detect(audio, threshold, length)]
 
     def tracks(
         self, audio: np.ndarray, threshold: float = 0.5, length: int | None = None
@@ -294,8 +298,7 @@ class QaModel:
         step_seconds = spatial.hop_length * spatial.frames_per_step / SAMPLE_RATE
         return [
             estimates.track(slot, steps, step_seconds)
-            for slot in self._slots(audio, length)
-            if slot.presence >= threshold
+            for slot in self._detect(audio, threshold, length)
         ]
 
     def describe(self, audio: np.ndarray, threshold: float = 0.5) -> list[dict]:
