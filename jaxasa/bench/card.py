@@ -13,7 +13,7 @@ SCENE_SOURCES = {
     "jaxasa": ("simulated scenes", "Simulated shoebox rooms."),
     "pyroomacoustics": (
         "scenes simulated with pyroomacoustics",
-        "Simulated shoebox rooms (room responses by pyroomacoustics, all else by jaxasa).",
+        "Simulated shoebox rooms (room impulse responses by pyroomacoustics, all else by jaxasa).",
     ),
     "dcase": (
         "windows of recordings in DCASE's layout",
