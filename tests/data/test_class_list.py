@@ -11,6 +11,7 @@ from jaxasa.data import class_list
 
 def read(folder, content):
     path = folder / "classes.txt"
+    path.unlink(missing_ok=True)  # or else the disk is waited for
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return class_list.read_class_names(path)
 

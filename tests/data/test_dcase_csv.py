@@ -206,6 +206,13 @@ def test_files_that_other_programs_write(tmp_path, content, words):
     assert dcase_csv.read(path) == [(0, 1, 0, 30.0, 0.0, None)]
 
 
+LAYOUTS = (
+    ("0,1,0,30,0", "1,1,0,-90,12", "frame,class,source,azimuth,elevation"),
+    ("0,1,0,30,0,200", "1,1,1,-90,12,150", "2,1,0,0,0,nan"),
+    ("0,1,0,30,0,2.566", "1,1,1,-90,12,0.4", "2,1,0,0,0,1"),
+    ("0,1,0,0.0,1.0,0.0", "1,1,0,0.6,0.5,-0.2", "2,1,0,0.1,0.1,0.9"),
+    ("0,1,0,0.1,0.9,0.1,2.5", "1,1,0,0,0,1,3"),
+)
 PIECES = [
     *"0,1,0,30,0|1,1,0,0.0,1.0,0.0|2,1,0,9,9,200|3,1,0,0.1,0.9,0.1,2.5|4,1,0,1,1,2.566".split("|"),
     *"frame,class,source,azimuth,elevation|frame,class,source,x,y,z|,|;|nan|1e9|-1".split("|"),
@@ -237,4 +244,8 @@ def test_any_content_gives_events_or_one_error(content):
 def test_fuzz():
     rng = random.Random(0)
     for _ in range(100_000):
-        check_any_content("".join(rng.choices(PIECES, k=rng.randrange(15))))
+        content = "\n".join(rng.choices(rng.choice(LAYOUTS), k=rng.randrange(8)))
+        for _ in range(rng.randrange(3)):
+            cut = rng.randrange(len(content) + 1)
+            content = content[:cut] + rng.choice(PIECES) + content[cut + rng.randrange(3) :]
+        check_any_content(content)
