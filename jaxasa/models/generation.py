@@ -3,7 +3,7 @@
 
 They take the parameters as an argument, so that checkpoints of one model share what is compiled.
 
-Shapes: B batch (a clip and its prompt), N samples, C channels, A audio tokens, D width, T prompt
+Shapes: B batch (a clip and its prompt), N samples, C channels, A audio tokens, D width, P prompt
 length, L reply length, O replies to score.
 """
 
@@ -51,7 +51,7 @@ def audio_embeddings(asa: ASA, params: Params, audio, drop_spatial, lengths=None
 def greedy_replies(
     asa: ASA, special_tokens: SpecialTokenIds, params: Params, audio_embeds, prompts
 ) -> jax.Array:
-    """Ids [B, L] of the greedy replies to prompts [B, T] with `audio_embeddings`."""
+    """Ids [B, L] of the greedy replies to prompts [B, P] with `audio_embeddings`."""
     key = jax.random.key(0)
     return sample.generate(asa, params, prompts, audio_embeds, key, special_tokens).ids[:, 0]
 

@@ -52,7 +52,7 @@ def test_the_card_has_the_facts_of_the_run(work):
     assert "birds-data CC-BY-SA-3.0" in text and "sounds: debian" in text
     assert "4,000, simulated, 4 s each, seed 0" in text and "RT60 0.15 to 0.7 s" in text
     assert "| sft | 49.8 (47-53) |" in text and "| mono | 33.8 (31-37) |" in text
-    assert "1000 four-option questions, seed 7" in text and "did not move in training" in text
+    assert "1000 four-option questions (seed 7" in text and "did not move in training" in text
     fields = header(text)
     assert fields["license"] == "other" and fields["library_name"] == "transformers"
     metrics = fields["model-index"][0]["results"][0]["metrics"]
@@ -70,11 +70,11 @@ def test_the_card_states_only_known_facts(work):
     shutil.move(folder, work / "checkpoints" / "align")
     text = card.model_card(work / "checkpoints" / "align", META | {"stage": "align"}, 1)
     assert "not for stage `align`" in text
-    alone = shutil.move(work / "checkpoints" / "align", work / "alone")
-    text = card.model_card(alone, META | {"pretrained": {"decoder": "Qwen/Qwen2.5-7B"}}, 1)
+    folder = shutil.move(work / "checkpoints" / "align", work / "alone")
+    text = card.model_card(folder, META | {"pretrained": {"decoder": "Qwen/Qwen2.5-7B"}}, 1)
     assert "benchmark was not run" in text and "birds-data" not in text
     fields = header(text)
     assert fields["base_model"] == ["Qwen/Qwen2.5-7B"] and fields["license"] == "other"
-    (alone / "config.gin").unlink()
-    text = card.model_card(alone, META | {"sounds": "procedural"}, 1)
+    (folder / "config.gin").unlink()
+    text = card.model_card(folder, META | {"sounds": "procedural"}, 1)
     assert header(text)["license"] == "apache-2.0" and "simulated, 4 s each" in text

@@ -137,8 +137,8 @@ def test_merged_model_equals_the_adapted_one(params):
     forward = jax.jit(model.forward)
     expected, *_ = forward(small, x, mask)
     base, *_ = forward(asa.without_adapters(small), x, mask)
-    found, *_ = forward(load.merge_lora(small, META["model"]), x, mask)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    hidden, *_ = forward(load.merge_lora(small, META["model"]), x, mask)
+    np.testing.assert_allclose(hidden, expected, atol=1e-4)
     assert np.abs(base - expected).max() > 1e-3
     up, lora = params["decoder"]["layers"]["up"]["kernel"], params["lora"]["layers"]["up"]
     formula = up[1] + 6.0 / 2 * lora["a"][1] @ lora["b"][1]
@@ -146,8 +146,8 @@ def test_merged_model_equals_the_adapted_one(params):
 
 
 def test_round_trip(params, trained, exported):
-    found, meta, tokenizer = load.load_model(exported)
-    assert same(found, load.merge_lora(params, META["model"]))
+    loaded, meta, tokenizer = load.load_model(exported)
+    assert same(loaded, load.merge_lora(params, META["model"]))
     for key in META:
         assert meta[key] == json.loads(json.dumps(META))[key]
     model = config.model_from_dict(meta["model"])
@@ -214,7 +214,7 @@ def test_what_is_there_stays_when_an_export_fails(trained, tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export.card, "text", full)
+    monkeypatch.setattr(export.card, "model_card", full)
     with pytest.raises(OSError, match="No space"):
         export.export_checkpoint(trained, out)
     assert (out / "model.safetensors").read_bytes() == before
@@ -307,11 +307,13 @@ def test_weights_that_are_not_finite(copy, trained, params, tmp_path):
 
 def test_a_word_without_a_row_is_named(copy):
     folder, _ = copy
-    held = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     plain = {"special": True, "normalized": False}
     plain |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-    held["added_tokens"] += [{"id": i, "content": f"<w{i}>"} | plain for i in range(2000, 3000)]
-    (folder / "tokenizer.json").write_text(json.dumps(held), "utf-8")
+    tokenizer["added_tokens"] += [
+        {"id": i, "content": f"<w{i}>"} | plain for i in range(2000, 3000)
+    ]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     with pytest.raises(ConfigError, match=r"tokenizer.json: token .* has id \d+, expected less"):
         load.load_model(folder)
 

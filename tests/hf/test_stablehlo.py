@@ -74,9 +74,9 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
     assert done.returncode == 0, done.stderr
     platforms, shapes = json.loads(done.stdout)
     assert set(platforms) == {"cpu", "cuda", "tpu"} and shapes[0] == "int32[b,21]"
-    found = np.load(tmp_path / "found.npz")
+    results = np.load(tmp_path / "found.npz")
     replies = model.respond(clips, questions, [None] * 3)
-    assert [model.tokenizer.decode(row) for row in found["answer"]] == replies
+    assert [model.tokenizer.decode(row) for row in results["answer"]] == replies
     asa = model.asa
 
     @jax.jit
@@ -86,7 +86,7 @@ def test_functions_run_without_jaxasa(tiny, text, tmp_path):
         hidden, *_ = asa.forward(params, x, ids != model.tokenizer.pad_id)
         return asa.logits(params, hidden)
 
-    np.testing.assert_allclose(found["logits"], logits(model.params), atol=1e-4)
+    np.testing.assert_allclose(results["logits"], logits(model.params), atol=1e-4)
 
 
 def test_missing_flatbuffers_is_a_config_error(monkeypatch, tmp_path):

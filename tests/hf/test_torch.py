@@ -96,8 +96,8 @@ def scene(tiny):
 
     def make(index, seconds=3, render=render.render):
         ranges = config.Scenes(train=1, dev=1, benchmark=1, seconds=float(seconds))
-        audio, found = render(scenes.sample_scene(ranges, clips, 0, "test", index), sound)
-        return np.rint(audio * 32767).astype(np.int16), found
+        audio, description = render(scenes.sample_scene(ranges, clips, 0, "test", index), sound)
+        return np.rint(audio * 32767).astype(np.int16), description
 
     return make
 
@@ -284,7 +284,7 @@ def test_adapters_are_merged(model, run_jax, clips, torch_results):
 
 def test_batches_in_torch(torch_results):
     answers = torch_results[0]["answers"]
-    assert answers["pair"] == [answers["3"]["reply"], answers["alone"]]
+    assert answers["pair"] == [answers["3"]["reply"], answers["single"]]
 
 
 def test_transformers_loads_the_folder_without_faults(model, torch_results):

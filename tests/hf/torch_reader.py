@@ -65,9 +65,9 @@ def read(folder, work, whole):
 def pairs(model, processor, clip, question):
     """Replies to a batch of two prompts of different lengths, and to the second alone."""
     pair = model.generate(**processor([clip] * 2, [question, "how many ?"]))
-    alone = model.generate(**processor(clip, "how many ?"))[0]
-    replies = [processor.parse_reply(row)["reply"] for row in (*pair, alone)]
-    return {"pair": replies[:2], "alone": replies[2]}
+    single = model.generate(**processor(clip, "how many ?"))[0]
+    replies = [processor.parse_reply(row)["reply"] for row in (*pair, single)]
+    return {"pair": replies[:2], "single": replies[2]}
 
 
 def faults(model, processor, clips, question):

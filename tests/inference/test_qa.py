@@ -67,7 +67,7 @@ def noise(seconds=1.0, channels=4):
 
 @pytest.fixture
 def ask(model, folder, monkeypatch):
-    """`qa.ask` with the model that is already ask and compiled."""
+    """`qa.ask` with the model that is already loaded and compiled."""
     monkeypatch.setattr(qa.QaModel, "load", classmethod(lambda cls, path: model))
     return lambda audio, *args, **more: qa.ask(folder, audio, *args, **more)
 

@@ -117,10 +117,10 @@ def test_the_kth_audio_token_gets_the_kth_audio_embedding(tiny):
 @settings(max_examples=20)
 def test_resampling_time_keeps_means(frames, length):
     x = np.random.default_rng(frames).normal(size=(2, frames, 3)).astype(np.float32)
-    found = np.asarray(resample_time(x, length))
-    assert found.shape == (2, length, 3)
-    np.testing.assert_allclose(found.mean(1), x.mean(1), atol=1e-5)
-    assert found.max() <= x.max() + 1e-5 and found.min() >= x.min() - 1e-5
+    means = np.asarray(resample_time(x, length))
+    assert means.shape == (2, length, 3)
+    np.testing.assert_allclose(means.mean(1), x.mean(1), atol=1e-5)
+    assert means.max() <= x.max() + 1e-5 and means.min() >= x.min() - 1e-5
 
 
 def test_resampling_time_means_over_spans():

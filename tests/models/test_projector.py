@@ -88,8 +88,10 @@ def shapes(size, **options):
     module = Projector(config.Projector(hidden, expert, **options), classes, width)
     widths = (2, semantic), (2, dense), (0, num_slot_features(classes))
     streams = [np.zeros((1, *shape), np.float32) for shape in widths]
-    (tokens, experts), made = jax.eval_shape(module.init_with_output, jax.random.key(0), *streams)
-    return {k: v.size for k, v in trees.flatten(made["params"]).items()}, tokens, experts
+    (tokens, experts), variables = jax.eval_shape(
+        module.init_with_output, jax.random.key(0), *streams
+    )
+    return {k: v.size for k, v in trees.flatten(variables["params"]).items()}, tokens, experts
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -166,9 +166,9 @@ def test_stop_strings_end_rows_wherever_tokens_divide_them(tiny, unrolled):
     arrays.arrays(np.float32, (3, 5), elements=st.sampled_from([-np.inf, -1.0, 0.0, 1.0, 2.0])),
 )
 def test_first_argmax_takes_the_first_of_equal_scores(scores):
-    found = np.asarray(sample.first_argmax(jnp.asarray(scores)))
-    assert found.dtype == np.int32
-    np.testing.assert_array_equal(found, scores.argmax(-1))
+    index = np.asarray(sample.first_argmax(jnp.asarray(scores)))
+    assert index.dtype == np.int32
+    np.testing.assert_array_equal(index, scores.argmax(-1))
 
 
 def test_first_argmax_of_nan_is_a_valid_id():
@@ -180,8 +180,8 @@ def test_small_batch_matmul_is_a_product(count):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(count, 1, 8)), rng.normal(size=(10, 8))
     pieces = [jnp.asarray(kernel[:3]), jnp.asarray(kernel[3:])]
-    found = decoder.small_batch_matmul(jnp.asarray(x), pieces)
-    np.testing.assert_allclose(found, x @ kernel.T, rtol=1e-4, atol=1e-5)
+    product = decoder.small_batch_matmul(jnp.asarray(x), pieces)
+    np.testing.assert_allclose(product, x @ kernel.T, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, merges, near", [("float32", True, 1e-4), ("bfloat16", False, 0.1)])
@@ -200,6 +200,6 @@ def test_decode_step_merges_adapters_in_float32_only(tiny, unrolled, adapted, dt
         inputs = x, state.cache, mask.sum(1)[:, None], mask, 0
         return np.asarray(decoding.decode_step(asa, params, weights, *inputs)[0], np.float32)
 
-    found = logits(unrolled, adapted)
-    np.testing.assert_allclose(found, logits(tiny.asa, adapted), atol=near)
-    assert np.abs(found - logits(unrolled, without_adapters(adapted))).max() > 5 * near
+    unrolled_logits = logits(unrolled, adapted)
+    np.testing.assert_allclose(unrolled_logits, logits(tiny.asa, adapted), atol=near)
+    assert np.abs(unrolled_logits - logits(unrolled, without_adapters(adapted))).max() > 5 * near

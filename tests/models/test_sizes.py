@@ -64,8 +64,8 @@ def test_encoders(name):
 
 def test_qwen2_audio():
     own_projector = 1280 * 4096 + 4096
-    found = decoder_size("qwen2_audio_7b") + encoder_size("qwen2_audio_7b") + own_projector
-    assert found == QWEN2_AUDIO
+    total = decoder_size("qwen2_audio_7b") + encoder_size("qwen2_audio_7b") + own_projector
+    assert total == QWEN2_AUDIO
 
 
 @pytest.mark.parametrize("name", ["small", "base", "large"])
