@@ -29,7 +29,7 @@ import scipy.spatial
 import soxr
 
 from jaxasa.acoustics.hrtf import PRE_TAPS, sphere_nodes, window_hrir
-from jaxasa.config import ConfigError, check
+from jaxasa.config import ConfigError, check, check_local_path
 from jaxasa.core.audio import SAMPLE_RATE
 
 CONVENTION = "SimpleFreeFieldHRIR"
@@ -40,6 +40,7 @@ _OVERSAMPLING = 8  # of the correlation by which delays are estimated
 
 def read_sofa(path: Path | str) -> "MeasuredHrtf":
     """Reads the HRTF of a SOFA file; raises ConfigError, naming the file, if it is not valid."""
+    check_local_path("HRTF", str(path))
     path = Path(path)
     check(path.is_file(), "HRTF", str(path), '"sphere" or a SOFA file')
     try:

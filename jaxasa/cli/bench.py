@@ -66,7 +66,10 @@ def _add_run(commands) -> None:
         examples=["jaxasa bench run --workdir runs/demo --split dev"],
     )
     command.add_argument(
-        "--checkpoint", type=Path, metavar="FOLDER", help="a checkpoint or export to answer instead"
+        "--checkpoint",
+        action=options.LocalPath,
+        metavar="FOLDER",
+        help="a checkpoint or export to answer instead",
     )
     options.add_suite(command)
     options.add_workdir(command)
@@ -102,7 +105,9 @@ def _add_external(commands) -> None:
             "--gin_file gin/data/external.gin",
         ],
     )
-    command.add_argument("checkpoint", type=Path, help="DIR/checkpoints/STAGE or an export folder")
+    command.add_argument(
+        "checkpoint", action=options.LocalPath, help="DIR/checkpoints/STAGE or an export folder"
+    )
     options.add_workdir(command)
     options.add_gin(command)
 
@@ -135,8 +140,8 @@ def _add_score(commands) -> None:
         writes="nothing but the file of --json",
         examples=["jaxasa bench score runs/demo/benchmark answers.jsonl --json scores.json"],
     )
-    command.add_argument("benchmark", type=Path, help="folder with metadata.jsonl")
-    command.add_argument("predictions", type=Path, help="the answers, a JSONL file")
+    command.add_argument("benchmark", action=options.LocalPath, help="folder with metadata.jsonl")
+    command.add_argument("predictions", action=options.LocalPath, help="the answers, a JSONL file")
     command.add_argument(
         "--open_ended", action="store_true", help="the answers were given without options"
     )
@@ -215,8 +220,12 @@ def _add_seld(commands) -> None:
         writes="nothing but the file of --json",
         examples=["jaxasa bench seld metadata_dev/dev-test-tau predictions --year 2023 --official"],
     )
-    command.add_argument("references", type=Path, help="a csv file, or a folder of them")
-    command.add_argument("predictions", type=Path, help="the same, with the same file names")
+    command.add_argument(
+        "references", action=options.LocalPath, help="a csv file, or a folder of them"
+    )
+    command.add_argument(
+        "predictions", action=options.LocalPath, help="the same, with the same file names"
+    )
     command.add_argument(
         "--year",
         type=int,
@@ -305,7 +314,7 @@ def _add_report(commands) -> None:
     )
     command.add_argument(
         "--ablation",
-        type=Path,
+        action=options.LocalPath,
         metavar="FILE",
         help="result of `bench ablate` (default: DIR/ablation.json)",
     )

@@ -3,7 +3,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from jaxasa.cli import options
 from jaxasa.cli.options import RegistryNames, Result
@@ -162,8 +161,10 @@ def _add_import(commands) -> None:
         metavar="LAYOUT",
         help="one of: %(choices)s",
     )
-    command.add_argument("source", type=Path, help="the data set's folder, or the JSONL file")
-    command.add_argument("out", type=Path, help="a new folder")
+    command.add_argument(
+        "source", action=options.LocalPath, help="the data set's folder, or the JSONL file"
+    )
+    command.add_argument("out", action=options.LocalPath, help="a new folder")
     command.add_argument(
         "--split", help="so: a file in qa/ (default: train); dcase: part of the file names"
     )
@@ -171,7 +172,7 @@ def _add_import(commands) -> None:
     command.add_argument("--seconds", type=float, help="dcase: length of a window (default: 10)")
     command.add_argument(
         "--classes",
-        type=Path,
+        action=options.LocalPath,
         metavar="FILE",
         help='dcase, so: class names by number, one a line; windows with a class "-" are left out',
     )

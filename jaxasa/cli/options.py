@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from jaxasa.config import SUITES, ConfigError, Run, gin_files
+from jaxasa.config import SUITES, ConfigError, Run, check_local_path, gin_files
 from jaxasa.core import workdir
 from jaxasa.core.workdir import WorkFolder
 
@@ -29,6 +29,15 @@ class RegistryNames:
 
     def __contains__(self, name) -> bool:
         return name in tuple(self)
+
+
+class LocalPath(argparse.Action):
+    """Stores an option or argument as a Path; raises ConfigError, one line, for a URL."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        name = self.option_strings[0] if self.option_strings else self.metavar or self.dest
+        check_local_path(name, values)
+        setattr(namespace, self.dest, Path(values))
 
 
 def add_command(
@@ -55,13 +64,15 @@ def add_command(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run, command=command.prog.removeprefix("jaxasa "))
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON too")
+    command.add_argument(
+        "--json", action=LocalPath, metavar="FILE", help="write the result as JSON too"
+    )
     return command
 
 
 def add_workdir(command: argparse.ArgumentParser, required: bool = True) -> None:
     command.add_argument(
-        "--workdir", type=Path, required=required, metavar="DIR", help="the run's folder"
+        "--workdir", action=LocalPath, required=required, metavar="DIR", help="the run's folder"
     )
 
 
@@ -108,7 +119,10 @@ def add_hrtf(command: argparse.ArgumentParser) -> None:
 def add_scene(command: argparse.ArgumentParser) -> None:
     command.add_argument("--index", type=int, metavar="I", help="scene of the folder (default: 0)")
     command.add_argument(
-        "--sounds", type=Path, metavar="DIR", help="its sound bank (default: that of its run)"
+        "--sounds",
+        action=LocalPath,
+        metavar="DIR",
+        help="its sound bank (default: that of its run)",
     )
 
 

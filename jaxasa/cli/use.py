@@ -2,7 +2,6 @@
 """Commands that use a model or a scene: ask, export, listen, plot."""
 
 import argparse
-from pathlib import Path
 
 from jaxasa.cli import options
 from jaxasa.cli.options import Result
@@ -30,9 +29,13 @@ def _add_ask(commands) -> None:
             'jaxasa ask runs/demo/export scene.wav "Where is the dog?" --plot sources.png',
         ],
     )
-    command.add_argument("checkpoint", type=Path, help="DIR/checkpoints/STAGE or an export folder")
     command.add_argument(
-        "audio", type=Path, help="audio file (4-channel FOA, or stereo for a binaural model)"
+        "checkpoint", action=options.LocalPath, help="DIR/checkpoints/STAGE or an export folder"
+    )
+    command.add_argument(
+        "audio",
+        action=options.LocalPath,
+        help="audio file (4-channel FOA, or stereo for a binaural model)",
     )
     command.add_argument("question")
     options.add_convention(command)
@@ -69,7 +72,10 @@ def _add_ask(commands) -> None:
         help="end the reply before TEXT; repeatable",
     )
     command.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="plot the detected sources over time"
+        "--plot",
+        action=options.LocalPath,
+        metavar="FILE.png",
+        help="plot the detected sources over time",
     )
 
 
@@ -103,8 +109,10 @@ def _add_export(commands) -> None:
             "jaxasa export runs/demo/checkpoints/grpo runs/demo/adapter --adapter",
         ],
     )
-    command.add_argument("checkpoint", type=Path, help="DIR/checkpoints/STAGE")
-    command.add_argument("out", type=Path, help="a new folder, or an export to replace")
+    command.add_argument("checkpoint", action=options.LocalPath, help="DIR/checkpoints/STAGE")
+    command.add_argument(
+        "out", action=options.LocalPath, help="a new folder, or an export to replace"
+    )
     form = command.add_mutually_exclusive_group()
     form.add_argument(
         "--adapter",
@@ -141,9 +149,11 @@ def _add_listen(commands) -> None:
         examples=["jaxasa listen runs/demo/scenes/dev scene.wav --index 3"],
     )
     command.add_argument(
-        "source", type=Path, help="FOA file, DIR/scenes/SPLIT, or SceneSpec in JSON"
+        "source", action=options.LocalPath, help="FOA file, DIR/scenes/SPLIT, or SceneSpec in JSON"
     )
-    command.add_argument("out", type=Path, metavar="OUT", help="file to write, NAME.wav")
+    command.add_argument(
+        "out", action=options.LocalPath, metavar="OUT", help="file to write, NAME.wav"
+    )
     options.add_convention(command)
     options.add_hrtf(command)
     options.add_scene(command)
@@ -170,8 +180,12 @@ def _add_plot(commands) -> None:
             "jaxasa plot scene.png --scene runs/demo/scenes/dev --index 3",
         ],
     )
-    command.add_argument("out", type=Path, metavar="OUT", help="file to write, NAME.png")
-    command.add_argument("--scene", type=Path, help="DIR/scenes/SPLIT, or SceneSpec in JSON")
+    command.add_argument(
+        "out", action=options.LocalPath, metavar="OUT", help="file to write, NAME.png"
+    )
+    command.add_argument(
+        "--scene", action=options.LocalPath, help="DIR/scenes/SPLIT, or SceneSpec in JSON"
+    )
     options.add_scene(command)
     command.add_argument(
         "--source_index",

@@ -21,7 +21,7 @@ Units: metres, seconds, hertz, degrees, dB.
 
 from jaxasa.config.ablation import SUITES, Ablation
 from jaxasa.config.changes import differences, settings, speed_options
-from jaxasa.config.checks import ConfigError, check
+from jaxasa.config.checks import ConfigError, check, check_local_path
 from jaxasa.config.model import (
     EXPERTS,
     PARTS,
@@ -81,6 +81,7 @@ __all__ = [
     "Stage",
     "TextStage",
     "check",
+    "check_local_path",
     "differences",
     "model_from_dict",
     "settings",

@@ -2,6 +2,8 @@
 """Checks of options: an error is one line that names the field, its value and the expectation."""
 
 import math
+import re
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -12,6 +14,22 @@ def check(condition: bool, field: str, value, expected: str) -> None:
     """Raises ConfigError naming `field` (`Class.field`), its `value` and what was `expected`."""
     if not condition:
         raise ConfigError(f"{field} is {value!r}, expected {expected}")
+
+
+def check_local_path(field: str, path: str) -> None:
+    """Raises ConfigError for a path with a URL scheme, which would become a folder of that name."""
+    is_url = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+    expected = "a local path: mount the storage (Cloud Storage FUSE, NFS) or copy it first"
+    check(not is_url, field, path, expected)
+
+
+def check_local_paths(owner, *fields: str) -> None:
+    """Checks that each field, a path or a tuple of paths, is local (`check_local_path`)."""
+    for name in fields:
+        value = getattr(owner, name)
+        paths: Iterable = (value,) if isinstance(value, str) else value
+        for path in paths:
+            check_local_path(f"{type(owner).__name__}.{name}", str(path))
 
 
 def check_range(owner, *fields: str, low: float) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 import gin
 from gin import config_parser
 from jaxasa import config
-from jaxasa.config import ConfigError
+from jaxasa.config import ConfigError, check_local_path
 
 _HEADER = "from __gin__ import dynamic_registration\nfrom jaxasa import config\n"
 _IMPORTS = ("__gin__.dynamic_registration", "jaxasa.config")
@@ -137,6 +137,7 @@ def read(files: Sequence[str], bindings: Sequence[str] = ()) -> dict[str, Bindin
 
 def _find(name: str, location: str, folder: Path) -> Path:
     """Path of a gin file, in `folder` or in jaxasa's gin folder ("gin/" may lead)."""
+    check_local_path(location, name)
     short = name.removeprefix("gin/")
     for path in (folder / name, GIN_FOLDER / short):
         if path.is_file():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from jaxasa.config.ablation import Ablation
 from jaxasa.config.changes import DATA, SPEED
-from jaxasa.config.checks import check, check_at_least
+from jaxasa.config.checks import check, check_at_least, check_local_paths
 from jaxasa.config.model import PARTS, Model
 from jaxasa.config.questions import Questions
 from jaxasa.config.scenes import Scenes, Sounds
@@ -80,6 +80,9 @@ class Pretrained:
     semantic: str = ""
     decoder: str = ""
 
+    def __post_init__(self):
+        check_local_paths(self, "semantic", "decoder")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -116,6 +119,7 @@ class Run:
     def __post_init__(self):
         ok = all(s in STAGES for s in self.stages) and len(self.stages) > 0
         check(ok, "Run.stages", self.stages, "names out of " + ", ".join(STAGES))
+        check_local_paths(self, "init_from")
         parts = self.init_parts
         check(set(parts) <= set(PARTS), "Run.init_parts", parts, "names out of " + ", ".join(PARTS))
         check(self.init_from or not parts, "Run.init_parts", parts, "() without Run.init_from")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from jaxasa.config.changes import RESULT, SPEED
-from jaxasa.config.checks import check, check_at_least, check_range, check_share
+from jaxasa.config.checks import check, check_at_least, check_local_path, check_range, check_share
 from jaxasa.config.materials import TABLE
 
 SPLITS = ("train", "dev", "benchmark")  # of scenes
@@ -44,6 +44,7 @@ class Sounds:
         ok = self.bank in without_path or (kind in with_path and path)
         expected = ", ".join([*without_path, *(f"{name}:PATH" for name in with_path)])
         check(ok, "Sounds.bank", self.bank, f"one of {expected}")
+        check_local_path("Sounds.bank", path)
         check_at_least(self, 3, "min_recordings")
         check_at_least(self, 0.1, "max_seconds")
         ok = len(self.splits) == 3 and all(s > 0 for s in self.splits)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 
 from jaxasa.config.changes import SPEED
-from jaxasa.config.checks import check, check_at_least, check_share
+from jaxasa.config.checks import check, check_at_least, check_local_paths, check_share
 
 LEVELS = ("L1", "L2", "L3")
 OPTIMIZERS = ("adamw", "muon")
@@ -266,3 +266,4 @@ def _check_level_mix(owner) -> None:
 def _check_folders(owner, name: str) -> None:
     value = getattr(owner, name)
     check(isinstance(value, (tuple, list)), f"{type(owner).__name__}.{name}", value, "folders")
+    check_local_paths(owner, name)

@@ -2,6 +2,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from jaxasa import config
+from jaxasa.acoustics import load_hrtf
 from jaxasa.cli import main, options
 from jaxasa.config import ConfigError
 from jaxasa.core import provenance
@@ -209,6 +212,55 @@ def test_import_names_what_it_refuses(capsys, tmp_path):
     assert "no such file, expected a class name in each line" in missing
     line = fails(capsys, "import", "dcase", tmp_path, tmp_path / "other")
     assert "foa_dev" in line and str(tmp_path) in line
+
+
+URL = "gs://bucket/run"
+
+
+@pytest.mark.parametrize(
+    "name, argv",
+    [
+        ("--workdir", ["demo", "--workdir", URL]),
+        ("--workdir", ["simulate", "--workdir=s3://bucket/run", *SMOKE]),
+        ("--workdir", ["bench", "report", "--workdir", URL]),
+        ("--json", ["plan", "--topology", "v5e:2x2", "--json", "https://a.b/c.json"]),
+        ("--gin_file", ["plan", "--topology", "v5e:2x2", "--gin_file", "gs://bucket/a.gin"]),
+        ("--checkpoint", ["bench", "run", "--workdir", "x", "--checkpoint", URL]),
+        ("--ablation", ["bench", "report", "--workdir", "x", "--ablation", URL]),
+        ("checkpoint", ["ask", URL, "a.wav", "Where?"]),
+        ("audio", ["ask", "x", "http://a.b/a.wav", "Where?"]),
+        ("checkpoint", ["export", URL, "out"]),
+        ("out", ["export", "x", "hf://org/name"]),
+        ("source", ["import", "dcase", URL, "out"]),
+        ("OUT", ["listen", "x", URL]),
+        ("--sounds", ["plot", "out.png", "--scene", "x", "--sounds", URL]),
+        ("Sounds.bank", ["--gin.Sounds.bank='folder:gs://bucket/sounds'"]),
+        ("Run.init_from", [f"--gin.Run.init_from='{URL}'"]),
+        ("Pretrained.semantic", ["--gin.Pretrained.semantic='gs://bucket/whisper'"]),
+        ("Pretrained.decoder", ["--gin.Pretrained.decoder='https://huggingface.co/Qwen/Qwen3'"]),
+        ("SftStage.qa_datasets", [f"--gin.SftStage.qa_datasets=('x', '{URL}')"]),
+        ("SpatialStage.real_recordings", [f"--gin.SpatialStage.real_recordings=('{URL}',)"]),
+    ],
+)
+def test_urls_are_refused_by_name(capsys, tmp_path, monkeypatch, name, argv):
+    monkeypatch.chdir(tmp_path)
+    command = ["plan", "--topology", "v5e:2x2", *SMOKE] if argv[0].startswith("--gin") else []
+    line = fails(capsys, *command, *argv)
+    url = next(
+        part for word in argv if "://" in word for part in re.findall(r"\w+://[^'\"]+", word)
+    )
+    assert line.startswith(f"jaxasa: {name} is '{url}', expected a local path: mount")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_url_of_an_hrtf_is_refused():
+    with pytest.raises(ConfigError, match="HRTF is 'https://a.b/h.sofa', expected a local path"):
+        load_hrtf.load_hrtf("https://a.b/h.sofa")
+
+
+def test_names_on_the_hub_and_local_paths_are_no_urls():
+    config.Pretrained("openai/whisper-tiny", "/data/qwen:2")
+    config.check_local_path("--workdir", "C:/runs/a")
 
 
 def test_unknown_gin_name(capsys, tmp_path):
