@@ -271,8 +271,18 @@ def test_slurm_requeues_resumable_jobs(cluster, code, before, again):
     done, calls = cluster("slurm.sh", *rest, codes=(code,), **env)
     assert calls[0][0] == "srun" and calls[0][-len(ARGUMENTS) :] == ARGUMENTS
     assert "--kill-on-bad-exit=1" in calls[0]
+    assert not any(word.startswith("--cpus-per-task") for word in calls[0])
     assert calls[1:] == ([["scontrol", "requeue", "17"]] if again else [])
     assert done.returncode == (0 if again else code)
+
+
+def test_srun_is_given_the_cores_of_the_job(cluster):
+    """SLURM 22.05 and later: srun does not inherit sbatch's --cpus-per-task."""
+    arguments = ["--inside", "5", *ARGUMENTS]
+    done, calls = cluster("slurm.sh", *arguments, SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="8")
+    assert done.returncode == 0 and len(calls) == 1
+    assert calls[0][0] == "srun" and calls[0][-len(ARGUMENTS) :] == ARGUMENTS
+    assert "--cpus-per-task=8" in calls[0][: -len(ARGUMENTS) - 1]
 
 
 @pytest.mark.parametrize(
