@@ -17,7 +17,7 @@ Shapes: N samples · C channels
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,10 @@ TRIM_DB = -40.0  # relative to the loudest frame: softer frames at the edges are
 ACTIVE_DB = -25.0  # relative to the loudest frame: frames that count for loudness
 MIN_PART_DB = -30.0  # relative to the loudest part of a file: softer parts give no clip
 FRAME = SAMPLE_RATE // 100  # samples
+# Above this a header is not believed: encoders that write to a pipe leave the length of a FLAC file
+# unknown, and libsndfile then states 2^63 - 1 frames.
+_MAX_STATED_BYTES = 2**30
+_BLOCK = 2**20  # frames
 
 
 class UnusableSound(Exception):
@@ -113,7 +117,12 @@ def decode_audio(audio: Path | bytes) -> tuple[np.ndarray, int]:
     """Returns float32 [N, C] and the file's sample rate (Hz); raises `UnusableSound`."""
     try:
         source = io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+        with _SequentialFile(source) as file:
+            rate = file.samplerate
+            if _states_length(file):
+                samples = file.read(file.frames, dtype="float32", always_2d=True)
+            else:
+                samples = np.concatenate([np.zeros((0, file.channels), np.float32), *_blocks(file)])
     # TypeError: of a .raw file, which does not contain its format.
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         # libsndfile's message for a header without a rate, and for nothing else that it opens.
@@ -125,6 +134,35 @@ def decode_audio(audio: Path | bytes) -> tuple[np.ndarray, int]:
     if not np.isfinite(samples).all():
         raise UnusableSound("not finite")
     return samples, rate
+
+
+class _SequentialFile(soundfile.SoundFile):
+    """A sound file that is read from start to end, without the seeks that unknown lengths fail."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _states_length(file: soundfile.SoundFile) -> bool:
+    return 4 * file.frames * file.channels <= _MAX_STATED_BYTES
+
+
+def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        yield block
+
+
+def duration_s(path: Path) -> float:
+    """Length of a sound file in seconds, by its header or, if that has none, by its samples.
+
+    Raises `UnusableSound` if it cannot be read.
+    """
+    try:
+        with _SequentialFile(str(path)) as file:
+            frames = file.frames if _states_length(file) else sum(map(len, _blocks(file)))
+            return frames / file.samplerate
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise UnusableSound("unreadable") from error
 
 
 def _decode_compressed(audio: Path | bytes, error: Exception) -> tuple[np.ndarray, int]:

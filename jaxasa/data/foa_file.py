@@ -15,6 +15,7 @@ from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.files import atomic_path
+from jaxasa.data import decode
 from jaxasa.data.decode import UnusableSound, decode_audio, resample
 
 
@@ -65,9 +66,8 @@ def _decode(path: Path, channels: int, names: str, kind: str) -> tuple[np.ndarra
 
 
 def duration_s(path: Path | str) -> float:
-    """Length of a sound file in seconds, by its header; raises ConfigError if it has none."""
+    """Length of a sound file in seconds; raises ConfigError if it cannot be read."""
     try:
-        info = soundfile.info(str(path))
-    except (soundfile.SoundFileError, OSError) as error:
+        return decode.duration_s(Path(path))
+    except UnusableSound as error:
         raise ConfigError(f"{path}: unreadable, expected FOA audio (WAV or FLAC)") from error
-    return info.frames / info.samplerate

@@ -9,6 +9,7 @@ import soundfile
 
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.data import decode, foa_file
 from jaxasa.data.decode import LOUDNESS_DBFS, UnusableSound, read_mono, resample, split_into_clips
 
 
@@ -162,3 +163,24 @@ def test_a_short_remainder_is_not_a_clip():
 def test_silent_and_short_are_refused(x, reason):
     with pytest.raises(UnusableSound, match=reason):
         split_into_clips(x.astype(np.float32), 4.0)
+
+
+def flac_of_unknown_length(path, samples):
+    """A FLAC file as encoders write it to a pipe: neither its length nor its checksum is stated."""
+    soundfile.write(path, samples, SAMPLE_RATE, format="FLAC")
+    content = bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:42] = bytes(20)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("block", [3000, 4000, 2**20])
+def test_a_file_of_unknown_length_is_read_to_its_end(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(decode, "_BLOCK", block)
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, (8000, 4))
+    soundfile.write(tmp_path / "good.flac", samples, SAMPLE_RATE)
+    flac_of_unknown_length(tmp_path / "pipe.flac", samples)
+    expected, _ = decode.decode_audio(tmp_path / "good.flac")
+    for source in (tmp_path / "pipe.flac", (tmp_path / "pipe.flac").read_bytes()):
+        np.testing.assert_array_equal(decode.decode_audio(source)[0], expected)
+    assert foa_file.duration_s(tmp_path / "pipe.flac") == 0.5
