@@ -6,7 +6,9 @@
 #
 # shellcheck disable=SC2034,SC2154  # variables go to and come from the script that sources this
 #
-# Every process must see the same --workdir (NFS, Filestore, Cloud Storage FUSE, Lustre).
+# Every process must see the same --workdir, a path (not gs://) in a file system that can rename
+# folders: NFS, Filestore, Lustre, or Cloud Storage FUSE if the bucket has a hierarchical namespace
+# or is mounted with rename-dir-limit above the number of files of a checkpoint.
 
 # Exit codes after which the same command resumes: 75 (preempted, checkpoint saved), and 128 and
 # above except 130 (killed by a signal: a host was lost, and JAX aborts the processes that wait for it).

@@ -2,6 +2,7 @@
 """Files and folders that appear whole or not at all, and locks on a folder."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,27 +12,50 @@ from pathlib import Path
 
 from jaxasa.config import ConfigError
 
+# Cloud Storage FUSE without a hierarchical namespace, and some network file systems.
+_NO_RENAME = (errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; the file or folder written there becomes `path`.
 
-    An error leaves `path` as it was. A folder at `path` is replaced by a new folder.
+    An error leaves `path` as it was. A folder at `path` is replaced by a new folder. Raises
+    ConfigError if the file system cannot rename folders.
     """
     path = Path(path)
     # Unique among hosts too: those of one run may write the same file at once.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
-        if path.is_dir() and temporary.is_dir():
-            _replace_folder(path, temporary)
-        else:
+        if not temporary.is_dir():
             os.replace(temporary, path)
+            return
+        with folder_rename_errors(path):
+            if path.is_dir():
+                _replace_folder(path, temporary)
+            else:
+                os.replace(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_rename_errors(path: Path) -> Iterator[None]:
+    """Raises ConfigError, naming `path`, if a folder's rename in the block is not supported."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+        raise ConfigError(
+            f"{path}: its file system cannot rename folders ({os.strerror(error.errno)}), expected "
+            "a local disk or NFS, or a Cloud Storage bucket with hierarchical namespace or mounted "
+            "with rename-dir-limit"
+        ) from error
 
 
 def _replace_folder(path: Path, new: Path) -> None:

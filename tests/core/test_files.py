@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
 import os
+import re
 
 import pytest
 
@@ -40,6 +42,35 @@ def test_atomic_path_keeps_the_old_one_after_an_error(tmp_path, is_folder):
         raise KeyboardInterrupt
     assert path.is_dir() if is_folder else path.read_text() == "old"
     assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.EPERM])
+@pytest.mark.parametrize("is_old_there", [False, True])
+def test_file_system_that_renames_no_folders(tmp_path, monkeypatch, code, is_old_there):
+    """As Cloud Storage FUSE does without a hierarchical namespace; it renames files."""
+    replace = os.replace
+
+    def replace_files(source, target):
+        if os.path.isdir(source):
+            raise OSError(code, os.strerror(code), source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_files)
+    files.atomic_write_text(tmp_path / "a.txt", "file")
+    path = tmp_path / "a"
+    if is_old_there:
+        path.mkdir()
+        (path / "old").write_text("")
+    message = f"^{re.escape(str(path))}: its file system cannot rename folders .*rename-dir-limit$"
+    with pytest.raises(ConfigError, match=message), files.atomic_path(path) as temporary:
+        temporary.mkdir()
+    with (
+        pytest.raises(ConfigError, match=message),
+        files.atomic_folder(path, lambda _: True) as folder,
+    ):
+        (folder / "new").write_text("")
+    assert names(tmp_path) == (["a", "a.txt"] if is_old_there else ["a.txt"])
+    assert not is_old_there or names(path) == ["old"]
 
 
 def test_atomic_path_restores_a_folder_if_the_rename_fails(tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
+import os
 import resource
 import shutil
 
@@ -173,6 +175,24 @@ def test_restore_accepts_other_options_of_speed(folder):
     other = META | {"model": {**META["model"], "remat": "full", "unroll": 4}}
     with checkpoint.CheckpointManager(folder) as manager:
         assert int(manager.restore(make(), other)[0].step) == 3
+
+
+def test_file_system_that_renames_no_folders_is_named(folder, monkeypatch):
+    """orbax renames the folder of a step when it is complete."""
+    rename = os.rename
+
+    def rename_files(source, target, **options):
+        if os.path.isdir(source):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), source)
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", rename_files)
+    monkeypatch.setattr(os, "replace", rename_files)
+    with pytest.raises(ConfigError) as error, checkpoint.CheckpointManager(folder) as manager:
+        manager.save(4, make(4), {"at": 4}, META, "text\n")
+    assert f"{folder}: its file system cannot rename folders" in str(error.value)
+    monkeypatch.undo()
+    assert checkpoint.load(folder)[1]["stage"] == META["stage"]
 
 
 @pytest.fixture
