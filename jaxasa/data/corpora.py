@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jaxasa.config import ConfigError
 from jaxasa.core import text_files
+from jaxasa.core.walk import list_files, text_of_name
 from jaxasa.data.decode import SoundFile
 
 SUFFIXES = frozenset((".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".opus"))
@@ -32,10 +33,10 @@ def list_folder(root: Path) -> list[SoundFile]:
     """CLASS/FILE, each file a source recording, or CLASS/RECORDING/FILE."""
     _expect(root.is_dir(), root, "a folder per class")
     files = []
-    for path in sorted(root.rglob("*")):
-        parts = path.relative_to(root).parts
-        if path.suffix.lower() in SUFFIXES and len(parts) > 1 and path.is_file():
-            recording_id = f"{parts[0]}/{parts[1] if len(parts) > 2 else path.name}"
+    for path in list_files(root):
+        parts = tuple(map(text_of_name, path.relative_to(root).parts))
+        if path.suffix.lower() in SUFFIXES and len(parts) > 1:
+            recording_id = "/".join(parts[:2])
             files.append(_sound_file("/".join(parts), (parts[0],), recording_id, path))
     return files
 

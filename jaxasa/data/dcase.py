@@ -33,6 +33,7 @@ from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.files import atomic_write_bytes
+from jaxasa.core.walk import list_files, text_of_name
 from jaxasa.data import dcase_csv, records
 from jaxasa.data.dcase_csv import FRAME_S, Event
 
@@ -191,12 +192,12 @@ def list_recordings(root: Path | str) -> list[DcaseRecording]:
     recordings = []
     for part in ("", "_dev", "_eval"):
         sounds, texts = root / f"foa{part}", root / f"metadata{part}"
-        by_name = {path.stem: path for path in sorted(texts.rglob("*.csv"))}
-        for audio in sorted(sounds.rglob("*.wav")):
+        by_name = {path.stem: path for path in list_files(texts) if path.suffix == ".csv"}
+        for audio in (path for path in list_files(sounds) if path.suffix == ".wav"):
             name = audio.relative_to(sounds).with_suffix("").as_posix()
             same_path = texts / f"{name}.csv"
             metadata = same_path if same_path.is_file() else by_name.get(audio.stem)
-            recordings.append(DcaseRecording(name, audio, metadata))
+            recordings.append(DcaseRecording(text_of_name(name), audio, metadata))
     if not recordings:
         raise ConfigError(f"{root}: no sound files, expected foa_dev/**/*.wav or foa/*.wav")
     return recordings

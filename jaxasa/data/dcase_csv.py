@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from jaxasa.config import ConfigError
 from jaxasa.core import text_files
+from jaxasa.core.walk import list_files
 
 FRAME_S = 0.1
 UNITS = {"m": 1.0, "cm": 100.0}  # per metre
@@ -310,7 +311,8 @@ def read_all(
     """
     root = Path(path)
     paths: dict[str, Path] = {}
-    for file in sorted(root.rglob("*.csv")) if root.is_dir() else [root]:
+    files = [f for f in list_files(root) if f.suffix == ".csv"] if root.is_dir() else [root]
+    for file in files:
         if file.name in paths:
             raise ConfigError(f"{file}: same name as {paths[file.name]}, expected different names")
         paths[file.name] = file

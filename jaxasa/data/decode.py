@@ -17,6 +17,7 @@ Shapes: N samples · C channels
 """
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def is_clipped(samples: np.ndarray) -> bool:
 def decode_audio(audio: Path | bytes) -> tuple[np.ndarray, int]:
     """Returns float32 [N, C] and the file's sample rate (Hz); raises `UnusableSound`."""
     try:
-        source = io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)
+        source = io.BytesIO(audio) if isinstance(audio, bytes) else os.fsencode(audio)
         with _SequentialFile(source) as file:
             rate = file.samplerate
             if _states_length(file):
@@ -158,7 +159,7 @@ def duration_s(path: Path) -> float:
     Raises `UnusableSound` if it cannot be read.
     """
     try:
-        with _SequentialFile(str(path)) as file:
+        with _SequentialFile(os.fsencode(path)) as file:
             frames = file.frames if _states_length(file) else sum(map(len, _blocks(file)))
             return frames / file.samplerate
     except (soundfile.SoundFileError, OSError, TypeError) as error:

@@ -39,6 +39,7 @@ from jaxasa.core import keys
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.files import atomic_path
 from jaxasa.core.progress import progress
+from jaxasa.core.walk import text_of_name
 from jaxasa.data import dcase, dcase_csv, foa_file, questions, records, so_dataset
 
 VERSION = 2
@@ -136,7 +137,7 @@ def _whole_files(sounds: so_dataset.SoundQuestions) -> list[Excerpt]:
     stems = Counter(path.stem for path in sounds)
     return [
         Excerpt(
-            path.stem if stems[path.stem] == 1 else path.as_posix(),
+            text_of_name(path.stem if stems[path.stem] == 1 else path.as_posix()),
             path,
             tuple(sources),
             tuple(rows),
@@ -225,7 +226,7 @@ def _read_file(path: Path, convention: str, refused: dict[str, str]) -> np.ndarr
     try:
         audio = foa_file.read_foa(path, convention)
     except ConfigError as error:
-        refused[path.as_posix()] = _reason(error, path)
+        refused[text_of_name(path.as_posix())] = _reason(error, path)
         return None
     return records.to_int16(audio / max(1.0, float(np.abs(audio).max())))
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 
 import numpy as np
 import pytest
@@ -352,3 +353,21 @@ def test_one_json_document_is_named(tmp_path):
         path.write_text(content)
         with pytest.raises(ConfigError, match=f"is one JSON document .{kind}.*JSON object a line"):
             importing("jsonl", path, tmp_path / "out")
+
+
+def test_a_dcase_set_with_links_and_names_that_are_not_utf8(starss, tmp_path):
+    expected = dcase.list_recordings(starss)
+    for part in ("foa_dev", "metadata_dev"):
+        (starss / part / "dev-train-sony").rename(tmp_path / part)
+        (starss / part / "dev-train-sony").symlink_to(tmp_path / part)
+    assert dcase.list_recordings(starss) == expected
+    for part, suffix in (("foa_dev", b".wav"), ("metadata_dev", b".csv")):
+        for name in (b"fold3_room1_mix001", b"fold3_room1_mix002"):
+            path = os.path.join(os.fsencode(tmp_path / part), name)
+            os.rename(path + suffix, path + b"caf\xe9" + suffix)
+    data = importing("dcase", starss, tmp_path / "out", seconds=5.0)
+    ids = {data[i][1]["id"].partition("@")[0] for i in range(len(data))}
+    assert "dev-train-sony/fold3_room1_mix001caf\\xe9" in ids
+    refused = records.read_manifest(tmp_path / "out")["refused"]
+    (path,) = (path for path, reason in refused.items() if "2 channels" in reason)
+    assert path.endswith("mix002caf\\xe9.wav")

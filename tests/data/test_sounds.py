@@ -2,6 +2,7 @@
 import csv
 import dataclasses
 import json
+import os
 import pickle
 import re
 
@@ -337,3 +338,12 @@ def test_report_is_plain_json(folder, tmp_path):
     bank = build(settings(folder), tmp_path / "bank", 0)
     assert json.loads(json.dumps(bank.report)) == bank.report
     assert bank.report["classes"]["dog"]["train"]["clips"] == 10
+
+
+def test_file_names_that_are_not_utf8_are_used(folder, tmp_path):
+    for path in (folder / "dog/0", folder / "dog"):
+        os.rename(path, os.fsencode(path) + b"\xe9")
+    bank = build(settings(folder), tmp_path / "bank", seed=0)
+    assert bank.classes == ("dog\\xe9", "key", "rain") and not bank.report["refused"]
+    clips = [c for split in ("train", "dev", "test") for c in bank.clips(split)]
+    assert "dog\\xe9/0\\xe9" in {c.recording_id for c in clips}
