@@ -20,6 +20,7 @@ from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import text_files
 from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.workdir import output_of
 from jaxasa.data import questions
 
 
@@ -87,7 +88,7 @@ def name_of(file: Path) -> str:
 def manifest(folder: str | Path) -> dict:
     """Reads the suite's manifest.json; raises ConfigError if there is none."""
     path = Path(folder) / "manifest.json"
-    return text_files.read_json(path, "a suite written by `jaxasa bench build`")
+    return text_files.read_json(path, output_of(folder, "a suite written by `jaxasa bench build`"))
 
 
 def load(folder: str | Path) -> list[Item]:
@@ -97,7 +98,8 @@ def load(folder: str | Path) -> list[Item]:
     """
     folder = Path(folder)
     path = folder / "metadata.jsonl"
-    items = [_item(folder, line, f"{path}:{n}") for n, line in read_lines(path)]
+    lines = read_lines(path, output_of(folder, "a suite written by `jaxasa bench build`"))
+    items = [_item(folder, line, f"{path}:{n}") for n, line in lines]
     ids = collections.Counter(i.id for i in items)
     repeated = next((i for i, n in ids.items() if n > 1), None)
     config.check(repeated is None, f"{path}: id", repeated, "each id once")
@@ -105,11 +107,11 @@ def load(folder: str | Path) -> list[Item]:
     return items
 
 
-def read_lines(path: str | Path) -> list[tuple[int, dict]]:
+def read_lines(path: str | Path, expected: str = "JSON lines") -> list[tuple[int, dict]]:
     """Reads a JSONL file: [(line number, object)]. Raises ConfigError, with file and line, if a
     line is not a JSON object."""
     rows = []
-    for n, line, value in text_files.read_json_lines(path, "JSON lines"):
+    for n, line, value in text_files.read_json_lines(path, expected):
         if value is None:
             raise ConfigError(f"{path}:{n}: {line[:60]!r}, expected a JSON object")
         rows.append((n, value))

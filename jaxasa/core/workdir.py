@@ -24,11 +24,12 @@ kind of scene, one choice of questions and one seed. `config.gin` in it says whi
 """
 
 import os
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxasa.config import ConfigError, Run, differences, gin_files
+from jaxasa.config import SPLITS, STAGES, ConfigError, Run, differences, gin_files
 from jaxasa.core import files
 
 # Parts of a run that every step depends on; a stage's own options matter once it has a checkpoint.
@@ -139,6 +140,35 @@ class WorkFolder:
     @property
     def ablation_result(self) -> Path:
         return self.path / "ablation.json"
+
+
+def output_of(path: str | os.PathLike, otherwise: str) -> str:
+    """What an error says is expected at `path`: the output of the command that writes it.
+
+    The command is known by the layout of a run's folder; for other places it is `otherwise`.
+
+    >>> output_of("runs/demo/scenes/dev", "a data set")
+    'the output of `jaxasa simulate --workdir runs/demo --split dev`'
+    >>> output_of("scenes/kitchen.wav", "a WAV file")
+    'a WAV file'
+    """
+    place = Path(path)
+    name, outer, split = place.name, place.parent, ""
+    if outer.name in ("scenes", "binaural") and name in SPLITS:
+        command, outer, split = "simulate", outer.parent, f" --split {name}"
+    elif outer.name == "checkpoints" and name in STAGES:
+        command, outer = f"train {name}", outer.parent
+    elif name == "sounds":
+        command = "sounds"
+    elif name == "rirs":
+        command, split = "simulate", " --split train"
+    elif name in ("benchmark", "results.json"):
+        command = "bench build" if name == "benchmark" else "bench run"
+        if outer.name == "dev":
+            outer, split = outer.parent, " --split dev"
+    else:
+        return otherwise
+    return f"the output of `jaxasa {command} --workdir {shlex.quote(str(outer))}{split}`"
 
 
 def claim(

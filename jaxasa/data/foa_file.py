@@ -15,6 +15,7 @@ from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.core.files import atomic_path
+from jaxasa.core.workdir import output_of
 from jaxasa.data import decode
 from jaxasa.data.decode import UnusableSound, decode_audio, resample
 
@@ -53,7 +54,7 @@ def read_binaural(path: Path | str) -> np.ndarray:
 
 def _decode(path: Path, channels: int, names: str, kind: str) -> tuple[np.ndarray, int]:
     if not path.is_file():
-        expected = f"a WAV or FLAC file with {channels} channels"
+        expected = output_of(path, f"a WAV or FLAC file with {channels} channels")
         raise ConfigError(f"{path}: no such file, expected {expected}")
     try:
         samples, rate = decode_audio(path)

@@ -42,6 +42,7 @@ from jaxasa.config import ConfigError
 from jaxasa.core.audio import FULL_SCALE
 from jaxasa.core.files import atomic_path, atomic_write_text
 from jaxasa.core.provenance import made_by
+from jaxasa.core.workdir import output_of
 
 MAGIC = b"JXA1"
 MANIFEST = "manifest.json"
@@ -132,7 +133,10 @@ def read_manifest(folder: Path | str) -> dict:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{folder}: no complete data set (no {MANIFEST})") from error
+        expected = output_of(folder, "the output of `jaxasa simulate` or `jaxasa import`")
+        raise ConfigError(
+            f"{folder}: no complete data set (no {MANIFEST}), expected {expected}"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"{path}: damaged ({error})") from error
 

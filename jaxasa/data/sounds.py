@@ -37,6 +37,7 @@ from jaxasa.core import keys
 from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
 from jaxasa.core.files import atomic_path, atomic_write_json
 from jaxasa.core.progress import progress
+from jaxasa.core.workdir import output_of
 from jaxasa.data import corpora, debian, dedup, procedural
 from jaxasa.data.debian import SoundsUnavailable  # noqa: F401  (callers of build catch it)
 from jaxasa.data.decode import (
@@ -89,7 +90,11 @@ class Bank:
             meta = json.loads((folder / BANK_FILE).read_text("utf-8"))
             size = (folder / "audio.i16").stat().st_size
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{folder}: not a complete sound bank ({error})") from error
+            reason = "" if isinstance(error, FileNotFoundError) else f" ({error})"
+            expected = output_of(folder, "the output of `jaxasa sounds`")
+            raise ConfigError(
+                f"{folder}: not a complete sound bank{reason}, expected {expected}"
+            ) from error
         if meta.get("format") != FORMAT or size != 2 * sum(c["count"] for c in meta["clips"]):
             raise ConfigError(f"{folder}: a damaged sound bank, or one of another version")
         return cls(folder, meta)

@@ -13,7 +13,7 @@ from jaxasa.acoustics import scenes
 from jaxasa.acoustics.scenes import SceneSpec
 from jaxasa.config import ConfigError, check
 from jaxasa.core import text_files
-from jaxasa.core.workdir import WorkFolder
+from jaxasa.core.workdir import WorkFolder, output_of
 from jaxasa.data.records import Records
 from jaxasa.data.shard_plan import CLIP_SPLITS
 from jaxasa.data.sounds import Bank
@@ -41,7 +41,7 @@ def load_scene(path: Path, index: int | None, sounds: Path | None) -> SceneSpec:
 
 def read_json(path: Path) -> SceneSpec:
     """Returns the scene of a JSON file (scenes.to_json); ConfigError names the file."""
-    text = text_files.read_text(path, "a SceneSpec in JSON")
+    text = text_files.read_text(path, output_of(path, "a SceneSpec in JSON"))
     try:
         return scenes.SceneSpec.from_json(text)
     except ConfigError as error:

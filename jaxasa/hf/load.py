@@ -17,6 +17,7 @@ from jaxasa import config
 from jaxasa.config import ConfigError
 from jaxasa.core import trees
 from jaxasa.core.text_files import read_json
+from jaxasa.core.workdir import output_of
 from jaxasa.data.tokens import TextTokenizer
 from jaxasa.hf import keymap, weights
 from jaxasa.models import asa
@@ -70,8 +71,8 @@ def read_meta(folder: str | Path) -> dict:
         meta = read_json(path)
     else:
         raise ConfigError(
-            f"{folder}: neither {CONFIG} nor {checkpoint.META} is there, "
-            "expected an export folder or WORKDIR/checkpoints/STAGE"
+            f"{folder}: neither {CONFIG} nor {checkpoint.META} is there, expected "
+            + output_of(folder, "the output of `jaxasa export`, or WORKDIR/checkpoints/STAGE")
         )
     lacking = [key for key in _META if key not in meta]
     if lacking:

@@ -26,7 +26,7 @@ from jaxasa.bench import run as bench_run
 from jaxasa.config import ConfigError
 from jaxasa.core import files, text_files
 from jaxasa.core.provenance import made_by
-from jaxasa.core.workdir import WorkFolder
+from jaxasa.core.workdir import WorkFolder, output_of
 from jaxasa.data import records, rir_bank, simulate, sounds
 from jaxasa.hf import export, load
 from jaxasa.inference import qa
@@ -109,8 +109,9 @@ def run_benchmark(
     systems = controls.systems(list(folders), chosen)
     if not systems:
         stages = " or ".join(ANSWERING)
+        command = "" if checkpoint else f": {output_of(work.checkpoint(ANSWERING[0]), '')}"
         raise ConfigError(
-            f"{checkpoint or work.checkpoints}: expected a model after stage {stages}"
+            f"{checkpoint or work.checkpoints}: expected a model after stage {stages}{command}"
         )
     models = {
         stage: qa.QaModel.load(path, run.bench.option_fallback) for stage, path in folders.items()
@@ -181,7 +182,8 @@ def compare_directions(run: config.Run, work: WorkFolder, count: int) -> list[di
         raise ConfigError("Spatial.format is 'binaural', expected 'foa': directions need FOA")
     trained = [s for s in run.stages if STAGES[s].reads_scenes and work.checkpoint(s).is_dir()]
     if not trained:
-        raise ConfigError(f"{work.checkpoints}: expected a model after stage spatial")
+        command = output_of(work.checkpoint("spatial"), "")
+        raise ConfigError(f"{work.checkpoints}: expected a model after stage spatial: {command}")
     model = qa.QaModel.load(work.checkpoint(trained[-1]))
     bank = sounds.Bank.load(work.sounds)
     rows = doa.compare(model.directions, run.scenes, bank, run.seed, count)
@@ -219,10 +221,12 @@ def write_report(work: WorkFolder, split: str, ablation: Path | None = None) -> 
     """
     out = work.evaluation(split)
     if ablation is not None and not ablation.is_file():
-        raise ConfigError(f"--ablation {ablation}: no such file, expected one of `bench ablate`")
+        expected = "the output of `jaxasa bench ablate`"
+        raise ConfigError(f"--ablation {ablation}: no such file, expected {expected}")
     ablation = ablation or work.ablation_result
     if not out.results.is_file() and not ablation.is_file():
-        raise ConfigError(f"{out.results}: no such file, expected one of `bench run`")
+        expected = output_of(out.results, "")
+        raise ConfigError(f"{out.results}: no such file, expected {expected}")
     return report.write(
         work.path, benchmark=out.benchmark, results=out.results, page=out.report, ablation=ablation
     )

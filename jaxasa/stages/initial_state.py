@@ -18,7 +18,7 @@ from jaxasa.config import ConfigError
 from jaxasa.core import trees
 from jaxasa.core.files import atomic_write_text
 from jaxasa.core.text_files import read_json
-from jaxasa.core.workdir import WorkFolder
+from jaxasa.core.workdir import WorkFolder, output_of
 from jaxasa.data import text_only_scenes, tokens, transforms
 from jaxasa.hf import load, pretrained
 from jaxasa.models.asa import ASA
@@ -50,7 +50,10 @@ class WeightSource:
         previous = run.stages[index - 1]
         folder = work.checkpoint(previous)
         if not folder.is_dir():
-            raise ConfigError(f"{folder}: no such folder, expected stage {previous} before {stage}")
+            raise ConfigError(
+                f"{folder}: no such folder, expected stage {previous} before {stage}: "
+                + output_of(folder, "")
+            )
         return cls(folder)
 
 

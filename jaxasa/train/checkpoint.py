@@ -23,7 +23,8 @@ from jax.experimental import multihost_utils
 
 from jaxasa import config
 from jaxasa.config import ConfigError
-from jaxasa.core.files import atomic_write_json, atomic_write_text
+from jaxasa.core.files import atomic_write_json, atomic_write_text, folder_rename_errors
+from jaxasa.core.workdir import output_of
 from jaxasa.train.state import TrainState
 
 META, CONFIG = "meta.json", "config.gin"  # of the latest step
@@ -169,7 +170,8 @@ def load(folder: str | Path) -> tuple[dict, dict]:
     folder = Path(folder).resolve()
     steps = [path for path in _step_folders(folder) if _is_complete(path)]
     if not steps:
-        raise ConfigError(f"{folder}: expected a folder with a complete checkpoint")
+        expected = output_of(folder, "a folder of `jaxasa train`")
+        raise ConfigError(f"{folder}: has no complete checkpoint, expected {expected}")
     place = max(steps, key=lambda path: int(path.name))
     step = int(place.name)
     options = ocp.CheckpointManagerOptions(read_only=True)
@@ -222,7 +224,10 @@ def _meta(place: Path) -> dict:
 @contextlib.contextmanager
 def _write_errors(folder: Path) -> Iterator[None]:
     try:
-        yield
+        with folder_rename_errors(folder):
+            yield
+    except ConfigError:
+        raise
     except (OSError, ValueError) as error:
         # The end of "Error writing NAME: Failed writing: PATH: No space left on device [code]".
         reason = str(error).strip().splitlines()[0].partition(" [os_error")[0].rpartition('": ')[2]

@@ -263,6 +263,80 @@ def test_names_on_the_hub_and_local_paths_are_no_urls():
     config.check_local_path("--workdir", "C:/runs/a")
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run's folder with sounds and without scenes."""
+    work = tmp_path_factory.mktemp("begun")
+    assert main.main(["sounds", "--workdir", str(work), *SMOKE]) == 0
+    return work
+
+
+FLOW = [
+    # (command, what was not made before it, the command that makes it)
+    ("simulate", "sounds", "sounds"),
+    ("simulate --split dev --dry_run", "sounds", "sounds"),
+    ("train text", "sounds", "sounds"),
+    ("bench build", "scenes/benchmark", "simulate --split benchmark"),
+    ("bench build --split dev", "scenes/dev", "simulate --split dev"),
+    ("bench run", "checkpoints", "train sft"),
+    ("bench audit", "benchmark", "bench build"),
+    ("bench audit --split dev", "dev/benchmark", "bench build --split dev"),
+    ("bench doa", "checkpoints", "train spatial"),
+    ("bench report", "results.json", "bench run"),
+    ("bench report --split dev", "dev/results.json", "bench run --split dev"),
+]
+
+
+BINAURAL = ["--gin.Spatial.format='binaural'", "--gin.Spatial.features='interaural'"]
+
+
+def names_command(line: str, command: str, work) -> bool:
+    """Whether an error names `command` as it has to be called for the folder `work`."""
+    command, _, split = command.partition(" --split ")
+    split = f" --split {split}" if split else ""
+    return line.endswith(f"the output of `jaxasa {command} --workdir {work}{split}`\n")
+
+
+@pytest.mark.parametrize("command, lacking, first", FLOW)
+def test_step_before_the_one_it_needs(capsys, tmp_path, command, lacking, first):
+    gin = [] if "report" in command else SMOKE
+    line = fails(capsys, *command.split(), "--workdir", tmp_path, *gin)
+    assert line.startswith(f"jaxasa: {tmp_path}/{lacking}") and names_command(line, first, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stage, bindings, lacking, first",
+    [
+        ("spatial", [], "scenes/train", "simulate --split train"),
+        ("spatial", ["--gin.Scenes.rir_rooms=2"], "rirs", "simulate --split train"),
+        ("grpo", BINAURAL, "binaural/train", "simulate --split train"),
+    ],
+)
+def test_training_before_scenes(capsys, tmp_path, begun, stage, bindings, lacking, first):
+    (tmp_path / "sounds").symlink_to(begun / "sounds")
+    line = fails(capsys, "train", stage, "--workdir", tmp_path, *SMOKE, *bindings)
+    assert line.startswith(f"jaxasa: {tmp_path}/{lacking}") and names_command(line, first, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command", ["export {} out", "ask {} a.wav Where?", "bench run --workdir w --checkpoint {}"]
+)
+def test_use_of_a_checkpoint_before_its_training(capsys, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "run" / "checkpoints" / "sft"
+    line = fails(capsys, *command.format(folder).split())
+    assert line.startswith(f"jaxasa: {folder}: ")
+    assert names_command(line, "train sft", tmp_path / "run")
+
+
+def test_use_of_scenes_and_suites_before_they_are_made(capsys, tmp_path):
+    scenes, suite = tmp_path / "scenes" / "dev", tmp_path / "benchmark"
+    for command in (["listen", scenes, "a.wav"], ["plot", "a.png", "--scene", scenes]):
+        assert names_command(fails(capsys, *command), "simulate --split dev", tmp_path)
+    line = fails(capsys, "bench", "score", suite, tmp_path / "answers.jsonl")
+    assert names_command(line, "bench build", tmp_path)
+
+
 def test_unknown_gin_name(capsys, tmp_path):
     line = fails(capsys, "train", "sft", "--workdir", tmp_path, *SMOKE, "--gin.Decoder.widht=8")
     assert "widht" in line and "width" in line
@@ -442,7 +516,7 @@ def test_failed_variant_exits_with_3(capsys, tmp_path, monkeypatch, failed, code
     words = ("bench", "ablate", "--workdir", tmp_path, "--dry_run", "--gin.SftStage.steps=9")
     assert run(capsys, *words)[0] == code
     line = fails(capsys, "bench", "report", "--workdir", tmp_path, "--ablation", tmp_path / "no")
-    assert "expected one of `bench ablate`" in line
+    assert "expected the output of `jaxasa bench ablate`" in line
 
 
 def test_a_stage_outside_run_stages_is_refused(capsys, tmp_path):

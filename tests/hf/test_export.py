@@ -319,7 +319,7 @@ def test_a_word_without_a_row_is_named(copy):
 
 
 def test_folders_that_hold_no_model(copy, tmp_path):
-    with pytest.raises(ConfigError, match="expected an export folder or WORKDIR/checkpoints"):
+    with pytest.raises(ConfigError, match="`jaxasa export`, or WORKDIR/checkpoints"):
         load.load_model(tmp_path / "none")
     folder, _ = copy
     (folder / "tokenizer.json").unlink()

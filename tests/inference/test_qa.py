@@ -267,7 +267,7 @@ def test_questions_that_are_too_long_are_refused(ask, record):
 
 
 def test_folders_without_a_model_are_refused(record, tmp_path):
-    with pytest.raises(ConfigError, match="expected an export folder or WORKDIR/checkpoints"):
+    with pytest.raises(ConfigError, match="`jaxasa export`, or WORKDIR/checkpoints"):
         qa.ask(tmp_path, record("scene.wav", noise()), "what ?")
 
 

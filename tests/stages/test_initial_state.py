@@ -152,7 +152,7 @@ def test_weight_source_is_the_previous_stage_or_that_of_the_run(tmp_path):
     assert first.parts == config.PARTS
     decoder_only = dataclasses.replace(run, init_parts=("decoder",))
     assert WeightSource.of_run(decoder_only).parts == ("decoder",)
-    with pytest.raises(ConfigError, match="expected stage sft before grpo"):
+    with pytest.raises(ConfigError, match="expected stage sft before grpo: .*train sft --work"):
         WeightSource.of_stage(run, "grpo", work)
     work.checkpoint("sft").mkdir(parents=True)
     assert WeightSource.of_stage(run, "grpo", work) == WeightSource(work.checkpoint("sft"))
