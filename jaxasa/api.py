@@ -40,11 +40,11 @@ def load_config(*files: PathLike, bindings: tuple[str, ...] = ()) -> "Run":
     return gin_files.load([str(path) for path in files], bindings)[0]
 
 
-def read_foa(path: PathLike, convention: str = "ambix") -> np.ndarray:
+def read_foa(path: PathLike, convention: str | None = None) -> np.ndarray:
     """Reads an FOA recording: float32 [N, 4] at 16 kHz, channels W, Y, Z, X (ACN) in SN3D.
 
-    convention: of the file, "ambix", "n3d" or "fuma". Raises ConfigError if the file is missing or
-    has not four channels.
+    convention: of the file, "ambix", "n3d" or "fuma"; None: "fuma" if its header states B-format,
+    else "ambix". Raises ConfigError if the file is missing or has not four channels.
     """
     from jaxasa.data import foa_file
 

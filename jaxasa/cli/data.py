@@ -189,9 +189,15 @@ def import_dataset(args: argparse.Namespace) -> Result:
     from jaxasa.data import class_list, import_scenes
 
     classes = None if args.classes is None else class_list.read_class_names(args.classes)
-    convention = args.convention or "ambix"
     dataset = import_scenes.convert(
-        args.layout, args.source, args.out, args.split, convention, args.seconds, classes, args.unit
+        args.layout,
+        args.source,
+        args.out,
+        args.split,
+        args.convention,
+        args.seconds,
+        classes,
+        args.unit,
     )
     manifest = dataset.manifest
     print(f"{len(dataset)} recordings, {manifest['questions']} questions in {args.out}")

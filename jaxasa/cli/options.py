@@ -108,7 +108,7 @@ def add_convention(command: argparse.ArgumentParser) -> None:
         choices=RegistryNames("jaxasa.acoustics.foa", "CONVENTIONS"),
         metavar="NAME",
         help="channels of FOA files: ambix (W Y Z X in SN3D, the default), n3d (W Y Z X in N3D) "
-        "or fuma (W X Y Z)",
+        "or fuma (W X Y Z, the default for files whose header states B-format)",
     )
 
 

@@ -166,6 +166,15 @@ def duration_s(path: Path) -> float:
         raise UnusableSound("unreadable") from error
 
 
+def states_b_format(path: Path) -> bool:
+    """True if a WAVEX file has the subformat of Ambisonic B-format (W, X, Y, Z, W at -3 dB)."""
+    try:
+        with _SequentialFile(os.fsencode(path)) as file:
+            return file.format == "WAVEX" and "(Ambisonic B)" in file.extra_info
+    except (soundfile.SoundFileError, OSError, TypeError):
+        return False
+
+
 def _decode_compressed(audio: Path | bytes, error: Exception) -> tuple[np.ndarray, int]:
     # libsndfile reads no AAC and few damaged MP3s; librosa uses the system's decoders.
     if isinstance(audio, bytes) or audio.suffix.lower() not in (".mp3", ".m4a", ".aac", ".mp4"):

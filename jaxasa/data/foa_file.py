@@ -6,6 +6,8 @@
 WAV and FLAC at any sample rate: 24 kHz (STARSS23) or 48 kHz are resampled to 16 kHz.
 """
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +22,24 @@ from jaxasa.data import decode
 from jaxasa.data.decode import UnusableSound, decode_audio, resample
 
 
-def read_foa(path: Path | str, convention: str = "ambix") -> np.ndarray:
+def read_foa(
+    path: Path | str, convention: str | None = None, note: Callable[[str], None] | None = None
+) -> np.ndarray:
     """Returns float32 [N, 4] (W, Y, Z, X, SN3D) at 16 kHz from a WAV or FLAC file.
 
-    convention: "ambix" (ACN, SN3D), "n3d" (ACN, N3D) or "fuma" (W, X, Y, Z, W at -3 dB). Raises
+    convention: "ambix" (ACN, SN3D), "n3d" (ACN, N3D) or "fuma" (W, X, Y, Z, W at -3 dB); None:
+    "fuma" if the header states B-format (WAVEX, files called .amb), else "ambix". note: called if
+    the header states another convention than the one in use; prints on stderr if None. Raises
     ConfigError naming the file if it is missing, unreadable, empty, not finite, or does not have
     4 channels.
     """
     samples, rate = _decode(Path(path), 4, "W, Y, Z, X", "FOA")
+    if decode.states_b_format(Path(path)):
+        if convention not in (None, "fuma"):
+            text = f"the header states B-format, which is fuma, but it is read as {convention}"
+            note(text) if note else print(f"{path}: {text}", file=sys.stderr)
+        convention = convention or "fuma"
+    convention = convention or "ambix"
     return resample(foa.to_ambix(samples, convention), rate)
 
 

@@ -75,7 +75,7 @@ def convert(
     source: Path | str,
     out: Path | str,
     split: str | None = None,
-    convention: str = "ambix",
+    convention: str | None = None,
     seconds: float | None = None,
     classes: Sequence[str] | None = None,
     unit: str | None = None,
@@ -97,7 +97,7 @@ def convert(
     seconds = WINDOW_S if seconds is None else seconds
     check(0.5 <= seconds <= 3600, "seconds", seconds, "from 0.5 to 3600")
     seconds = round(seconds / dcase_csv.FRAME_S) * dcase_csv.FRAME_S
-    foa.to_ambix(np.zeros((0, 4)), convention)  # raises for an unknown name
+    foa.to_ambix(np.zeros((0, 4)), convention or "ambix")  # raises for an unknown name
     source, out = Path(source), Path(out)
     refused: dict[str, str] = {}
     notes: list[str] = []
@@ -118,7 +118,10 @@ def convert(
         excerpts = _whole_files(so_dataset.read_jsonl(source, refused))
     for text in notes:
         print(f"{source}: {text}", file=sys.stderr)
-    key = _key(layout, convention, excerpts)
+    # Without a convention files are read as their headers state, so "ambix" is another data set.
+    key = _key(
+        layout, {None: "ambix", "ambix": "ambix alone"}.get(convention, convention), excerpts
+    )
     if out.exists():
         if records.read_manifest(out).get("key") != key:
             raise ConfigError(f"{out} holds another data set, expected a new folder")
@@ -157,15 +160,25 @@ def _key(layout: str, convention: str, excerpts: Sequence[Excerpt]) -> str:
 
 
 def _write(
-    excerpts: Sequence[Excerpt], folder: Path, convention: str, meta: dict, refused: dict[str, str]
+    excerpts: Sequence[Excerpt],
+    folder: Path,
+    convention: str | None,
+    meta: dict,
+    refused: dict[str, str],
 ) -> None:
     entries = []
     num_questions = 0
+
+    def note(text: str) -> None:  # once, whatever the number of files
+        if text not in meta["notes"]:
+            print(f"import: {text}", file=sys.stderr)
+            meta["notes"].append(text)
+
     with (
         progress(f"importing {meta['layout']}", len(excerpts), "recordings") as advance,
         open(folder / QUESTIONS_FILE, "w", encoding="utf-8") as lines,
     ):
-        pairs = _read_audio(excerpts, convention, refused, advance)
+        pairs = _read_audio(excerpts, convention, refused, advance, note)
         for k in itertools.count():
             shard = list(itertools.islice(pairs, RECORDS_PER_SHARD))
             if not shard:
@@ -202,9 +215,10 @@ def _description(excerpt: Excerpt, audio: np.ndarray) -> dict:
 
 def _read_audio(
     excerpts: Sequence[Excerpt],
-    convention: str,
+    convention: str | None,
     refused: dict[str, str],
     advance: Callable[[int], None],
+    note: Callable[[str], None],
 ) -> Iterator[tuple[Excerpt, np.ndarray]]:
     """Yields excerpts with int16 audio [N, 4]; a file with several of them is read once."""
     path, whole = None, None
@@ -212,7 +226,7 @@ def _read_audio(
         advance(1)
         if excerpt.audio != path:
             path = excerpt.audio
-            whole = _read_file(path, convention, refused)
+            whole = _read_file(path, convention, refused, note)
         if whole is None:
             continue
         start = round(excerpt.start * SAMPLE_RATE)
@@ -222,9 +236,11 @@ def _read_audio(
         yield excerpt, whole[start:end]
 
 
-def _read_file(path: Path, convention: str, refused: dict[str, str]) -> np.ndarray | None:
+def _read_file(
+    path: Path, convention: str | None, refused: dict[str, str], note: Callable[[str], None]
+) -> np.ndarray | None:
     try:
-        audio = foa_file.read_foa(path, convention)
+        audio = foa_file.read_foa(path, convention, note)
     except ConfigError as error:
         refused[text_of_name(path.as_posix())] = _reason(error, path)
         return None

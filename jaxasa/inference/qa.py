@@ -372,14 +372,14 @@ def ask(
 def read_recording(path: str | Path, audio_format: str, convention: str | None) -> np.ndarray:
     """Samples [N, C] at 16 kHz of a file of audio_format "foa" or "binaural".
 
-    convention: of FOA channels, see foa_file.read_foa (None: "ambix"); None for binaural audio.
+    convention: of FOA channels, see foa_file.read_foa; None for binaural audio.
     Raises ConfigError for a file that is no such recording.
     """
     if audio_format == "binaural":
         expected = "none, since this model is binaural"
         config.check(convention is None, "--convention", convention, expected)
         return foa_file.read_binaural(path)
-    return foa_file.read_foa(path, convention or "ambix")
+    return foa_file.read_foa(path, convention)
 
 
 def _length_note(model: QaModel, samples: int, used: int) -> str:

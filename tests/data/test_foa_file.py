@@ -56,3 +56,21 @@ def test_bad_files_are_refused_with_the_reason(tmp_path):
     path.write_bytes(b"RIFFjunk")
     with pytest.raises(ConfigError, match="take 1.wav: unreadable"):
         foa_file.read_foa(path)
+
+
+def test_a_header_that_states_b_format_is_followed(tmp_path, capsys):
+    x, foa = wave()
+    path = tmp_path / "left.amb"
+    fuma = np.stack([x / 2**0.5, 0 * x, x, 0 * x], 1)  # W, X, Y, Z
+    soundfile.write(path, fuma, SAMPLE_RATE, format="WAVEX", subtype="FLOAT")
+    plain = foa_file.read_foa(path)  # WAVEX alone states nothing
+    content = bytearray(path.read_bytes())
+    start = content.index(b"fmt ") + 8
+    content[start + 20 : start + 24] = bytes(4)  # no loudspeakers
+    content[start + 24 : start + 40] = bytes.fromhex("030000002107d3118644c8c1ca000000")
+    path.write_bytes(content)
+    for convention in (None, "fuma"):
+        assert np.abs(foa_file.read_foa(path, convention) - foa).max() < 1e-6
+    assert not capsys.readouterr().err
+    np.testing.assert_array_equal(foa_file.read_foa(path, "ambix"), plain)
+    assert "left.amb: the header states B-format" in capsys.readouterr().err
