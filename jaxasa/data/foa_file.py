@@ -15,11 +15,14 @@ import soundfile
 
 from jaxasa.acoustics import foa
 from jaxasa.config import ConfigError, check
-from jaxasa.core.audio import SAMPLE_RATE
+from jaxasa.core.audio import FULL_SCALE, SAMPLE_RATE
 from jaxasa.core.files import atomic_path
 from jaxasa.core.workdir import output_of
-from jaxasa.data import decode
+from jaxasa.data import decode, records
 from jaxasa.data.decode import UnusableSound, decode_audio, resample
+
+QUIET_PEAK = 2**-8
+SCALED_PEAK = 0.1
 
 
 def read_foa(
@@ -41,6 +44,29 @@ def read_foa(
         convention = convention or "fuma"
     convention = convention or "ambix"
     return resample(foa.to_ambix(samples, convention), rate)
+
+
+def to_int16(recording: np.ndarray) -> np.ndarray:
+    """A recording [N, C] of a user as int16: `raise_level`, and peaks above 1 brought to 1.
+
+    The gain is one for all channels, which keeps directions.
+    """
+    recording = raise_level(recording)
+    return records.to_int16(recording / max(1.0, float(np.abs(recording).max(initial=0.0))))
+
+
+def raise_level(recording: np.ndarray) -> np.ndarray:
+    """A recording [N, C] whose peak is brought to 0.1 if it is below 2^-8, else as it is.
+
+    The steps of 16 bits would hide the differences between channels. A recording that has such
+    steps already is kept.
+    """
+    peak = float(np.abs(recording).max(initial=0.0))
+    steps = recording * np.float32(FULL_SCALE)
+    has_steps = peak * FULL_SCALE >= 0.5 and np.abs(steps - np.rint(steps)).max() < 0.01
+    if 0 < peak < QUIET_PEAK and not has_steps:
+        return recording * np.float32(SCALED_PEAK / peak)
+    return recording
 
 
 def write_foa(path: Path | str, audio: np.ndarray) -> None:

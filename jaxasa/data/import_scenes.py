@@ -244,7 +244,7 @@ def _read_file(
     except ConfigError as error:
         refused[text_of_name(path.as_posix())] = _reason(error, path)
         return None
-    return records.to_int16(audio / max(1.0, float(np.abs(audio).max())))
+    return foa_file.to_int16(audio)
 
 
 def _reason(error: ConfigError, *paths: Path | None) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from jaxasa import config
 from jaxasa.core.audio import SAMPLE_RATE
-from jaxasa.data import foa_file, records, scene_text, tokens
+from jaxasa.data import foa_file, scene_text, tokens
 from jaxasa.data.questions import LETTERS
 from jaxasa.data.tokens import TextTokenizer
 from jaxasa.hf import load
@@ -129,8 +129,7 @@ class QaModel:
         if not isinstance(audio, np.ndarray):
             audio = read_recording(audio, self.asa.model.spatial.format, convention)
         clip, length = self.pad_to_bucket(audio)
-        # One gain for all channels, which keeps directions.
-        clip = records.to_int16(clip / max(1.0, float(np.abs(clip).max())))
+        clip = foa_file.to_int16(clip)
         (reply,) = self.respond(
             clip[None],
             [scene_text.normalize_text(question)],

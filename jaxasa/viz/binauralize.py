@@ -71,7 +71,7 @@ def _render(
             raise ConfigError(f"{source} is a scene, expected --sounds DIR/sounds with its clips")
         return _render_images(spec, Bank.load(sounds), hrtf_name), "images"
     specs.refuse_options(source, "a sound file", {"--index": index, "--sounds": sounds})
-    return _decode_foa(foa_file.read_foa(source, convention), hrtf_name)
+    return _decode_foa(foa_file.raise_level(foa_file.read_foa(source, convention)), hrtf_name)
 
 
 def _decode_foa(audio: np.ndarray, hrtf_name: str | None):

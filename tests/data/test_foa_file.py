@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import soundfile
 
+from jaxasa.acoustics import foa as ambisonics
 from jaxasa.config import ConfigError
 from jaxasa.core.audio import SAMPLE_RATE
 from jaxasa.data import foa_file
@@ -74,3 +77,32 @@ def test_a_header_that_states_b_format_is_followed(tmp_path, capsys):
     assert not capsys.readouterr().err
     np.testing.assert_array_equal(foa_file.read_foa(path, "ambix"), plain)
     assert "left.amb: the header states B-format" in capsys.readouterr().err
+
+
+def _direction(audio):
+    return ambisonics.cartesian_to_azel(ambisonics.intensity(audio.astype(float)))
+
+
+@pytest.mark.parametrize("peak", [0.1, 1e-3, 1e-4, 3e-5, 1e-5, 1e-9])
+def test_rounding_keeps_the_direction_at_any_level(peak):
+    source = np.random.default_rng(0).standard_normal(SAMPLE_RATE)
+    audio = source[:, None] * ambisonics.encode(40.0, 20.0)
+    audio = (audio * peak / np.abs(audio).max()).astype(np.float32)
+    rounded = foa_file.to_int16(audio)
+    np.testing.assert_allclose(_direction(rounded), (40, 20), atol=0.5)
+    processing = pytest.importorskip("jaxasa.hf.torch.processing_jaxasa")
+    (clip,) = processing.JaxasaProcessor._audio(
+        SimpleNamespace(channels=4, _scaled=processing.JaxasaProcessor._scaled), [audio], 1
+    )
+    np.testing.assert_array_equal(np.rint(clip.numpy() * 32767), rounded)
+
+
+@pytest.mark.parametrize("full_scale", [32767, 32768])
+def test_rounding_keeps_recordings_of_16_bits(full_scale):
+    rng = np.random.default_rng(0)
+    for steps in (1, 3, 100, 300, 32767):
+        samples = rng.integers(-steps, steps + 1, (1000, 4))
+        audio = (samples / full_scale).astype(np.float32)
+        expected = np.rint(audio * 32767)
+        np.testing.assert_array_equal(foa_file.to_int16(audio), expected)
+    assert not foa_file.to_int16(np.zeros((100, 4), np.float32)).any()

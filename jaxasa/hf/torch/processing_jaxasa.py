@@ -11,6 +11,8 @@ from transformers.processing_utils import ProcessorMixin
 SAMPLE_RATE = 16_000
 FULL_SCALE = 32767  # audio is rounded to 16 bit, as in training
 MIN_SAMPLES = SAMPLE_RATE // 2
+QUIET_PEAK = 2**-8  # below it the steps of 16 bits would hide differences between channels
+SCALED_PEAK = 0.1
 LETTERS = "ABCD"
 
 
@@ -92,10 +94,20 @@ class JaxasaProcessor(ProcessorMixin):
             )
         missing = max(0, MIN_SAMPLES - len(clips[0]))
         clips = [np.pad(clip, ((0, missing), (0, 0))) for clip in clips]
-        # One gain for all channels, which keeps directions.
-        clips = [clip / max(1.0, float(np.abs(clip).max())) for clip in clips]
+        clips = [self._scaled(clip) for clip in clips]
         rounded = np.rint(np.stack(clips) * FULL_SCALE) / FULL_SCALE
         return torch.from_numpy(rounded.astype(np.float32))
+
+    @staticmethod
+    def _scaled(clip):
+        # One gain for all channels, which keeps directions: loud clips end at full scale, and very
+        # quiet ones are raised, unless their samples are whole steps of 16 bits already.
+        peak = float(np.abs(clip).max())
+        steps = clip * np.float32(FULL_SCALE)
+        has_steps = peak * FULL_SCALE >= 0.5 and np.abs(steps - np.rint(steps)).max() < 0.01
+        if 0 < peak < QUIET_PEAK and not has_steps:
+            return clip * np.float32(SCALED_PEAK / peak)
+        return clip / max(1.0, peak)
 
     @staticmethod
     def _prompt(question, options):
