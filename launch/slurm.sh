@@ -20,7 +20,8 @@ if [[ ${1:-} == --inside ]]; then
     export JAXASA_COORDINATOR=auto JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
     # From SLURM 22.05 on, srun does not inherit --cpus-per-task: each process would get one core.
     srun --label --kill-on-bad-exit=1 \
-        ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} "$here/../.venv/bin/jaxasa" "$@" || code=$?
+        ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} \
+        "$here/../.venv/bin/jaxasa" "$@" || code=$?
     if is_resumable "$code" && ((${SLURM_RESTART_COUNT:-0} < restarts)); then
         echo "slurm.sh: exit code $code, restart $((${SLURM_RESTART_COUNT:-0} + 1)) of $restarts" >&2
         exec scontrol requeue "$SLURM_JOB_ID"
