@@ -21,6 +21,7 @@ response is not equalised, so that of a loudspeaker or an ear canal may remain i
 import contextlib
 import hashlib
 import io
+import sys
 import warnings
 from pathlib import Path
 
@@ -76,7 +77,11 @@ def _contents(file, path: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarra
     check(ok, f"{path}: Data.SamplingRate", rate[:3].tolist(), "one rate, 8 to 400 kHz")
     source = _cartesian(file, "SourcePosition", path)
     check(len(source) == shape[0], f"{path}: rows of SourcePosition", len(source), str(shape[0]))
-    view, up = (_cartesian(file, name, path, "ListenerView") for name in _POSE)
+    view = _cartesian(file, "ListenerView", path)
+    up = np.array([[0.0, 0.0, 1.0]])  # AES69's default
+    if np.size(getattr(file, "ListenerUp", ())):
+        own_type = hasattr(file, "ListenerUp_Type")
+        up = _cartesian(file, "ListenerUp", path, None if own_type else "ListenerView")
     # Rotated listeners are not supported: in files of this convention they look along x.
     for name, vector, axis in (("ListenerView", view, 0), ("ListenerUp", up, 2)):
         unit = vector / np.maximum(np.linalg.norm(vector, axis=1, keepdims=True), 1e-9)
@@ -91,12 +96,32 @@ def _contents(file, path: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarra
         raise ConfigError(f"{path}: shape of Data.Delay is {delay.shape}, {expected}") from None
     ears = _cartesian(file, "ReceiverPosition", path)
     check(len(ears) == 2, f"{path}: rows of ReceiverPosition", len(ears), "2")
-    if ears[0, 1] < ears[1, 1]:  # y points to the left
+    left_first = bool(ears[0, 1] >= ears[1, 1])  # y points to the left
+    measured = _left_is_first(source, hrirs, delay)
+    if measured is not None and measured != left_first:
+        name = "right" if measured else "left"
+        print(
+            f"{path}: ReceiverPosition has the {name} ear first, Data.IR has not; "
+            "the ears are taken as in Data.IR",
+            file=sys.stderr,
+        )
+        left_first = measured
+    if not left_first:
         hrirs, delay = hrirs[:, ::-1], delay[:, ::-1]
     return source, hrirs, float(rate[0]), delay
 
 
-_POSE = ("ListenerView", "ListenerUp")
+def _left_is_first(source: np.ndarray, hrirs: np.ndarray, delay: np.ndarray) -> bool | None:
+    """Whether output 0 is louder and earlier for sources at the left; None if these disagree.
+
+    In files of several laboratories ReceiverPosition has the ears in another order than Data.IR.
+    """
+    side = source[:, 1] / np.maximum(np.linalg.norm(source, axis=1), 1e-9)
+    level = np.log((hrirs**2).sum(axis=2))
+    louder = side @ (level[:, 0] - level[:, 1])
+    arrival = np.abs(hrirs).argmax(axis=2) + delay
+    earlier = side @ (arrival[:, 1] - arrival[:, 0])
+    return bool(louder > 0) if louder * earlier > 0 else None
 
 
 def _cartesian(file, name: str, path: str, type_of: str | None = None) -> np.ndarray:
@@ -112,6 +137,8 @@ def _cartesian(file, name: str, path: str, type_of: str | None = None) -> np.nda
     kind = str(getattr(file, f"{type_of or name}_Type", "cartesian"))
     if kind != "spherical":
         return value
+    units = str(getattr(file, f"{type_of or name}_Units", "degree"))
+    check("rad" not in units.lower(), f"{path}: Units of {name}", units, "degree, degree, metre")
     azimuth, elevation = np.radians(value[:, 0]), np.radians(value[:, 1])
     x, y = np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth)
     unit = np.stack([x, y, np.sin(elevation)], axis=1)

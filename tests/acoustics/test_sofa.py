@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """SOFA files written by sofar, of a sphere whose HRTF is known in every direction."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from jaxasa.acoustics import hrtf, rooms
+from jaxasa.acoustics import hrtf, rooms, sofa
 from jaxasa.acoustics.load_hrtf import load_hrtf
 from jaxasa.acoustics.sphere_hrtf import (
     EAR_AZIMUTH,
@@ -212,3 +214,38 @@ def test_one_ear_raises(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"mono\.sofa.*2 ears"):
         load_hrtf(path)
+
+
+def test_ears_are_taken_as_the_data_have_them(tmp_path, measured, capsys):
+    swapped = np.array([[0, -0.09, 0], [0, 0.09, 0]])
+    head = load_hrtf(_sofa(tmp_path / "swapped.sofa", ReceiverPosition=swapped))
+    assert "swapped.sofa: ReceiverPosition has the right ear first" in capsys.readouterr().err
+    np.testing.assert_array_equal(head.filters([[0, 3, 0]])[0], measured.filters([[0, 3, 0]])[0])
+    load_hrtf(_sofa(tmp_path / "good.sofa"))
+    assert not capsys.readouterr().err
+
+
+def _file(**fields):
+    """What sofar reads from a file, with some fields changed or, if None, absent."""
+    unit = _unit(_directions())
+    file = {
+        "GLOBAL_SOFAConventions": sofa.CONVENTION,
+        "Data_IR": _responses(unit, 44_100.0),
+        "Data_SamplingRate": 44_100.0,
+        "SourcePosition": unit,
+        "ListenerPosition": [[0, 0, 0]],
+        "ListenerView": [[0, 0, 1]],
+        "ListenerView_Type": "spherical",
+        "ListenerUp": [[0, 0, 1]],
+        "ReceiverPosition": [[0, 0.09, 0], [0, -0.09, 0]],
+    } | fields
+    return SimpleNamespace(**{name: value for name, value in file.items() if value is not None})
+
+
+def test_the_pose_may_lack_the_upward_axis_or_have_two_types():
+    for fields in ({"ListenerUp": None}, {"ListenerUp_Type": "cartesian"}):
+        source, *_ = sofa._contents(_file(**fields), "x.sofa")
+        np.testing.assert_array_equal(source, _unit(_directions()))
+    radians = {"SourcePosition_Type": "spherical", "SourcePosition_Units": "radian, radian, metre"}
+    with pytest.raises(ConfigError, match="Units of SourcePosition is .*radian.*degree"):
+        sofa._contents(_file(**radians), "x.sofa")
