@@ -6,7 +6,7 @@ then binds fields of the dataclasses of `config`. Gin itself checks neither name
 class is called nor any type, so this module reads the files with gin's parser, checks names,
 types and repetitions (each error has its file and line), and gives gin the bindings that won.
 
-Order: files in the order given, an include at the place location it stands, command-line
+Order: files in the order given, an include at the place where it stands, command-line
 bindings last; later bindings win, but one file may bind a name only once.
 
 A file named on the command line is looked for in the current folder and then in jaxasa's gin

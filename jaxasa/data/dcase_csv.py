@@ -282,12 +282,12 @@ def read_references(
     events: dict[str, list[Event]] = {}
     for name, path in paths.items():
         try:
-            found = events_of_rows(rows.get(name, ()), str(path), unit or "cm", vectors)
+            file_events = events_of_rows(rows.get(name, ()), str(path), unit or "cm", vectors)
         except ConfigError as error:
             refuse(name, error)
             continue
         if name in rows:
-            events[name] = sorted(found, key=lambda e: e[:5])
+            events[name] = sorted(file_events, key=lambda e: e[:5])
     return events
 
 

@@ -163,14 +163,14 @@ class _LetterPatterns:
 
     def find(self, pattern: re.Pattern, text: str) -> set[str]:
         """The letters in the matches of a pattern, and those joined to them ("A or B")."""
-        found = set()
+        letters = set()
         for match in pattern.finditer(text):
-            found |= {group.upper() for group in match.groups() if group}
+            letters |= {group.upper() for group in match.groups() if group}
             end = match.end()
             while joined := self.joined.match(text, end):
-                found.add(joined[1])
+                letters.add(joined[1])
                 end = joined.end()
-        return found
+        return letters
 
 
 _PATTERNS = {n: _LetterPatterns(CHOICE_LETTERS[:n]) for n in range(1, len(CHOICE_LETTERS) + 1)}
